@@ -1,0 +1,1 @@
+//! The app servers and the calls to them.

@@ -1,0 +1,19 @@
+//! Cableway holds very many WebSocket connections on one machine, hands what clients say to ordinary
+//! app servers over RPC, and delivers what the apps broadcast.
+//!
+//! The modules stand on floors and use only floors below their own; `ARCHITECTURE.md` has the map and
+//! `tests/floors.rs` keeps it true.
+
+// Floor 0: words.
+pub mod model;
+
+// Floor 1: languages and the machine.
+pub mod config;
+pub mod proto;
+pub mod telemetry;
+
+// Floor 2: decisions.
+pub mod identity;
+
+// Floor 3: things that wait.
+pub mod backend;

@@ -1,0 +1,21 @@
+//! The words the rest of the server speaks: who is connected, what a client asked, what the app answered,
+//! why a connection ended.
+//!
+//! Plain data only. Nothing here knows a socket, a clock, a lock or a wire format; every other module may
+//! use this one and this one uses none of them.
+
+pub mod close;
+pub mod env;
+pub mod key;
+pub mod publication;
+pub mod rpc;
+pub mod sid;
+pub mod state;
+
+pub use close::{CloseCause, DisconnectReason};
+pub use env::Env;
+pub use key::SlotKey;
+pub use publication::{Publication, RemoteDisconnect};
+pub use rpc::{Answer, Call, CallError, CommandKind, CommandReply, ConnectReply, Reply, Request, Status};
+pub use sid::Sid;
+pub use state::State;

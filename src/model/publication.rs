@@ -1,0 +1,27 @@
+//! What an app gives us to deliver.
+
+use std::sync::Arc;
+
+use super::Sid;
+
+/// One message for the subscribers of one stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Publication {
+    /// The stream it is for. Never empty.
+    pub stream: Arc<str>,
+    /// The value of `message` in what clients receive: valid JSON text, ready to be spliced in as it is.
+    pub message: Arc<str>,
+    /// The session that must not get it (`meta.exclude_socket`).
+    pub exclude: Option<Sid>,
+    /// The value of `type` in what clients receive (`meta.broadcast_type`), plain text.
+    pub kind: Option<Arc<str>>,
+}
+
+/// The app asks to disconnect every session with these connection identifiers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoteDisconnect {
+    /// Compared byte for byte with what Connect returned.
+    pub identifiers: Arc<str>,
+    /// Whether the clients are told to come back.
+    pub reconnect: bool,
+}

@@ -1,0 +1,1 @@
+//! What apps send us to deliver, as JSON.

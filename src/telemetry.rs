@@ -1,0 +1,11 @@
+//! Counting: the metric types, the macro that declares a module's metrics in one place, and their text form.
+//!
+//! Metrics are plain atomics that their owner updates; nobody registers anywhere. At a scrape, `node`
+//! collects every owner's metrics into [`Families`], which adds up equal names and labels (each shard counts
+//! for itself) and prints them.
+
+mod families;
+mod metric;
+
+pub use families::{Collect, Families};
+pub use metric::{Counter, Gauge, Histogram};
