@@ -13,6 +13,7 @@ pub mod proto;
 pub mod telemetry;
 
 // Floor 2: decisions.
+pub mod hub;
 pub mod identity;
 
 // Floor 3: things that wait.

@@ -7,6 +7,7 @@
 pub mod close;
 pub mod env;
 pub mod key;
+pub mod name;
 pub mod publication;
 pub mod rpc;
 pub mod sid;
@@ -15,6 +16,7 @@ pub mod state;
 pub use close::{CloseCause, DisconnectReason};
 pub use env::Env;
 pub use key::SlotKey;
+pub use name::{Name, Names};
 pub use publication::{Publication, RemoteDisconnect};
 pub use rpc::{Answer, Call, CallError, CommandKind, CommandReply, ConnectReply, Reply, Request, Status};
 pub use sid::Sid;
