@@ -11,6 +11,7 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
 
 /// A JSON string; borrowed from the input if it holds no escapes.
 pub(crate) struct Text<'a>(pub Cow<'a, str>);
@@ -56,6 +57,11 @@ pub(crate) fn text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Option<Cow<'de
     Ok(map.next_value::<Option<Text<'de>>>()?.map(|text| text.0))
 }
 
+/// The text of a raw JSON value; `None` if it is no string, or one whose escapes make no text.
+pub(crate) fn text_of(raw: &RawValue) -> Option<Cow<'_, str>> {
+    serde_json::from_str::<Text<'_>>(raw.get()).ok().map(|text| text.0)
+}
+
 /// A JSON object; anything else is an error.
 pub(crate) struct Object<T>(pub T);
 
@@ -79,6 +85,11 @@ impl<'de, T: Fields<'de>> Deserialize<'de> for Object<T> {
         }
         deserializer.deserialize_map(ObjectVisitor(PhantomData))
     }
+}
+
+/// `text` as a JSON string, quotes included.
+pub(crate) fn string(text: &str) -> String {
+    serde_json::to_string(text).expect("a string has a JSON form")
 }
 
 /// Appends `text` as a JSON string, quotes included.

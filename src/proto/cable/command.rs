@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::proto::json::{Fields, Object, Text, skip, text};
+use crate::proto::json::{Fields, Object, Text, skip, text, text_of};
 
 /// How much of an unknown command's name is kept for the log, in characters. A name is a peer's text and may
 /// be as long as a message; the longest known one has 11.
@@ -174,7 +174,10 @@ impl<'a> Message<'a> {
         let history = self.history.filter(|history| !history.is_empty());
         let presence = self.presence.filter(|presence| !presence.id.is_empty());
         Ok(match name.as_ref() {
-            "message" => Command::Message { identifier: identifier("message")?, data: data_text(self.data)? },
+            "message" => Command::Message {
+                identifier: identifier("message")?,
+                data: self.data.and_then(text_of).ok_or(BadCommand::DataNotText)?,
+            },
             "subscribe" => Command::Subscribe { identifier: identifier("subscribe")?, history, presence },
             "unsubscribe" => Command::Unsubscribe { identifier: identifier("unsubscribe")? },
             "pong" => Command::Pong,
@@ -198,15 +201,6 @@ impl<'a> Message<'a> {
             "" => return Err(BadCommand::NoCommand),
             other => return Err(BadCommand::UnknownCommand(other.chars().take(UNKNOWN_NAME_CHARS).collect())),
         })
-    }
-}
-
-fn data_text(data: Option<&RawValue>) -> Result<Cow<'_, str>, BadCommand> {
-    match data {
-        Some(data) if data.get().starts_with('"') => {
-            serde_json::from_str::<Text<'_>>(data.get()).map(|text| text.0).map_err(BadCommand::Unreadable)
-        }
-        _ => Err(BadCommand::DataNotText),
     }
 }
 

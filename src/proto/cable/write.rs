@@ -2,13 +2,11 @@
 //! `contracts/action-cable.md` section 2.
 
 use crate::model::{DisconnectReason, Publication, Sid};
-use crate::proto::json::push_string;
+use crate::proto::json::{self, push_string};
 
 /// `identifier` as a JSON string, quotes included: for whoever writes many messages for one identifier.
 pub fn identifier_json(identifier: &str) -> String {
-    let mut json = Vec::with_capacity(identifier.len() + identifier.len() / 4 + 2);
-    push_string(&mut json, identifier);
-    String::from_utf8(json).expect("JSON of a text is text")
+    json::string(identifier)
 }
 
 /// The first message of a session that this server authenticated itself.
