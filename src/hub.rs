@@ -7,15 +7,16 @@
 
 use std::hash::BuildHasher;
 
+use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 use rustc_hash::FxBuildHasher;
 
-use crate::model::{Name, Names};
+use crate::model::Name;
 
 /// Streams and subscribers of one shard.
 pub struct Hub {
-    names: Names,
+    hasher: FixedState,
     streams: HashTable<Stream>,
     attachments: usize,
 }
@@ -57,22 +58,12 @@ fn shrink<T>(table: &mut HashTable<T>, hasher: impl Fn(&T) -> u64) {
 impl Hub {
     /// An empty hub; `seed` keys the hash of names and should be random outside of tests.
     pub fn new(seed: u64) -> Hub {
-        Hub { names: Names::new(seed), streams: HashTable::new(), attachments: 0 }
-    }
-
-    /// The shared form of an identifier or stream name.
-    pub fn name(&mut self, text: &str) -> Name {
-        self.names.get(text)
-    }
-
-    /// Gives a name back that [`Hub::name`] handed out.
-    pub fn release(&mut self, name: Name) {
-        self.names.release(name);
+        Hub { hasher: FixedState::with_seed(seed), streams: HashTable::new(), attachments: 0 }
     }
 
     /// Adds a subscriber. A second time for the same stream and identifier changes nothing.
     pub fn attach(&mut self, member: u32, identifier: &Name, stream: &Name) {
-        let hash = |name: &Name| self.names.hash(name.as_str());
+        let hash = |name: &Name| self.hasher.hash_one(name.as_str());
         let entry = self.streams.entry(hash(stream), |s| s.name == *stream, |s| hash(&s.name));
         let added = match entry {
             Entry::Occupied(mut entry) => entry.get_mut().groups.insert(identifier, member, hash),
@@ -87,7 +78,7 @@ impl Hub {
 
     /// Removes a subscriber. A stream or group without subscribers is forgotten.
     pub fn detach(&mut self, member: u32, identifier: &Name, stream: &Name) {
-        let hash = |name: &Name| self.names.hash(name.as_str());
+        let hash = |name: &Name| self.hasher.hash_one(name.as_str());
         let Ok(mut entry) = self.streams.find_entry(hash(stream), |s| s.name == *stream) else { return };
         let (removed, empty) = entry.get_mut().groups.remove(identifier, member, hash);
         self.attachments -= usize::from(removed);
@@ -100,7 +91,9 @@ impl Hub {
     /// Visits the subscribers of a stream, group by group. `enter` is called once for a group with its
     /// identifier and gives what `visit` gets with each member: the encoded frame.
     pub fn for_each<T>(&self, stream: &str, mut enter: impl FnMut(&Name) -> T, mut visit: impl FnMut(u32, &T)) {
-        let Some(stream) = self.streams.find(self.names.hash(stream), |s| s.name.as_str() == stream) else { return };
+        let Some(stream) = self.streams.find(self.hasher.hash_one(stream), |s| s.name.as_str() == stream) else {
+            return;
+        };
         let mut visit_group = |group: &Group| {
             let shared = enter(&group.identifier);
             match &group.members {
@@ -124,9 +117,9 @@ impl Hub {
         self.attachments
     }
 
-    /// True when nothing is subscribed and no name is held: what a shard without sessions must be.
+    /// True when nothing is subscribed: what a shard without sessions must be.
     pub fn is_empty(&self) -> bool {
-        self.streams.is_empty() && self.attachments == 0 && self.names.is_empty()
+        self.streams.is_empty() && self.attachments == 0
     }
 }
 
@@ -234,7 +227,7 @@ mod tests {
     #[test]
     fn every_subscriber_is_visited_once_per_identifier() {
         let mut hub = Hub::new(7);
-        let (a, b, room) = (hub.name("a"), hub.name("b"), hub.name("room"));
+        let (a, b, room) = (Name::new("a"), Name::new("b"), Name::new("room"));
         for member in 0..3 {
             hub.attach(member, &a, &room);
         }
@@ -248,7 +241,7 @@ mod tests {
     #[test]
     fn a_publication_is_encoded_once_for_each_identifier() {
         let mut hub = Hub::new(7);
-        let (a, b, room) = (hub.name("a"), hub.name("b"), hub.name("room"));
+        let (a, b, room) = (Name::new("a"), Name::new("b"), Name::new("room"));
         (0..100).for_each(|member| hub.attach(member, if member % 2 == 0 { &a } else { &b }, &room));
         let mut entered = 0;
         hub.for_each("room", |_| entered += 1, |_, _| {});
@@ -259,8 +252,8 @@ mod tests {
     fn detaching_everybody_leaves_nothing() {
         let mut hub = Hub::new(7);
         for round in 0..3 {
-            let names: Vec<_> = (0..50).map(|n| hub.name(&format!("id {n}"))).collect();
-            let streams: Vec<_> = (0..20).map(|n| hub.name(&format!("stream {n}"))).collect();
+            let names: Vec<_> = (0..50).map(|n| Name::new(&format!("id {n}"))).collect();
+            let streams: Vec<_> = (0..20).map(|n| Name::new(&format!("stream {n}"))).collect();
             for member in 0..500u32 {
                 hub.attach(member, &names[member as usize % 50], &streams[member as usize % 20]);
             }
@@ -269,7 +262,6 @@ mod tests {
                 hub.detach(member, &names[member as usize % 50], &streams[member as usize % 20]);
                 hub.detach(member, &names[0], &streams[1]);
             }
-            names.into_iter().chain(streams).for_each(|name| hub.release(name));
             assert!(hub.is_empty());
         }
     }
@@ -277,7 +269,7 @@ mod tests {
     #[test]
     fn detaching_what_was_never_attached_changes_nothing() {
         let mut hub = Hub::new(7);
-        let (a, b, room) = (hub.name("a"), hub.name("b"), hub.name("room"));
+        let (a, b, room) = (Name::new("a"), Name::new("b"), Name::new("room"));
         hub.attach(1, &a, &room);
         hub.detach(2, &a, &room);
         hub.detach(1, &b, &room);

@@ -9,12 +9,15 @@ pub mod model;
 
 // Floor 1: languages and the machine.
 pub mod config;
+pub mod identity;
+pub mod os;
 pub mod proto;
 pub mod telemetry;
 
 // Floor 2: decisions.
 pub mod hub;
-pub mod identity;
+pub mod session;
 
 // Floor 3: things that wait.
 pub mod backend;
+pub mod shard;
