@@ -161,7 +161,7 @@ mod tests {
             wheel.set(&mut slots, index, due);
         }
         assert_eq!(fire(&mut wheel, &mut slots, 50_000), [0, 1, 2]);
-        assert_eq!(fire(&mut wheel, &mut slots, 99_999), []);
+        assert!(fire(&mut wheel, &mut slots, 99_999).is_empty());
         assert_eq!(fire(&mut wheel, &mut slots, 100_000), [3]);
     }
 
@@ -175,7 +175,7 @@ mod tests {
         wheel.set(&mut slots, a, 9);
         wheel.clear(&mut slots, b);
         assert_eq!(wheel.next(), Some(9));
-        assert_eq!(fire(&mut wheel, &mut slots, 8), []);
+        assert!(fire(&mut wheel, &mut slots, 8).is_empty());
         assert_eq!(fire(&mut wheel, &mut slots, 9), [a]);
     }
 
