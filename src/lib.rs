@@ -21,3 +21,6 @@ pub mod session;
 // Floor 3: things that wait.
 pub mod backend;
 pub mod shard;
+
+// Floor 4: ordinary HTTP.
+pub mod front;
