@@ -14,6 +14,8 @@ mod layers;
 mod options;
 mod secrets;
 mod setting;
+#[cfg(test)]
+mod tests;
 mod text;
 
 use std::collections::BTreeMap;
@@ -27,7 +29,7 @@ pub use error::{ConfigError, Problem};
 pub use file::SEARCHED;
 pub use options::{Api, App, Broadcast, Config, Disconnect, Jwt, Log, Metrics, Rpc, Server, Streams, Tcp, Ws, all};
 pub use secrets::{ListenOn, OPEN_BROADCAST_PORT, Secrets, derive};
-pub use setting::{DisconnectMode, LogFormat, LogLevel, PingPrecision, RpcImplementation, Secret, Setting, Tags};
+pub use setting::{DisconnectMode, LogFormat, LogLevel, PingPrecision, RpcImplementation, Secret, Tags};
 pub use text::{help, sample};
 
 use arguments::{Arguments, Verb};

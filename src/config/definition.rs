@@ -80,7 +80,7 @@ pub enum Status {
 
 /// How a definition reaches its field.
 #[derive(Clone, Copy)]
-pub struct Access {
+pub(super) struct Access {
     /// Parses a value and puts it into the field; says what is wrong otherwise.
     pub set: fn(&mut Config, &Input, Unit) -> Result<(), String>,
     /// The field's value as text that `set` would accept.
@@ -89,7 +89,7 @@ pub struct Access {
 
 /// A value on its way out.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Shown {
+pub(super) enum Shown {
     /// One value.
     One(String),
     /// A list.
@@ -124,12 +124,18 @@ pub struct Definition {
     /// When this one is true: options that are set by it, with their values.
     pub implies: &'static [(&'static str, &'static str)],
     /// The field behind it, if there is one.
-    pub access: Option<Access>,
+    pub(super) access: Option<Access>,
 }
 
 impl Definition {
     /// An option with a field.
-    pub const fn of(name: &'static str, toml: &'static str, default: &'static str, kind: Kind, access: Access) -> Self {
+    pub(super) const fn of(
+        name: &'static str,
+        toml: &'static str,
+        default: &'static str,
+        kind: Kind,
+        access: Access,
+    ) -> Self {
         Definition {
             name,
             toml,
@@ -147,7 +153,7 @@ impl Definition {
     }
 
     /// A known option without a field.
-    pub const fn without_field(
+    pub(super) const fn without_field(
         name: &'static str,
         toml: &'static str,
         default: &'static str,

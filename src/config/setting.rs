@@ -12,7 +12,7 @@ use super::definition::{Definition, Kind, Shown, Unit};
 
 /// A value on its way in.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Input {
+pub(super) enum Input {
     /// Text, or a number or boolean of a file in its text form.
     One(String),
     /// An array of a file.
@@ -20,7 +20,7 @@ pub enum Input {
 }
 
 /// A type that an option can have.
-pub trait Setting: Sized {
+pub(super) trait Setting: Sized {
     /// The shape of its values.
     const KIND: Kind;
 

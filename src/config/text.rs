@@ -171,15 +171,17 @@ pub fn sample() -> String {
         comment(&mut text, paragraph.trim_start_matches("# "));
     }
     for (section, definitions) in sections() {
-        let _ = if section.is_empty() { writeln!(text) } else { writeln!(text, "\n[{section}]") };
+        if !section.is_empty() {
+            let _ = writeln!(text, "\n[{section}]");
+        }
         for definition in definitions {
             text.push('\n');
             for paragraph in paragraphs(definition) {
                 comment(&mut text, &paragraph);
             }
             let mut facts = format!("Default: {}", default_text(definition));
-            if !definition.unit.word().is_empty() {
-                let _ = write!(facts, " ({})", definition.unit.word());
+            if !matches!(definition.unit, Unit::None | Unit::PerSecond) {
+                let _ = write!(facts, "; a bare number is in {}", definition.unit.word());
             }
             let _ = write!(facts, ". Flag: --{}. Env: {}.", definition.name, definition.env_names().join(", "));
             comment(&mut text, &facts);
@@ -285,7 +287,12 @@ pub(super) fn effective(effective: &Effective) -> String {
                 Shown::One(text) if text.is_empty() && definition.kind == Kind::Secret => {
                     format!("# {} is unset", leaf(definition))
                 }
-                shown => format!("{} = {}", leaf(definition), toml_value(&without_password(shown), definition)),
+                shown => {
+                    let safe = without_password(shown);
+                    // What is not the whole value must not be taken for it when the text is used as a file.
+                    let mark = if safe == *shown { "" } else { "# " };
+                    format!("{mark}{} = {}", leaf(definition), toml_value(&safe, definition))
+                }
             };
             let _ = writeln!(text, "{line:<48} # {origin}");
         }
