@@ -12,6 +12,7 @@ mod error;
 mod file;
 mod layers;
 mod options;
+mod resolved;
 mod secrets;
 mod setting;
 #[cfg(test)]
@@ -28,7 +29,8 @@ pub use definition::{Definition, Kind, Status, Unit};
 pub use error::{ConfigError, Problem};
 pub use file::SEARCHED;
 pub use options::{Api, App, Broadcast, Config, Disconnect, Jwt, Log, Metrics, Rpc, Server, Streams, Tcp, Ws, all};
-pub use secrets::{ListenOn, OPEN_BROADCAST_PORT, Secrets, derive};
+pub use resolved::{ListenOn, OPEN_BROADCAST_PORT};
+pub use secrets::{Secrets, derive};
 pub use setting::{DisconnectMode, LogFormat, LogLevel, PingPrecision, RpcImplementation, Secret, Tags};
 pub use text::{help, sample};
 

@@ -102,6 +102,7 @@ fn public_mode_takes_the_key_away_and_leaves_the_port() {
 fn metrics_and_api_share_the_main_listener_unless_told_otherwise() {
     assert_eq!(serve("").metrics_on(), ListenOn::Main);
     assert_eq!(serve("--metrics-port 8080 --api-port 8080").metrics_on(), ListenOn::Main);
+    assert_eq!(serve("--metrics-host 127.0.0.1").metrics_on(), ListenOn::Main);
     let own = serve("--metrics-port 9100 --metrics-host 0.0.0.0 --api-port 9101");
     assert_eq!(own.metrics_on(), ListenOn::Own { host: "0.0.0.0".to_owned(), port: 9100 });
     assert_eq!(own.api_on(), ListenOn::Own { host: "localhost".to_owned(), port: 9101 });
@@ -114,4 +115,21 @@ fn the_address_decides_how_calls_travel() {
     assert_eq!(serve("--rpc-host https://app.test/_anycable").rpc_implementation(), Http);
     assert_eq!(serve("--rpc-host dns:///app:1 --rpc-impl grpc").rpc_implementation(), Grpc);
     assert_eq!(serve("--norpc --noauth --rpc-host http://a").rpc_implementation(), None);
+}
+
+#[test]
+fn a_request_to_the_app_has_its_own_time_limit_over_http_always() {
+    let millis = |args: &str| serve(args).rpc_request_timeout().map(|timeout| timeout.as_millis());
+    assert_eq!(millis(""), None);
+    assert_eq!(millis("--rpc-request-timeout 700"), Some(700));
+    assert_eq!(millis("--rpc-host http://a"), Some(3000));
+    assert_eq!(millis("--rpc-host http://a --rpc-request-timeout 700"), Some(700));
+    assert_eq!(millis("--rpc-host http://a --rpc-request-timeout 700 --http-rpc-timeout 50"), Some(50));
+}
+
+#[test]
+fn a_certificate_authority_turns_tls_on() {
+    assert!(!serve("").rpc_tls());
+    assert!(serve("--rpc-enable-tls").rpc_tls());
+    assert!(serve("--rpc-tls-root-ca /ca.pem").rpc_tls());
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::error::Problem;
 use super::options::Config;
-use super::secrets::{ListenOn, Secrets, is_http};
+use super::resolved::{ListenOn, is_http};
+use super::secrets::Secrets;
 use super::setting::{RpcImplementation, Secret};
 
 /// Most threads one process may be asked for; a slip of the finger is likelier than a machine this large.

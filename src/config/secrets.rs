@@ -1,4 +1,4 @@
-//! Which key protects what, and where that leaves the doors that depend on it.
+//! Which key protects what.
 //!
 //! Sources: `contracts/jwt-and-signed-streams.md` section 3, `contracts/broadcast.md` sections 2, 4 and 5,
 //! `contracts/rpc-http.md`. One thing differs from AnyCable: `none` as the app secret means "no secret" for
@@ -9,10 +9,7 @@ use std::fmt::{self, Write};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-use super::{Config, RpcImplementation, Secret};
-
-/// Port of HTTP broadcasts that nobody has to show a key for.
-pub const OPEN_BROADCAST_PORT: u16 = 8090;
+use super::{Config, Secret};
 
 /// The keys in force. `None`: there is no such key, and what that means stands beside each field.
 #[derive(Clone, PartialEq, Eq, Default)]
@@ -99,67 +96,4 @@ pub fn derive(app_secret: &str, phrase: &str) -> String {
         let _ = write!(hex, "{byte:02x}");
         hex
     })
-}
-
-/// Where a service listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ListenOn {
-    /// With the WebSockets.
-    Main,
-    /// On a listener of its own, which it may share with another service of the same address.
-    Own {
-        /// Address to bind.
-        host: String,
-        /// Port to bind.
-        port: u16,
-    },
-}
-
-impl Config {
-    fn on_port(&self, host: &str, port: u16) -> ListenOn {
-        let host = if host.is_empty() { &self.server.host } else { host };
-        let port = if port == 0 { self.server.port } else { port };
-        if port == self.server.port && *host == self.server.host {
-            ListenOn::Main
-        } else {
-            ListenOn::Own { host: host.to_owned(), port }
-        }
-    }
-
-    /// Where HTTP broadcasts are taken: the configured port, else the main port if a key or secret was
-    /// given, else [`OPEN_BROADCAST_PORT`], so that a broadcast without a key is never open on the public
-    /// port unless public mode asks for it.
-    pub fn broadcast_on(&self) -> ListenOn {
-        let secured = self.broadcast.key.or(&self.app.secret).key().is_some();
-        let port = match self.broadcast.http_port {
-            0 if secured => 0,
-            0 => OPEN_BROADCAST_PORT,
-            port => port,
-        };
-        self.on_port("", port)
-    }
-
-    /// Where the API is, if [`Secrets::api_on`].
-    pub fn api_on(&self) -> ListenOn {
-        self.on_port("", self.api.port)
-    }
-
-    /// Where the metrics are, if they have a path.
-    pub fn metrics_on(&self) -> ListenOn {
-        self.on_port(&self.metrics.host, self.metrics.port)
-    }
-
-    /// How calls to the app travel: never [`RpcImplementation::Auto`].
-    pub fn rpc_implementation(&self) -> RpcImplementation {
-        match self.rpc.implementation {
-            RpcImplementation::Auto if is_http(&self.rpc.host) => RpcImplementation::Http,
-            RpcImplementation::Auto => RpcImplementation::Grpc,
-            chosen => chosen,
-        }
-    }
-}
-
-/// Whether an RPC address is a URL of HTTP.
-pub(super) fn is_http(host: &str) -> bool {
-    host.starts_with("http://") || host.starts_with("https://")
 }
