@@ -104,7 +104,7 @@ impl<'b> Head<'_, 'b> {
     /// Path and query in origin form, as the app's URL ends with it.
     pub fn request_uri(&self) -> Cow<'b, str> {
         let uri = self.path_and_query();
-        if uri.starts_with('/') || self.absolute().is_none() { uri.into() } else { format!("/{uri}").into() }
+        if uri.is_empty() || uri.starts_with('?') { format!("/{uri}").into() } else { uri.into() }
     }
 
     /// The first value of a query parameter, decoded as forms are (`+` is a space, broken escapes stay, what is not

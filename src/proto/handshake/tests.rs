@@ -257,6 +257,7 @@ fn the_parts_of_a_target_are_read() {
     assert_eq!(parts("http://b.test/a?c"), expect("b.test", "/a", "/a?c"));
     assert_eq!(parts("http://b.test"), expect("b.test", "/", "/"));
     assert_eq!(parts("http://b.test?c"), expect("b.test", "/", "/?c"));
+    assert_eq!(parts("?c"), expect("a.test:8080", "/", "/?c"));
     assert_eq!(parts("*"), expect("a.test:8080", "*", "*"));
 }
 
