@@ -28,7 +28,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
 pub use publish::{Handover, PublishError, Publisher};
-pub use routes::{Check, Cors, MetricsRoute, PublishRoute, ReadyRoute, Routes};
+pub use routes::{Check, Cors, ExtraAnswer, ExtraRoutes, MetricsRoute, PublishRoute, ReadyRoute, Routes};
 use socket::Carried;
 
 crate::metrics! {

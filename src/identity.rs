@@ -9,7 +9,7 @@ mod router;
 mod secret;
 mod signed_stream;
 
-pub use jwt::{Jwt, Verdict};
-pub use router::{Routed, StreamRouter, StreamSettings};
+pub use jwt::Jwt;
+pub use router::{StreamRouter, StreamSettings};
 pub use secret::Secret;
 pub use signed_stream::sign_stream;

@@ -24,3 +24,7 @@ pub mod shard;
 
 // Floor 4: ordinary HTTP.
 pub mod front;
+
+// Floor 5: assembly.
+pub mod cli;
+pub mod node;

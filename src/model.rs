@@ -4,6 +4,7 @@
 //! Plain data only. Nothing here knows a socket, a clock, a lock or a wire format; every other module may
 //! use this one and this one uses none of them.
 
+pub mod admission;
 pub mod close;
 pub mod env;
 pub mod key;
@@ -14,6 +15,7 @@ pub mod rpc;
 pub mod sid;
 pub mod state;
 
+pub use admission::{Routed, Verdict};
 pub use close::{CloseCause, DisconnectReason};
 pub use env::Env;
 pub use key::SlotKey;

@@ -17,8 +17,9 @@ mod reply;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
-use crate::identity::{Routed, Verdict};
-use crate::model::{CloseCause, CommandKind, DisconnectReason, Env, Name, Names, Now, Request, Sid, State};
+use crate::model::{
+    CloseCause, CommandKind, DisconnectReason, Env, Name, Names, Now, Request, Routed, Sid, State, Verdict,
+};
 use crate::proto::cable;
 use crate::proto::handshake::Subprotocol;
 

@@ -4,8 +4,10 @@ use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Method, StatusCode, Uri};
 use http_body_util::Full;
-use hyper::Request;
 use hyper::body::Incoming;
+use hyper::{Request, Response};
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use super::publish::{self, Publisher};
@@ -26,7 +28,16 @@ pub struct Routes {
     pub ready: Option<ReadyRoute>,
     /// Metrics in Prometheus text.
     pub metrics: Option<MetricsRoute>,
+    /// Asked for every other path.
+    pub extra: Option<ExtraRoutes>,
 }
+
+/// Routes that somebody else brings: an answer in the making, or `None` for a path that is not theirs. Bodies of
+/// requests are not read.
+pub type ExtraRoutes = Arc<dyn Fn(&http::request::Parts) -> Option<ExtraAnswer> + Send + Sync>;
+
+/// An answer in the making; must not wait for long.
+pub type ExtraAnswer = Pin<Box<dyn Future<Output = Response<Full<Bytes>>> + Send>>;
 
 /// A route that takes publications.
 pub struct PublishRoute {
@@ -103,6 +114,11 @@ pub(super) async fn answer(shared: &Shared, request: Request<Incoming>) -> Reply
     }
     if let Some(route) = routes.metrics.as_ref().filter(|route| route.path == path) {
         return with_body(StatusCode::OK, TEXT, (route.text)());
+    }
+    if let Some(extra) = &routes.extra
+        && let Some(answer) = extra(&request.into_parts().0)
+    {
+        return answer.await;
     }
     with_body(StatusCode::NOT_FOUND, TEXT, "404 page not found")
 }

@@ -13,25 +13,8 @@ use serde_json::value::RawValue;
 use sha2::{Sha256, Sha384, Sha512};
 
 use super::Secret;
+use crate::model::Verdict;
 use crate::proto::json::{Fields, Object, skip, text, text_of};
-
-/// What a token says about its client.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// The token holds. The connection identifiers, byte for byte; may be empty.
-    Identified {
-        /// The claim `ext`.
-        identifiers: String,
-    },
-    /// The token is ours but its time is over: a fresh one would do.
-    Expired,
-    /// The token is not ours, not yet valid, or not a token; or there is none although there must be.
-    Unauthorized,
-    /// The token holds but does not say who the client is: the app's fault.
-    Error,
-    /// There is no token: ask somebody else.
-    NoToken,
-}
 
 /// Reads tokens.
 #[derive(Clone, Debug)]

@@ -7,25 +7,8 @@ use serde_json::value::RawValue;
 
 use super::Secret;
 use super::signed_stream::verify_stream;
+use crate::model::Routed;
 use crate::proto::json::{Fields, Object, skip, text_of};
-
-/// Where a subscription to an identifier goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Routed {
-    /// To the app: not one of our channels.
-    Backend,
-    /// One of our channels, but this client may not: answer `reject_subscription`.
-    Rejected,
-    /// One of our channels: attach the stream and answer `confirm_subscription`.
-    Stream {
-        /// The stream.
-        name: String,
-        /// Whether subscribers may whisper to each other.
-        whisper: bool,
-        /// Whether the channel has presence.
-        presence: bool,
-    },
-}
 
 /// What a [`StreamRouter`] is made of. The default knows no secret, so it refuses every name.
 #[derive(Clone, Debug)]

@@ -1,7 +1,6 @@
 //! What a client says: commands, one at a time (`contracts/action-cable.md` sections 3 and 4).
 
-use crate::identity::Routed;
-use crate::model::{CommandKind, Request, State};
+use crate::model::{CommandKind, Request, Routed, State};
 use crate::proto::cable::{self, Command};
 
 use super::{Answerer, Context, Effect, Note, Pending, Phase, SUBSCRIPTIONS_MAX, Session, Subscription, Tally};

@@ -4,8 +4,8 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::identity::{Jwt, Verdict};
-use crate::model::Env;
+use crate::identity::Jwt;
+use crate::model::{Env, Verdict};
 use crate::proto::handshake::Head;
 
 /// A connection whose request is not complete.

@@ -157,6 +157,8 @@ impl World for Kernel {
     }
 
     fn stop_listening(&mut self) {
+        // The node may hold copies of the listeners for their statistics, so closing ours would not unwatch them.
+        self.watch_listener(false);
         self.listeners.clear();
     }
 

@@ -19,7 +19,7 @@ impl Origins {
 
     /// Whether a request with this `Origin` may pass. Without one, or with one that names no host (`null`), only
     /// where everybody may.
-    pub(super) fn allow(&self, origin: Option<&[u8]>) -> bool {
+    pub fn allow(&self, origin: Option<&[u8]>) -> bool {
         self.allow_all()
             || origin.and_then(host).is_some_and(|host| self.0.iter().any(|entry| entry_matches(entry, host)))
     }
