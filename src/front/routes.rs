@@ -1,14 +1,15 @@
 //! Which paths there are on a port, and the answers that need no body.
 
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Method, StatusCode, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::{Request, Response};
-use std::future::Future;
-use std::pin::Pin;
-use std::sync::Arc;
 
 use super::publish::{self, Publisher};
 use super::{Reply, Shared};
@@ -124,9 +125,12 @@ pub(super) async fn answer(shared: &Shared, request: Request<Incoming>) -> Reply
 }
 
 impl Routes {
-    /// Whether the first request in `head` is one of those that operators must always get an answer to. Not yet
-    /// readable counts as no.
+    /// Whether `head` begins with a whole request head, one of those that operators must always get an answer to.
+    /// Half a head counts as no: its sender could hold the place for as long as it likes.
     pub(super) fn is_for_operators(&self, head: &[u8]) -> bool {
+        if !head.windows(4).any(|bytes| bytes == b"\r\n\r\n") {
+            return false;
+        }
         let line = head.split(|&byte| byte == b'\r' || byte == b'\n').next().unwrap_or_default();
         let Some(target) = line.split(|&byte| byte == b' ').nth(1).and_then(|target| Uri::try_from(target).ok()) else {
             return false;
