@@ -55,7 +55,7 @@ pub struct Limits {
     /// Connections at once. One more is answered 503, unless it asks what operators ask (see [`OPS_RESERVE`]).
     /// Default 1024: senders open one per publication at worst, and every one may hold buffers.
     pub connections_max: usize,
-    /// Bytes of a request head; more is answered 431. Default 64 KiB, at least 8 KiB (hyper's lower bound).
+    /// Bytes of a request head; more is answered 431. Default 64 KiB; less than 8 KiB counts as 8 KiB.
     pub head_bytes_max: usize,
     /// Bytes of one request body; more is answered 413. Default 8 MiB.
     pub body_bytes_max: usize,
@@ -95,6 +95,9 @@ impl Default for Limits {
 /// refused gets a live server killed. They are served one request each.
 pub const OPS_RESERVE: usize = 16;
 
+/// hyper's lower bound for its read buffer.
+const HEAD_BYTES_LEAST: usize = 8 << 10;
+
 /// Connections at once that are told 503 politely; beyond that they are dropped unanswered.
 const REFUSALS_MAX: usize = 64;
 
@@ -127,7 +130,10 @@ struct Shared {
 
 impl Front {
     /// A front with these routes. Several fronts may share `metrics`.
-    pub fn new(routes: Routes, limits: Limits, metrics: Arc<FrontMetrics>) -> Front {
+    pub fn new(routes: Routes, mut limits: Limits, metrics: Arc<FrontMetrics>) -> Front {
+        // What the counting and hyper can take; asking for more (or less) than that is not worth a panic.
+        limits.connections_max = limits.connections_max.min(u32::MAX as usize);
+        limits.head_bytes_max = limits.head_bytes_max.max(HEAD_BYTES_LEAST);
         Front(Arc::new(Shared {
             connections: Semaphore::new(limits.connections_max),
             ops: Semaphore::new(OPS_RESERVE),
@@ -222,8 +228,7 @@ impl Front {
 
     /// Waits until no connection is left. Only after [`Front::drain`] is that bound to happen: the limits see to it.
     pub async fn drained(&self) {
-        let Limits { connections_max, .. } = self.0.limits;
-        let all = u32::try_from(connections_max).unwrap_or(u32::MAX);
+        let all = self.0.limits.connections_max as u32;
         // Never closed, so these cannot fail.
         let _connections = self.0.connections.acquire_many(all).await;
         let _ops = self.0.ops.acquire_many(OPS_RESERVE as u32).await;

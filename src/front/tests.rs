@@ -424,6 +424,16 @@ async fn a_head_over_the_limit_is_refused() {
 }
 
 #[tokio::test]
+async fn limits_beyond_what_can_be_counted_are_no_panic() {
+    let fixture = fixture(|_, limits| {
+        (limits.connections_max, limits.bodies_bytes_max, limits.head_bytes_max) = (usize::MAX, usize::MAX, 0);
+    });
+    assert_eq!(fixture.status(&post("/_broadcast", "", PUBLICATION)).await, 201);
+    fixture.front.drain();
+    fixture.front.drained().await;
+}
+
+#[tokio::test]
 async fn operators_are_answered_when_everybody_else_is_refused() {
     let fixture = fixture(|_, limits| limits.connections_max = 1);
     let (mut first, _served) = fixture.connect(b"").await;
