@@ -191,6 +191,3 @@ async fn work_off(shared: Arc<Shared>, first: bool) {
         shared.ended.notify_waiters();
     }
 }
-
-#[cfg(test)]
-mod tests;

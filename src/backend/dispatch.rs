@@ -287,6 +287,3 @@ fn expire(inbox: &mut Inbox, refused: &mut Vec<SlotKey>) -> Option<Instant> {
     }
     None
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,30 +1,237 @@
 //! Calls the app over HTTP (`contracts/rpc-http.md`).
+//!
+//! A keep-alive pool as large as the number of concurrent calls, HTTP/1.1, or HTTP/2 where the app offers it over TLS.
+//! Redirects are not followed, 307 included: a call is answered where the operator said or it fails.
 
-use std::time::Duration;
+mod breaker;
+mod connector;
+mod json;
+
+use std::error::Error;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
+use http::{HeaderMap, HeaderValue, StatusCode, Uri};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::time::Instant;
 
-use super::attempt::{Failure, Outcome, Prepared, Transport};
-use super::{BackendError, Settings};
-use crate::model::Request;
+use self::breaker::{Breaker, Ended, Permit};
+use self::connector::{Connector, TlsFailed};
+use super::attempt::{Failure, Method, Outcome, Prepared, Retry, Transport};
+use super::{BackendError, HostPort, Settings, tls};
+use crate::model::{CallError, Request};
 
+/// Limit of one attempt when none is configured.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 
-pub(super) struct Http;
+/// Unused connections are closed after this time, as Go's client has it. Most apps close them sooner, which is noticed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// How much of an answer that is an error is read: enough for the log, and to use the connection again.
+const ERROR_BYTES_MAX: usize = 64 << 10;
+/// How much of it goes to the log.
+const ERROR_LOG_BYTES_MAX: usize = 512;
+
+/// The HTTP transport.
+pub(super) struct Http {
+    client: Client<Connector, Full<Bytes>>,
+    connector: Connector,
+    /// Of Connect, Command and Disconnect.
+    urls: [Uri; 3],
+    authorization: Option<HeaderValue>,
+    receive_bytes_max: usize,
+    /// Held for a few additions at a time.
+    breaker: Mutex<Breaker>,
+}
 
 impl Http {
-    pub fn new(_: &http::Uri, _: &Settings) -> Result<Http, BackendError> {
-        todo!()
+    pub fn new(url: &Uri, settings: &Settings) -> Result<Http, BackendError> {
+        let bad = || BackendError::Target(url.to_string());
+        let encrypted = url.scheme() == Some(&http::uri::Scheme::HTTPS);
+        let host = url.host().ok_or_else(bad)?.trim_matches(['[', ']']).to_owned();
+        let port = url.port_u16().unwrap_or(if encrypted { 443 } else { 80 });
+        let tls = encrypted.then(|| tls::connector(&settings.tls, &[b"h2", b"http/1.1"])).transpose()?;
+        let connector = Connector { host: HostPort { host, port }, tls };
+
+        let method = |name: &str| {
+            let mut parts = url.clone().into_parts();
+            let path = format!("{}/{name}", url.path().trim_end_matches('/'));
+            parts.path_and_query = Some(path.parse().map_err(|_| bad())?);
+            Uri::from_parts(parts).map_err(|_| bad())
+        };
+        let urls = [method("connect")?, method("command")?, method("disconnect")?];
+
+        let authorization = match settings.http_secret.as_deref() {
+            None | Some("") => None,
+            Some(secret) => {
+                let mut value = HeaderValue::try_from(format!("Bearer {secret}")).map_err(|_| BackendError::Secret)?;
+                value.set_sensitive(true);
+                Some(value)
+            }
+        };
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(settings.concurrency.max(1))
+            .http1_title_case_headers(true)
+            .build(connector.clone());
+        let receive_bytes_max = settings.receive_bytes_max;
+        let breaker = Mutex::new(Breaker::new(Instant::now()));
+        Ok(Http { client, connector, urls, authorization, receive_bytes_max, breaker })
     }
+
+    /// Whether the app takes a TCP connection.
     pub async fn ready(&self) -> Result<(), String> {
-        todo!()
+        self.connector.tcp().await.map(drop).map_err(|error| format!("{}: {error}", self.connector.host))
+    }
+
+    fn breaker(&self) -> MutexGuard<'_, Breaker> {
+        // Every change under this lock is complete when it ends, so a poisoned one is as good as new.
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn exchange(&self, call: &Prepared) -> Result<(StatusCode, HeaderMap, Bytes), Broken> {
+        let url = match call.method {
+            Method::Connect => &self.urls[0],
+            Method::Command => &self.urls[1],
+            Method::Disconnect => &self.urls[2],
+        };
+        let mut request = http::Request::new(Full::new(call.body.clone()));
+        *request.method_mut() = http::Method::POST;
+        *request.uri_mut() = url.clone();
+        let headers = request.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("cableway/", env!("CARGO_PKG_VERSION"))));
+        headers.insert("x-anycable-meta-protov", HeaderValue::from_static("v1"));
+        if let Ok(sid) = HeaderValue::from_bytes(&call.sid.ascii()) {
+            headers.insert("x-anycable-meta-sid", sid);
+        }
+        if let Some(authorization) = &self.authorization {
+            headers.insert(AUTHORIZATION, authorization.clone());
+        }
+        let response = self.client.request(request).await.map_err(|error| {
+            if mentions::<TlsFailed>(&error) { Broken::Tls(chain(&error)) } else { Broken::Network(chain(&error)) }
+        })?;
+        let (head, body) = response.into_parts();
+        let max = if head.status == StatusCode::OK { self.receive_bytes_max } else { ERROR_BYTES_MAX };
+        match Limited::new(body, max).collect().await {
+            Ok(body) => Ok((head.status, head.headers, body.to_bytes())),
+            Err(error) if error.is::<LengthLimitError>() && head.status == StatusCode::OK => Err(Broken::TooLong),
+            // The status says all that is needed.
+            Err(error) if error.is::<LengthLimitError>() => Ok((head.status, head.headers, Bytes::new())),
+            Err(error) => Err(Broken::Network(error.to_string())),
+        }
     }
 }
-impl Transport for Http {
-    fn encode(&self, _: &Request) -> Bytes {
-        todo!()
+
+/// Why an exchange brought no answer.
+enum Broken {
+    Network(String),
+    Tls(String),
+    TooLong,
+}
+
+/// A request that the breaker let through; when it is dropped halfway the breaker hears that too.
+struct Attempt<'a> {
+    http: &'a Http,
+    permit: Permit,
+    ended: Ended,
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        self.http.breaker().done(&self.permit, self.ended, Instant::now());
     }
-    async fn attempt(&self, _: &Prepared, _: Duration) -> Result<Outcome, Failure> {
-        todo!()
+}
+
+impl Transport for Http {
+    fn encode(&self, request: &Request) -> Bytes {
+        json::encode(request)
+    }
+
+    async fn attempt(&self, call: &Prepared, time: Duration) -> Result<Outcome, Failure> {
+        let fail = |error, retry| Err(Failure { error, retry });
+        let Some(permit) = self.breaker().admit(Instant::now()) else {
+            return fail(CallError::Unavailable("too many calls failed; waiting".to_owned()), Retry::Never);
+        };
+        let mut attempt = Attempt { http: self, permit, ended: Ended::Unknown };
+        // The time-out is kept here and not only by the caller because the breaker has to tell it from a call that
+        // was given up.
+        let Ok(result) = tokio::time::timeout(time, self.exchange(call)).await else {
+            attempt.ended = Ended::Failed;
+            return fail(CallError::Timeout, Retry::Never);
+        };
+        attempt.ended = if matches!(result, Ok(_) | Err(Broken::TooLong)) { Ended::Answered } else { Ended::Failed };
+        drop(attempt);
+        let (status, headers, body) = match result {
+            Ok(answer) => answer,
+            Err(Broken::Network(why)) => return fail(CallError::Unavailable(why), Retry::Unavailable),
+            Err(Broken::Tls(why)) => return fail(CallError::Unauthenticated(why), Retry::Never),
+            Err(Broken::TooLong) => {
+                let why = format!("answer over the limit of {} bytes", self.receive_bytes_max);
+                return fail(CallError::Failed(why), Retry::Never);
+            }
+        };
+        match status {
+            StatusCode::OK => json::decode(call.method, &body)
+                .map_err(|why| Failure { error: CallError::Failed(format!("answer: {why}")), retry: Retry::Never }),
+            StatusCode::UNAUTHORIZED => fail(CallError::Unauthenticated("HTTP 401".to_owned()), Retry::Never),
+            StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => {
+                let text = String::from_utf8_lossy(&body[..body.len().min(ERROR_LOG_BYTES_MAX)]);
+                fail(CallError::InvalidArgument(format!("HTTP {}: {text}", status.as_u16())), Retry::Never)
+            }
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+                let retry = retry_after(&headers, SystemTime::now()).map_or(Retry::Never, Retry::After);
+                fail(CallError::Failed(format!("HTTP {}", status.as_u16())), retry)
+            }
+            other => fail(CallError::Failed(format!("HTTP {}", other.as_u16())), Retry::Never),
+        }
+    }
+}
+
+/// When the app wants to be asked again (RFC 9110 section 10.2.3: seconds, or a date).
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    match text.parse::<u32>() {
+        Ok(seconds) => Some(Duration::from_secs(seconds.into())),
+        Err(_) => Some(httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default()),
+    }
+}
+
+/// Whether an error was caused by a `T`.
+fn mentions<T: Error + 'static>(error: &(dyn Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |&error| error.source()).any(|error| error.is::<T>())
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let texts = std::iter::successors(Some(error), |&error| error.source()).map(|error| error.to_string());
+    texts.collect::<Vec<_>>().join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_read_as_seconds_or_as_a_date() {
+        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        for (text, seconds) in [
+            ("0", Some(0)),
+            ("2", Some(2)),
+            (" 3 ", Some(3)),
+            ("Sun, 06 Nov 1994 08:49:41 GMT", Some(4)),
+            ("Sun, 06 Nov 1994 08:00:00 GMT", Some(0)),
+            ("soon", None),
+            ("-1", None),
+        ] {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(text))]);
+            assert_eq!(retry_after(&headers, now), seconds.map(Duration::from_secs), "{text}");
+        }
+        assert_eq!(retry_after(&HeaderMap::new(), now), None);
     }
 }

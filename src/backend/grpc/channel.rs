@@ -4,7 +4,7 @@
 //!                     a call comes                    up
 //!            Idle ------------------> Connecting -----------> Ready
 //!             ^                           |                     |
-//!             |                           | no                  | broke before it ever answered
+//!             |                           | no                  | broke twice before it ever answered
 //!             |                           v                     v
 //!             |      up (-> Ready)     Failing <----------------+
 //!             |      no (stays)        tries again by itself    |
@@ -261,6 +261,7 @@ impl Peers {
 /// worked has ended, because the next call will start this again.
 async fn care(shared: Weak<Shared>, id: u64, epoch: u64) {
     let mut wait = RECONNECT_WAIT_MIN;
+    let mut second_chance = true;
     loop {
         resolve_again(&shared).await;
         let Some(strong) = shared.upgrade() else { return };
@@ -296,6 +297,14 @@ async fn care(shared: Weak<Shared>, id: u64, epoch: u64) {
                     info!(%address, why, "connection to the app server ended");
                     strong.set(id, epoch, State::Idle);
                     return;
+                }
+                // The server may have been going down just then. Once is chance, twice is a server that takes
+                // connections and drops them (a proxy before a dead app).
+                if std::mem::take(&mut second_chance) {
+                    if !strong.set(id, epoch, State::Connecting) {
+                        return;
+                    }
+                    continue;
                 }
                 why
             }

@@ -1,0 +1,266 @@
+//! Concurrency, order, bounds, cancelling and the Disconnect queue, against a real gRPC server whose answers the test
+//! gives by hand.
+
+mod backend_app;
+
+use std::time::Duration;
+
+use backend_app::*;
+use cableway::backend::{DrainReport, Settings};
+use cableway::model::CallError;
+use tokio::time::Instant;
+
+fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+#[tokio::test(start_paused = true)]
+async fn exactly_as_many_calls_run_as_permitted_and_the_others_follow_in_order() {
+    let mut app = Server::start().await;
+    let mut caller = Caller::new(Settings { concurrency: 3, ..to(&app) });
+    for index in 0..50 {
+        caller.backend.submit(command(index)).unwrap();
+    }
+    let mut running = std::collections::VecDeque::new();
+    for index in 0..50u32 {
+        if running.len() < 3 {
+            running.push_back(app.next().await);
+        }
+        if running.len() == 3 {
+            settle().await;
+            assert!(app.quiet(), "a fourth call runs");
+            assert_eq!(caller.backend.metrics().rpc_pending_num.get(), i64::from(50 - index - 1));
+            let first = running.pop_front().unwrap();
+            assert_eq!(first.name(), (index - 2).to_string());
+            first.succeed();
+            caller.answer().await;
+        }
+    }
+    assert_eq!(running.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_keeps_its_place_while_it_waits_for_a_retry() {
+    let mut app = Server::start().await;
+    let mut caller = Caller::new(Settings { concurrency: 1, ..to(&app) });
+    caller.backend.submit(command(0)).unwrap();
+    caller.backend.submit(command(1)).unwrap();
+    app.next().await.fail(tonic::Code::Unavailable);
+    let again = app.next().await;
+    assert_eq!(again.name(), "0");
+    again.succeed();
+    assert_eq!(caller.answer().await.key, key(0));
+    assert_eq!(app.next().await.name(), "1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_queue_refuses_the_next_call_at_once() {
+    let mut app = Server::start().await;
+    let mut caller = Caller::new(Settings { concurrency: 2, queue_max: 3, ..to(&app) });
+    // Two will run and three wait, whether or not the driver has had its turn.
+    for index in 0..5 {
+        caller.backend.submit(command(index)).unwrap();
+    }
+    assert_eq!(caller.backend.submit(command(5)), Err(CallError::Overloaded));
+    settle().await;
+    assert_eq!(caller.backend.submit(command(5)), Err(CallError::Overloaded));
+    assert_eq!(caller.backend.metrics().rpc_pending_num.get(), 3);
+    assert_eq!(caller.backend.metrics().rpc_overloaded_total.get(), 2);
+    app.next().await.succeed();
+    caller.answer().await;
+    caller.backend.submit(command(6)).unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_waited_too_long_is_refused_while_later_ones_go_on_waiting() {
+    let mut app = Server::start().await;
+    let settings = Settings { concurrency: 1, queue_wait_max: secs(2), command_timeout: secs(60), ..to(&app) };
+    let mut caller = Caller::new(settings);
+    let start = Instant::now();
+    caller.backend.submit(command(0)).unwrap();
+    let running = app.next().await;
+    caller.backend.submit(command(1)).unwrap();
+    tokio::time::sleep(secs(1)).await;
+    caller.backend.submit(command(2)).unwrap();
+    let refused = caller.answer().await;
+    assert_eq!((refused.key, refused.result), (key(1), Err(CallError::Overloaded)));
+    assert!(start.elapsed() >= secs(2) && start.elapsed() < secs(2) + Duration::from_millis(20));
+    running.succeed();
+    assert_eq!(caller.answer().await.key, key(0));
+    assert_eq!(app.next().await.name(), "2");
+    assert_eq!(caller.backend.metrics().rpc_pending_num.get(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_command_deadline_starts_when_the_call_starts_and_not_while_it_waits() {
+    let mut app = Server::start().await;
+    let mut caller = Caller::new(Settings { concurrency: 1, ..to(&app) });
+    caller.backend.submit(command(0)).unwrap();
+    caller.backend.submit(command(1)).unwrap();
+    let first = app.next().await;
+    tokio::time::sleep(secs(2)).await;
+    first.succeed();
+    let second = app.next().await;
+    tokio::time::sleep(secs(2)).await;
+    second.succeed();
+    for _ in 0..2 {
+        assert!(caller.answer().await.result.is_ok());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn canceled_calls_that_wait_are_forgotten_and_counted() {
+    let mut app = Server::start().await;
+    let mut caller = Caller::new(Settings { concurrency: 1, ..to(&app) });
+    for index in 0..3 {
+        caller.backend.submit(command(index)).unwrap();
+    }
+    let running = app.next().await;
+    caller.backend.cancel(key(1));
+    caller.backend.cancel(key(99));
+    settle().await;
+    assert_eq!(caller.backend.metrics().rpc_canceled_total.get(), 1);
+    assert_eq!(caller.backend.metrics().rpc_pending_num.get(), 1);
+    running.succeed();
+    assert_eq!(caller.answer().await.key, key(0));
+    let next = app.next().await;
+    assert_eq!(next.name(), "2");
+    next.succeed();
+    assert_eq!(caller.answer().await.key, key(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn disconnect_calls_are_never_canceled_and_run_beside_the_canceled_command() {
+    let mut app = Server::start().await;
+    let caller = Caller::to(&app);
+    caller.backend.submit(command(1)).unwrap();
+    let running = app.next().await;
+    caller.backend.cancel(key(1));
+    caller.backend.disconnect(disconnect(1)).unwrap();
+    running.given_up().await;
+    let asked = app.next().await;
+    caller.backend.cancel(key(1));
+    settle().await;
+    asked.succeed();
+    assert_eq!(caller.backend.drain(Instant::now() + secs(5)).await, DrainReport { sent: 1, failed: 0, left: 0 });
+}
+
+#[tokio::test(start_paused = true)]
+async fn disconnect_calls_go_one_at_a_time_in_order_and_no_faster_than_the_rate() {
+    let mut app = Server::start().await;
+    let caller = Caller::new(Settings { disconnect_rate: 10, ..to(&app) });
+    for index in 0..20 {
+        caller.backend.disconnect(disconnect(index)).unwrap();
+    }
+    let start = Instant::now();
+    for index in 0..10u32 {
+        let asked = app.next().await;
+        assert_eq!(asked.name(), index.to_string());
+        let due = Duration::from_millis(100) * index;
+        assert!(start.elapsed() + Duration::from_millis(3) >= due, "{index} at {:?}", start.elapsed());
+        assert!(start.elapsed() <= due + Duration::from_millis(50), "{index} at {:?}", start.elapsed());
+        assert!(app.quiet(), "two at a time");
+        asked.succeed();
+    }
+    // An app that needs longer than the rate gives gets them one after the other.
+    let slow = app.next().await;
+    tokio::time::sleep(secs(1)).await;
+    assert!(app.quiet());
+    slow.succeed();
+    let next = app.next().await;
+    assert_eq!(next.name(), "11");
+    assert_eq!(caller.backend.metrics().disconnect_queue_size.get(), 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_disconnect_queue_drops_the_call_and_counts_it() {
+    let mut app = Server::start().await;
+    let caller = Caller::new(Settings { disconnect_backlog: 2, ..to(&app) });
+    caller.backend.disconnect(disconnect(0)).unwrap();
+    let _running = app.next().await;
+    caller.backend.disconnect(disconnect(1)).unwrap();
+    caller.backend.disconnect(disconnect(2)).unwrap();
+    let back = caller.backend.disconnect(disconnect(3)).unwrap_err();
+    assert_eq!(back.key, key(3));
+    let metrics = caller.backend.metrics();
+    assert_eq!((metrics.disconnect_dropped_total.get(), metrics.disconnect_queue_size.get()), (1, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn draining_sends_sixteen_at_a_time_without_the_rate_limit() {
+    let mut app = Server::start().await;
+    let caller = Caller::new(Settings { disconnect_rate: 1, ..to(&app) });
+    for index in 0..40 {
+        caller.backend.disconnect(disconnect(index)).unwrap();
+    }
+    let first = app.next().await;
+    let start = Instant::now();
+    let drain = caller.backend.drain(start + secs(30));
+    let serve = async {
+        let mut running = vec![first];
+        for _ in 1..16 {
+            running.push(app.next().await);
+        }
+        settle().await;
+        assert!(app.quiet(), "a seventeenth");
+        running.pop().unwrap().fail(tonic::Code::Internal);
+        running.into_iter().for_each(Asked::succeed);
+        for _ in 16..40 {
+            app.next().await.succeed();
+        }
+    };
+    let (report, ()) = tokio::join!(drain, serve);
+    assert_eq!(report, DrainReport { sent: 39, failed: 1, left: 0 });
+    assert!(start.elapsed() < secs(1), "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn draining_ends_at_its_deadline_and_says_what_is_left() {
+    let mut app = Server::start().await;
+    let caller = Caller::new(Settings { command_timeout: secs(60), ..to(&app) });
+    for index in 0..20 {
+        caller.backend.disconnect(disconnect(index)).unwrap();
+    }
+    let start = Instant::now();
+    let report = caller.backend.drain(start + secs(2)).await;
+    assert_eq!(report, DrainReport { sent: 0, failed: 0, left: 20 });
+    assert!(start.elapsed() < secs(2) + Duration::from_millis(20));
+    // The 16 that run do not keep the backend alive.
+    let running = app.next().await;
+    drop(caller);
+    running.given_up().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_of_the_app_on_disconnect_counts_as_an_error() {
+    let mut app = Server::start().await;
+    let caller = Caller::to(&app);
+    caller.backend.disconnect(disconnect(0)).unwrap();
+    app.next().await.answer(Told::Disconnect(Default::default()));
+    assert_eq!(caller.backend.drain(Instant::now() + secs(5)).await, DrainReport { sent: 0, failed: 1, left: 0 });
+    assert_eq!(caller.backend.metrics().rpc_error_total.get(), 1);
+}
+
+/// Shards have no runtime of their own: calls come from plain threads.
+#[test]
+fn calls_can_be_submitted_from_threads_without_a_runtime() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (mut caller, mut app) = runtime.block_on(async {
+        let app = Server::start().await;
+        (Caller::to(&app), app)
+    });
+    runtime.spawn(async move {
+        while let Some(asked) = app.asked.recv().await {
+            asked.succeed();
+        }
+    });
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let backend = &caller.backend;
+            scope.spawn(move || (0..50).for_each(|n| backend.submit(command(thread * 50 + n)).unwrap()));
+        }
+    });
+    let mut answered: Vec<u32> = (0..200).map(|_| caller.answers.blocking_recv().unwrap().key.index).collect();
+    answered.sort_unstable();
+    assert_eq!(answered, (0..200).collect::<Vec<_>>());
+}
