@@ -2,15 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::config::{self, Command, Config, ConfigError, Invocation, LogFormat, LogLevel};
+use crate::config::{
+    self, Command, Config, ConfigError, Invocation, ListenOn, LogFormat, LogLevel, RpcImplementation, Secret, Secrets,
+};
+use crate::demo::{self, Demo, Site};
 use crate::node::Node;
+use crate::os::clock::Clock;
 
 /// Runs the program; what `main` does.
 pub fn run() -> ExitCode {
+    // Started by the demo's page, not by people, and not in the help.
+    let mut arguments = std::env::args_os().skip(1).map_while(|argument| argument.into_string().ok());
+    if arguments.next().as_deref() == Some(demo::CROWD_COMMAND) {
+        return demo::hold_crowd(arguments);
+    }
     let env: BTreeMap<String, String> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
@@ -42,7 +53,7 @@ fn carry_out(Invocation { command, warnings, file }: Invocation) -> ExitCode {
         Command::Demo(config) => {
             start_log(&config);
             warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-            Err(anyhow::anyhow!("{config:?}"))
+            serve_demo(*config)
         }
     };
     match served {
@@ -52,6 +63,49 @@ fn carry_out(Invocation { command, warnings, file }: Invocation) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Serves the sample app and its page in front of it. A broadcast key is made if none is given: with one, broadcasts
+/// are taken on the main port, and pages of other sites cannot send any.
+fn serve_demo(mut config: Config) -> anyhow::Result<()> {
+    let demo = Demo::bind()?;
+    config.rpc.host = demo.rpc_address().to_string();
+    config.rpc.implementation = RpcImplementation::Grpc;
+    if config.broadcast.key.or(&config.app.secret).key().is_none() {
+        config.broadcast.key = Secret::Key(format!("{:016x}", rand::random::<u64>()));
+    }
+    let broadcast_key = Secrets::resolve(&config).broadcast;
+    let cable_path = config.ws.paths.first().cloned().unwrap_or_default();
+    let broadcast_path = config.broadcast.http_path.clone();
+    let broadcast_on = config.broadcast_on();
+    let node = Node::start(config, Some(demo.routes()))?;
+    let mut address = node.address();
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
+    }
+    let broadcast_at = match broadcast_on {
+        ListenOn::Main => address.to_string(),
+        ListenOn::Own { port, .. } => SocketAddr::new(address.ip(), port).to_string(),
+    };
+    let site =
+        Site { address, cable_path, broadcast_url: format!("http://{broadcast_at}{broadcast_path}"), broadcast_key };
+    let observer = Arc::clone(node.observer());
+    let clock = Clock::start();
+    demo.run(node.runtime().handle(), site, move || {
+        let facts = observer.facts();
+        demo::Facts {
+            connections: facts.websockets,
+            connections_max: facts.capacity,
+            resident_bytes: Some(facts.resident_bytes).filter(|&bytes| bytes > 0),
+            open_files_limit: facts.descriptors_max,
+            open_files: Some(facts.descriptors).filter(|&files| files > 0),
+            shards: facts.shards,
+            messages_delivered: facts.messages_sent,
+            uptime: clock.now().mono,
+        }
+    })?;
+    tracing::info!("demo: http://{address}/ - open it in two tabs");
+    Ok(node.run_until_signalled()?)
 }
 
 /// Lines go to stdout, as operators of AnyCable expect.

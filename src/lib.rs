@@ -27,4 +27,5 @@ pub mod front;
 
 // Floor 5: assembly.
 pub mod cli;
+pub mod demo;
 pub mod node;

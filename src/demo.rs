@@ -1,0 +1,267 @@
+//! `cableway demo`: a sample app and a page, so that the first minute with Cableway needs nothing else.
+//!
+//! The sample app is an ordinary gRPC app server that happens to live in this process, and the page is an ordinary
+//! Action Cable client. Neither takes a short cut: clients come through the front door, calls go over loopback, and
+//! what the app says to everybody is posted to the broadcast endpoint. What one sees is what one gets with an app of
+//! one's own. Beside the chat, the page shows facts of the running server and can call up a crowd of idle clients.
+//!
+//! Before the node starts, [`Demo::bind`] gives it the app's address and the page's routes; [`Demo::run`] brings them
+//! to life once the node knows where it is.
+
+mod app;
+mod crowd;
+mod facts;
+mod publisher;
+mod room;
+
+use std::future::ready;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::{Method, StatusCode};
+use http_body_util::Full;
+use hyper::Response;
+use serde_json::json;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+pub use crowd::{COMMAND as CROWD_COMMAND, hold as hold_crowd};
+pub use facts::Facts;
+
+use crate::backend::grpc::server;
+use crate::front::{ExtraAnswer, ExtraRoutes};
+use crate::os::clock::Clock;
+use app::{App, STREAM};
+use crowd::{Crowd, CrowdError};
+use facts::{Baseline, Told};
+
+/// The page: one file, nothing from anywhere else.
+const PAGE: &str = include_str!("demo/page.html");
+
+/// What the page may do: run what is written in it, and talk to this server.
+const PAGE_POLICY: HeaderValue = HeaderValue::from_static(
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; \
+     connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+);
+
+/// Descriptors that a crowd leaves to everybody else.
+const DESCRIPTORS_LEFT: u64 = 64;
+
+const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// Where the server of this demo is, once it is somewhere.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// Where a crowd connects to: the WebSocket port, on an address of this machine.
+    pub address: SocketAddr,
+    /// Path of the Action Cable endpoint, such as `/cable`.
+    pub cable_path: String,
+    /// Where the app posts what it has to say, and where people are invited to post: `http://HOST:PORT/_broadcast`.
+    pub broadcast_url: String,
+    /// What is shown there as `Authorization: Bearer KEY`, if anything must be. The page tells it to everybody who
+    /// can open the page, so it is best one made for this demo; pages of other sites do not learn it.
+    pub broadcast_key: Option<String>,
+}
+
+/// The sample app and the page, before and while they run.
+pub struct Demo {
+    rpc: TcpListener,
+    rpc_address: SocketAddr,
+    stage: Arc<Stage>,
+}
+
+/// What the routes share.
+#[derive(Default)]
+struct Stage {
+    live: OnceLock<Live>,
+    crowd: Crowd,
+    /// Taken for one copy at a time.
+    baseline: Mutex<Option<Baseline>>,
+}
+
+struct Live {
+    site: Site,
+    facts: Box<dyn Fn() -> Facts + Send + Sync>,
+}
+
+impl Demo {
+    /// Takes a free port on loopback for the app.
+    ///
+    /// # Errors
+    /// There is none, or no descriptor for it.
+    pub fn bind() -> io::Result<Demo> {
+        let rpc = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        rpc.set_nonblocking(true)?;
+        let rpc_address = rpc.local_addr()?;
+        Ok(Demo { rpc, rpc_address, stage: Arc::default() })
+    }
+
+    /// Where the app is called (gRPC). Calls wait until [`Demo::run`].
+    pub fn rpc_address(&self) -> SocketAddr {
+        self.rpc_address
+    }
+
+    /// The page at `/` and what it asks for under `/demo/`. Answers 503 until [`Demo::run`].
+    pub fn routes(&self) -> ExtraRoutes {
+        let stage = Arc::clone(&self.stage);
+        Arc::new(move |request| answer(&stage, request))
+    }
+
+    /// Brings app and page to life on `runtime`; they end with it. `facts` must not block.
+    ///
+    /// # Errors
+    /// The app's listener cannot be given to the runtime.
+    pub fn run(
+        self,
+        runtime: &Handle,
+        site: Site,
+        facts: impl Fn() -> Facts + Send + Sync + 'static,
+    ) -> io::Result<()> {
+        let _runtime = runtime.enter();
+        let rpc = tokio::net::TcpListener::from_std(self.rpc)?;
+        let (queue, waiting) = mpsc::channel(publisher::WAITING_MAX);
+        let epoch = format!("{:016x}", rand::random::<u64>());
+        let app = Arc::new(App::new(epoch, queue, Clock::start()));
+        runtime.spawn(server::serve(rpc, app, std::future::pending()));
+        runtime.spawn(publisher::run(STREAM, waiting, site.broadcast_url.clone(), site.broadcast_key.clone()));
+        *self.stage.baseline() = Some(Baseline::of(&facts()));
+        let _ = self.stage.live.set(Live { site, facts: Box::new(facts) });
+        Ok(())
+    }
+}
+
+impl Stage {
+    fn baseline(&self) -> std::sync::MutexGuard<'_, Option<Baseline>> {
+        self.baseline.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn told(&self, live: &Live) -> String {
+        let facts = (live.facts)();
+        let told = Told {
+            version: env!("CARGO_PKG_VERSION"),
+            connections: facts.connections,
+            connections_max: facts.connections_max,
+            resident_bytes: facts.resident_bytes,
+            growth: self.baseline().and_then(|baseline| baseline.growth(&facts)),
+            growth_connections_min: facts::CONNECTIONS_MIN,
+            open_files_limit: facts.open_files_limit,
+            open_files: facts.open_files,
+            shards: facts.shards,
+            messages_delivered: facts.messages_delivered,
+            uptime_s: facts.uptime.as_secs(),
+            crowd: self.crowd.status(),
+            cable_path: &live.site.cable_path,
+            broadcast_url: &live.site.broadcast_url,
+            broadcast_key: live.site.broadcast_key.as_deref(),
+            stream: STREAM,
+        };
+        // Numbers and texts always make JSON.
+        serde_json::to_string(&told).unwrap_or_default()
+    }
+
+    /// Calls up a crowd. What connections cost is measured from here on, if there were few before.
+    fn call_crowd(&self, live: &Live, connections: usize) -> Result<(), (StatusCode, String)> {
+        let facts = (live.facts)();
+        let room = facts.connections_max.saturating_sub(facts.connections).saturating_sub(DESCRIPTORS_LEFT);
+        // The holding process has the same limit as this one.
+        let room = room.min(facts.open_files_limit.saturating_sub(DESCRIPTORS_LEFT));
+        if connections as u64 > room {
+            let text = format!("There is room for {room} more connections here; the open-file limit binds.");
+            return Err((StatusCode::CONFLICT, text));
+        }
+        let before = Baseline::of(&facts);
+        self.crowd.call(live.site.address, &live.site.cable_path, connections).map_err(|error| {
+            let status = match error {
+                CrowdError::Size => StatusCode::UNPROCESSABLE_ENTITY,
+                CrowdError::Taken => StatusCode::CONFLICT,
+                CrowdError::Start(_) => StatusCode::SERVICE_UNAVAILABLE,
+            };
+            (status, error.to_string())
+        })?;
+        if facts.connections < facts::CONNECTIONS_MIN {
+            *self.baseline() = Some(before);
+        }
+        Ok(())
+    }
+}
+
+/// The answer to a request for something of the demo's; `None` for other paths.
+fn answer(stage: &Stage, request: &Parts) -> Option<ExtraAnswer> {
+    let path = request.uri.path();
+    let allowed: &[Method] = match path {
+        "/" | "/demo/facts" => &[Method::GET, Method::HEAD],
+        "/demo/crowd" => &[Method::POST, Method::DELETE],
+        _ => return None,
+    };
+    let reply = if !allowed.contains(&request.method) {
+        let allowed = allowed.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
+        let mut reply = refused(StatusCode::METHOD_NOT_ALLOWED, &format!("Allowed: {allowed}."));
+        // Made of method names, so it is one.
+        reply.headers_mut().extend(HeaderValue::from_str(&allowed).ok().map(|allowed| (header::ALLOW, allowed)));
+        reply
+    } else if path == "/" {
+        let mut reply = reply(StatusCode::OK, HTML, PAGE);
+        reply.headers_mut().insert(header::CONTENT_SECURITY_POLICY, PAGE_POLICY);
+        reply
+    } else if let Some(live) = stage.live.get() {
+        match (path, &request.method) {
+            ("/demo/facts", _) => reply(StatusCode::OK, JSON, stage.told(live)),
+            _ if !is_own_page(request) => refused(StatusCode::FORBIDDEN, "Only the demo page may do this."),
+            (_, &Method::DELETE) => {
+                stage.crowd.release();
+                reply(StatusCode::ACCEPTED, JSON, stage.told(live))
+            }
+            _ => match connections(request).ok_or(CrowdError::Size) {
+                Ok(connections) => match stage.call_crowd(live, connections) {
+                    Ok(()) => reply(StatusCode::ACCEPTED, JSON, stage.told(live)),
+                    Err((status, text)) => refused(status, &text),
+                },
+                Err(error) => refused(StatusCode::UNPROCESSABLE_ENTITY, &error.to_string()),
+            },
+        }
+    } else {
+        refused(StatusCode::SERVICE_UNAVAILABLE, "The demo is starting.")
+    };
+    Some(Box::pin(ready(reply)))
+}
+
+/// `?connections=N`
+fn connections(request: &Parts) -> Option<usize> {
+    let mut pairs = request.uri.query()?.split('&');
+    pairs.find_map(|pair| pair.strip_prefix("connections="))?.parse().ok()
+}
+
+/// Whether the request is not from a page of another site. Browsers put an `Origin` on every POST and DELETE; what
+/// has none is no browser, and may do what anybody on this machine may do.
+fn is_own_page(request: &Parts) -> bool {
+    let Some(origin) = request.headers.get(header::ORIGIN) else {
+        return true;
+    };
+    let host = request.headers.get(header::HOST).map(HeaderValue::as_bytes);
+    let origin = origin.as_bytes();
+    host.is_some() && [&b"http://"[..], b"https://"].iter().any(|scheme| origin.strip_prefix(*scheme) == host)
+}
+
+type Reply = Response<Full<Bytes>>;
+
+fn reply(status: StatusCode, kind: HeaderValue, body: impl Into<Bytes>) -> Reply {
+    const NO_SNIFFING: (HeaderName, HeaderValue) =
+        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    const NO_STORE: (HeaderName, HeaderValue) = (header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    let mut reply = Response::new(Full::new(body.into()));
+    *reply.status_mut() = status;
+    reply.headers_mut().extend([(header::CONTENT_TYPE, kind), NO_SNIFFING, NO_STORE]);
+    reply
+}
+
+fn refused(status: StatusCode, why: &str) -> Reply {
+    reply(status, JSON, json!({ "error": why }).to_string())
+}
+
+#[cfg(test)]
+mod tests;
