@@ -1,1 +1,109 @@
-fn main() {}
+//! What a person runs in this repository: `cargo xtask test`, `cargo xtask bench`, `cargo xtask simulate`.
+//!
+//! It depends on nothing but the standard library, so that `cargo xtask` starts at once on a fresh machine, before any of
+//! the tools it looks for is there. Every command it runs is printed first: nothing here is a secret ceremony.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a command-line tool measures its own steps; there is no clock to pass in"
+)]
+
+mod command;
+mod machine;
+mod steps;
+mod summary;
+mod tuning;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+cargo xtask COMMAND
+
+  test [--no-install] [--list] [FILTER...]
+                         run every test there is, or the steps whose names contain a FILTER;
+                         installs what is missing, or with --no-install only says what is and fails
+  bench [ARGS...]        build the server and the load test in release, then `cableway-loadtest bench ARGS`
+  simulate [ARGS...]     run whole shards in the deterministic simulator, in release
+                         (`--seeds N` seeds, `--seed S` to replay one)
+";
+
+/// Where things are: the repository and the one target directory that every step shares.
+pub struct Places {
+    root: PathBuf,
+    target: PathBuf,
+}
+
+impl Places {
+    fn find() -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace").to_path_buf();
+        let target = match std::env::var_os("CARGO_TARGET_DIR") {
+            Some(dir) => std::path::absolute(dir).unwrap_or_else(|_| root.join("target")),
+            None => root.join("target"),
+        };
+        Self { root, target }
+    }
+}
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let places = Places::find();
+    let rest = |args: &mut dyn Iterator<Item = String>| args.collect::<Vec<_>>();
+    match args.next().as_deref() {
+        Some("test") => test(&places, rest(&mut args)),
+        Some("bench") => bench(&places, &rest(&mut args)),
+        Some("simulate") => simulate(&places, &rest(&mut args)),
+        Some("help" | "--help" | "-h") => {
+            print!("{USAGE}");
+            ExitCode::SUCCESS
+        }
+        _ => {
+            eprint!("{USAGE}");
+            ExitCode::from(64) // EX_USAGE
+        }
+    }
+}
+
+fn test(places: &Places, args: Vec<String>) -> ExitCode {
+    let mut install = true;
+    let mut filters = Vec::new();
+    for arg in args {
+        match arg.as_str() {
+            "--no-install" => install = false,
+            "--list" => {
+                for step in steps::ALL {
+                    println!("{:<10} {}", step.name, step.what);
+                }
+                return ExitCode::SUCCESS;
+            }
+            flag if flag.starts_with('-') => {
+                eprint!("unknown option {flag}\n\n{USAGE}");
+                return ExitCode::from(64);
+            }
+            _ => filters.push(arg),
+        }
+    }
+    steps::run(places, install, &filters)
+}
+
+fn bench(places: &Places, args: &[String]) -> ExitCode {
+    let built = command::cargo(places)
+        .args(["build", "--release", "--package", "cableway", "--bin", "cableway"])
+        .args(["--package", "cableway-loadtest"])
+        .passes();
+    if !built {
+        return ExitCode::FAILURE;
+    }
+    let release = places.target.join("release");
+    let passed = command::Command::new(release.join("cableway-loadtest"), places)
+        .arg("bench")
+        .arg("--server")
+        .arg(release.join("cableway"))
+        .args(args)
+        .passes();
+    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn simulate(places: &Places, args: &[String]) -> ExitCode {
+    let passed = command::cargo(places).args(["run", "--release", "--package", "simulate", "--"]).args(args).passes();
+    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,123 @@
+//! What the steps need of the machine: programs, the Debian packages that hold them, and the npm packages of the client
+//! tests. Everything that is missing is either installed, and said so, or only named.
+
+use crate::Places;
+use crate::command::Command;
+use std::path::Path;
+
+/// Something a step cannot do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// A program in the path, and the Debian package that holds it.
+    Program { program: &'static str, package: &'static str },
+    /// Node.js, new enough for the client libraries.
+    Node,
+    /// The npm packages of `tests/clients`, exactly as its lock file says.
+    ClientPackages,
+    /// A component of the Rust toolchain.
+    RustComponent(&'static str),
+    /// A cargo subcommand from the crate registry.
+    CargoTool(&'static str),
+}
+
+pub const NPM: Need = Need::Program { program: "npm", package: "npm" };
+pub const CHROMIUM: Need = Need::Program { program: "chromium", package: "chromium" };
+pub const SYSTEMD: Need = Need::Program { program: "systemd-analyze", package: "systemd" };
+
+/// The oldest major version of Node.js that every package in the lock file takes.
+const NODE_MAJOR_MIN: u32 = 20;
+
+impl Need {
+    /// None when it is there, else what is wrong.
+    pub fn missing(self, places: &Places) -> Option<String> {
+        match self {
+            Need::Program { program, package } => {
+                (!in_path(program)).then(|| format!("{program} (Debian package {package})"))
+            }
+            Need::Node => match node_major(places) {
+                Some(major) if major >= NODE_MAJOR_MIN => None,
+                Some(major) => Some(format!("Node.js {NODE_MAJOR_MIN} or newer (found {major})")),
+                None => Some(format!("Node.js {NODE_MAJOR_MIN} or newer (Debian package nodejs)")),
+            },
+            Need::ClientPackages => (!client_packages_current(&places.root.join("tests/clients")))
+                .then(|| "npm packages of tests/clients (npm ci)".to_owned()),
+            Need::RustComponent(component) => {
+                let found = Command::new(format!("cargo-{component}"), places).arg("--version").output().is_some();
+                (!found).then(|| format!("the {component} component of the Rust toolchain"))
+            }
+            Need::CargoTool(tool) => {
+                cargo_tool(places, tool).is_none().then(|| format!("{tool} (cargo install {tool})"))
+            }
+        }
+    }
+
+    fn debian_package(self) -> Option<&'static str> {
+        match self {
+            Need::Program { package, .. } => Some(package),
+            Need::Node => Some("nodejs"),
+            _ => None,
+        }
+    }
+}
+
+/// Installs what is missing of `needs`: Debian packages first, in one go, since npm comes from there.
+pub fn install(places: &Places, needs: &[Need]) {
+    let missing: Vec<Need> = needs.iter().copied().filter(|need| need.missing(places).is_some()).collect();
+    let packages: Vec<&str> = missing.iter().filter_map(|need| need.debian_package()).collect();
+    if !packages.is_empty() {
+        println!("installing Debian packages: {}", packages.join(" "));
+        debian(places, &["update"]);
+        debian(places, &[&["install", "--yes", "--no-install-recommends"], packages.as_slice()].concat());
+    }
+    for need in missing {
+        match need {
+            Need::ClientPackages => {
+                println!("installing the npm packages of tests/clients by their lock file");
+                Command::new("npm", places).arg("ci").within(places.root.join("tests/clients")).passes();
+            }
+            Need::RustComponent(component) => {
+                println!("adding {component} to the Rust toolchain");
+                Command::new("rustup", places).args(["component", "add", component]).passes();
+            }
+            Need::CargoTool(tool) => {
+                println!("building {tool}; this is done once and takes a few minutes");
+                crate::command::cargo(places)
+                    .args(["install", "--locked", "--debug", tool, "--root"])
+                    .arg(places.target.join("tools"))
+                    .passes();
+            }
+            Need::Program { .. } | Need::Node => {}
+        }
+    }
+}
+
+fn debian(places: &Places, args: &[&str]) {
+    let root = Command::new("id", places).arg("-u").output().is_some_and(|id| id.trim() == "0");
+    let command = if root { Command::new("apt-get", places) } else { Command::new("sudo", places).arg("apt-get") };
+    command.env("DEBIAN_FRONTEND", "noninteractive").args(args).passes();
+}
+
+fn in_path(program: &str) -> bool {
+    std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
+}
+
+fn node_major(places: &Places) -> Option<u32> {
+    let version = Command::new("node", places).arg("--version").output()?;
+    version.trim().strip_prefix('v')?.split('.').next()?.parse().ok()
+}
+
+/// npm leaves a copy of the lock file inside `node_modules`; older than ours means that ours has changed since.
+fn client_packages_current(project: &Path) -> bool {
+    let modified = |path: &Path| path.metadata().and_then(|meta| meta.modified()).ok();
+    let installed = modified(&project.join("node_modules/.package-lock.json"));
+    installed.is_some() && installed >= modified(&project.join("package-lock.json"))
+}
+
+/// The program of a cargo subcommand, from the path or from where `install` puts it.
+pub fn cargo_tool(places: &Places, tool: &str) -> Option<std::path::PathBuf> {
+    let ours = places.target.join("tools/bin").join(tool);
+    if ours.is_file() {
+        return Some(ours);
+    }
+    in_path(tool).then(|| tool.into())
+}

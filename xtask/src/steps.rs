@@ -1,0 +1,218 @@
+//! The steps of `cargo xtask test`: what each runs and what it needs. Order: the quick ones first, so that a typing mistake
+//! shows in seconds.
+
+use crate::Places;
+use crate::command::{Command, cargo};
+use crate::machine::{self, CHROMIUM, NPM, Need, SYSTEMD};
+use crate::summary::{self, Line, Outcome};
+use crate::tuning;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Seeds of the simulator in a test run: enough to catch what a change broke, few enough to take seconds. `cargo xtask
+/// simulate --seeds N` goes further.
+const SEEDS: &str = "200";
+
+pub struct Step {
+    pub name: &'static str,
+    pub what: &'static str,
+    needs: &'static [Need],
+    run: fn(&Places) -> Outcome,
+}
+
+pub const ALL: &[Step] = &[
+    Step { name: "fmt", what: "the code is formatted", needs: &[Need::RustComponent("fmt")], run: fmt },
+    Step { name: "sysctl", what: "the kernel settings are well-formed, known and explained", needs: &[], run: sysctl },
+    Step {
+        name: "deny",
+        what: "licences, sources and bans of all dependencies",
+        needs: &[Need::CargoTool("cargo-deny")],
+        run: deny,
+    },
+    Step { name: "clippy", what: "no lint fires", needs: &[Need::RustComponent("clippy")], run: clippy },
+    Step { name: "rust", what: "all tests that need only Rust", needs: &[], run: rust },
+    Step { name: "doc", what: "the documentation builds, every link leads somewhere", needs: &[], run: doc },
+    Step { name: "simulate", what: "whole shards in the deterministic simulator", needs: &[], run: simulate },
+    Step { name: "systemd", what: "the units are clean under systemd-analyze verify", needs: &[SYSTEMD], run: systemd },
+    Step {
+        name: "clients",
+        what: "JavaScript clients and app servers against the real binary",
+        needs: &[Need::Node, NPM, Need::ClientPackages],
+        run: clients,
+    },
+    Step {
+        name: "demo",
+        what: "two browser tabs chat through the demo, in headless Chromium",
+        needs: &[Need::Node, NPM, Need::ClientPackages, CHROMIUM],
+        run: demo,
+    },
+    Step { name: "smoke", what: "the load test's scenarios in small, against the real binary", needs: &[], run: smoke },
+];
+
+/// Runs the steps whose names contain one of `filters` (all without any), and sums up.
+pub fn run(places: &Places, install: bool, filters: &[String]) -> ExitCode {
+    let chosen: Vec<&Step> = ALL
+        .iter()
+        .filter(|step| filters.is_empty() || filters.iter().any(|filter| step.name.contains(filter.as_str())))
+        .collect();
+    if chosen.is_empty() {
+        eprintln!("no step is called like {filters:?}; `cargo xtask test --list` shows them");
+        return ExitCode::from(64);
+    }
+
+    let mut needs: Vec<Need> = Vec::new();
+    for need in chosen.iter().flat_map(|step| step.needs) {
+        if !needs.contains(need) {
+            needs.push(*need);
+        }
+    }
+    if install {
+        machine::install(places, &needs);
+    }
+    let missing: Vec<(Need, String)> =
+        needs.iter().filter_map(|need| need.missing(places).map(|what| (*need, what))).collect();
+    for (_, what) in &missing {
+        println!("missing: {what}");
+    }
+    if !install && !missing.is_empty() {
+        println!("\nnothing was installed or run (--no-install)\n\n0 passed, {} failed", missing.len());
+        return ExitCode::FAILURE;
+    }
+
+    let mut lines = Vec::new();
+    for step in chosen {
+        println!("\n=== {}: {}", step.name, step.what);
+        let started = Instant::now();
+        let lacking: Vec<&str> =
+            missing.iter().filter(|(need, _)| step.needs.contains(need)).map(|(_, what)| what.as_str()).collect();
+        let outcome = match lacking.is_empty() {
+            true => (step.run)(places),
+            false => Outcome::Impossible(format!("missing {}", lacking.join(", "))),
+        };
+        lines.push(Line { step: step.name, took: started.elapsed(), outcome });
+    }
+    if summary::print(&lines) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn fmt(places: &Places) -> Outcome {
+    Outcome::of(cargo(places).args(["fmt", "--all", "--check"]).passes())
+}
+
+fn clippy(places: &Places) -> Outcome {
+    Outcome::of(cargo(places).args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]).passes())
+}
+
+fn doc(places: &Places) -> Outcome {
+    let doc = cargo(places).args(["doc", "--workspace", "--no-deps", "--document-private-items"]);
+    Outcome::of(doc.env("RUSTDOCFLAGS", "-D warnings").passes())
+}
+
+fn rust(places: &Places) -> Outcome {
+    let (passed, count) = cargo(places).args(["test", "--workspace", "--no-fail-fast"]).counts();
+    Outcome::Ran { passed, count }
+}
+
+fn deny(places: &Places) -> Outcome {
+    let Some(tool) = machine::cargo_tool(places, "cargo-deny") else {
+        return Outcome::Impossible("cargo-deny is not there".to_owned());
+    };
+    // Advisories are left out: their database comes from a host that a test machine may not reach, and a test must not
+    // turn red on its own. `cargo deny check advisories` is for a person with a network.
+    Outcome::of(Command::new(tool, places).args(["--offline", "check", "licenses", "bans", "sources"]).passes())
+}
+
+fn simulate(places: &Places) -> Outcome {
+    Outcome::of(cargo(places).args(["run", "--package", "simulate", "--", "--seeds", SEEDS]).passes())
+}
+
+fn sysctl(places: &Places) -> Outcome {
+    let files = tuning::files(&places.root.join("deploy/sysctl.d"), "conf");
+    if files.is_empty() {
+        return Outcome::Impossible("deploy/sysctl.d holds no file".to_owned());
+    }
+    let mut clean = true;
+    for file in files {
+        match std::fs::read_to_string(&file) {
+            Ok(text) => {
+                for fault in tuning::sysctl_faults(&text, tuning::kernel_knows) {
+                    println!("{}: {fault}", file.display());
+                    clean = false;
+                }
+            }
+            Err(error) => return Outcome::Impossible(format!("{}: {error}", file.display())),
+        }
+    }
+    Outcome::of(clean)
+}
+
+/// The server as the client tests use it: a debug build, whose overflow checks and assertions are part of the test.
+fn server(places: &Places) -> Result<PathBuf, Outcome> {
+    let built = cargo(places).args(["build", "--package", "cableway", "--bin", "cableway"]).passes();
+    let binary = places.target.join("debug/cableway");
+    if built { Ok(binary) } else { Err(Outcome::Impossible("the server does not build".to_owned())) }
+}
+
+fn systemd(places: &Places) -> Outcome {
+    let binary = match server(places) {
+        Ok(binary) => binary,
+        Err(outcome) => return outcome,
+    };
+    let units = tuning::files(&places.root.join("deploy/systemd"), "service");
+    if units.is_empty() {
+        return Outcome::Impossible("deploy/systemd holds no unit".to_owned());
+    }
+    let folder = places.target.join("systemd-units");
+    let mut copies = Vec::new();
+    for unit in units {
+        let copy = folder.join(unit.file_name().unwrap_or_default());
+        let written = std::fs::create_dir_all(&folder)
+            .and_then(|()| std::fs::read_to_string(&unit))
+            .and_then(|text| std::fs::write(&copy, tuning::unit_with_program(&text, &binary)));
+        if let Err(error) = written {
+            return Outcome::Impossible(format!("{}: {error}", unit.display()));
+        }
+        copies.push(copy);
+    }
+    let verify = Command::new("systemd-analyze", places).args(["verify", "--man=no", "--recursive-errors=no"]);
+    Outcome::of(verify.args(copies).passes())
+}
+
+fn node(places: &Places, files: Vec<PathBuf>) -> Outcome {
+    let binary = match server(places) {
+        Ok(binary) => binary,
+        Err(outcome) => return outcome,
+    };
+    if files.is_empty() {
+        return Outcome::Impossible("no test files found".to_owned());
+    }
+    let (passed, count) = Command::new("node", places)
+        .args(["--test", "--test-reporter=spec"])
+        .args(files)
+        .within(places.root.join("tests/clients"))
+        .env("CABLEWAY_BIN", binary)
+        .env("CLIENT_TEST_ARTIFACTS", places.target.join("client-tests"))
+        .counts();
+    Outcome::Ran { passed, count }
+}
+
+const DEMO_TEST: &str = "demo.test.mjs";
+
+fn clients(places: &Places) -> Outcome {
+    let mut files = tuning::files(&places.root.join("tests/clients"), "mjs");
+    files.retain(|file| !file.ends_with(DEMO_TEST) && file.to_string_lossy().ends_with(".test.mjs"));
+    node(places, files)
+}
+
+fn demo(places: &Places) -> Outcome {
+    node(places, vec![places.root.join("tests/clients").join(DEMO_TEST)])
+}
+
+fn smoke(places: &Places) -> Outcome {
+    let binary = match server(places) {
+        Ok(binary) => binary,
+        Err(outcome) => return outcome,
+    };
+    let smoke = cargo(places).args(["run", "--package", "cableway-loadtest", "--", "bench", "--smoke", "--server"]);
+    Outcome::of(smoke.arg(binary).passes())
+}
