@@ -119,7 +119,11 @@ fn deny(places: &Places) -> Outcome {
     };
     // Advisories are left out: their database comes from a host that a test machine may not reach, and a test must not
     // turn red on its own. `cargo deny check advisories` is for a person with a network.
-    Outcome::of(Command::new(tool, places).args(["--offline", "check", "licenses", "bans", "sources"]).passes())
+    Outcome::of(
+        Command::new(tool, places)
+            .args(["--offline", "check", "--hide-inclusion-graph", "licenses", "bans", "sources"])
+            .passes(),
+    )
 }
 
 fn simulate(places: &Places) -> Outcome {
@@ -187,7 +191,8 @@ fn node(places: &Places, files: Vec<PathBuf>) -> Outcome {
         return Outcome::Impossible("no test files found".to_owned());
     }
     let (passed, count) = Command::new("node", places)
-        .args(["--test", "--test-reporter=spec"])
+        // A client library that still tries to reconnect must not keep a finished file alive.
+        .args(["--test", "--test-force-exit", "--test-reporter=spec"])
         .args(files)
         .within(places.root.join("tests/clients"))
         .env("CABLEWAY_BIN", binary)

@@ -2,12 +2,16 @@
 
 import { spawn } from 'node:child_process';
 import { createInterface } from 'node:readline';
+import { after } from 'node:test';
 import { Inbox, within } from './deadline.mjs';
 
 const running = new Set();
-process.once('exit', () => {
+const end = () => {
   for (const child of running) child.kill('SIGKILL');
-});
+};
+// A test that fails leaves its servers behind: end them when the file's tests are over, and whatever else happens.
+after(end);
+process.once('exit', end);
 
 export class Child {
   constructor(name, command, args, { env = process.env, cwd } = {}) {

@@ -42,8 +42,8 @@ export function tapped({ headers = {} } = {}) {
   };
 
   class TappedWebSocket extends WebSocket {
-    constructor(url, protocols) {
-      super(url, protocols, { headers });
+    constructor(url, protocols, options = {}) {
+      super(url, protocols, { ...options, headers: { ...headers, ...options.headers } });
       record.socket = this;
       this.on('close', (code, reason) => {
         record.closes.push({ code, reason: reason.toString() });
