@@ -1,0 +1,128 @@
+// The demo as a person meets it: one command, one URL, two browser tabs that talk to each other. Headless Chromium, on a
+// desktop and on a phone; the screenshots are kept for a look.
+
+import assert from 'node:assert/strict';
+import { mkdirSync, mkdtempSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, describe, test } from 'node:test';
+import { chromium } from 'playwright-core';
+import { Child } from './harness/child.mjs';
+import { DEADLINE_MS, within } from './harness/deadline.mjs';
+
+const ARTIFACTS = process.env.CLIENT_TEST_ARTIFACTS ?? mkdtempSync(join(tmpdir(), 'cableway-demo-'));
+const DESKTOP = { viewport: { width: 1280, height: 800 } };
+const PHONE = { viewport: { width: 390, height: 844 }, isMobile: true, hasTouch: true, deviceScaleFactor: 2 };
+
+// Everything that would make the browser look for hosts of its own is off: a test machine may have no network.
+const QUIET = [
+  '--no-sandbox',
+  '--disable-gpu',
+  '--disable-quic',
+  '--no-first-run',
+  '--disable-background-networking',
+  '--disable-component-update',
+  '--disable-sync',
+];
+
+describe('the demo page', () => {
+  let demo;
+  let url;
+  let browser;
+  const pages = [];
+
+  before(async () => {
+    assert.ok(process.env.CABLEWAY_BIN, 'CABLEWAY_BIN must name the cableway binary under test');
+    mkdirSync(ARTIFACTS, { recursive: true });
+    demo = new Child('cableway demo', process.env.CABLEWAY_BIN, ['demo', '--port', '0']);
+    url = await demo.line('its URL', (line) => /https?:\/\/[^\s"']+/.exec(line)?.[0]);
+    const executablePath = process.env.CHROMIUM_BIN ?? '/usr/bin/chromium';
+    browser = await chromium.launch({ executablePath, headless: true, args: QUIET });
+  });
+  after(async () => {
+    await browser?.close();
+    if (demo) await demo.stop('SIGKILL');
+  });
+
+  const open = async (options) => {
+    const context = await browser.newContext(options);
+    const page = await context.newPage();
+    page.setDefaultTimeout(DEADLINE_MS);
+    page.faults = [];
+    page.on('pageerror', (error) => page.faults.push(String(error)));
+    page.on('console', (message) => message.type() === 'error' && page.faults.push(message.text()));
+    await page.goto(url);
+    await page.getByTestId('status').filter({ hasText: /^\s*connected\s*$/i }).waitFor();
+    pages.push(page);
+    return page;
+  };
+  const say = async (page, name, text) => {
+    const field = page.getByTestId('name-input');
+    // A page may ask for the name once, and hide the field from then on.
+    if (await field.isVisible()) await field.fill(name);
+    await page.getByTestId('message-input').fill(text);
+    await page.getByTestId('send-button').click();
+  };
+  const sees = (page, text) => page.getByTestId('messages').getByText(text, { exact: false }).first().waitFor();
+  const number = async (page, id) => Number((await page.getByTestId(id).textContent()).replace(/[^0-9.]/g, ''));
+  /** Waits until a live fact is as it should be; the page refreshes it by itself. */
+  const fact = (page, id, what, holds) =>
+    within(
+      `${id} ${what}`,
+      (async () => {
+        while (!holds(await number(page, id))) {
+          const before = await page.getByTestId(id).textContent();
+          await page.waitForFunction(([id, before]) => document.querySelector(`[data-testid="${id}"]`).textContent !== before, [id, before]);
+        }
+      })(),
+    );
+
+  let desktop;
+  let phone;
+
+  test('two tabs, on a desktop and on a phone, chat with each other', async () => {
+    desktop = await open(DESKTOP);
+    phone = await open(PHONE);
+    await say(desktop, 'Ann', 'hello from the desk');
+    await sees(phone, 'hello from the desk');
+    await sees(desktop, 'hello from the desk');
+    await say(phone, 'Ben', 'and from the road');
+    await sees(desktop, 'and from the road');
+    await sees(desktop, 'Ben');
+    await sees(phone, 'Ann');
+  });
+
+  test('what people write is shown as text and never run', async () => {
+    await say(desktop, 'Ann', '<img src=x onerror="window.broken = true"><b>bold</b>');
+    await sees(phone, '<b>bold</b>');
+    for (const page of [desktop, phone]) assert.equal(await page.evaluate(() => window.broken), undefined);
+  });
+
+  test('live facts are shown and move with the connections', async () => {
+    await fact(desktop, 'fact-connections', 'counts both tabs', (connections) => connections === 2);
+    assert.ok((await number(desktop, 'fact-files')) >= 256);
+    assert.ok((await number(desktop, 'fact-shards')) >= 1);
+    assert.match(await desktop.getByTestId('fact-bytes').textContent(), /\d/);
+    const third = await open(DESKTOP);
+    await fact(desktop, 'fact-connections', 'counts the third tab', (connections) => connections === 3);
+    await third.close();
+    await fact(desktop, 'fact-connections', 'counts the tab that left', (connections) => connections === 2);
+  });
+
+  test('nothing is cut off sideways, and the message field is in reach', async () => {
+    for (const page of [desktop, phone]) {
+      const [content, width] = await page.evaluate(() => [document.documentElement.scrollWidth, window.innerWidth]);
+      assert.ok(content <= width, `content is ${content} px wide in a window of ${width}`);
+      await page.getByTestId('message-input').scrollIntoViewIfNeeded();
+      const box = await page.getByTestId('send-button').boundingBox();
+      assert.ok(box.height >= 32, `the send button is ${box.height} px high`);
+    }
+  });
+
+  test('screenshots are taken, and no page reported an error', async () => {
+    await desktop.screenshot({ path: join(ARTIFACTS, 'demo-desktop.png') });
+    await phone.screenshot({ path: join(ARTIFACTS, 'demo-phone.png') });
+    console.log(`screenshots in ${ARTIFACTS}`);
+    for (const page of pages) assert.deepEqual(page.faults, []);
+  });
+});
