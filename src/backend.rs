@@ -1,1 +1,251 @@
 //! The app servers and the calls to them.
+//!
+//! Shards submit a [`Call`] and go on; the [`Answer`] comes through a callback. Between the two stand, in order: a
+//! bounded queue with a fixed number of calls running ([`dispatch`]), one call's deadline and retries ([`attempt`]),
+//! and a transport, gRPC or HTTP. Disconnect calls, for whose answers nobody waits, have a queue of their own in
+//! front ([`disconnect`]). Nothing here knows sessions, shards or sockets of clients.
+//!
+//! The contracts are `contracts/rpc-grpc.md` and `contracts/rpc-http.md`.
+
+mod attempt;
+mod disconnect;
+mod dispatch;
+pub mod grpc;
+mod http;
+mod metrics;
+mod settings;
+mod state_json;
+mod tls;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+
+use self::attempt::Limits;
+use self::disconnect::Disconnector;
+use self::dispatch::{Bounds, Dispatch};
+pub use self::metrics::BackendMetrics;
+pub use self::settings::{GrpcTarget, HostPort, Settings, Target, TlsSettings};
+use crate::model::{Answer, Call, CallError, Request, SlotKey};
+
+/// Takes answers. Runs on the thread that drives the calls, so it must not wait: put the answer into the shard's inbox
+/// and return.
+pub type Answers = Arc<dyn Fn(Answer) + Send + Sync>;
+
+/// How long [`Backend::ready`] waits for a connection that is being made.
+const READY_WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// The backend cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// `rpc_host` has none of the known forms.
+    #[error("not an RPC target: {0:?} (host:port, dns:///host:port, grpc-list://a:1,b:2, http:// or https:// URL)")]
+    Target(String),
+    /// Certificates cannot be read.
+    #[error("TLS of the RPC client: {0}")]
+    Tls(String),
+    /// The secret of HTTP RPC is no header value.
+    #[error("the HTTP RPC secret has characters that cannot be in a header")]
+    Secret,
+}
+
+/// What became of Disconnect calls, counted from the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DrainReport {
+    /// Handled by the app.
+    pub sent: u64,
+    /// Refused by the app, or lost on the way.
+    pub failed: u64,
+    /// Still waiting or running when the deadline passed.
+    pub left: usize,
+}
+
+/// Makes calls to the app.
+///
+/// [`submit`](Backend::submit), [`cancel`](Backend::cancel) and [`disconnect`](Backend::disconnect) are for shards:
+/// they never wait and need no runtime. [`drain`](Backend::drain) and [`ready`](Backend::ready) are for async code.
+/// Dropping it gives up whatever still runs.
+pub struct Backend {
+    lanes: Option<Lanes>,
+    metrics: Arc<BackendMetrics>,
+    description: String,
+    runtime: Handle,
+}
+
+struct Lanes {
+    disconnector: Disconnector,
+    dispatch: Arc<Dispatch>,
+    probe: Probe,
+}
+
+/// What readiness asks.
+enum Probe {
+    Grpc(Arc<grpc::Grpc>),
+    Http(Arc<http::Http>),
+}
+
+impl Backend {
+    /// Starts the backend on `runtime`. Connects to nothing: that is left to the first call.
+    ///
+    /// # Errors
+    ///
+    /// Settings that cannot work: see [`BackendError`].
+    pub fn start(settings: Settings, runtime: &Handle, answers: Answers) -> Result<Backend, BackendError> {
+        let metrics = Arc::new(BackendMetrics::default());
+        let description = describe(&settings);
+        let lanes = match &settings.target {
+            Target::None => None,
+            Target::Grpc(target) => {
+                let grpc = Arc::new(grpc::Grpc::new(target, &settings, runtime.clone(), metrics.clone())?);
+                Some(Lanes::new(&settings, runtime, grpc.clone(), Probe::Grpc(grpc), &metrics, answers))
+            }
+            Target::Http(url) => {
+                let http = Arc::new(http::Http::new(url, &settings)?);
+                Some(Lanes::new(&settings, runtime, http.clone(), Probe::Http(http), &metrics, answers))
+            }
+        };
+        Ok(Backend { lanes, metrics, description, runtime: runtime.clone() })
+    }
+
+    /// Queues a Connect or Command call. Its answer comes later, unless the call is canceled.
+    ///
+    /// # Errors
+    ///
+    /// `Overloaded` when the queue is full, `NoBackend` when there is no app. Then no answer will come.
+    pub fn submit(&self, call: Call) -> Result<(), CallError> {
+        let lanes = self.lanes.as_ref().ok_or(CallError::NoBackend)?;
+        debug_assert!(
+            !matches!(call.request, Request::Disconnect { .. }),
+            "Disconnect calls have a queue of their own"
+        );
+        lanes.dispatch.submit(call)
+    }
+
+    /// This server has closed the session: its call, waiting or running, is given up at once and no answer will come.
+    /// Disconnect calls are not touched. Without such a call nothing happens.
+    pub fn cancel(&self, key: SlotKey) {
+        if let Some(lanes) = &self.lanes {
+            lanes.dispatch.cancel(key);
+        }
+    }
+
+    /// Queues a Disconnect call. Without an app there is nobody to tell, and the call is forgotten.
+    ///
+    /// # Errors
+    ///
+    /// The call itself when the queue is full. It has been counted as dropped; the caller lets go of it.
+    #[expect(clippy::result_large_err, reason = "the caller's own call, handed back and not boxed on the way in")]
+    pub fn disconnect(&self, call: Call) -> Result<(), Call> {
+        self.lanes.as_ref().map_or(Ok(()), |lanes| lanes.disconnector.push(call))
+    }
+
+    /// Shutdown begins: from now on Disconnect calls are sent as fast as the app takes them, 16 at a time.
+    pub fn begin_drain(&self) {
+        if let Some(lanes) = &self.lanes {
+            lanes.disconnector.begin_drain(&self.runtime);
+        }
+    }
+
+    /// Does what [`begin_drain`](Backend::begin_drain) does, and waits until all Disconnect calls have ended or the
+    /// deadline has passed.
+    pub async fn drain(&self, deadline: Instant) -> DrainReport {
+        let Some(lanes) = &self.lanes else { return DrainReport { sent: 0, failed: 0, left: 0 } };
+        self.begin_drain();
+        lanes.disconnector.drained(deadline).await
+    }
+
+    /// Whether the app can be reached: gRPC has a connection or makes one, HTTP takes a TCP connection. Without an app
+    /// there is nothing to wait for. Takes at most a second.
+    ///
+    /// # Errors
+    ///
+    /// Why not, for `/ready`.
+    pub async fn ready(&self) -> Result<(), String> {
+        let Some(lanes) = &self.lanes else { return Ok(()) };
+        let asked = async {
+            match &lanes.probe {
+                Probe::Grpc(grpc) => grpc.ready().await,
+                Probe::Http(http) => http.ready().await,
+            }
+        };
+        tokio::time::timeout(READY_WAIT_MAX, asked).await.unwrap_or_else(|_| Err("no connection within 1 s".to_owned()))
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> &Arc<BackendMetrics> {
+        &self.metrics
+    }
+
+    /// One line for the boot log.
+    pub fn describe(&self) -> String {
+        self.description.clone()
+    }
+}
+
+impl Drop for Lanes {
+    fn drop(&mut self) {
+        // The workers of the disconnector hold it too, and may be waiting for a call that it runs.
+        self.dispatch.close();
+    }
+}
+
+impl Lanes {
+    fn new<T: attempt::Transport>(
+        settings: &Settings,
+        runtime: &Handle,
+        transport: Arc<T>,
+        probe: Probe,
+        metrics: &Arc<BackendMetrics>,
+        answers: Answers,
+    ) -> Lanes {
+        let bounds = Bounds {
+            // Nothing would ever run with none.
+            concurrency: settings.concurrency.max(1),
+            queue_max: settings.queue_max,
+            queue_wait_max: settings.queue_wait_max,
+        };
+        let limits = Limits {
+            request_timeout: match settings.target {
+                Target::Http(_) => Some(settings.request_timeout.unwrap_or(http::REQUEST_TIMEOUT)),
+                _ => settings.request_timeout,
+            },
+            command_timeout: settings.command_timeout,
+            send_bytes_max: settings.send_bytes_max,
+        };
+        let (dispatch, driver) = Dispatch::new(transport, bounds, limits, metrics.clone(), answers);
+        runtime.spawn(driver);
+        let dispatch = Arc::new(dispatch);
+        let (rate, backlog) = (settings.disconnect_rate, settings.disconnect_backlog);
+        let (disconnector, worker) = Disconnector::new(dispatch.clone(), rate, backlog, metrics.clone());
+        runtime.spawn(worker);
+        Lanes { disconnector, dispatch, probe }
+    }
+}
+
+fn describe(settings: &Settings) -> String {
+    let (kind, encrypted) = match &settings.target {
+        Target::None => return "none: sessions are decided without an app server".to_owned(),
+        Target::Grpc(_) => ("gRPC", grpc::encrypted(settings)),
+        Target::Http(url) => ("HTTP", url.scheme() == Some(&::http::uri::Scheme::HTTPS)),
+    };
+    let tls = match (encrypted, settings.tls.verify) {
+        (false, _) => "off",
+        (true, true) => "on",
+        (true, false) => "on, certificate not verified",
+    };
+    let (target, concurrency) = (&settings.target, settings.concurrency);
+    format!("{kind} {target}, protocol v1, concurrency {concurrency}, TLS {tls}")
+}
+
+/// The secret of HTTP RPC when none is configured: lower-case hex HMAC-SHA256 of `rpc-cable` under the app's secret
+/// (`contracts/rpc-http.md`).
+pub fn derive_http_secret(app_secret: &str) -> String {
+    // HMAC takes keys of every length.
+    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(app_secret.as_bytes()) else { return String::new() };
+    mac.update(b"rpc-cable");
+    mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,1 +1,15 @@
-//! Who is this client? Tokens and signed stream names; no call to the app.
+//! Who is this client, and what may it read? Tokens and signed stream names, without a call to the app
+//! (`contracts/jwt-and-signed-streams.md`).
+//!
+//! All of it is pure: the time is an argument, nothing is logged, nothing waits. Every comparison with a
+//! secret takes the same time for every wrong answer, and nothing is ever checked against an empty secret.
+
+mod jwt;
+mod router;
+mod secret;
+mod signed_stream;
+
+pub use jwt::Jwt;
+pub use router::{StreamRouter, StreamSettings};
+pub use secret::Secret;
+pub use signed_stream::sign_stream;

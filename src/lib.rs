@@ -9,11 +9,22 @@ pub mod model;
 
 // Floor 1: languages and the machine.
 pub mod config;
+pub mod identity;
+pub mod os;
 pub mod proto;
 pub mod telemetry;
 
 // Floor 2: decisions.
-pub mod identity;
+pub mod hub;
+pub mod session;
 
 // Floor 3: things that wait.
 pub mod backend;
+pub mod shard;
+
+// Floor 4: ordinary HTTP.
+pub mod front;
+
+// Floor 5: assembly.
+pub mod cli;
+pub mod node;

@@ -1,1 +1,7 @@
-fn main() {}
+//! The `cableway` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cableway::cli::run()
+}

@@ -4,17 +4,23 @@
 //! Plain data only. Nothing here knows a socket, a clock, a lock or a wire format; every other module may
 //! use this one and this one uses none of them.
 
+pub mod admission;
 pub mod close;
 pub mod env;
 pub mod key;
+pub mod name;
+pub mod now;
 pub mod publication;
 pub mod rpc;
 pub mod sid;
 pub mod state;
 
+pub use admission::{Routed, Verdict};
 pub use close::{CloseCause, DisconnectReason};
 pub use env::Env;
 pub use key::SlotKey;
+pub use name::{Name, Names};
+pub use now::Now;
 pub use publication::{Publication, RemoteDisconnect};
 pub use rpc::{Answer, Call, CallError, CommandKind, CommandReply, ConnectReply, Reply, Request, Status};
 pub use sid::Sid;

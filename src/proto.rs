@@ -5,4 +5,5 @@
 pub mod cable;
 pub mod frame;
 pub mod handshake;
+pub(crate) mod json;
 pub mod publication;

@@ -7,5 +7,5 @@
 mod families;
 mod metric;
 
-pub use families::{Collect, Families};
+pub use families::{Collect, Families, Value};
 pub use metric::{Counter, Gauge, Histogram};

@@ -65,6 +65,10 @@ causes! {
     HandshakeGone => "handshake_gone",
     /// Answered 503: `--max-conn` is reached.
     MaxConnections => "max_connections",
+    /// Answered 503: too many connections have not finished their request.
+    TooManyHandshakes => "too_many_handshakes",
+    /// Answered 503: this server is shutting down.
+    Draining => "draining",
     /// Answered 503: no descriptors are left.
     NoDescriptors => "no_descriptors",
     /// An ordinary HTTP request: handed to the HTTP server, which owns the socket from here on.

@@ -6,7 +6,7 @@ use super::state::StateChanges;
 use super::{Env, Sid, SlotKey, State};
 
 /// One call to the app on behalf of a session.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call {
     /// Where the answer goes.
     pub key: SlotKey,
@@ -17,7 +17,7 @@ pub struct Call {
 }
 
 /// What is asked of the app.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
     /// May this client connect, and who is it?
     Connect {
@@ -77,7 +77,7 @@ impl CommandKind {
 }
 
 /// What comes back for a [`Call`] that somebody waits for (all but Disconnect).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// The call's key.
     pub key: SlotKey,

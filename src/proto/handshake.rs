@@ -1,1 +1,133 @@
 //! The HTTP upgrade: a request head in, a 101 or a refusal out.
+//!
+//! Every rule by which a request becomes a WebSocket stands here and in the files below, and nowhere else
+//! (`contracts/action-cable.md` section 1, RFC 6455 section 4.2). Nothing here reads a socket: the door gives the bytes
+//! it has to [`parse_head`], the head to [`answer`], and writes what comes back. What follows the head in the same
+//! bytes is the client's first frames and is not looked at.
+
+mod head;
+mod origin;
+mod path;
+mod response;
+#[cfg(test)]
+mod tests;
+
+pub use head::{HEAD_BYTES_MAX, HEADERS_MAX, Head, Parsed, Slots, may_end, parse_head, slots};
+pub use origin::Origins;
+pub use path::{PathPattern, PathPatternError};
+pub use response::{Refusal, head_too_large, timed_out, unavailable};
+
+/// What this server upgrades, and for whom.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// Where Action Cable is spoken (`--path`).
+    pub cable_paths: Vec<PathPattern>,
+    /// Where every message is sent back (`--echo-path`); looked at after the cable paths.
+    pub echo_path: Option<PathPattern>,
+    /// Whose pages may connect (`--allowed_origins`).
+    pub allowed_origins: Origins,
+    /// The value of `X-AnyCable-Version` in a 101: visible ASCII, no line breaks.
+    pub version_header: String,
+}
+
+/// Where an upgrade leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// To an Action Cable session.
+    Cable,
+    /// To the echo that conformance suites are pointed at.
+    Echo,
+}
+
+/// What client and server agreed to speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subprotocol {
+    /// `actioncable-v1-json`
+    Base,
+    /// `actioncable-v1-ext-json`
+    Ext,
+}
+
+impl Subprotocol {
+    /// In the order in which they are preferred, whatever the client's order is.
+    pub const ALL: [Subprotocol; 2] = [Subprotocol::Base, Subprotocol::Ext];
+
+    /// The name in `Sec-WebSocket-Protocol`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Subprotocol::Base => "actioncable-v1-json",
+            Subprotocol::Ext => "actioncable-v1-ext-json",
+        }
+    }
+}
+
+/// What becomes of a request.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It is a WebSocket once `response` is written.
+    Upgrade {
+        /// Who serves it.
+        route: Route,
+        /// What both speak. `None`: nothing was offered that we know, and the session speaks the base protocol.
+        protocol: Option<Subprotocol>,
+        /// The 101, whole.
+        response: Vec<u8>,
+    },
+    /// It meant to be one on a path of ours, and may not.
+    Refuse(Refusal),
+    /// Its path is none of ours: the ordinary HTTP server answers.
+    NotOurs,
+}
+
+/// Decides on a request.
+///
+/// The order of the checks is part of the contract: a request with several faults gets the status of the first.
+pub fn answer(head: &Head<'_, '_>, rules: &Rules) -> Answer {
+    let path = head.path();
+    let route = if rules.cable_paths.iter().any(|pattern| pattern.matches(path)) {
+        Route::Cable
+    } else if rules.echo_path.as_ref().is_some_and(|pattern| pattern.matches(path)) {
+        Route::Echo
+    } else {
+        return Answer::NotOurs;
+    };
+    match check(head, rules) {
+        Ok(key) => {
+            let protocol = if route == Route::Cable { negotiate(head) } else { None };
+            Answer::Upgrade { route, protocol, response: response::switching(key, protocol, &rules.version_header) }
+        }
+        Err(status) => Answer::Refuse(response::refused(status)),
+    }
+}
+
+/// The key to answer, or the status that refuses.
+fn check<'b>(head: &Head<'_, 'b>, rules: &Rules) -> Result<&'b [u8], u16> {
+    if !head.host_is_sound() {
+        return Err(400);
+    }
+    if !head.lists("connection", "upgrade") || !head.lists("upgrade", "websocket") {
+        return Err(400);
+    }
+    if head.method() != "GET" {
+        return Err(405);
+    }
+    if !head.lists("sec-websocket-version", "13") {
+        return Err(400);
+    }
+    if !rules.allowed_origins.allow(head.header_bytes("origin")) {
+        return Err(403);
+    }
+    head.header_bytes("sec-websocket-key").filter(|key| is_key(key)).ok_or(400)
+}
+
+/// Whether this is base64 of 16 bytes (RFC 6455 section 4.2.1 item 5). The four bits that the 22nd digit has over are
+/// not looked at: some clients draw 22 random digits.
+fn is_key(key: &[u8]) -> bool {
+    let digit = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
+    matches!(key.split_at_checked(22), Some((digits, b"==")) if digits.iter().all(digit))
+}
+
+/// The first of ours that the client also offers.
+fn negotiate(head: &Head<'_, '_>) -> Option<Subprotocol> {
+    Subprotocol::ALL.into_iter().find(|ours| head.offered_protocols().any(|offered| offered == ours.name()))
+}

@@ -1,1 +1,235 @@
-//! What apps send us to deliver, as JSON.
+//! What apps send us to deliver, as JSON (`contracts/broadcast.md` section 1): a publication, a batch of them,
+//! or a remote command. The same text comes over HTTP and every other adapter.
+//!
+//! Differences from AnyCable, on purpose. The app's `data` is validated once and becomes the clients' `message`
+//! as it was written, so numbers, key order and `null` survive. A batch is all or nothing: one element that is
+//! no publication makes the whole batch invalid before anything of it is delivered. Positions (`offset`,
+//! `epoch`) are not taken from apps.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use crate::model::{Publication, RemoteDisconnect, Sid};
+use crate::proto::json::{self, Fields, Object, skip, text, text_of};
+
+/// How much of an unknown remote command's name is kept for the log, in characters.
+const UNKNOWN_NAME_CHARS: usize = 32;
+
+/// What an app sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Incoming {
+    /// To be delivered in this order. Never empty; one element unless it was a batch.
+    Publications(Vec<Publication>),
+    /// Disconnect somebody.
+    Disconnect(RemoteDisconnect),
+    /// A remote command that nobody knows; ignored but counted. Holds the first characters of its name.
+    UnknownCommand(String),
+}
+
+/// Why a payload is no publication: the app's fault.
+#[derive(Debug, thiserror::Error)]
+pub enum BadPublication {
+    /// Not one JSON value, or `stream` is no text.
+    #[error("not a publication: it must be JSON such as {{\"stream\":\"room:7\",\"data\":\"…\"}}")]
+    Unreadable(#[source] serde_json::Error),
+    /// Neither a stream nor a command.
+    #[error("not a publication: it needs \"stream\" or \"command\", a non-empty text")]
+    NoStream,
+    /// A batch without elements.
+    #[error("the batch is empty")]
+    EmptyBatch,
+    /// `data` is there and is no JSON string.
+    #[error("the data of a publication must be a JSON string: encode the message's JSON text as a string")]
+    DataNotText,
+    /// `meta` is no object, or one of its fields has the wrong type.
+    #[error("the meta of a publication must be an object such as {{\"exclude_socket\":\"…\"}}")]
+    BadMeta(#[source] serde_json::Error),
+    /// A `disconnect` command that says not whom.
+    #[error("the command disconnect needs a payload with \"identifier\", a text")]
+    NoIdentifier,
+    /// An element of a batch is no publication; nothing of the batch is delivered.
+    #[error("element {index} of the batch: {reason}")]
+    InBatch {
+        /// Which one, from 0.
+        index: usize,
+        /// Why.
+        reason: Box<BadPublication>,
+    },
+}
+
+/// Reads what an app sent. Time and memory are in proportion to the length of `body`, which the caller bounds.
+pub fn parse(body: &[u8]) -> Result<Incoming, BadPublication> {
+    match serde_json::from_slice(body).map_err(BadPublication::Unreadable)? {
+        Body::One(payload) => match payload.stream() {
+            Some(stream) => Ok(Incoming::Publications(vec![payload.publication(stream)?])),
+            None => payload.remote_command(),
+        },
+        Body::Batch(batch) if batch.is_empty() => Err(BadPublication::EmptyBatch),
+        Body::Batch(batch) => {
+            let publication = |(index, payload): (usize, &Payload<'_>)| {
+                let stream = payload.stream().ok_or(BadPublication::NoStream);
+                let read = stream.and_then(|stream| payload.publication(stream));
+                read.map_err(|reason| BadPublication::InBatch { index, reason: Box::new(reason) })
+            };
+            batch.iter().enumerate().map(publication).collect::<Result<_, _>>().map(Incoming::Publications)
+        }
+    }
+}
+
+/// The value of `message` for this `data`: JSON stays as it is, without white space around it; any other text
+/// becomes a JSON string. White space inside, also line breaks, stays too, which a text frame may hold.
+pub fn message_json(data: &str) -> Cow<'_, str> {
+    match serde_json::from_str::<&RawValue>(data) {
+        Ok(json) => Cow::Borrowed(json.get()),
+        Err(_) => Cow::Owned(json::string(data)),
+    }
+}
+
+/// An object's fields, read no further than needed to see what it is: a publication's `data` must not be judged
+/// by the rules of a command's.
+#[derive(Default)]
+struct Payload<'a> {
+    stream: Option<Cow<'a, str>>,
+    data: Option<&'a RawValue>,
+    meta: Option<&'a RawValue>,
+    command: Option<&'a RawValue>,
+    payload: Option<&'a RawValue>,
+}
+
+impl<'de> Fields<'de> for Payload<'de> {
+    const WHAT: &'static str = "a publication object";
+
+    fn field<A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        match key {
+            "stream" => self.stream = text(map)?,
+            "data" => self.data = map.next_value()?,
+            "meta" => self.meta = map.next_value()?,
+            "command" => self.command = map.next_value()?,
+            "payload" => self.payload = map.next_value()?,
+            _ => skip(map)?,
+        }
+        Ok(())
+    }
+}
+
+impl Payload<'_> {
+    fn stream(&self) -> Option<&str> {
+        self.stream.as_deref().filter(|stream| !stream.is_empty())
+    }
+
+    fn publication(&self, stream: &str) -> Result<Publication, BadPublication> {
+        let data = match self.data {
+            Some(data) => text_of(data).ok_or(BadPublication::DataNotText)?,
+            None => Cow::Borrowed(""),
+        };
+        let meta = match self.meta {
+            Some(meta) => serde_json::from_str::<Object<Meta<'_>>>(meta.get()).map_err(BadPublication::BadMeta)?.0,
+            None => Meta::default(),
+        };
+        Ok(Publication {
+            stream: Arc::from(stream),
+            message: Arc::from(message_json(&data)),
+            // Anything that we did not hand out belongs to nobody here, so it excludes nobody.
+            exclude: meta.exclude_socket.as_deref().and_then(Sid::parse),
+            kind: meta.broadcast_type.filter(|kind| !kind.is_empty()).map(Arc::from),
+        })
+    }
+
+    fn remote_command(&self) -> Result<Incoming, BadPublication> {
+        let name = self.command.and_then(text_of).filter(|name| !name.is_empty()).ok_or(BadPublication::NoStream)?;
+        if name != "disconnect" {
+            return Ok(Incoming::UnknownCommand(name.chars().take(UNKNOWN_NAME_CHARS).collect()));
+        }
+        let whom = self.payload.and_then(|payload| serde_json::from_str::<Object<Whom<'_>>>(payload.get()).ok());
+        match whom.map(|object| object.0) {
+            Some(Whom { identifier: Some(identifier), reconnect }) => {
+                Ok(Incoming::Disconnect(RemoteDisconnect { identifiers: Arc::from(identifier), reconnect }))
+            }
+            _ => Err(BadPublication::NoIdentifier),
+        }
+    }
+}
+
+/// `meta.transient` (not kept in history) is for a broker; without one every publication is transient.
+#[derive(Default)]
+struct Meta<'a> {
+    exclude_socket: Option<Cow<'a, str>>,
+    broadcast_type: Option<Cow<'a, str>>,
+}
+
+impl<'de> Fields<'de> for Meta<'de> {
+    const WHAT: &'static str = "a meta object";
+
+    fn field<A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        match key {
+            "exclude_socket" => self.exclude_socket = text(map)?,
+            "broadcast_type" => self.broadcast_type = text(map)?,
+            _ => skip(map)?,
+        }
+        Ok(())
+    }
+}
+
+/// The payload of the `disconnect` command.
+#[derive(Default)]
+struct Whom<'a> {
+    identifier: Option<Cow<'a, str>>,
+    reconnect: bool,
+}
+
+impl<'de> Fields<'de> for Whom<'de> {
+    const WHAT: &'static str = "the payload of a command";
+
+    fn field<A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        match key {
+            "identifier" => self.identifier = text(map)?,
+            "reconnect" => self.reconnect = map.next_value::<Option<bool>>()?.unwrap_or(false),
+            _ => skip(map)?,
+        }
+        Ok(())
+    }
+}
+
+/// The whole body: an object or an array of objects.
+enum Body<'a> {
+    One(Box<Payload<'a>>),
+    Batch(Vec<Payload<'a>>),
+}
+
+impl<'de> Deserialize<'de> for Body<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct BodyVisitor;
+        impl<'de> Visitor<'de> for BodyVisitor {
+            type Value = Body<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a publication, an array of publications or a command")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Body<'de>, A::Error> {
+                let object = Object::deserialize(serde::de::value::MapAccessDeserializer::new(map))?;
+                Ok(Body::One(Box::new(object.0)))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Body<'de>, A::Error> {
+                let mut batch = Vec::new();
+                while let Some(object) = seq.next_element::<Object<Payload<'de>>>()? {
+                    batch.push(object.0);
+                }
+                Ok(Body::Batch(batch))
+            }
+
+            fn visit_unit<E: Error>(self) -> Result<Body<'de>, E> {
+                Err(E::invalid_type(serde::de::Unexpected::Unit, &self))
+            }
+        }
+        deserializer.deserialize_any(BodyVisitor)
+    }
+}
+
+#[cfg(test)]
+mod tests;

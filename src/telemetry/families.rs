@@ -78,18 +78,27 @@ struct Family {
 
 /// Metrics of one scrape, by name.
 #[derive(Default)]
-pub struct Families(BTreeMap<&'static str, Family>);
+pub struct Families {
+    by_name: BTreeMap<&'static str, Family>,
+    tags: Vec<(String, String)>,
+}
 
 impl Families {
+    /// Nothing yet. Every metric will carry these labels (`--metrics-tags`).
+    pub fn new(tags: Vec<(String, String)>) -> Families {
+        Families { by_name: BTreeMap::new(), tags }
+    }
+
     /// Adds a value. A value that is there already under the same name and labels is added to.
     pub fn put(&mut self, name: &'static str, help: &'static str, labels: &[(&str, &str)], value: Value) {
         let mut key = String::new();
-        for (label, text) in labels {
+        let tags = self.tags.iter().map(|(label, text)| (label.as_str(), text.as_str()));
+        for (label, text) in tags.chain(labels.iter().copied()) {
             let separator = if key.is_empty() { "" } else { "," };
             let escaped = text.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
             let _ = write!(key, "{separator}{label}=\"{escaped}\"");
         }
-        let family = self.0.entry(name).or_insert_with(|| Family { help, values: BTreeMap::new() });
+        let family = self.by_name.entry(name).or_insert_with(|| Family { help, values: BTreeMap::new() });
         match (family.values.get_mut(&key), value) {
             (Some(Value::Counter(sum)), Value::Counter(more)) => *sum += more,
             (Some(Value::Gauge(sum)), Value::Gauge(more)) => *sum += more,
@@ -104,7 +113,7 @@ impl Families {
     /// The Prometheus text form; every name gets the prefix in front (`cableway_`).
     pub fn to_text(&self, prefix: &str) -> String {
         let mut text = String::new();
-        for (name, family) in &self.0 {
+        for (name, family) in &self.by_name {
             let kind = match family.values.values().next() {
                 Some(Value::Counter(_)) => "counter",
                 Some(Value::Gauge(_)) => "gauge",

@@ -1,0 +1,5 @@
+//! What each fuzz target checks. The targets are one line each, and `tests/proto` runs the same checks on seeded
+//! random bytes, so that every `cargo test` fuzzes a little.
+
+pub mod frame;
+pub mod handshake;

@@ -1,0 +1,292 @@
+//! Takes calls from the shards and runs a fixed number of them at a time, first come, first served.
+//!
+//! Shards have no async runtime and must never wait: they put a call into a bounded queue under a short lock
+//! and wake the driver. The driver is one task that polls all running calls itself. A task per call would do
+//! too; one task was chosen because everything that a shard submitted in one turn then reaches the HTTP/2
+//! connection in one turn and leaves with one write, and because it makes the limit exact: it is the driver
+//! that starts calls, and it counts them. The price: encoding and decoding happen on one thread.
+
+use std::collections::VecDeque;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
+
+use futures_util::future::{AbortHandle, Abortable};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use futures_util::task::AtomicWaker;
+use rustc_hash::{FxHashMap, FxHashSet};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::attempt::{self, Limits, Outcome, Transport};
+use super::{Answers, BackendMetrics};
+use crate::model::{Answer, Call, CallError, Reply, SlotKey};
+
+/// Rounds of "finish, then start" in one turn of the driver, so that an app that answers at once, call after
+/// call, does not keep the runtime's thread for itself.
+const ROUNDS_MAX: usize = 64;
+
+/// The queue's end that submits.
+pub(super) struct Dispatch {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    inbox: Mutex<Inbox>,
+    driver: AtomicWaker,
+    metrics: Arc<BackendMetrics>,
+    bounds: Bounds,
+}
+
+/// The limits of the queue; see [`super::Settings`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    pub concurrency: usize,
+    pub queue_max: usize,
+    pub queue_wait_max: Duration,
+}
+
+/// What submitters and the driver share. Both hold the lock for a few queue operations, never across a wait.
+#[derive(Default)]
+struct Inbox {
+    waiting: VecDeque<Waiting>,
+    /// Sessions closed by this server. At most as many as there can be calls.
+    canceled: FxHashSet<SlotKey>,
+    /// Calls that run, as the driver left it.
+    running: usize,
+    closed: bool,
+}
+
+struct Waiting {
+    call: Call,
+    /// When it stops being worth starting. Disconnect calls have none: at most a few are here at a time, the others
+    /// wait in a queue of their own.
+    deadline: Option<Instant>,
+    done: Done,
+}
+
+/// Who is told about the end of a call.
+enum Done {
+    Session,
+    Disconnector(oneshot::Sender<Result<Outcome, CallError>>),
+}
+
+impl Shared {
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        // Every change under this lock is complete when it ends, so a poisoned one is as good as new.
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Calls that the driver will start as soon as it runs are not counted as waiting.
+    fn show_pending(&self, inbox: &Inbox) {
+        let free = self.bounds.concurrency.saturating_sub(inbox.running);
+        self.metrics.rpc_pending_num.set(inbox.waiting.len().saturating_sub(free) as i64);
+    }
+}
+
+impl Dispatch {
+    /// Makes a queue and its driver, which the caller puts on a runtime.
+    pub fn new<T: Transport>(
+        transport: Arc<T>,
+        bounds: Bounds,
+        limits: Limits,
+        metrics: Arc<BackendMetrics>,
+        answers: Answers,
+    ) -> (Dispatch, impl Future<Output = ()> + Send) {
+        let shared = Arc::new(Shared { inbox: Mutex::default(), driver: AtomicWaker::new(), metrics, bounds });
+        let driver = drive(shared.clone(), transport, limits, answers);
+        (Dispatch { shared }, driver)
+    }
+
+    /// Queues a call whose answer goes to a session.
+    pub fn submit(&self, call: Call) -> Result<(), CallError> {
+        let deadline = Instant::now() + self.shared.bounds.queue_wait_max;
+        self.push(Waiting { call, deadline: Some(deadline), done: Done::Session })
+    }
+
+    /// Makes a Disconnect call when its turn has come. The caller bounds how many it has here.
+    pub async fn disconnect(&self, call: Call) -> Result<Outcome, CallError> {
+        let (done, result) = oneshot::channel();
+        self.push(Waiting { call, deadline: None, done: Done::Disconnector(done) })?;
+        result.await.unwrap_or(Err(CallError::Canceled))
+    }
+
+    fn push(&self, waiting: Waiting) -> Result<(), CallError> {
+        let mut inbox = self.shared.inbox();
+        if inbox.closed {
+            return Err(CallError::Canceled);
+        }
+        let free = self.shared.bounds.concurrency.saturating_sub(inbox.running);
+        if waiting.deadline.is_some() && inbox.waiting.len() >= self.shared.bounds.queue_max.saturating_add(free) {
+            drop(inbox);
+            self.shared.metrics.rpc_overloaded_total.inc();
+            return Err(CallError::Overloaded);
+        }
+        inbox.waiting.push_back(waiting);
+        self.shared.show_pending(&inbox);
+        drop(inbox);
+        self.shared.driver.wake();
+        Ok(())
+    }
+
+    /// Gives up the session's call, waiting or running.
+    pub fn cancel(&self, key: SlotKey) {
+        let mut inbox = self.shared.inbox();
+        // More keys than calls name sessions without a call. Ignoring one is harmless anyway: its answer comes later
+        // and finds a slot of another generation.
+        if inbox.canceled.len() < inbox.waiting.len() + inbox.running {
+            inbox.canceled.insert(key);
+            drop(inbox);
+            self.shared.driver.wake();
+        }
+    }
+
+    /// Ends the driver. All calls are given up, waiting or running; nobody gets an answer any more.
+    pub fn close(&self) {
+        let mut inbox = self.shared.inbox();
+        inbox.closed = true;
+        let waiting = std::mem::take(&mut inbox.waiting);
+        drop(inbox);
+        drop(waiting);
+        self.shared.driver.wake();
+    }
+}
+
+/// The driver: starts calls while there is room, delivers what has finished, forgets what has waited too long.
+async fn drive<T: Transport>(shared: Arc<Shared>, transport: Arc<T>, limits: Limits, answers: Answers) {
+    let mut running = FuturesUnordered::new();
+    let mut handles: FxHashMap<SlotKey, AbortHandle> = FxHashMap::default();
+    let mut starting: Vec<Waiting> = Vec::with_capacity(shared.bounds.concurrency);
+    let mut refused: Vec<SlotKey> = Vec::new();
+    let mut expiry = pin!(tokio::time::sleep(Duration::ZERO));
+
+    std::future::poll_fn(move |cx| {
+        shared.driver.register(cx.waker());
+        for _ in 0..ROUNDS_MAX {
+            while let Poll::Ready(Some((key, done, result))) = running.poll_next_unpin(cx) {
+                finish(&shared, &mut handles, &answers, key, done, result);
+            }
+
+            let mut guard = shared.inbox();
+            let inbox = &mut *guard;
+            if inbox.closed {
+                return Poll::Ready(());
+            }
+            if !inbox.canceled.is_empty() {
+                cancel(&shared, inbox, &handles);
+            }
+            let next_expiry = expire(inbox, &mut refused);
+            while running.len() + starting.len() < shared.bounds.concurrency {
+                let Some(waiting) = inbox.waiting.pop_front() else { break };
+                starting.push(waiting);
+            }
+            inbox.running = running.len() + starting.len();
+            shared.show_pending(inbox);
+            drop(guard);
+
+            for key in refused.drain(..) {
+                shared.metrics.rpc_overloaded_total.inc();
+                answers(Answer { key, result: Err(CallError::Overloaded) });
+            }
+            if starting.is_empty() {
+                if let Some(deadline) = next_expiry {
+                    // Deadlines only grow, so an alarm set for a call that has left the queue since is early, never
+                    // late: it is moved once per alarm and not once per call.
+                    if expiry.is_elapsed() {
+                        expiry.as_mut().reset(deadline);
+                    }
+                    if expiry.as_mut().poll(cx).is_ready() {
+                        continue;
+                    }
+                }
+                return Poll::Pending;
+            }
+            for Waiting { call, done, .. } in starting.drain(..) {
+                let (handle, registration) = AbortHandle::new_pair();
+                let key = call.key;
+                if let Done::Session = done {
+                    handles.insert(key, handle);
+                }
+                let (transport, metrics) = (transport.clone(), shared.metrics.clone());
+                running.push(async move {
+                    let work = attempt::run(&*transport, &call, limits, &metrics);
+                    let result = Abortable::new(work, registration).await;
+                    (key, done, result.unwrap_or(Err(CallError::Canceled)))
+                });
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// Tells whoever waits for it that a call has ended.
+fn finish(
+    shared: &Shared,
+    handles: &mut FxHashMap<SlotKey, AbortHandle>,
+    answers: &Answers,
+    key: SlotKey,
+    done: Done,
+    result: Result<Outcome, CallError>,
+) {
+    match done {
+        Done::Session => {
+            handles.remove(&key);
+            let result = match result {
+                Ok(Outcome::Connect(reply)) => Ok(Reply::Connect(reply)),
+                Ok(Outcome::Command(reply)) => Ok(Reply::Command(*reply)),
+                Ok(Outcome::Disconnect(..)) => return,
+                // The session is closed: nobody waits.
+                Err(CallError::Canceled) => return shared.metrics.rpc_canceled_total.inc(),
+                Err(error) => Err(error),
+            };
+            answers(Answer { key, result });
+        }
+        // A disconnector that has stopped waiting (shutdown deadline) needs no answer.
+        Done::Disconnector(done) => drop(done.send(result)),
+    }
+}
+
+/// Gives up the calls of closed sessions. Disconnect calls are never given up.
+fn cancel(shared: &Shared, inbox: &mut Inbox, handles: &FxHashMap<SlotKey, AbortHandle>) {
+    let canceled = &mut inbox.canceled;
+    canceled.retain(|key| match handles.get(key) {
+        Some(handle) => {
+            handle.abort();
+            false
+        }
+        None => true,
+    });
+    // What is left waits, or has ended meanwhile.
+    if !canceled.is_empty() {
+        let before = inbox.waiting.len();
+        inbox
+            .waiting
+            .retain(|waiting| matches!(waiting.done, Done::Disconnector(_)) || !canceled.contains(&waiting.call.key));
+        shared.metrics.rpc_canceled_total.add((before - inbox.waiting.len()) as u64);
+        canceled.clear();
+    }
+}
+
+/// Takes out calls that have waited too long; returns when the next one will have.
+fn expire(inbox: &mut Inbox, refused: &mut Vec<SlotKey>) -> Option<Instant> {
+    let mut at = 0;
+    let mut now = None;
+    // Deadlines are in order. Disconnect calls have none and are stepped over; there are few.
+    while let Some(waiting) = inbox.waiting.get(at) {
+        let Some(deadline) = waiting.deadline else {
+            at += 1;
+            continue;
+        };
+        if deadline > *now.get_or_insert_with(Instant::now) {
+            return Some(deadline);
+        }
+        refused.extend(inbox.waiting.remove(at).map(|waiting| waiting.call.key));
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests;

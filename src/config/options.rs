@@ -1,0 +1,70 @@
+//! Every option there is, and the struct that holds the values of those that work.
+
+mod absent;
+mod broadcast;
+mod observe;
+mod rpc;
+mod server;
+mod streams;
+mod ws;
+
+pub use broadcast::{Api, Broadcast};
+pub use observe::{Log, Metrics};
+pub use rpc::{Disconnect, Rpc};
+pub use server::{App, Server, Tcp};
+pub use streams::{Jwt, Streams};
+pub use ws::Ws;
+
+use super::definition::Definition;
+
+/// The whole configuration, as the server runs with it.
+///
+/// Filled from the layers by [`super::parse`]; the default is what an empty configuration means. Secrets are
+/// kept as they were configured: [`super::Secrets::resolve`] works out which key protects what.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Config {
+    /// Where and how the server listens.
+    pub server: Server,
+    /// Options of the sockets.
+    pub tcp: Tcp,
+    /// WebSockets and pings.
+    pub ws: Ws,
+    /// Calls to the app.
+    pub rpc: Rpc,
+    /// Calls that tell the app that a session is over.
+    pub disconnect: Disconnect,
+    /// Broadcasts from the app.
+    pub broadcast: Broadcast,
+    /// The HTTP API.
+    pub api: Api,
+    /// Identity by token.
+    pub jwt: Jwt,
+    /// Streams without the app.
+    pub streams: Streams,
+    /// Logs.
+    pub log: Log,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// The server as a whole.
+    pub app: App,
+}
+
+/// Every option, in the order of the help.
+pub fn all() -> impl Iterator<Item = &'static Definition> {
+    let tables: [&'static [Definition]; 13] = [
+        Server::DEFINITIONS,
+        App::DEFINITIONS,
+        Tcp::DEFINITIONS,
+        Ws::DEFINITIONS,
+        Rpc::DEFINITIONS,
+        Disconnect::DEFINITIONS,
+        Broadcast::DEFINITIONS,
+        Api::DEFINITIONS,
+        Jwt::DEFINITIONS,
+        Streams::DEFINITIONS,
+        Log::DEFINITIONS,
+        Metrics::DEFINITIONS,
+        absent::DEFINITIONS,
+    ];
+    tables.into_iter().flatten()
+}

@@ -1,0 +1,43 @@
+//! Options of logs and metrics.
+
+use std::time::Duration;
+
+use crate::config::definition::{Unit, options};
+use crate::config::setting::{LogFormat, LogLevel, Tags};
+
+options! {
+    /// Logs.
+    Log in log, "Logs";
+
+    /// The least important lines to log: `debug`, `info`, `warn` or `error`.
+    level: LogLevel = "info", "log-level", "logging.level";
+
+    /// `text` for people, `json` for machines.
+    format: LogFormat = "text", "log-format", "logging.format";
+
+    /// Log everything.
+    debug: bool = "false", "debug", "logging.debug" [.implies(&[("log-level", "debug")])];
+}
+
+options! {
+    /// Metrics.
+    Metrics in metrics, "Metrics";
+
+    /// Path of metrics for Prometheus. `none` switches it off. (AnyCable's default is off.)
+    http_path: Option<String> = "/metrics", "metrics-http", "metrics.http_path";
+
+    /// Address of the metrics. Empty: the main one.
+    host: String = "", "metrics-host", "metrics.host";
+
+    /// Port of the metrics. 0: the main one.
+    port: u16 = "0", "metrics-port", "metrics.port";
+
+    /// Begins every metric's name; `anycable_go_` for dashboards made for AnyCable.
+    prefix: String = "cableway_", "metrics-prefix", "metrics.prefix";
+
+    /// Labels for every metric: `name:value,name2:value2`.
+    tags: Tags = "", "metrics-tags", "metrics.tags";
+
+    /// Time between two updates of the gauges that have to be counted. 0: never.
+    stats_refresh_interval: Duration = "5s", "stats-refresh-interval", "app.stats_refresh_interval" [.unit(Unit::Seconds)];
+}

@@ -1,0 +1,101 @@
+//! Options about the process, its listeners and their sockets.
+
+use std::time::Duration;
+
+use crate::config::definition::{Unit, options};
+use crate::config::setting::Secret;
+
+options! {
+    /// Where and how the server listens.
+    Server in server, "Server";
+
+    /// Address that every listener binds.
+    ///
+    /// `localhost` is 127.0.0.1 only, so a container needs `0.0.0.0` or `::`.
+    host: String = "localhost", "host", "server.host";
+
+    /// Port of WebSockets, and of everything else that has no port of its own. 0 picks a free one.
+    port: u16 = "8080", "port", "server.port" [.env(&["PORT"])];
+
+    /// Origins that may connect, without scheme and separated by commas; `*.example.com` is allowed.
+    ///
+    /// Empty: everybody may. Otherwise a request without a matching Origin gets 403.
+    allowed_origins: Vec<String> = "", "allowed-origins", "server.allowed_origins";
+
+    /// Most WebSocket clients held at once. 0: as many as the open-file limit allows.
+    ///
+    /// A client over it is answered 503 with Retry-After; health, metrics and broadcasts still get through.
+    /// (AnyCable stops accepting instead, so clients hang.)
+    max_conn: usize = "0", "max-conn", "server.max_conn";
+
+    /// Path that answers 200 as long as the process lives.
+    health_path: String = "/health", "health-path", "server.health_path";
+
+    /// Path that answers 200 when new clients are welcome, else 503 and why. `none` switches it off.
+    ready_path: Option<String> = "/ready", "ready-path", "server.ready_path";
+
+    /// Threads that accept and hold connections, each with its own listening socket. 0: one per core.
+    acceptors: u16 = "0", "acceptors", "server.acceptors" [.env(&["NUM_ACCEPTORS"])];
+
+    /// Time a client has to send its whole upgrade request.
+    handshake_timeout: Duration = "10s", "handshake-timeout", "server.handshake_timeout" [.unit(Unit::Seconds)];
+
+    /// Unfinished handshakes that each acceptor keeps; more are answered 503.
+    ///
+    /// It bounds what clients can hold that connect and say nothing: each unfinished handshake may keep up to
+    /// the size of one request head.
+    handshakes_max: usize = "16384", "handshakes-max", "server.handshakes_max";
+}
+
+options! {
+    /// Options of the sockets themselves. A vanished client is found by keepalive while the connection is
+    /// silent, and by the user time-out while sent data waits for its acknowledgement; both are needed.
+    Tcp in tcp, "TCP";
+
+    /// Completed connections that may wait to be accepted, per acceptor.
+    ///
+    /// The kernel clamps it to net.core.somaxconn without a word; the boot log says when it does.
+    backlog: u32 = "4096", "backlog", "tcp.backlog";
+
+    /// Silence after which the kernel begins to probe a connection. 0: it never does. Whole seconds.
+    keepalive_time: Duration = "300s", "tcp-keepalive-time", "tcp.keepalive_time" [.unit(Unit::Seconds)];
+
+    /// Time between two probes. Whole seconds.
+    keepalive_interval: Duration = "10s", "tcp-keepalive-interval", "tcp.keepalive_interval" [.unit(Unit::Seconds)];
+
+    /// Unanswered probes after which the connection is closed.
+    keepalive_probes: u32 = "5", "tcp-keepalive-probes", "tcp.keepalive_probes";
+
+    /// Time that sent data may stay unacknowledged before the connection is closed. 0: about 15 minutes.
+    ///
+    /// Keepalive does not run while data is on its way, and with pings it nearly always is. 0 leaves it to
+    /// net.ipv4.tcp_retries2.
+    user_timeout: Duration = "30s", "tcp-user-timeout", "tcp.user_timeout" [.unit(Unit::Seconds)];
+}
+
+options! {
+    /// What concerns the server as a whole.
+    App in app, "Application";
+
+    /// The secret shared with the app. It turns tokens (JWT) on, signs streams, and derives the keys of
+    /// broadcasts, the API and HTTP RPC.
+    ///
+    /// `none` means no secret, for everything that would fall back to it.
+    secret: Secret = "", "secret", "secret";
+
+    /// No authentication, streams by plain name, broadcasts without a key. For trying things out.
+    public: bool = "false", "public", "public" [.implies(&[("noauth", "true"), ("public-streams", "true")])];
+
+    /// Accept every client without asking the app. A token is still read when there is one.
+    noauth: bool = "false", "noauth", "noauth";
+
+    /// Time for the whole shutdown; clients are sent away evenly within it.
+    shutdown_timeout: Duration = "30s", "shutdown-timeout", "app.shutdown_timeout" [.unit(Unit::Seconds)];
+
+    /// Time between the signal and the first step of the shutdown, for load balancers to notice. It counts
+    /// towards the shutdown time-out.
+    shutdown_delay: Duration = "0s", "shutdown-delay", "app.shutdown_delay" [.unit(Unit::Seconds)];
+
+    /// Name of this node in logs. Empty: six random characters.
+    node_id: String = "", "node-id", "node_id" [.hidden()];
+}

@@ -1,0 +1,45 @@
+//! Options of WebSockets and pings.
+
+use std::time::Duration;
+
+use crate::config::definition::{Unit, options};
+use crate::config::setting::PingPrecision;
+
+options! {
+    /// WebSockets: where they are, how large their messages are, how slow a client may be.
+    Ws in ws, "WebSocket and pings";
+
+    /// Paths of Action Cable, separated by commas. A segment may be `{name}`, the end may be `*`.
+    paths: Vec<String> = "/cable", "path", "ws.paths";
+
+    /// Path that sends every message back, for conformance suites. Off unless given.
+    echo_path: Option<String> = "none", "echo-path", "ws.echo_path";
+
+    /// Largest message of a client, all its fragments together; over it the client is closed with 1009.
+    /// 0: no limit.
+    max_message_size: usize = "64KiB", "max-message-size", "ws.max_message_size" [.unit(Unit::Bytes)];
+
+    /// Most fragments in one message; over it the client is closed with 1009. 0: no limit.
+    ///
+    /// Fragments can be empty, so the size alone does not bound them. The default lets a message of the
+    /// default largest size come in pieces of 64 bytes, less than any known client sends.
+    max_fragments: u32 = "1024", "max-fragments", "ws.max_fragments";
+
+    /// Time a client has to take what was written to it, before it is closed.
+    write_timeout: Duration = "2s", "ws-write-timeout", "ws.write_timeout" [.unit(Unit::Seconds)];
+
+    /// Bytes that may wait for one client; a client with more is closed as too slow. 0: no limit.
+    max_pending_size: usize = "1MiB", "ws-max-pending-size", "ws.max_pending_size" [.unit(Unit::Bytes)];
+
+    /// Time between two pings to a client. 0: no pings. A client can choose its own with `?pi=`.
+    ping_interval: Duration = "3s", "ping-interval", "app.ping_interval" [.unit(Unit::Seconds)];
+
+    /// Unit of the time in a ping message: `s`, `ms` or `ns`.
+    ping_timestamp_precision: PingPrecision = "s", "ping-timestamp-precision", "app.ping_timestamp_precision" [.hidden()];
+
+    /// Time without a sign of life after a ping, after which a client is closed. 0: never.
+    pong_timeout: Duration = "0s", "pong-timeout", "app.pong_timeout" [.unit(Unit::Seconds)];
+
+    /// Send a WebSocket ping frame after each ping message; its pong counts as a sign of life.
+    native_pings: bool = "false", "enable-native-pings", "app.enable_native_ping";
+}

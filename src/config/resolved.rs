@@ -1,0 +1,95 @@
+//! Answers that follow from several options together: where each service listens, how the app is called.
+//!
+//! Sources: `contracts/broadcast.md` section 2, `contracts/ops.md` sections 2 and 7, `contracts/rpc-http.md`.
+
+use std::time::Duration;
+
+use super::{Config, RpcImplementation};
+
+/// Port of HTTP broadcasts that nobody has to show a key for.
+pub const OPEN_BROADCAST_PORT: u16 = 8090;
+/// Time for one HTTP request to the app when none is configured, as AnyCable's.
+const HTTP_REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Where a service listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenOn {
+    /// With the WebSockets.
+    Main,
+    /// On a listener of its own, which it may share with another service of the same address.
+    Own {
+        /// Address to bind.
+        host: String,
+        /// Port to bind.
+        port: u16,
+    },
+}
+
+impl Config {
+    fn on_port(&self, host: &str, port: u16) -> ListenOn {
+        // Two spellings of one address must not become two listeners that fight for it.
+        fn plain(host: &str) -> &str {
+            if host == "localhost" { "127.0.0.1" } else { host }
+        }
+        let host = if host.is_empty() { &self.server.host } else { host };
+        let port = if port == 0 { self.server.port } else { port };
+        if port == self.server.port && plain(host) == plain(&self.server.host) {
+            ListenOn::Main
+        } else {
+            ListenOn::Own { host: host.to_owned(), port }
+        }
+    }
+
+    /// Where HTTP broadcasts are taken: the configured port, else the main port if a key or secret was
+    /// given, else [`OPEN_BROADCAST_PORT`], so that a broadcast without a key is never open on the public
+    /// port unless public mode asks for it.
+    pub fn broadcast_on(&self) -> ListenOn {
+        let secured = self.broadcast.key.or(&self.app.secret).key().is_some();
+        let port = match self.broadcast.http_port {
+            0 if secured => 0,
+            0 => OPEN_BROADCAST_PORT,
+            port => port,
+        };
+        self.on_port("", port)
+    }
+
+    /// Where the API is, if [`Secrets::api_on`](super::Secrets::api_on).
+    pub fn api_on(&self) -> ListenOn {
+        self.on_port("", self.api.port)
+    }
+
+    /// Where the metrics are, if they have a path.
+    pub fn metrics_on(&self) -> ListenOn {
+        self.on_port(&self.metrics.host, self.metrics.port)
+    }
+
+    /// How calls to the app travel: never [`RpcImplementation::Auto`].
+    pub fn rpc_implementation(&self) -> RpcImplementation {
+        match self.rpc.implementation {
+            RpcImplementation::Auto if is_http(&self.rpc.host) => RpcImplementation::Http,
+            RpcImplementation::Auto => RpcImplementation::Grpc,
+            chosen => chosen,
+        }
+    }
+
+    /// Time for one request to the app, without retries. `None`: no limit but
+    /// [`Rpc::command_timeout`](super::Rpc::command_timeout). Over HTTP there always is one.
+    pub fn rpc_request_timeout(&self) -> Option<Duration> {
+        let set = |timeout: Duration| Some(timeout).filter(|timeout| !timeout.is_zero());
+        let general = set(self.rpc.request_timeout);
+        match self.rpc_implementation() {
+            RpcImplementation::Http => set(self.rpc.http_request_timeout).or(general).or(Some(HTTP_REQUEST_TIMEOUT)),
+            _ => general,
+        }
+    }
+
+    /// Whether gRPC is spoken over TLS: when asked for, or when a certificate authority is given.
+    pub fn rpc_tls(&self) -> bool {
+        self.rpc.enable_tls || !self.rpc.tls_root_ca.is_empty()
+    }
+}
+
+/// Whether an RPC address is a URL of HTTP.
+pub(super) fn is_http(host: &str) -> bool {
+    host.starts_with("http://") || host.starts_with("https://")
+}

@@ -1,0 +1,201 @@
+//! Which paths there are on a port, and the answers that need no body.
+
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{Method, StatusCode, Uri};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::{Request, Response};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use super::publish::{self, Publisher};
+use super::{Reply, Shared};
+use crate::identity::Secret;
+
+/// The routes of one port; what is `None` is not there and answered 404. Paths start with `/` and are matched
+/// exactly: no trailing slash, no dot segments, no escapes.
+#[derive(Default)]
+pub struct Routes {
+    /// Where apps publish (`POST`).
+    pub broadcast: Option<PublishRoute>,
+    /// The HTTP API; its path is the base: `BASE/publish`, `BASE/presence/STREAM/users`.
+    pub api: Option<PublishRoute>,
+    /// Says that the process is alive, whatever the state of everything else.
+    pub health: Option<String>,
+    /// Says whether this server should get new clients.
+    pub ready: Option<ReadyRoute>,
+    /// Metrics in Prometheus text.
+    pub metrics: Option<MetricsRoute>,
+    /// Asked for every other path.
+    pub extra: Option<ExtraRoutes>,
+}
+
+/// Routes that somebody else brings: an answer in the making, or `None` for a path that is not theirs. Bodies of
+/// requests are not read.
+pub type ExtraRoutes = Arc<dyn Fn(&http::request::Parts) -> Option<ExtraAnswer> + Send + Sync>;
+
+/// An answer in the making; must not wait for long.
+pub type ExtraAnswer = Pin<Box<dyn Future<Output = Response<Full<Bytes>>> + Send>>;
+
+/// A route that takes publications.
+pub struct PublishRoute {
+    /// Its path.
+    pub path: String,
+    /// What a sender shows as `Authorization: Bearer KEY`. Without one everybody may publish.
+    pub key: Option<Secret>,
+    /// Whether browsers may use it from other sites.
+    pub cors: Option<Cors>,
+    /// Where publications go.
+    pub publisher: Arc<dyn Publisher>,
+}
+
+/// From which sites browsers may use a route.
+pub enum Cors {
+    /// All.
+    Any,
+    /// Those for which this is true of the `Origin` header.
+    Matching(Box<dyn Fn(&str) -> bool + Send + Sync>),
+}
+
+/// The readiness route.
+pub struct ReadyRoute {
+    /// Its path.
+    pub path: String,
+    /// Asked for each request; must not block.
+    pub checks: Box<dyn Fn() -> Vec<Check> + Send + Sync>,
+}
+
+/// One reason to be ready or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// What must be true, such as `backend_reachable`: letters, digits and `_`.
+    pub name: &'static str,
+    /// Whether it is.
+    pub ok: bool,
+}
+
+/// The metrics route.
+pub struct MetricsRoute {
+    /// Its path.
+    pub path: String,
+    /// Asked for each request; must not block.
+    pub text: Box<dyn Fn() -> String + Send + Sync>,
+}
+
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+pub(super) async fn answer(shared: &Shared, request: Request<Incoming>) -> Reply {
+    let routes = &shared.routes;
+    // An absolute target (`POST http://host/_broadcast`, as Ruby's client sends) names the same resource as the
+    // path in it (RFC 9112 section 3.2.2).
+    let path = request.uri().path();
+    if let Some(route) = routes.broadcast.as_ref().filter(|route| route.path == path) {
+        return publish::answer(shared, route, request).await;
+    }
+    if let Some(route) = &routes.api
+        && let Some(rest) = path.strip_prefix(route.path.as_str())
+    {
+        if rest == "/publish" {
+            return publish::answer(shared, route, request).await;
+        }
+        if let Some(rest) = rest.strip_prefix("/presence/") {
+            let status = presence_status(route, rest, &request);
+            return route.with_cors(&request.into_parts().0.headers, empty(status));
+        }
+    }
+    if routes.health.as_deref() == Some(path) {
+        return with_body(StatusCode::OK, TEXT, "This server is alive. See /ready for more.\n");
+    }
+    if let Some(route) = routes.ready.as_ref().filter(|route| route.path == path) {
+        return readiness(&(route.checks)());
+    }
+    if let Some(route) = routes.metrics.as_ref().filter(|route| route.path == path) {
+        return with_body(StatusCode::OK, TEXT, (route.text)());
+    }
+    if let Some(extra) = &routes.extra
+        && let Some(answer) = extra(&request.into_parts().0)
+    {
+        return answer.await;
+    }
+    with_body(StatusCode::NOT_FOUND, TEXT, "404 page not found")
+}
+
+impl Routes {
+    /// Whether the first request in `head` is one of those that operators must always get an answer to. Not yet
+    /// readable counts as no.
+    pub(super) fn is_for_operators(&self, head: &[u8]) -> bool {
+        let line = head.split(|&byte| byte == b'\r' || byte == b'\n').next().unwrap_or_default();
+        let Some(target) = line.split(|&byte| byte == b' ').nth(1).and_then(|target| Uri::try_from(target).ok()) else {
+            return false;
+        };
+        let ready = self.ready.as_ref().map(|route| route.path.as_str());
+        let metrics = self.metrics.as_ref().map(|route| route.path.as_str());
+        [self.health.as_deref(), ready, metrics].contains(&Some(target.path()))
+    }
+}
+
+impl PublishRoute {
+    /// Adds what a browser needs to let a page of another site read the answer. Credentials are allowed only
+    /// beside a named origin: browsers refuse them beside `*`.
+    pub(super) fn with_cors(&self, asked: &http::HeaderMap, mut reply: Reply) -> Reply {
+        let Some(cors) = &self.cors else {
+            return reply;
+        };
+        let headers = reply.headers_mut();
+        match cors {
+            Cors::Any => {
+                headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+            }
+            Cors::Matching(allows) => {
+                headers.insert(header::VARY, HeaderValue::from_static("Origin"));
+                if let Some(origin) = asked.get(header::ORIGIN)
+                    && origin.to_str().is_ok_and(allows)
+                {
+                    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+                    headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+                }
+            }
+        }
+        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("POST, OPTIONS"));
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(CORS_HEADERS));
+        reply
+    }
+}
+
+/// The request headers that pages of other sites may send (`contracts/ops.md` section 2).
+const CORS_HEADERS: &str = "Origin, X-Requested-With, X-Request-ID, Content-Type, Accept, X-CSRF-Token, Authorization";
+
+/// `GET BASE/presence/STREAM/users`: this server keeps no presence, which is told only to who may ask and asks
+/// properly (`contracts/broadcast.md` section 4, checks in its order). A stream with a slash comes as `%2F`.
+fn presence_status(route: &PublishRoute, rest: &str, request: &Request<Incoming>) -> StatusCode {
+    let stream = rest.strip_suffix("/users").filter(|stream| !stream.is_empty() && !stream.contains('/'));
+    match stream {
+        _ if request.method() != Method::GET => StatusCode::UNPROCESSABLE_ENTITY,
+        _ if !publish::authorized(route, request.headers()) => StatusCode::UNAUTHORIZED,
+        None => StatusCode::NOT_FOUND,
+        Some(_) => StatusCode::NOT_IMPLEMENTED,
+    }
+}
+
+fn readiness(checks: &[Check]) -> Reply {
+    let ready = checks.iter().all(|check| check.ok);
+    let listed: Vec<_> = checks.iter().map(|check| format!("\"{}\":{}", check.name, check.ok)).collect();
+    let body = format!("{{\"ready\":{ready},\"checks\":{{{}}}}}\n", listed.join(","));
+    with_body(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, JSON, body)
+}
+
+pub(super) fn empty(status: StatusCode) -> Reply {
+    let mut reply = Reply::default();
+    *reply.status_mut() = status;
+    reply
+}
+
+fn with_body(status: StatusCode, kind: HeaderValue, body: impl Into<Bytes>) -> Reply {
+    let mut reply = Reply::new(Full::new(body.into()));
+    *reply.status_mut() = status;
+    reply.headers_mut().insert(header::CONTENT_TYPE, kind);
+    reply
+}

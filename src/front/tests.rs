@@ -1,0 +1,525 @@
+//! Raw bytes in and out of real sockets.
+
+use std::sync::Mutex;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::identity::Secret;
+use crate::model::{Publication, RemoteDisconnect};
+
+/// Takes down what is handed over, as `stream=message`, once the gate is open.
+struct Recorder {
+    taken: Mutex<Vec<String>>,
+    gate: Semaphore,
+    fails: bool,
+    /// Hand-overs that came as far as the gate.
+    began: watch::Sender<usize>,
+}
+
+impl Recorder {
+    fn new(open: bool, fails: bool) -> Arc<Recorder> {
+        let gate = Semaphore::new(if open { Semaphore::MAX_PERMITS } else { 0 });
+        Arc::new(Recorder { taken: Mutex::default(), gate, fails, began: watch::Sender::new(0) })
+    }
+
+    fn taken(&self) -> Vec<String> {
+        std::mem::take(&mut self.taken.lock().unwrap())
+    }
+
+    async fn has_begun(&self) {
+        self.began.subscribe().wait_for(|began| *began > 0).await.unwrap();
+    }
+
+    fn take(&self, what: Vec<String>) -> Handover<'_> {
+        Box::pin(async move {
+            self.began.send_modify(|began| *began += 1);
+            self.gate.acquire().await.unwrap().forget();
+            if self.fails {
+                return Err(PublishError("no route".into()));
+            }
+            self.taken.lock().unwrap().extend(what);
+            Ok(())
+        })
+    }
+}
+
+impl Publisher for Recorder {
+    fn publish(&self, publications: Vec<Publication>) -> Handover<'_> {
+        self.take(publications.iter().map(|p| format!("{}={}", p.stream, p.message)).collect())
+    }
+
+    fn disconnect(&self, disconnect: RemoteDisconnect) -> Handover<'_> {
+        self.take(vec![format!("disconnect {} {}", disconnect.identifiers, disconnect.reconnect)])
+    }
+}
+
+struct Fixture {
+    front: Front,
+    publisher: Arc<Recorder>,
+    metrics: Arc<FrontMetrics>,
+}
+
+fn fixture_with(publisher: Arc<Recorder>, change: impl FnOnce(&mut Routes, &mut Limits)) -> Fixture {
+    let key = Secret::resolve(["k3y"]);
+    let route = |path: &str, key| PublishRoute { path: path.into(), key, cors: None, publisher: publisher.clone() };
+    let mut routes = Routes {
+        broadcast: Some(route("/_broadcast", None)),
+        api: Some(route("/api", key)),
+        health: Some("/health".into()),
+        ready: Some(ReadyRoute { path: "/ready".into(), checks: Box::new(Vec::new) }),
+        metrics: Some(MetricsRoute { path: "/metrics".into(), text: Box::new(|| "up 1\n".into()) }),
+    };
+    let mut limits = Limits::default();
+    change(&mut routes, &mut limits);
+    let metrics = Arc::new(FrontMetrics::default());
+    Fixture { front: Front::new(routes, limits, metrics.clone()), publisher, metrics }
+}
+
+fn fixture(change: impl FnOnce(&mut Routes, &mut Limits)) -> Fixture {
+    fixture_with(Recorder::new(true, false), change)
+}
+
+async fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    (client, listener.accept().await.unwrap().0)
+}
+
+impl Fixture {
+    /// A client of a connection that was handed over with these bytes.
+    async fn connect(&self, already_read: &[u8]) -> (TcpStream, JoinHandle<()>) {
+        let (client, server) = pair().await;
+        let (front, already_read) = (self.front.clone(), already_read.to_vec());
+        (client, tokio::spawn(async move { front.serve(server, already_read).await }))
+    }
+
+    /// Sends everything, ends our side, and returns everything that comes back.
+    async fn exchange(&self, already_read: &[u8], bytes: &[u8]) -> String {
+        let (client, served) = self.connect(already_read).await;
+        let (mut from, mut to) = client.into_split();
+        let bytes = bytes.to_vec();
+        let sent = tokio::spawn(async move {
+            // The server may have had enough before all is sent.
+            let _ = to.write_all(&bytes).await;
+            let _ = to.shutdown().await;
+        });
+        let mut answer = Vec::new();
+        from.read_to_end(&mut answer).await.unwrap();
+        sent.await.unwrap();
+        served.await.unwrap();
+        String::from_utf8(answer).unwrap()
+    }
+
+    async fn status(&self, request: &str) -> u16 {
+        status_of(&self.exchange(b"", request.as_bytes()).await)
+    }
+}
+
+fn status_of(answer: &str) -> u16 {
+    assert!(answer.starts_with("HTTP/1."), "{answer:?}");
+    answer[9..12].parse().unwrap()
+}
+
+/// Reads one answer that has no body.
+async fn read_head(client: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(client.read_u8().await.unwrap());
+    }
+    String::from_utf8(head).unwrap()
+}
+
+fn post(path: &str, headers: &str, body: &str) -> String {
+    format!("POST {path} HTTP/1.1\r\nHost: h\r\n{headers}Content-Length: {}\r\n\r\n{body}", body.len())
+}
+
+const PUBLICATION: &str = r#"{"stream":"room:7","data":"{\"text\":\"hi\"}"}"#;
+const TAKEN: &str = r#"room:7={"text":"hi"}"#;
+
+#[tokio::test]
+async fn a_publication_is_handed_over_and_answered_201() {
+    let fixture = fixture(|_, _| ());
+    let answer = fixture.exchange(b"", post("/_broadcast", "", PUBLICATION).as_bytes()).await;
+    let mut lines = answer.split("\r\n");
+    assert_eq!(lines.next(), Some("HTTP/1.1 201 Created"));
+    let headers: Vec<_> = lines.by_ref().take_while(|line| !line.is_empty()).collect();
+    assert!(headers.contains(&"content-length: 0"), "{headers:?}");
+    assert!(!headers.iter().any(|header| header.starts_with("server")), "{headers:?}");
+    assert_eq!(lines.collect::<String>(), "");
+    assert_eq!(fixture.publisher.taken(), [TAKEN]);
+    assert_eq!(fixture.metrics.publications_total.get(), 1);
+    assert_eq!(fixture.metrics.http_connections_num.get(), 0);
+}
+
+#[tokio::test]
+async fn bytes_that_were_already_read_come_first() {
+    let fixture = fixture(|_, _| ());
+    let requests = format!("{}{}", post("/_broadcast", "", PUBLICATION), post("/_broadcast", "", PUBLICATION));
+    for already_read in [0, 1, 20, requests.len() / 2, requests.len() / 2 + 30, requests.len()] {
+        let (first, rest) = requests.as_bytes().split_at(already_read);
+        let answer = fixture.exchange(first, rest).await;
+        assert_eq!(answer.matches("HTTP/1.1 201 Created").count(), 2, "{already_read}: {answer}");
+        assert_eq!(fixture.publisher.taken(), [TAKEN, TAKEN]);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_serves_one_request_after_the_other() {
+    let fixture = fixture(|_, _| ());
+    let (mut client, _served) = fixture.connect(b"").await;
+    for _ in 0..3 {
+        client.write_all(post("/_broadcast", "", PUBLICATION).as_bytes()).await.unwrap();
+        assert_eq!(status_of(&read_head(&mut client).await), 201);
+        assert_eq!(fixture.publisher.taken(), [TAKEN]);
+    }
+}
+
+#[tokio::test]
+async fn a_target_may_be_an_absolute_url() {
+    let fixture = fixture(|_, _| ());
+    let target = "http://localhost:8090/_broadcast";
+    assert_eq!(fixture.status(&post(target, "", PUBLICATION)).await, 201);
+    assert_eq!(fixture.publisher.taken(), [TAKEN]);
+    assert_eq!(fixture.status("GET http://x/health HTTP/1.1\r\nHost: h\r\n\r\n").await, 200);
+}
+
+#[tokio::test]
+async fn the_key_must_be_shown_exactly() {
+    let fixture = fixture(|_, _| ());
+    for (authorization, status) in [
+        ("", 401),
+        ("Authorization: Bearer k3y\r\n", 201),
+        ("authorization: Bearer k3y\r\n", 201),
+        ("Authorization: Bearer K3y\r\n", 401),
+        ("Authorization: bearer k3y\r\n", 401),
+        ("Authorization: Bearer  k3y\r\n", 401),
+        ("Authorization: Bearer k3\r\n", 401),
+        ("Authorization: Bearer k3yk3y\r\n", 401),
+        ("Authorization: k3y\r\n", 401),
+        ("Authorization: Bearer\r\n", 401),
+        ("Authorization: Bearer \u{e9}\r\n", 401),
+    ] {
+        let answer = fixture.exchange(b"", post("/api/publish", authorization, PUBLICATION).as_bytes()).await;
+        assert_eq!(status_of(&answer), status, "{authorization}");
+        assert!(answer.contains("content-length: 0\r\n") && answer.ends_with("\r\n\r\n"), "{answer}");
+        assert_eq!(fixture.publisher.taken().len(), usize::from(status == 201), "{authorization}");
+    }
+}
+
+#[tokio::test]
+async fn only_post_publishes() {
+    let fixture = fixture(|_, _| ());
+    for method in ["GET", "PUT", "OPTIONS", "DELETE", "HEAD"] {
+        for path in ["/_broadcast", "/api/publish"] {
+            let request = post(path, "", PUBLICATION).replace("POST", method);
+            assert_eq!(fixture.status(&request).await, 422, "{method} {path}");
+        }
+    }
+    assert!(fixture.publisher.taken().is_empty());
+}
+
+#[tokio::test]
+async fn routes_match_exactly() {
+    let fixture = fixture(|_, _| ());
+    for path in [
+        "/",
+        "/_broadcast/",
+        "/_BROADCAST",
+        "//health",
+        "/x/../health",
+        "/healt%68",
+        "/health/",
+        "/api",
+        "/api/",
+        "/api/publish/",
+        "/apipublish",
+        "/api/presence",
+        "/cable",
+        "*",
+    ] {
+        let answer = fixture.exchange(b"", format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes()).await;
+        assert_eq!(status_of(&answer), 404, "{path}");
+        assert!(answer.contains("content-type: text/plain; charset=utf-8\r\n"), "{answer}");
+        assert!(answer.ends_with("\r\n\r\n404 page not found"), "{answer}");
+    }
+    assert_eq!(fixture.status("GET /health?verbose=1 HTTP/1.1\r\nHost: h\r\n\r\n").await, 200);
+}
+
+#[tokio::test]
+async fn a_route_that_is_not_on_this_port_is_not_found() {
+    let fixture = fixture(|routes, _| {
+        let metrics = routes.metrics.take();
+        *routes = Routes { metrics, ..Routes::default() };
+    });
+    assert_eq!(fixture.status(&post("/_broadcast", "", PUBLICATION)).await, 404);
+    assert_eq!(fixture.status(&post("/api/publish", "Authorization: Bearer k3y\r\n", PUBLICATION)).await, 404);
+    assert_eq!(fixture.status("GET /health HTTP/1.1\r\n\r\n").await, 404);
+    assert_eq!(fixture.status("GET /ready HTTP/1.1\r\n\r\n").await, 404);
+    assert_eq!(fixture.status("GET /metrics HTTP/1.1\r\n\r\n").await, 200);
+}
+
+#[tokio::test]
+async fn health_and_metrics_answer_any_method() {
+    let fixture = fixture(|_, _| ());
+    for (path, body) in [("/health", "This server is alive. See /ready for more.\n"), ("/metrics", "up 1\n")] {
+        for method in ["GET", "POST", "PURGE"] {
+            let answer = fixture.exchange(b"", format!("{method} {path} HTTP/1.0\r\n\r\n").as_bytes()).await;
+            assert_eq!(status_of(&answer), 200);
+            assert!(answer.contains("content-type: text/plain; charset=utf-8\r\n"), "{answer}");
+            assert_eq!(answer.split_once("\r\n\r\n").unwrap().1, body);
+        }
+        let answer = fixture.exchange(b"", format!("HEAD {path} HTTP/1.1\r\n\r\n").as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("\r\n\r\n"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn readiness_says_which_check_is_false() {
+    for (backend, status) in [(true, 200), (false, 503)] {
+        let checks = move || vec![Check { name: "backend", ok: backend }, Check { name: "not_draining", ok: true }];
+        let fixture = fixture(|routes, _| routes.ready.as_mut().unwrap().checks = Box::new(checks));
+        let answer = fixture.exchange(b"", b"GET /ready HTTP/1.1\r\nHost: h\r\n\r\n").await;
+        assert_eq!(status_of(&answer), status);
+        let body: serde_json::Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+        let wanted = serde_json::json!({"ready": backend, "checks": {"backend": backend, "not_draining": true}});
+        assert_eq!(body, wanted);
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_publication_is_answered_201_and_counted() {
+    let fixture = fixture(|_, _| ());
+    for body in ["", "x", "{}", r#"{"stream":"s","data":7}"#, r#"[{"stream":"s"},{}]"#] {
+        assert_eq!(fixture.status(&post("/_broadcast", "", body)).await, 201, "{body}");
+    }
+    assert!(fixture.publisher.taken().is_empty());
+    assert_eq!(fixture.metrics.failed_broadcast_msg_total.get(), 5);
+    assert_eq!(fixture.metrics.publications_total.get(), 0);
+}
+
+#[tokio::test]
+async fn batches_and_remote_commands_are_taken_and_count_as_one() {
+    let fixture = fixture(|_, _| ());
+    for (body, wanted) in [
+        (r#"[{"stream":"a","data":"1"},{"stream":"b","data":"x"}]"#, &["a=1", "b=\"x\""][..]),
+        (r#"{"command":"disconnect","payload":{"identifier":"u","reconnect":true}}"#, &["disconnect u true"]),
+        (r#"{"command":"dance"}"#, &[]),
+    ] {
+        assert_eq!(fixture.status(&post("/_broadcast", "", body)).await, 201);
+        assert_eq!(fixture.publisher.taken(), wanted);
+    }
+    assert_eq!(fixture.metrics.publications_total.get(), 3);
+    assert_eq!(fixture.metrics.remote_commands_total.get(), 2);
+    assert_eq!(fixture.metrics.failed_broadcast_msg_total.get(), 0);
+}
+
+#[tokio::test]
+async fn the_answer_waits_for_the_hand_over() {
+    let fixture = fixture_with(Recorder::new(false, false), |_, _| ());
+    let (mut client, _served) = fixture.connect(post("/_broadcast", "", PUBLICATION).as_bytes()).await;
+    fixture.publisher.has_begun().await;
+    // A whole other connection is served meanwhile, so an early answer would be here by now.
+    assert_eq!(fixture.status("GET /health HTTP/1.1\r\n\r\n").await, 200);
+    let mut byte = [0];
+    assert_eq!(client.try_read(&mut byte).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    fixture.publisher.gate.add_permits(1);
+    assert_eq!(status_of(&read_head(&mut client).await), 201);
+    assert_eq!(fixture.publisher.taken(), [TAKEN]);
+}
+
+#[tokio::test]
+async fn a_hand_over_that_fails_or_takes_too_long_is_not_answered_201() {
+    let failing = fixture_with(Recorder::new(true, true), |_, _| ());
+    assert_eq!(failing.status(&post("/_broadcast", "", PUBLICATION)).await, 501);
+    let stuck = fixture_with(Recorder::new(false, false), |_, l| l.publish_timeout = Duration::from_millis(10));
+    assert_eq!(stuck.status(&post("/_broadcast", "", PUBLICATION)).await, 503);
+    assert_eq!(failing.metrics.publications_total.get() + stuck.metrics.publications_total.get(), 0);
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_is_refused_even_by_a_sender_that_writes_it_all_first() {
+    let fixture = fixture(|_, limits| limits.body_bytes_max = 1000);
+    assert_eq!(fixture.status(&post("/_broadcast", "", &"x".repeat(1000))).await, 201);
+    for size in [1001, 8 << 20] {
+        assert_eq!(fixture.status(&post("/_broadcast", "", &"x".repeat(size))).await, 413, "{size}");
+        let chunked = format!(
+            "POST /_broadcast HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{size:x}\r\n{}\r\n0\r\n\r\n",
+            "x".repeat(size)
+        );
+        assert_eq!(fixture.status(&chunked).await, 413, "{size} chunked");
+    }
+    let announced = "POST /_broadcast HTTP/1.1\r\nContent-Length: 99999999999999\r\n\r\n";
+    assert_eq!(fixture.status(announced).await, 413);
+    assert_eq!(fixture.metrics.failed_broadcast_msg_total.get(), 1, "the body of 1000 bytes was no publication");
+}
+
+#[tokio::test]
+async fn bodies_held_at_once_are_bounded_together() {
+    let fixture = fixture(|_, limits| limits.bodies_bytes_max = 100);
+    let request = post("/_broadcast", "", &"x".repeat(80));
+    let (mut first, _served) = fixture.connect(b"").await;
+    first.write_all(&request.as_bytes()[..request.len() - 1]).await.unwrap();
+    while fixture.front.0.bodies.available_permits() > 21 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(fixture.status(&request).await, 503);
+    first.write_all(b"x").await.unwrap();
+    assert_eq!(status_of(&read_head(&mut first).await), 201);
+    assert_eq!(fixture.status(&request).await, 201, "room returned");
+    assert_eq!(fixture.front.0.bodies.available_permits(), 100);
+}
+
+#[tokio::test]
+async fn a_body_shorter_than_announced_or_badly_chunked_is_422() {
+    let fixture = fixture(|_, _| ());
+    let short = post("/_broadcast", "", PUBLICATION);
+    assert_eq!(fixture.status(&short[..short.len() - 1]).await, 422);
+    let chunked = "POST /_broadcast HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n";
+    assert_eq!(fixture.status(chunked).await, 422);
+    assert!(fixture.publisher.taken().is_empty());
+}
+
+#[tokio::test]
+async fn slow_peers_are_not_waited_for() {
+    let fixture = fixture(|_, limits| {
+        limits.head_timeout = Duration::from_millis(20);
+        limits.body_timeout = Duration::from_millis(20);
+        limits.linger = Duration::from_millis(20);
+    });
+    for head in ["", "GET /hea", "GET /health HTTP/1.1\r\nHost: h\r\n"] {
+        let (mut client, served) = fixture.connect(head.as_bytes()).await;
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+        served.await.unwrap();
+        assert_eq!(String::from_utf8(answer).unwrap(), "", "{head}");
+    }
+    let request = post("/_broadcast", "", PUBLICATION);
+    let (mut client, served) = fixture.connect(&request.as_bytes()[..request.len() - 1]).await;
+    assert_eq!(status_of(&read_head(&mut client).await), 408);
+    served.await.unwrap();
+    assert!(fixture.publisher.taken().is_empty());
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_read_is_dropped() {
+    let fixture = fixture(|routes, limits| {
+        routes.metrics.as_mut().unwrap().text = Box::new(|| "x".repeat(64 << 20));
+        limits.write_timeout = Duration::from_millis(20);
+    });
+    let (_client, served) = fixture.connect(b"GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    served.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_head_over_the_limit_is_refused() {
+    let fixture = fixture(|_, limits| limits.head_bytes_max = 8 << 10);
+    let request = format!("GET /health HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(20_000));
+    assert_eq!(fixture.status(&request).await, 431);
+    assert_eq!(fixture.status("GARBAGE\r\n\r\n").await, 400);
+}
+
+#[tokio::test]
+async fn operators_are_answered_when_everybody_else_is_refused() {
+    let fixture = fixture(|_, limits| limits.connections_max = 1);
+    let (mut first, _served) = fixture.connect(b"").await;
+    first.write_all(post("/_broadcast", "", PUBLICATION).as_bytes()).await.unwrap();
+    assert_eq!(status_of(&read_head(&mut first).await), 201);
+
+    let request = post("/_broadcast", "", PUBLICATION);
+    let answer = fixture.exchange(request.as_bytes(), b"").await;
+    assert_eq!(answer.as_bytes(), REFUSAL);
+    assert_eq!(fixture.metrics.http_connections_refused_total.get(), 1);
+    for head in
+        ["GET /health HTTP/1.1\r\n\r\n", "GET http://h/ready HTTP/1.1\r\n\r\n", "GET /metrics?x HTTP/1.1\r\n\r\n"]
+    {
+        let answer = fixture.exchange(format!("{head}{request}").as_bytes(), b"").await;
+        assert_eq!(status_of(&answer), 200, "{head}");
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "one request, then the place is free again: {answer}");
+    }
+    for no_head in ["", "GET", "GET /healthy HTTP/1.1\r\n\r\n", "\r\n"] {
+        assert_eq!(fixture.exchange(no_head.as_bytes(), b"").await.as_bytes(), REFUSAL, "{no_head}");
+    }
+    drop(first);
+    while fixture.metrics.http_connections_num.get() > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(fixture.status(&request).await, 201);
+}
+
+#[tokio::test]
+async fn cors_headers_are_sent_where_they_are_asked_for() {
+    let fixture = fixture(|routes, _| {
+        routes.broadcast.as_mut().unwrap().cors = Some(Cors::Any);
+        routes.api.as_mut().unwrap().cors = Some(Cors::Matching(Box::new(|origin| origin == "http://a.test")));
+    });
+    let preflight = |path: &str, origin: &str| format!("OPTIONS {path} HTTP/1.1\r\nOrigin: {origin}\r\n\r\n");
+    let any = fixture.exchange(b"", preflight("/_broadcast", "http://b.test").as_bytes()).await;
+    assert_eq!(status_of(&any), 200);
+    assert!(any.contains("access-control-allow-origin: *\r\n"), "{any}");
+    assert!(any.contains("access-control-allow-methods: POST, OPTIONS\r\n"), "{any}");
+    assert!(any.contains("Authorization\r\n") && !any.contains("credentials"), "{any}");
+
+    let known = fixture.exchange(b"", preflight("/api/publish", "http://a.test").as_bytes()).await;
+    assert_eq!(status_of(&known), 200);
+    assert!(known.contains("access-control-allow-origin: http://a.test\r\n"), "{known}");
+    assert!(known.contains("access-control-allow-credentials: true\r\n"), "{known}");
+    let unknown = fixture.exchange(b"", preflight("/api/publish", "http://b.test").as_bytes()).await;
+    assert_eq!(status_of(&unknown), 200);
+    assert!(!unknown.contains("allow-origin"), "{unknown}");
+    let refused = post("/api/publish", "Origin: http://a.test\r\n", PUBLICATION);
+    let refused = fixture.exchange(b"", refused.as_bytes()).await;
+    assert_eq!(status_of(&refused), 401);
+    assert!(refused.contains("access-control-allow-origin: http://a.test\r\n"), "a page may read it: {refused}");
+}
+
+#[tokio::test]
+async fn presence_over_http_is_checked_in_order_and_not_kept_here() {
+    let fixture = fixture(|_, _| ());
+    let key = "Authorization: Bearer k3y\r\n";
+    for (method, path, headers, status) in [
+        ("POST", "/api/presence/room:7/users", key, 422),
+        ("GET", "/api/presence/room:7/users", "", 401),
+        ("GET", "/api/presence/x", "", 401),
+        ("GET", "/api/presence/x", key, 404),
+        ("GET", "/api/presence//users", key, 404),
+        ("GET", "/api/presence/a/b/users", key, 404),
+        ("GET", "/api/presence/a%2Fb/users", key, 501),
+        ("GET", "/api/presence/room:7/users", key, 501),
+    ] {
+        let request = format!("{method} {path} HTTP/1.1\r\n{headers}\r\n");
+        let answer = fixture.exchange(b"", request.as_bytes()).await;
+        assert_eq!(status_of(&answer), status, "{method} {path}");
+        assert!(answer.ends_with("\r\n\r\n"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn draining_finishes_requests_and_ends_everything_else() {
+    let fixture = fixture_with(Recorder::new(false, false), |_, limits| limits.linger = Duration::from_millis(20));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let front = fixture.front.clone();
+    let listening = tokio::spawn(async move { front.listen(listener).await });
+
+    let mut idle = TcpStream::connect(address).await.unwrap();
+    idle.write_all(b"HEAD /health HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+    assert_eq!(status_of(&read_head(&mut idle).await), 200);
+    let mut busy = TcpStream::connect(address).await.unwrap();
+    busy.write_all(post("/_broadcast", "", PUBLICATION).as_bytes()).await.unwrap();
+    fixture.publisher.has_begun().await;
+
+    fixture.front.drain();
+    listening.await.unwrap();
+    assert_eq!(idle.read(&mut [0]).await.unwrap(), 0, "an idle connection is closed");
+    drop(idle);
+    fixture.publisher.gate.add_permits(1);
+    assert_eq!(status_of(&read_head(&mut busy).await), 201);
+    assert_eq!(busy.read(&mut [0]).await.unwrap(), 0);
+    drop(busy);
+    fixture.front.drained().await;
+    assert_eq!(fixture.metrics.http_connections_num.get(), 0);
+    assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
+}

@@ -1,0 +1,278 @@
+//! Who gets what: streams and their subscribers on one shard.
+//!
+//! Subscribers of a stream stand in groups by channel identifier, because a publication reads the same for
+//! everybody in a group: it is encoded once and the bytes are shared. Plain data; a member is the index of a
+//! slot and the hub neither knows nor asks what lives there. The rule its callers keep: whatever was attached
+//! is detached before its slot is reused.
+
+use std::hash::BuildHasher;
+
+use foldhash::fast::FixedState;
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
+use rustc_hash::FxBuildHasher;
+
+use crate::model::Name;
+
+/// Streams and subscribers of one shard.
+pub struct Hub {
+    hasher: FixedState,
+    streams: HashTable<Stream>,
+    attachments: usize,
+}
+
+struct Stream {
+    name: Name,
+    groups: Groups,
+}
+
+/// Most streams have all their subscribers under one identifier, so that case holds no table.
+enum Groups {
+    One(Group),
+    Many(Box<HashTable<Group>>),
+}
+
+struct Group {
+    identifier: Name,
+    members: Members,
+}
+
+/// A stream of one user has one subscriber, so that case holds no table either.
+enum Members {
+    One(u32),
+    Many(Box<HashTable<u32>>),
+}
+
+/// Slots are numbered by us, so their hash needs no key.
+fn hash_member(member: &u32) -> u64 {
+    FxBuildHasher.hash_one(member)
+}
+
+/// Gives memory back after a crowd has left, yet does not shrink and grow again around one size.
+fn shrink<T>(table: &mut HashTable<T>, hasher: impl Fn(&T) -> u64) {
+    if table.capacity() > 64 && table.len() < table.capacity() / 8 {
+        table.shrink_to(table.len() * 2, hasher);
+    }
+}
+
+impl Hub {
+    /// An empty hub; `seed` keys the hash of names and should be random outside of tests.
+    pub fn new(seed: u64) -> Hub {
+        Hub { hasher: FixedState::with_seed(seed), streams: HashTable::new(), attachments: 0 }
+    }
+
+    /// Adds a subscriber. A second time for the same stream and identifier changes nothing.
+    pub fn attach(&mut self, member: u32, identifier: &Name, stream: &Name) {
+        let hash = |name: &Name| self.hasher.hash_one(name.as_str());
+        let entry = self.streams.entry(hash(stream), |s| s.name == *stream, |s| hash(&s.name));
+        let added = match entry {
+            Entry::Occupied(mut entry) => entry.get_mut().groups.insert(identifier, member, hash),
+            Entry::Vacant(entry) => {
+                let groups = Groups::One(Group { identifier: identifier.clone(), members: Members::One(member) });
+                entry.insert(Stream { name: stream.clone(), groups });
+                true
+            }
+        };
+        self.attachments += usize::from(added);
+    }
+
+    /// Removes a subscriber. A stream or group without subscribers is forgotten.
+    pub fn detach(&mut self, member: u32, identifier: &Name, stream: &Name) {
+        let hash = |name: &Name| self.hasher.hash_one(name.as_str());
+        let Ok(mut entry) = self.streams.find_entry(hash(stream), |s| s.name == *stream) else { return };
+        let (removed, empty) = entry.get_mut().groups.remove(identifier, member, hash);
+        self.attachments -= usize::from(removed);
+        if empty {
+            entry.remove();
+            shrink(&mut self.streams, |s| hash(&s.name));
+        }
+    }
+
+    /// Visits the subscribers of a stream, group by group. `enter` is called once for a group with its
+    /// identifier and gives what `visit` gets with each member: the encoded frame.
+    pub fn for_each<T>(&self, stream: &str, mut enter: impl FnMut(&Name) -> T, mut visit: impl FnMut(u32, &T)) {
+        let Some(stream) = self.streams.find(self.hasher.hash_one(stream), |s| s.name.as_str() == stream) else {
+            return;
+        };
+        let mut visit_group = |group: &Group| {
+            let shared = enter(&group.identifier);
+            match &group.members {
+                Members::One(member) => visit(*member, &shared),
+                Members::Many(members) => members.iter().for_each(|member| visit(*member, &shared)),
+            }
+        };
+        match &stream.groups {
+            Groups::One(group) => visit_group(group),
+            Groups::Many(groups) => groups.iter().for_each(visit_group),
+        }
+    }
+
+    /// Streams with at least one subscriber.
+    pub fn streams(&self) -> usize {
+        self.streams.len()
+    }
+
+    /// Subscribers over all streams and identifiers.
+    pub fn attachments(&self) -> usize {
+        self.attachments
+    }
+
+    /// True when nothing is subscribed: what a shard without sessions must be.
+    pub fn is_empty(&self) -> bool {
+        self.streams.is_empty() && self.attachments == 0
+    }
+}
+
+impl Groups {
+    /// True when the member was not there before.
+    fn insert(&mut self, identifier: &Name, member: u32, hash: impl Fn(&Name) -> u64) -> bool {
+        match self {
+            Groups::One(group) if group.identifier == *identifier => group.members.insert(member),
+            Groups::One(group) => {
+                let mut groups = HashTable::with_capacity(2);
+                let new = Group { identifier: identifier.clone(), members: Members::One(member) };
+                let old = std::mem::replace(group, new);
+                let hasher = |g: &Group| hash(&g.identifier);
+                groups.insert_unique(hash(&old.identifier), old, hasher);
+                let Groups::One(new) = std::mem::replace(self, Groups::Many(Box::default())) else { unreachable!() };
+                groups.insert_unique(hash(identifier), new, hasher);
+                *self = Groups::Many(Box::new(groups));
+                true
+            }
+            Groups::Many(groups) => {
+                let entry = groups.entry(hash(identifier), |g| g.identifier == *identifier, |g| hash(&g.identifier));
+                match entry {
+                    Entry::Occupied(mut entry) => entry.get_mut().members.insert(member),
+                    Entry::Vacant(entry) => {
+                        entry.insert(Group { identifier: identifier.clone(), members: Members::One(member) });
+                        true
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether the member was there, and whether nobody is left.
+    fn remove(&mut self, identifier: &Name, member: u32, hash: impl Fn(&Name) -> u64) -> (bool, bool) {
+        match self {
+            Groups::One(group) if group.identifier == *identifier => group.members.remove(member),
+            Groups::One(_) => (false, false),
+            Groups::Many(groups) => {
+                let found = groups.find_entry(hash(identifier), |g| g.identifier == *identifier);
+                let Ok(mut entry) = found else { return (false, false) };
+                let (removed, empty) = entry.get_mut().members.remove(member);
+                if empty {
+                    entry.remove();
+                    shrink(groups, |g| hash(&g.identifier));
+                }
+                (removed, groups.is_empty())
+            }
+        }
+    }
+}
+
+impl Members {
+    fn insert(&mut self, member: u32) -> bool {
+        match self {
+            Members::One(only) if *only == member => false,
+            Members::One(only) => {
+                let mut members = HashTable::with_capacity(2);
+                members.insert_unique(hash_member(only), *only, hash_member);
+                members.insert_unique(hash_member(&member), member, hash_member);
+                *self = Members::Many(Box::new(members));
+                true
+            }
+            Members::Many(members) => {
+                let entry = members.entry(hash_member(&member), |m| *m == member, hash_member);
+                match entry {
+                    Entry::Occupied(_) => false,
+                    Entry::Vacant(entry) => {
+                        entry.insert(member);
+                        true
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether the member was there, and whether nobody is left.
+    fn remove(&mut self, member: u32) -> (bool, bool) {
+        match self {
+            Members::One(only) => (*only == member, *only == member),
+            Members::Many(members) => {
+                let found = members.find_entry(hash_member(&member), |m| *m == member);
+                let Ok(entry) = found else { return (false, false) };
+                entry.remove();
+                shrink(members, hash_member);
+                (true, members.is_empty())
+            }
+        }
+    }
+}
+
+// A stream in the table: its name, the tag, one identifier and one member.
+const _: () = assert!(size_of::<Stream>() <= 40);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn receivers(hub: &Hub, stream: &str) -> Vec<(String, u32)> {
+        let mut seen = Vec::new();
+        hub.for_each(stream, |identifier| identifier.as_str().to_owned(), |m, id| seen.push((id.clone(), m)));
+        seen.sort();
+        seen
+    }
+
+    #[test]
+    fn every_subscriber_is_visited_once_per_identifier() {
+        let mut hub = Hub::new(7);
+        let (a, b, room) = (Name::new("a"), Name::new("b"), Name::new("room"));
+        for member in 0..3 {
+            hub.attach(member, &a, &room);
+        }
+        hub.attach(1, &b, &room);
+        hub.attach(1, &b, &room);
+        let seen = receivers(&hub, "room");
+        assert_eq!(seen, [("a".into(), 0), ("a".into(), 1), ("a".into(), 2), ("b".into(), 1)]);
+        assert_eq!((hub.streams(), hub.attachments()), (1, 4));
+    }
+
+    #[test]
+    fn a_publication_is_encoded_once_for_each_identifier() {
+        let mut hub = Hub::new(7);
+        let (a, b, room) = (Name::new("a"), Name::new("b"), Name::new("room"));
+        (0..100).for_each(|member| hub.attach(member, if member % 2 == 0 { &a } else { &b }, &room));
+        let mut entered = 0;
+        hub.for_each("room", |_| entered += 1, |_, _| {});
+        assert_eq!(entered, 2);
+    }
+
+    #[test]
+    fn detaching_everybody_leaves_nothing() {
+        let mut hub = Hub::new(7);
+        for round in 0..3 {
+            let names: Vec<_> = (0..50).map(|n| Name::new(&format!("id {n}"))).collect();
+            let streams: Vec<_> = (0..20).map(|n| Name::new(&format!("stream {n}"))).collect();
+            for member in 0..500u32 {
+                hub.attach(member, &names[member as usize % 50], &streams[member as usize % 20]);
+            }
+            for member in 0..500u32 {
+                let member = (member * 7 + round) % 500;
+                hub.detach(member, &names[member as usize % 50], &streams[member as usize % 20]);
+                hub.detach(member, &names[0], &streams[1]);
+            }
+            assert!(hub.is_empty());
+        }
+    }
+
+    #[test]
+    fn detaching_what_was_never_attached_changes_nothing() {
+        let mut hub = Hub::new(7);
+        let (a, b, room) = (Name::new("a"), Name::new("b"), Name::new("room"));
+        hub.attach(1, &a, &room);
+        hub.detach(2, &a, &room);
+        hub.detach(1, &b, &room);
+        assert_eq!(receivers(&hub, "room"), [("a".into(), 1)]);
+    }
+}

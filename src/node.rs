@@ -1,0 +1,315 @@
+//! Assembly: every thread, channel and listener is made here, and taken down again.
+//!
+//! A node is some shards (one thread each), one tokio runtime beside them for everything that waits on others (calls
+//! to the app, ordinary HTTP), and the wires between: answers into inboxes, publications into all inboxes, sockets
+//! that turned out to be HTTP from shards to the front.
+
+mod boot;
+mod capacity;
+mod observe;
+mod publish;
+mod settings;
+mod wires;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::backend::{Backend, BackendError};
+use crate::config::{Config, ListenOn, Secrets};
+use crate::front::{Front, FrontMetrics, Routes};
+use crate::model::Answer;
+use crate::os::clock::Clock;
+use crate::os::{limits, listener};
+use crate::shard::{self, Inbox, Kernel, KernelSettings, Message, Shard, ShardMetrics};
+
+use capacity::Capacity;
+use observe::Observer;
+use publish::ToShards;
+use wires::Wires;
+
+pub use observe::Facts;
+pub use settings::ExtraRoutes;
+
+/// Threads of the runtime for calls and HTTP. The work there is small next to the shards'; a second thread keeps one
+/// slow publication from holding up answers.
+const SERVICE_THREADS_MAX: usize = 2;
+
+/// Part of the time a shutdown may take that clients are spread over; the rest is for their last bytes and for telling
+/// the app.
+const DRAIN_SHARE: f64 = 0.8;
+
+/// A running server.
+pub struct Node {
+    config: Arc<Config>,
+    runtime: Runtime,
+    backend: Arc<Backend>,
+    inboxes: Arc<[Arc<Inbox>]>,
+    shards: Vec<(thread::JoinHandle<()>, oneshot::Receiver<()>)>,
+    /// Copies of the shards' listeners, for their queues' length. Emptied when they are to close.
+    listeners: Arc<Mutex<Vec<TcpListener>>>,
+    main_front: Front,
+    other_fronts: Vec<Front>,
+    observer: Arc<Observer>,
+    draining: Arc<AtomicBool>,
+    address: SocketAddr,
+    publisher: Arc<ToShards>,
+}
+
+/// Why a node cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A listener cannot be bound.
+    #[error("cannot listen on {address} ({what}): {source}")]
+    Listen {
+        /// Host and port as configured.
+        address: String,
+        /// What for.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The machine refused something else.
+    #[error("cannot start: {0}")]
+    Machine(#[from] io::Error),
+    /// The app's address or keys cannot be used.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// A path cannot be used.
+    #[error("{0}")]
+    Setting(String),
+}
+
+impl Node {
+    /// Starts a server: binds everything, logs what it found, and serves from then on. `extra` adds routes to the main
+    /// port (the demo's page).
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing is left behind.
+    pub fn start(config: Config, extra: Option<ExtraRoutes>) -> Result<Node, StartError> {
+        let config = Arc::new(config);
+        let secrets = Secrets::resolve(&config);
+        let open_files = limits::raise_open_files()?;
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let shards = if config.server.acceptors == 0 { cores } else { usize::from(config.server.acceptors) };
+        let capacity = Capacity::find(&config, open_files, shards);
+        boot::first_line(open_files, shards);
+
+        let mut of_shards = bind_shards(&config, shards)?;
+        let address = of_shards[0][0].local_addr()?;
+        let copies = of_shards.iter().flatten().map(TcpListener::try_clone).collect::<Result<Vec<_>, _>>()?;
+        let listeners = Arc::new(Mutex::new(copies));
+
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(cores.min(SERVICE_THREADS_MAX))
+            .thread_name("service")
+            .enable_all()
+            .build()?;
+        let inboxes: Arc<[Arc<Inbox>]> =
+            (0..shards).map(|_| Inbox::new().map(Arc::new)).collect::<Result<Vec<_>, _>>()?.into();
+        let to_inbox = Arc::clone(&inboxes);
+        let answers = Arc::new(move |answer: Answer| {
+            if let Some(inbox) = to_inbox.get(usize::from(answer.key.shard)) {
+                inbox.put(Message::Answer(answer));
+            }
+        });
+        let backend = settings::backend(&config, &secrets)?;
+        let backend = Arc::new(Backend::start(backend, runtime.handle(), answers)?);
+        let shard_settings = Arc::new(settings::shard(&config, &secrets)?);
+        let shard_metrics: Arc<[_]> = (0..shards as u16).map(|n| Arc::new(ShardMetrics::new(n))).collect();
+        let front_metrics = Arc::new(FrontMetrics::default());
+        let publisher = Arc::new(ToShards::new(Arc::clone(&inboxes)));
+        let draining = Arc::new(AtomicBool::new(false));
+        let front = Arc::new(OnceLock::new());
+        let wires = Arc::new(Wires::new(
+            Arc::clone(&backend),
+            Arc::clone(&publisher),
+            Arc::clone(&front),
+            runtime.handle().clone(),
+            capacity.clients,
+        ));
+        let observer = Arc::new(Observer::new(observe::Parts {
+            config: Arc::clone(&config),
+            capacity,
+            open_files,
+            shards: Arc::clone(&shard_metrics),
+            front: Arc::clone(&front_metrics),
+            backend: Arc::clone(&backend),
+            wires: Arc::clone(&wires),
+            listeners: Arc::clone(&listeners),
+            draining: Arc::clone(&draining),
+        }));
+
+        let ports = settings::ports(&config, &secrets, address, &publisher, &observer, extra);
+        let limits = settings::front_limits(&config, open_files);
+        let main_front = Front::new(ports.main, limits.clone(), Arc::clone(&front_metrics));
+        let _ = front.set(main_front.clone());
+        let mut other_fronts = Vec::new();
+        for (place, routes) in ports.others {
+            other_fronts.push(listen(&runtime, &place, routes, &limits, &front_metrics)?);
+        }
+
+        boot::facts(&config, &secrets, &capacity, &backend, address, &shard_settings.router);
+        let clock = Clock::start();
+        let mut threads = Vec::with_capacity(shards);
+        for (shard, inbox) in (0..shards as u16).zip(inboxes.iter()) {
+            let kernel = Kernel::new(KernelSettings {
+                shard,
+                listeners: std::mem::take(&mut of_shards[usize::from(shard)]),
+                clock,
+                neighbours: Arc::clone(&wires) as Arc<_>,
+                inbox: Arc::clone(inbox),
+            })?;
+            let metrics = Arc::clone(&shard_metrics[usize::from(shard)]);
+            let settings = Arc::clone(&shard_settings);
+            let (ended, end) = oneshot::channel();
+            let run = move || {
+                if let Err(error) = shard::run(Shard::new(shard, kernel, settings, metrics)) {
+                    tracing::error!(shard, %error, "a shard stopped; its connections are lost");
+                }
+                let _ = ended.send(());
+            };
+            threads.push((thread::Builder::new().name(format!("shard-{shard}")).spawn(run)?, end));
+        }
+        observer.watch(runtime.handle());
+        Ok(Node {
+            config,
+            runtime,
+            backend,
+            inboxes,
+            shards: threads,
+            listeners,
+            main_front,
+            other_fronts,
+            observer,
+            draining,
+            address,
+            publisher,
+        })
+    }
+
+    /// Where the main port really is.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The runtime for whatever lives beside the shards.
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    /// What the server knows of itself.
+    pub fn observer(&self) -> &Arc<Observer> {
+        &self.observer
+    }
+
+    /// Where publications go.
+    pub fn publisher(&self) -> &Arc<ToShards> {
+        &self.publisher
+    }
+
+    /// Serves until SIGINT or SIGTERM, then shuts down in good order; a second signal ends it at once.
+    ///
+    /// # Errors
+    /// Signals cannot be listened for.
+    pub fn run_until_signalled(self) -> io::Result<()> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let (mut interrupt, mut terminate) = {
+            let _runtime = self.runtime.enter();
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+        };
+        let handle = self.runtime.handle().clone();
+        let mut next = async || tokio::select! { _ = interrupt.recv() => (), _ = terminate.recv() => () };
+        handle.block_on(next());
+        handle.block_on(async {
+            tokio::select! {
+                () = self.shut_down() => (),
+                () = next() => tracing::warn!("second signal: ending at once"),
+            }
+        });
+        // Whatever is left must not hold the process up: its time was bounded above.
+        self.runtime.shutdown_background();
+        Ok(())
+    }
+
+    /// Stops taking clients, sends those there are away, tells the app, and waits for all of it, at most
+    /// `--shutdown-timeout`.
+    async fn shut_down(&self) {
+        let deadline = Instant::now() + self.config.app.shutdown_timeout;
+        self.draining.store(true, Relaxed);
+        let clients = self.observer.facts().clients;
+        tracing::info!(clients, timeout = ?self.config.app.shutdown_timeout, "shutting down");
+        tokio::time::sleep(self.config.app.shutdown_delay).await;
+
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let over = deadline.saturating_duration_since(Instant::now()).mul_f64(DRAIN_SHARE);
+        for inbox in self.inboxes.iter() {
+            inbox.put(Message::Drain { over });
+        }
+        self.backend.begin_drain();
+        let all_out = async {
+            while self.shards.iter().any(|(thread, _)| !thread.is_finished()) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let all_in_time = tokio::time::timeout_at(deadline, all_out).await.is_ok();
+        tracing::info!(sent_away = clients, all_in_time, "clients sent away");
+        let fronts = std::iter::once(&self.main_front).chain(&self.other_fronts);
+        fronts.clone().for_each(Front::drain);
+        let report = self.backend.drain(deadline).await;
+        tracing::info!(told = report.sent, failed = report.failed, left = report.left, "app told of ended sessions");
+        for front in fronts {
+            let _ = tokio::time::timeout_at(deadline, front.drained()).await;
+        }
+    }
+}
+
+/// Binds one listener for each shard on each address of the host; port 0 is chosen once.
+fn bind_shards(config: &Config, shards: usize) -> Result<Vec<Vec<TcpListener>>, StartError> {
+    let host = &config.server.host;
+    let refused = |port: u16| {
+        let address = format!("{host}:{port}");
+        move |source| StartError::Listen { address, what: "WebSockets", source }
+    };
+    let mut port = config.server.port;
+    let mut of_shards: Vec<Vec<TcpListener>> = (0..shards).map(|_| Vec::new()).collect();
+    for mut address in boot::resolve(host).map_err(refused(port))? {
+        for listeners in &mut of_shards {
+            address.set_port(port);
+            let bound = listener::bind(address, &settings::listener(config)).map_err(refused(port))?;
+            port = bound.local_addr().map_err(refused(port))?.port();
+            listeners.push(bound);
+        }
+    }
+    Ok(of_shards)
+}
+
+/// Listens for ordinary HTTP on a port of its own.
+fn listen(
+    runtime: &Runtime,
+    place: &ListenOn,
+    routes: Routes,
+    limits: &crate::front::Limits,
+    metrics: &Arc<FrontMetrics>,
+) -> Result<Front, StartError> {
+    let ListenOn::Own { host, port } = place else { unreachable!("the main port has its own way in") };
+    let refused = |source| StartError::Listen { address: format!("{host}:{port}"), what: "HTTP", source };
+    let front = Front::new(routes, limits.clone(), Arc::clone(metrics));
+    for mut address in boot::resolve(host).map_err(refused)? {
+        address.set_port(*port);
+        let _runtime = runtime.enter();
+        let listener = TcpListener::bind(address).map_err(refused)?;
+        listener.set_nonblocking(true).map_err(refused)?;
+        let listener = tokio::net::TcpListener::from_std(listener).map_err(refused)?;
+        let front = front.clone();
+        runtime.spawn(async move { front.listen(listener).await });
+    }
+    Ok(front)
+}

@@ -1,0 +1,233 @@
+//! What the node knows of itself: metrics, readiness, and a warning now and then.
+
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+
+use crate::backend::Backend;
+use crate::config::Config;
+use crate::front::{Check, FrontMetrics};
+use crate::metrics;
+use crate::model::CloseCause;
+use crate::os::{limits, listener, process};
+use crate::shard::ShardMetrics;
+use crate::telemetry::{Collect, Families};
+
+use super::capacity::Capacity;
+use super::wires::Wires;
+
+/// How often the log may warn about one kind of trouble.
+const WARN_EVERY: Duration = Duration::from_secs(10);
+
+/// How often the app is tried for `/ready`.
+const PROBE_EVERY: Duration = Duration::from_secs(2);
+
+metrics! {
+    /// What is measured of the process as a whole.
+    pub struct NodeMetrics {
+        /// Distinct connection identifiers among the clients.
+        clients_uniq_num: Gauge,
+        /// Open WebSockets, clients that are being let in and echo connections included.
+        websockets_num: Gauge,
+        /// Open WebSockets this process can hold.
+        websockets_max: Gauge,
+        /// Memory of this process in RAM, in bytes.
+        mem_sys_bytes: Gauge,
+        /// Memory of this process in RAM that came since boot, divided by its open WebSockets.
+        user_bytes_per_connection: Gauge,
+        /// Descriptors in use.
+        open_descriptors_num: Gauge,
+        /// Limit of descriptors.
+        open_descriptors_max: Gauge,
+        /// Connections that found an accept queue full, on the whole machine since it booted.
+        listen_overflows_total: Counter,
+        /// SYNs dropped for want of room, on the whole machine since it booted.
+        listen_drops_total: Counter,
+    }
+}
+
+/// Where everything that is observed lives.
+pub(super) struct Parts {
+    pub config: Arc<Config>,
+    pub capacity: Capacity,
+    pub open_files: u64,
+    pub shards: Arc<[Arc<ShardMetrics>]>,
+    pub front: Arc<FrontMetrics>,
+    pub backend: Arc<Backend>,
+    pub wires: Arc<Wires>,
+    pub listeners: Arc<Mutex<Vec<TcpListener>>>,
+    pub draining: Arc<AtomicBool>,
+}
+
+/// What a person would ask of a running server.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts {
+    /// Sessions that were let in.
+    pub clients: u64,
+    /// Open WebSockets.
+    pub websockets: u64,
+    /// How many there may be.
+    pub capacity: u64,
+    /// Resident bytes of this process.
+    pub resident_bytes: u64,
+    /// Resident bytes when it had just booted.
+    pub resident_bytes_at_boot: u64,
+    /// Descriptors in use.
+    pub descriptors: u64,
+    /// Their limit.
+    pub descriptors_max: u64,
+    /// Shards.
+    pub shards: usize,
+    /// Messages sent to clients.
+    pub messages_sent: u64,
+}
+
+/// Observes the node.
+pub struct Observer {
+    parts: Parts,
+    booted_with: AtomicU64,
+    backend_reachable: AtomicBool,
+}
+
+impl Observer {
+    pub(super) fn new(parts: Parts) -> Observer {
+        Observer { parts, booted_with: AtomicU64::new(0), backend_reachable: AtomicBool::new(false) }
+    }
+
+    /// The facts now.
+    pub fn facts(&self) -> Facts {
+        let sum = |read: fn(&ShardMetrics) -> u64| self.parts.shards.iter().map(|shard| read(shard)).sum::<u64>();
+        Facts {
+            clients: sum(|shard| shard.counters.clients_num.get().max(0) as u64),
+            websockets: self.parts.wires.open(),
+            capacity: self.parts.capacity.clients,
+            resident_bytes: process::resident_bytes().unwrap_or(0),
+            resident_bytes_at_boot: self.booted_with.load(Relaxed),
+            descriptors: process::open_descriptors().unwrap_or(0),
+            descriptors_max: self.parts.open_files,
+            shards: self.parts.shards.len(),
+            messages_sent: sum(|shard| shard.counters.server_msg_total.get()),
+        }
+    }
+
+    /// What must be true for this server to get new clients.
+    pub(super) fn checks(&self) -> Vec<Check> {
+        let open = self.parts.wires.open();
+        vec![
+            Check { name: "not_draining", ok: !self.parts.draining.load(Relaxed) },
+            Check { name: "backend_reachable", ok: self.backend_reachable.load(Relaxed) },
+            Check { name: "room_for_clients", ok: open < self.parts.capacity.clients },
+        ]
+    }
+
+    /// All metrics, as Prometheus reads them.
+    pub(super) fn metrics_text(&self) -> String {
+        let Parts { config, shards, front, backend, wires, listeners, .. } = &self.parts;
+        let mut families = Families::new(config.metrics.tags.0.clone());
+        for shard in shards.iter() {
+            shard.collect(&[], &mut families);
+        }
+        front.collect(&[], &mut families);
+        backend.metrics().collect(&[], &mut families);
+        wires.metrics.collect(&[], &mut families);
+        self.node_metrics().collect(&[], &mut families);
+        for (at, listener) in listeners.lock().unwrap_or_else(PoisonError::into_inner).iter().enumerate() {
+            let Ok(queue) = listener::accept_queue(listener) else { continue };
+            let at = at.to_string();
+            let labels = [("listener", at.as_str())];
+            let gauge = |value: u32| crate::telemetry::Value::Gauge(f64::from(value));
+            families.put("accept_queue_length", "Connections waiting to be accepted.", &labels, gauge(queue.length));
+            families.put(
+                "accept_queue_max",
+                "Connections that may wait to be accepted.",
+                &labels,
+                gauge(queue.maximum),
+            );
+        }
+        families.to_text(&config.metrics.prefix)
+    }
+
+    fn node_metrics(&self) -> NodeMetrics {
+        let facts = self.facts();
+        let node = NodeMetrics::default();
+        let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        node.clients_uniq_num.set(self.parts.wires.identities() as i64);
+        node.websockets_num.set(gauge(facts.websockets));
+        node.websockets_max.set(gauge(facts.capacity));
+        node.mem_sys_bytes.set(gauge(facts.resident_bytes));
+        let grown = facts.resident_bytes.saturating_sub(facts.resident_bytes_at_boot);
+        node.user_bytes_per_connection.set(gauge(grown / facts.websockets.max(1)));
+        node.open_descriptors_num.set(gauge(facts.descriptors));
+        node.open_descriptors_max.set(gauge(facts.descriptors_max));
+        if let Some((overflows, drops)) = limits::listen_overflows() {
+            node.listen_overflows_total.add(overflows);
+            node.listen_drops_total.add(drops);
+        }
+        node
+    }
+
+    /// Starts to try the app for readiness and to warn about trouble.
+    pub(super) fn watch(self: &Arc<Self>, runtime: &Handle) {
+        self.booted_with.store(process::resident_bytes().unwrap_or(0), Relaxed);
+        let observer = Arc::clone(self);
+        runtime.spawn(async move {
+            loop {
+                observer.backend_reachable.store(observer.parts.backend.ready().await.is_ok(), Relaxed);
+                tokio::time::sleep(PROBE_EVERY).await;
+            }
+        });
+        let observer = Arc::clone(self);
+        runtime.spawn(async move {
+            let mut before = observer.troubles();
+            loop {
+                tokio::time::sleep(WARN_EVERY).await;
+                let now = observer.troubles();
+                for ((count, advice), (count_before, _)) in now.iter().zip(&before) {
+                    if count > count_before {
+                        tracing::warn!(count = count - count_before, "{advice}");
+                    }
+                }
+                before = now;
+            }
+        });
+    }
+
+    /// Things that should not happen and what to do about each.
+    fn troubles(&self) -> Vec<(u64, &'static str)> {
+        let closed = |cause| self.parts.shards.iter().map(|shard| shard.closed_for(cause)).sum();
+        let (overflows, _) = limits::listen_overflows().unwrap_or_default();
+        vec![
+            (
+                closed(CloseCause::NoDescriptors),
+                "clients answered 503 for want of descriptors: raise the open-file limit (LimitNOFILE=)",
+            ),
+            (
+                closed(CloseCause::MaxConnections),
+                "clients answered 503: this process holds as many as it may (--max-conn or the open-file limit)",
+            ),
+            (
+                closed(CloseCause::TooManyHandshakes),
+                "connections answered 503: too many unfinished handshakes (--handshakes-max); somebody connects and \
+                 says nothing",
+            ),
+            (closed(CloseCause::TooSlow), "clients closed because they read too slowly (--ws-max-pending-size)"),
+            (
+                self.parts.backend.metrics().disconnect_dropped_total.get(),
+                "Disconnect calls dropped: the app is slower than clients leave (--disconnect-rate, \
+                 --disconnect-backlog-size)",
+            ),
+            (
+                self.parts.wires.metrics.whispers_dropped_total.get(),
+                "whispers dropped: more publications wait than are delivered",
+            ),
+            (
+                overflows,
+                "accept queues overflowed on this machine and clients wait seconds for their next try: raise \
+                 net.core.somaxconn and --backlog",
+            ),
+        ]
+    }
+}

@@ -1,0 +1,42 @@
+//! Publications into every shard. With one node this is all the broker and the cluster there is.
+
+use std::sync::Arc;
+
+use crate::front::{Handover, Publisher};
+use crate::model::{Publication, RemoteDisconnect};
+use crate::shard::{Inbox, Message};
+
+/// Hands publications to all shards of this node. Which of them has subscribers only the shard knows: asking would
+/// cost a lock, and a shard without any drops it after one look.
+pub struct ToShards(Arc<[Arc<Inbox>]>);
+
+impl ToShards {
+    pub(super) fn new(inboxes: Arc<[Arc<Inbox>]>) -> ToShards {
+        ToShards(inboxes)
+    }
+
+    /// Hands a publication over if there is room everywhere; tells whether nobody missed it.
+    pub(super) fn try_publish(&self, publication: &Arc<Publication>) -> bool {
+        self.0.iter().fold(true, |all, inbox| inbox.try_publish(Arc::clone(publication)) && all)
+    }
+}
+
+impl Publisher for ToShards {
+    fn publish(&self, publications: Vec<Publication>) -> Handover<'_> {
+        Box::pin(async move {
+            for publication in publications.into_iter().map(Arc::new) {
+                for inbox in self.0.iter() {
+                    inbox.publish(Arc::clone(&publication)).await;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn disconnect(&self, disconnect: RemoteDisconnect) -> Handover<'_> {
+        for inbox in self.0.iter() {
+            inbox.put(Message::Disconnect(disconnect.clone()));
+        }
+        Box::pin(async { Ok(()) })
+    }
+}

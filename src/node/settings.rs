@@ -1,0 +1,204 @@
+//! From the configuration to what each part wants to know.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::backend::{self, GrpcTarget, Target, TlsSettings};
+use crate::config::{Config, DisconnectMode, ListenOn, PingPrecision, RpcImplementation, Secrets};
+use crate::front::{self, Cors, MetricsRoute, PublishRoute, ReadyRoute, Routes};
+use crate::identity::{Jwt, Secret, StreamRouter, StreamSettings};
+use crate::os::listener::{Keepalive, ListenerOptions};
+use crate::proto::frame::Limits;
+use crate::proto::handshake::{Origins, PathPattern, Rules};
+use crate::session;
+use crate::shard::{self, ProxyRules, Tokens};
+
+use super::StartError;
+use super::observe::Observer;
+use super::publish::ToShards;
+
+/// Routes that somebody adds to the main port.
+pub type ExtraRoutes = front::ExtraRoutes;
+
+pub(super) fn listener(config: &Config) -> ListenerOptions {
+    let tcp = &config.tcp;
+    let keepalive =
+        Keepalive { time: tcp.keepalive_time, interval: tcp.keepalive_interval, probes: tcp.keepalive_probes };
+    ListenerOptions {
+        backlog: tcp.backlog,
+        keepalive: (!tcp.keepalive_time.is_zero()).then_some(keepalive),
+        user_timeout: tcp.user_timeout,
+    }
+}
+
+fn secret(key: &Option<String>) -> Option<Secret> {
+    Secret::resolve([key.as_deref().unwrap_or_default()])
+}
+
+pub(super) fn shard(config: &Config, secrets: &Secrets) -> Result<shard::Settings, StartError> {
+    let path =
+        |text: &String| PathPattern::parse(text).map_err(|error| StartError::Setting(format!("{text}: {error}")));
+    let jwt = secret(&secrets.jwt).map(|secret| Jwt { secret, enforce: config.jwt.enforce });
+    let unlimited = |n: usize| if n == 0 { usize::MAX } else { n };
+    let limits = Limits {
+        message_bytes_max: unlimited(config.ws.max_message_size),
+        fragments_max: if config.ws.max_fragments == 0 { u32::MAX } else { config.ws.max_fragments },
+    };
+    let token_param = jwt.is_some().then(|| config.jwt.param.clone());
+    Ok(shard::Settings {
+        handshake: Rules {
+            cable_paths: config.ws.paths.iter().map(path).collect::<Result<_, _>>()?,
+            echo_path: config.ws.echo_path.as_ref().map(path).transpose()?,
+            allowed_origins: Origins::parse(&config.server.allowed_origins.join(",")),
+            version_header: env!("CARGO_PKG_VERSION").into(),
+        },
+        handshake_timeout: config.server.handshake_timeout,
+        handshakes_max: config.server.handshakes_max,
+        limits,
+        echo_limits: limits,
+        outbox_bytes_max: config.ws.max_pending_size,
+        write_timeout: config.ws.write_timeout,
+        session: session(config),
+        tokens: Tokens { param: config.jwt.param.clone(), jwt },
+        router: StreamRouter::new(StreamSettings {
+            secret: secret(&secrets.streams),
+            public: config.streams.public,
+            whisper: config.streams.whisper,
+            turbo: secret(&secrets.turbo),
+            cable_ready: secret(&secrets.cable_ready),
+            ..StreamSettings::default()
+        }),
+        proxy: ProxyRules { headers: config.rpc.headers.clone(), cookies: config.rpc.cookies.clone(), token_param },
+    })
+}
+
+fn session(config: &Config) -> session::Rules {
+    session::Rules {
+        ping_interval_ms: config.ws.ping_interval.as_millis() as u64,
+        ping_precision: match config.ws.ping_timestamp_precision {
+            PingPrecision::Seconds => session::PingPrecision::Seconds,
+            PingPrecision::Milliseconds => session::PingPrecision::Milliseconds,
+            PingPrecision::Nanoseconds => session::PingPrecision::Nanoseconds,
+        },
+        pong_timeout_ms: config.ws.pong_timeout.as_millis() as u64,
+        native_pings: config.ws.native_pings,
+        has_backend: config.rpc_implementation() != RpcImplementation::None,
+        no_auth: config.app.noauth,
+        disconnect_mode: match config.disconnect.mode {
+            DisconnectMode::Auto => session::DisconnectMode::Auto,
+            DisconnectMode::Always => session::DisconnectMode::Always,
+            DisconnectMode::Never => session::DisconnectMode::Never,
+        },
+    }
+}
+
+pub(super) fn backend(config: &Config, secrets: &Secrets) -> Result<backend::Settings, StartError> {
+    let rpc = &config.rpc;
+    let target = match config.rpc_implementation() {
+        RpcImplementation::None => Target::None,
+        wanted => {
+            let target = Target::parse(&rpc.host)?;
+            let fits = matches!(
+                (wanted, &target),
+                (RpcImplementation::Http, Target::Http(_))
+                    | (RpcImplementation::Grpc, Target::Grpc(GrpcTarget::List(_) | GrpcTarget::Dns(_)))
+            );
+            if !fits {
+                let message =
+                    format!("rpc-impl is {} but rpc-host is {}: give an address of that kind", wanted.word(), rpc.host);
+                return Err(StartError::Setting(message));
+            }
+            target
+        }
+    };
+    let defaults = backend::Settings::default();
+    let or = |n: usize, default: usize| if n == 0 { default } else { n };
+    Ok(backend::Settings {
+        target,
+        concurrency: or(rpc.concurrency as usize, defaults.concurrency),
+        queue_max: rpc.queue_size,
+        request_timeout: config.rpc_request_timeout(),
+        command_timeout: rpc.command_timeout,
+        receive_bytes_max: or(rpc.max_recv_size, defaults.receive_bytes_max),
+        send_bytes_max: or(rpc.max_send_size, defaults.send_bytes_max),
+        tls: TlsSettings {
+            enabled: config.rpc_tls(),
+            verify: rpc.tls_verify,
+            root_ca: (!rpc.tls_root_ca.is_empty()).then(|| rpc.tls_root_ca.clone()),
+        },
+        http_secret: secrets.http_rpc.clone(),
+        disconnect_rate: config.disconnect.rate,
+        disconnect_backlog: config.disconnect.backlog,
+        ..defaults
+    })
+}
+
+/// Connections of ordinary HTTP take descriptors from clients, so a small limit means few of them.
+pub(super) fn front_limits(config: &Config, open_files: u64) -> front::Limits {
+    let defaults = front::Limits::default();
+    front::Limits {
+        connections_max: defaults.connections_max.min(open_files as usize / 32).max(8),
+        body_bytes_max: config.broadcast.max_size,
+        ..defaults
+    }
+}
+
+/// What is served where.
+pub(super) struct Ports {
+    pub main: Routes,
+    pub others: Vec<(ListenOn, Routes)>,
+}
+
+impl Ports {
+    fn on(&mut self, place: ListenOn) -> &mut Routes {
+        if place == ListenOn::Main {
+            return &mut self.main;
+        }
+        let at = self.others.iter().position(|(known, _)| *known == place).unwrap_or_else(|| {
+            self.others.push((place, Routes::default()));
+            self.others.len() - 1
+        });
+        &mut self.others[at].1
+    }
+}
+
+pub(super) fn ports(
+    config: &Config,
+    secrets: &Secrets,
+    _address: SocketAddr,
+    publisher: &Arc<ToShards>,
+    observer: &Arc<Observer>,
+    extra: Option<ExtraRoutes>,
+) -> Ports {
+    let mut ports = Ports { main: Routes { extra, ..Routes::default() }, others: Vec::new() };
+    let origins = Origins::parse(&config.server.allowed_origins.join(","));
+    let cors = config.broadcast.http_cors.then(|| match origins.allow_all() {
+        true => Cors::Any,
+        false => Cors::Matching(Box::new(move |origin| origins.allow(Some(origin.as_bytes())))),
+    });
+    ports.on(config.broadcast_on()).broadcast = Some(PublishRoute {
+        path: config.broadcast.http_path.clone(),
+        key: secret(&secrets.broadcast),
+        cors,
+        publisher: Arc::clone(publisher) as Arc<_>,
+    });
+    if secrets.api_on {
+        ports.on(config.api_on()).api = Some(PublishRoute {
+            path: config.api.path.clone(),
+            key: secret(&secrets.api),
+            cors: None,
+            publisher: Arc::clone(publisher) as Arc<_>,
+        });
+    }
+    if let Some(path) = &config.metrics.http_path {
+        let observer = Arc::clone(observer);
+        let text = Box::new(move || observer.metrics_text());
+        ports.on(config.metrics_on()).metrics = Some(MetricsRoute { path: path.clone(), text });
+    }
+    ports.main.health = Some(config.server.health_path.clone());
+    ports.main.ready = config.server.ready_path.as_ref().map(|path| {
+        let observer = Arc::clone(observer);
+        ReadyRoute { path: path.clone(), checks: Box::new(move || observer.checks()) }
+    });
+    ports
+}

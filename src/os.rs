@@ -1,0 +1,9 @@
+//! The machine: system calls and what the kernel says about itself. No protocol, no policy.
+//!
+//! The only module that may contain `unsafe`; everything else uses safe wrappers.
+
+pub mod clock;
+pub mod limits;
+pub mod listener;
+pub mod poll;
+pub mod process;

@@ -1,0 +1,26 @@
+//! The two clocks. Nobody else reads one; time is an argument everywhere below.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::model::Now;
+
+/// Reads the clocks, the monotonic one from a common start.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    /// Monotonic time counts from now.
+    #[expect(clippy::disallowed_methods, reason = "this is the place that reads the clock")]
+    pub fn start() -> Clock {
+        Clock { start: Instant::now() }
+    }
+
+    /// The time.
+    #[expect(clippy::disallowed_methods, reason = "this is the place that reads the clock")]
+    pub fn now(&self) -> Now {
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        Now { mono: self.start.elapsed(), unix }
+    }
+}

@@ -1,0 +1,172 @@
+//! What clients are told. Each function appends one whole message to `out`; keys come in the order of
+//! `contracts/action-cable.md` section 2.
+
+use crate::model::{DisconnectReason, Publication, Sid};
+use crate::proto::json::{self, push_string};
+
+/// `identifier` as a JSON string, quotes included: for whoever writes many messages for one identifier.
+pub fn identifier_json(identifier: &str) -> String {
+    json::string(identifier)
+}
+
+/// The first message of a session that this server authenticated itself.
+pub fn welcome(out: &mut Vec<u8>, sid: Sid) {
+    out.extend_from_slice(br#"{"type":"welcome","sid":""#);
+    out.extend_from_slice(&sid.ascii());
+    out.extend_from_slice(br#""}"#);
+}
+
+/// A ping with the time now, in the session's unit.
+pub fn ping(out: &mut Vec<u8>, timestamp: u64) {
+    out.extend_from_slice(br#"{"type":"ping","message":"#);
+    out.extend_from_slice(timestamp.to_string().as_bytes());
+    out.push(b'}');
+}
+
+/// The answer to the `ping` command.
+pub fn pong(out: &mut Vec<u8>) {
+    out.extend_from_slice(br#"{"type":"pong"}"#);
+}
+
+/// Says why this server is about to close, and whether to come back.
+pub fn disconnect(out: &mut Vec<u8>, reason: DisconnectReason, reconnect: bool) {
+    out.extend_from_slice(br#"{"type":"disconnect","reason":""#);
+    out.extend_from_slice(reason.as_str().as_bytes());
+    out.extend_from_slice(if reconnect { br#"","reconnect":true}"# } else { br#"","reconnect":false}"# });
+}
+
+/// The subscription stands.
+pub fn confirm_subscription(out: &mut Vec<u8>, identifier: &str) {
+    about_identifier(out, "confirm_subscription", identifier);
+}
+
+/// The subscription is refused.
+pub fn reject_subscription(out: &mut Vec<u8>, identifier: &str) {
+    about_identifier(out, "reject_subscription", identifier);
+}
+
+/// All missed messages have been sent.
+pub fn confirm_history(out: &mut Vec<u8>, identifier: &str) {
+    about_identifier(out, "confirm_history", identifier);
+}
+
+/// The missed messages cannot be sent.
+pub fn reject_history(out: &mut Vec<u8>, identifier: &str) {
+    about_identifier(out, "reject_history", identifier);
+}
+
+/// The answer to the `presence` command where presence is not kept.
+pub fn presence_error(out: &mut Vec<u8>, identifier: &str) {
+    out.extend_from_slice(br#"{"type":"presence","identifier":"#);
+    push_string(out, identifier);
+    out.extend_from_slice(br#","message":{"type":"error","total":0}}"#);
+}
+
+/// A publication, for subscribers under this identifier.
+pub fn publication(out: &mut Vec<u8>, identifier: &str, publication: &Publication) {
+    begin_publication(out, identifier.len() + identifier.len() / 4 + 2, publication);
+    push_string(out, identifier);
+    end_publication(out, publication);
+}
+
+/// The same for an identifier that is already a JSON string, see [`identifier_json`].
+pub fn publication_to(out: &mut Vec<u8>, identifier_json: &str, publication: &Publication) {
+    begin_publication(out, identifier_json.len(), publication);
+    out.extend_from_slice(identifier_json.as_bytes());
+    end_publication(out, publication);
+}
+
+fn begin_publication(out: &mut Vec<u8>, identifier_len: usize, publication: &Publication) {
+    let kind_len = publication.kind.as_deref().map_or(0, |kind| r#""type":"","#.len() + kind.len());
+    out.reserve(r#"{"identifier":,"message":}"#.len() + kind_len + identifier_len + publication.message.len());
+    out.push(b'{');
+    if let Some(kind) = &publication.kind {
+        out.extend_from_slice(br#""type":"#);
+        push_string(out, kind);
+        out.push(b',');
+    }
+    out.extend_from_slice(br#""identifier":"#);
+}
+
+fn end_publication(out: &mut Vec<u8>, publication: &Publication) {
+    out.extend_from_slice(br#","message":"#);
+    out.extend_from_slice(publication.message.as_bytes());
+    out.push(b'}');
+}
+
+fn about_identifier(out: &mut Vec<u8>, kind: &str, identifier: &str) {
+    out.extend_from_slice(br#"{"type":""#);
+    out.extend_from_slice(kind.as_bytes());
+    out.extend_from_slice(br#"","identifier":"#);
+    push_string(out, identifier);
+    out.push(b'}');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(write: impl FnOnce(&mut Vec<u8>)) -> String {
+        let mut out = Vec::new();
+        write(&mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    const IDENTIFIER: &str = r#"{"channel":"RoomChannel","id":7}"#;
+
+    #[test]
+    fn every_message_has_the_bytes_of_the_contract() {
+        let sid = Sid::from_bits(0);
+        let cases = [
+            (written(|out| welcome(out, sid)), r#"{"type":"welcome","sid":"AAAAAAAAAAAAAAAAAAAAA"}"#),
+            (written(|out| ping(out, 1_790_000_000)), r#"{"type":"ping","message":1790000000}"#),
+            (written(|out| ping(out, u64::MAX)), r#"{"type":"ping","message":18446744073709551615}"#),
+            (written(pong), r#"{"type":"pong"}"#),
+            (
+                written(|out| disconnect(out, DisconnectReason::Remote, false)),
+                r#"{"type":"disconnect","reason":"remote","reconnect":false}"#,
+            ),
+            (
+                written(|out| disconnect(out, DisconnectReason::ServerRestart, true)),
+                r#"{"type":"disconnect","reason":"server_restart","reconnect":true}"#,
+            ),
+            (
+                written(|out| confirm_subscription(out, IDENTIFIER)),
+                r#"{"type":"confirm_subscription","identifier":"{\"channel\":\"RoomChannel\",\"id\":7}"}"#,
+            ),
+            (written(|out| reject_subscription(out, "x")), r#"{"type":"reject_subscription","identifier":"x"}"#),
+            (written(|out| confirm_history(out, "x")), r#"{"type":"confirm_history","identifier":"x"}"#),
+            (written(|out| reject_history(out, "x")), r#"{"type":"reject_history","identifier":"x"}"#),
+            (
+                written(|out| presence_error(out, "x")),
+                r#"{"type":"presence","identifier":"x","message":{"type":"error","total":0}}"#,
+            ),
+        ];
+        for (got, wanted) in cases {
+            assert_eq!(got, wanted);
+        }
+    }
+
+    #[test]
+    fn a_publication_is_spliced_in_raw_and_its_kind_comes_first() {
+        let mut sent =
+            Publication { stream: "s".into(), message: r#"{"b":1.0,"a":"<é>"}"#.into(), exclude: None, kind: None };
+        assert_eq!(
+            written(|out| publication(out, IDENTIFIER, &sent)),
+            r#"{"identifier":"{\"channel\":\"RoomChannel\",\"id\":7}","message":{"b":1.0,"a":"<é>"}}"#
+        );
+        sent.kind = Some("a\"b".into());
+        let wanted = r#"{"type":"a\"b","identifier":"x","message":{"b":1.0,"a":"<é>"}}"#;
+        assert_eq!(written(|out| publication(out, "x", &sent)), wanted);
+        assert_eq!(written(|out| publication_to(out, &identifier_json("x"), &sent)), wanted);
+    }
+
+    #[test]
+    fn what_a_json_string_may_not_hold_is_escaped() {
+        let nasty: String = (0u8..0x80).map(char::from).chain("é\u{2028}😀".chars()).collect();
+        let json = identifier_json(&nasty);
+        assert!(json.bytes().all(|byte| byte >= 0x20), "{json}");
+        assert_eq!(serde_json::from_str::<String>(&json).unwrap(), nasty);
+        assert_eq!(identifier_json("\"\\\n\u{1}/<>"), r#""\"\\\n\u0001/<>""#);
+    }
+}

@@ -1,0 +1,209 @@
+//! The head of a request, as httparse reads it, and the questions we have about it.
+
+use std::borrow::Cow;
+use std::mem::MaybeUninit;
+
+use super::origin::is_authority;
+use super::response::{self, Refusal};
+
+/// The longest head we wait for, in bytes; beyond it the door answers [`head_too_large`](super::head_too_large).
+/// Default of Node.js; browsers' cookies (4 KiB each) and a token in the query fit.
+pub const HEAD_BYTES_MAX: usize = 16 * 1024;
+
+/// Header lines a request may have; more get 431. The default of hyper, which reads all other requests.
+pub const HEADERS_MAX: usize = 100;
+
+/// Room for the header lines of one head, on the caller's stack.
+pub type Slots<'b> = [MaybeUninit<httparse::Header<'b>>; HEADERS_MAX];
+
+/// Fresh room for [`parse_head`].
+pub const fn slots<'b>() -> Slots<'b> {
+    [const { MaybeUninit::uninit() }; HEADERS_MAX]
+}
+
+/// What the bytes read so far are.
+#[derive(Debug)]
+pub enum Parsed<'h, 'b> {
+    /// The start of a head. See [`may_end`] for when to look again.
+    Incomplete,
+    /// A whole head.
+    Complete {
+        /// What it says.
+        head: Head<'h, 'b>,
+        /// Its length in bytes. What follows are the client's first frames, or a body.
+        len: usize,
+    },
+    /// No HTTP/1 request: 400, 431 or 505.
+    Bad(Refusal),
+}
+
+/// Reads a head from the start of `bytes`.
+pub fn parse_head<'h, 'b>(bytes: &'b [u8], slots: &'h mut Slots<'b>) -> Parsed<'h, 'b> {
+    let mut request = httparse::Request::new(&mut []);
+    match request.parse_with_uninit_headers(bytes, slots) {
+        Ok(httparse::Status::Complete(len)) => {
+            let (method, target) = (request.method.unwrap_or_default(), request.path.unwrap_or_default());
+            let head = Head { method, target, version: request.version.unwrap_or_default(), headers: request.headers };
+            Parsed::Complete { head, len }
+        }
+        Ok(httparse::Status::Partial) => Parsed::Incomplete,
+        Err(httparse::Error::TooManyHeaders) => Parsed::Bad(response::head_too_large()),
+        Err(httparse::Error::Version) => Parsed::Bad(response::refused(505)),
+        Err(_) => Parsed::Bad(response::refused(400)),
+    }
+}
+
+/// Whether the bytes from `seen` on can end a head of which the first `seen` bytes were found incomplete.
+///
+/// Asked before parsing again, it keeps a client that sends byte by byte from making us read its head as often as it
+/// has bytes.
+pub fn may_end(bytes: &[u8], seen: usize) -> bool {
+    // A head ends with an empty line; line ends are CR LF or, from lenient senders, LF alone.
+    let fresh = bytes.get(seen.saturating_sub(2)..).unwrap_or_default();
+    fresh.windows(2).any(|pair| pair == b"\n\n") || fresh.windows(3).any(|three| three == b"\n\r\n")
+}
+
+/// A request head.
+#[derive(Debug)]
+pub struct Head<'h, 'b> {
+    method: &'b str,
+    target: &'b str,
+    /// The digit behind `HTTP/1.`
+    version: u8,
+    headers: &'h [httparse::Header<'b>],
+}
+
+impl<'b> Head<'_, 'b> {
+    /// The method, as written.
+    pub fn method(&self) -> &'b str {
+        self.method
+    }
+
+    /// Authority and the rest of a target in absolute form (RFC 9112 section 3.2.2), which proxies and some HTTP
+    /// clients send.
+    fn absolute(&self) -> Option<(&'b str, &'b str)> {
+        let (scheme, rest) = self.target.split_once("://")?;
+        if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
+            return None;
+        }
+        Some(rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len())))
+    }
+
+    fn path_and_query(&self) -> &'b str {
+        self.absolute().map_or(self.target, |(_, rest)| rest)
+    }
+
+    /// The path without the query, as written: escapes are not decoded.
+    pub fn path(&self) -> &'b str {
+        match self.path_and_query().split('?').next() {
+            None | Some("") => "/",
+            Some(path) => path,
+        }
+    }
+
+    /// Path and query in origin form, as the app's URL ends with it.
+    pub fn request_uri(&self) -> Cow<'b, str> {
+        let uri = self.path_and_query();
+        if uri.is_empty() || uri.starts_with('?') { format!("/{uri}").into() } else { uri.into() }
+    }
+
+    /// The first value of a query parameter, decoded as forms are (`+` is a space, broken escapes stay, what is not
+    /// UTF-8 is replaced). A name without `=` has an empty value.
+    pub fn query(&self, name: &str) -> Option<Cow<'b, str>> {
+        let (_, query) = self.path_and_query().split_once('?')?;
+        query.split('&').find_map(|pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (!pair.is_empty() && decode(key) == name).then(|| decode(value))
+        })
+    }
+
+    /// The first value of a header, in bytes. `name` in any case.
+    pub fn header_bytes(&self, name: &str) -> Option<&'b [u8]> {
+        self.values(name).next()
+    }
+
+    /// The first value of a header; bytes that are not UTF-8 are replaced. `name` in any case.
+    pub fn header(&self, name: &str) -> Option<Cow<'b, str>> {
+        self.header_bytes(name).map(String::from_utf8_lossy)
+    }
+
+    /// Name and value of every header line, in order.
+    pub fn headers(&self) -> impl Iterator<Item = (&'b str, &'b [u8])> {
+        self.headers.iter().map(|header| (header.name, header.value))
+    }
+
+    fn values(&self, name: &str) -> impl Iterator<Item = &'b [u8]> {
+        self.headers().filter(move |(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+
+    /// The host and port that the client asked for; empty if it named none. A target in absolute form wins over the
+    /// header (RFC 9112 section 3.2.2).
+    pub fn host(&self) -> &'b str {
+        let named = match self.absolute() {
+            Some((authority, _)) => Some(authority),
+            None => self.header_bytes("host").and_then(|host| std::str::from_utf8(host).ok()),
+        };
+        named.unwrap_or_default()
+    }
+
+    /// Whether the request names its host as RFC 9112 section 3.2 demands: once, unless it is HTTP/1.0, and with
+    /// nothing in it that could end the host in a URL.
+    pub(super) fn host_is_sound(&self) -> bool {
+        let mut hosts = self.values("host");
+        let first = hosts.next();
+        (first.is_some() || self.version == 0)
+            && hosts.next().is_none()
+            && first.is_none_or(is_authority)
+            && is_authority(self.host().as_bytes())
+    }
+
+    /// Whether the values of a header, all lines together, list this token, in any case (RFC 9110 section 5.6.1).
+    pub(super) fn lists(&self, name: &str, token: &str) -> bool {
+        self.values(name)
+            .flat_map(|value| value.split(|byte| *byte == b','))
+            .any(|item| item.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+    }
+
+    /// The subprotocols the client offers, in its order. What is not UTF-8 cannot be one and is left out.
+    pub fn offered_protocols(&self) -> impl Iterator<Item = &'b str> {
+        self.values("sec-websocket-protocol")
+            .flat_map(|value| value.split(|byte| *byte == b','))
+            .filter_map(|item| std::str::from_utf8(item.trim_ascii()).ok())
+            .filter(|item| !item.is_empty())
+    }
+
+    /// The token that the client hid among the subprotocols as `anycable-token.<token>`, because browsers can set no
+    /// header. Never sent back.
+    pub fn token_protocol(&self) -> Option<&'b str> {
+        self.offered_protocols().find_map(|offered| offered.strip_prefix("anycable-token."))
+    }
+}
+
+/// Decodes `application/x-www-form-urlencoded` text.
+fn decode(text: &str) -> Cow<'_, str> {
+    if !text.contains(['%', '+']) {
+        return text.into();
+    }
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        rest = after;
+        bytes.push(match (first, after) {
+            (b'+', _) => b' ',
+            (b'%', [high, low, beyond @ ..]) if let (Some(high), Some(low)) = (digit(*high), digit(*low)) => {
+                rest = beyond;
+                high << 4 | low
+            }
+            (byte, _) => *byte,
+        });
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) => text.into(),
+        Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned().into(),
+    }
+}
+
+/// The value of a hexadecimal digit.
+fn digit(byte: u8) -> Option<u8> {
+    char::from(byte).to_digit(16).map(|value| value as u8)
+}

@@ -1,0 +1,98 @@
+//! Reading and writing JSON the way the cable and publication languages need it: texts borrowed from the
+//! input where they hold no escapes, objects that are really objects, strings escaped in one place.
+//!
+//! serde's derived readers also take an array where a struct is expected, which the contracts call malformed;
+//! so objects are read through [`Fields`]. A key that comes twice counts with its last value, as in
+//! JavaScript, Ruby and Go. Recursion is bounded by serde_json; values that are only passed on are skipped
+//! without recursion.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// A JSON string; borrowed from the input if it holds no escapes.
+pub(crate) struct Text<'a>(pub Cow<'a, str>);
+
+impl<'de> Deserialize<'de> for Text<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextVisitor;
+        impl<'de> Visitor<'de> for TextVisitor {
+            type Value = Text<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(TextVisitor)
+    }
+}
+
+/// Something that is read out of an object, one field after the other.
+pub(crate) trait Fields<'de>: Default {
+    /// What it is, for messages: "expected …".
+    const WHAT: &'static str;
+
+    /// Takes the value of `key` from `map`; [`skip`]s it if the key means nothing here.
+    fn field<A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error>;
+}
+
+/// Passes over the value of a key that means nothing to us.
+pub(crate) fn skip<'de, A: MapAccess<'de>>(map: &mut A) -> Result<(), A::Error> {
+    map.next_value::<IgnoredAny>().map(|_| ())
+}
+
+/// Reads the value of a key as a text; `null` counts as absent.
+pub(crate) fn text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Option<Cow<'de, str>>, A::Error> {
+    Ok(map.next_value::<Option<Text<'de>>>()?.map(|text| text.0))
+}
+
+/// The text of a raw JSON value; `None` if it is no string, or one whose escapes make no text.
+pub(crate) fn text_of(raw: &RawValue) -> Option<Cow<'_, str>> {
+    serde_json::from_str::<Text<'_>>(raw.get()).ok().map(|text| text.0)
+}
+
+/// A JSON object; anything else is an error.
+pub(crate) struct Object<T>(pub T);
+
+impl<'de, T: Fields<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ObjectVisitor<T>(PhantomData<T>);
+        impl<'de, T: Fields<'de>> Visitor<'de> for ObjectVisitor<T> {
+            type Value = Object<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}", T::WHAT)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object<T>, A::Error> {
+                let mut fields = T::default();
+                while let Some(key) = map.next_key::<Text<'de>>()? {
+                    fields.field(&key.0, &mut map)?;
+                }
+                Ok(Object(fields))
+            }
+        }
+        deserializer.deserialize_map(ObjectVisitor(PhantomData))
+    }
+}
+
+/// `text` as a JSON string, quotes included.
+pub(crate) fn string(text: &str) -> String {
+    serde_json::to_string(text).expect("a string has a JSON form")
+}
+
+/// Appends `text` as a JSON string, quotes included.
+pub(crate) fn push_string(out: &mut Vec<u8>, text: &str) {
+    serde_json::to_writer(out, text).expect("a string has a JSON form and memory takes every write");
+}

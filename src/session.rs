@@ -1,0 +1,421 @@
+//! The logical client after the handshake: who it is, what it is subscribed to, what it waits for.
+//!
+//! Pure: a session takes an input (a message, an answer of the app, a moment in time) and says what to do as
+//! [`Effect`]s; it has no socket, no clock, no task and no lock, only plain data that can be written out and
+//! read back ([`Session`] is `Serialize`). How to drive it:
+//!
+//! * [`Session::open`] when the upgrade is answered; carry out its effects.
+//! * While [`Session::is_waiting`] give it no message: one command at a time, in arrival order. [`Session::answer`]
+//!   ends the wait. Everything else may come at any time.
+//! * [`Session::due`] when the moment of [`Session::deadline`] has come.
+//! * [`Session::end`] exactly once, when the connection is over for whatever reason.
+
+mod command;
+mod effect;
+mod reply;
+
+use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
+
+use crate::model::{
+    CloseCause, CommandKind, DisconnectReason, Env, Name, Names, Now, Request, Routed, Sid, State, Verdict,
+};
+use crate::proto::cable;
+use crate::proto::handshake::Subprotocol;
+
+pub use effect::{Effect, Note, PingPrecision, Tally};
+
+/// Subscriptions of one session. Phoenix and Action Cable have no limit; the busiest real clients hold dozens.
+pub const SUBSCRIPTIONS_MAX: usize = 1024;
+
+/// Streams of one subscription, given by the app.
+pub const STREAMS_MAX: usize = 1024;
+
+/// Bounds of a ping interval asked for by a client (`pi`), in milliseconds: more often would let a client choose
+/// how much work it makes, less often is as good as never.
+const PING_INTERVAL_MS: std::ops::RangeInclusive<u64> = 1_000..=3_600_000;
+
+/// What sessions are told by the configuration.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// Milliseconds between pings; 0: none.
+    pub ping_interval_ms: u64,
+    /// Precision of ping timestamps.
+    pub ping_precision: PingPrecision,
+    /// Milliseconds from a ping to the next sign of life; 0: not enforced.
+    pub pong_timeout_ms: u64,
+    /// Send a WebSocket ping with each ping, so that the pong time-out can hold for every client.
+    pub native_pings: bool,
+    /// Whether there is an app server to ask.
+    pub has_backend: bool,
+    /// Let clients in that no token identified, without asking the app.
+    pub no_auth: bool,
+    /// When the app is told that a session is over.
+    pub disconnect_mode: DisconnectMode,
+}
+
+/// When the app is told that a session is over (`contracts/rpc-grpc.md` section 7).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DisconnectMode {
+    /// When the app has been asked about this session: Connect, or a Subscribe that it answered.
+    #[default]
+    Auto,
+    /// For every session that was let in.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// What a session is told and may use while it handles one input.
+pub struct Context<'a> {
+    /// The configuration.
+    pub rules: &'a Rules,
+    /// The time.
+    pub now: Now,
+    /// Where names are shared.
+    pub names: &'a mut Names,
+    /// Who answers for a channel: this server or the app.
+    pub route: &'a dyn Fn(&str) -> Routed,
+    /// Where effects go, in order.
+    pub effects: &'a mut Vec<Effect>,
+}
+
+impl Context<'_> {
+    fn emit(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
+    fn say(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        let mut text = Vec::new();
+        write(&mut text);
+        self.emit(Effect::Send(text));
+    }
+
+    /// A client's command that could not be carried out: counted, noted, and nothing said to the client.
+    fn fail(&mut self, note: Note) {
+        self.emit(Effect::Count(Tally::FailedClientMessage));
+        self.emit(Effect::Note(note));
+    }
+}
+
+/// What is known of a client when its upgrade is answered.
+pub struct Opening<'a> {
+    /// The new session's id.
+    pub sid: Sid,
+    /// URL and headers for the app.
+    pub env: Env,
+    /// The chosen subprotocol.
+    pub protocol: Option<Subprotocol>,
+    /// What the token said.
+    pub verdict: Verdict,
+    /// Query parameter `pi`.
+    pub ping_interval: Option<&'a str>,
+    /// Query parameter `ptp`.
+    pub ping_precision: Option<&'a str>,
+    /// A random number, to spread first pings.
+    pub random: u64,
+}
+
+/// One client.
+///
+/// ```text
+///            Connect needed            answer: yes
+/// open ----------------> connecting ----------------> idle <----> calling
+///   \------ token or noauth says yes ------------------^            (one command at the app)
+///    any state --- refused, disconnect, end ---> over
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Session {
+    sid: Sid,
+    env: Env,
+    /// Connection identifiers: what Connect returned.
+    identifiers: Name,
+    cstate: State,
+    subscriptions: SmallVec<[Subscription; 1]>,
+    /// What the app is asked about at the moment.
+    call: Option<Box<Pending>>,
+    /// When the next ping is due; `u64::MAX`: never.
+    ping_at_ms: u64,
+    /// When the client is given up unless it says something before; `u64::MAX`: not awaited.
+    pong_by_ms: u64,
+    ping_interval_ms: u32,
+    ping_precision: PingPrecision,
+    phase: Phase,
+    /// Pongs can be expected of this client.
+    pongs: bool,
+    /// The app has heard of this session and is told when it ends.
+    disconnectable: bool,
+}
+
+// sid 16, env 16, identifiers 8, cstate 8, subscriptions 56, call 8, two deadlines 16, interval 4, four bytes.
+const _: () = assert!(size_of::<Session>() <= 144);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Phase {
+    Connecting,
+    Open,
+    Over,
+}
+
+/// One session on one identifier.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Subscription {
+    identifier: Name,
+    streams: Streams,
+    /// The app's state for this channel.
+    istate: State,
+    by: Answerer,
+}
+
+/// Streams of one subscription; two fit beside each other without an allocation.
+type Streams = SmallVec<[Name; 2]>;
+
+/// Who confirmed a subscription.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Answerer {
+    App,
+    /// This server, for a signed or public stream.
+    Here {
+        whisper: bool,
+    },
+}
+
+/// What the app is asked about at the moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+enum Pending {
+    Connect,
+    Command { kind: CommandKind, identifier: Box<str>, history: bool },
+}
+
+impl Session {
+    /// Begins a session: welcomes the client, refuses it, or asks the app.
+    pub fn open(opening: Opening<'_>, ctx: &mut Context<'_>) -> Session {
+        let Opening { sid, env, protocol, verdict, ping_interval, ping_precision, random } = opening;
+        let interval = asked_interval(ping_interval).unwrap_or(ctx.rules.ping_interval_ms);
+        let mut session = Session {
+            sid,
+            env,
+            identifiers: ctx.names.get(""),
+            cstate: State::default(),
+            subscriptions: SmallVec::new(),
+            call: None,
+            ping_at_ms: first_ping(ctx.now, interval, random),
+            pong_by_ms: u64::MAX,
+            ping_interval_ms: u32::try_from(interval).unwrap_or(u32::MAX),
+            ping_precision: ping_precision.and_then(PingPrecision::parse).unwrap_or(ctx.rules.ping_precision),
+            phase: Phase::Connecting,
+            pongs: protocol == Some(Subprotocol::Ext) || ctx.rules.native_pings,
+            disconnectable: false,
+        };
+        match verdict {
+            Verdict::Identified { identifiers } => session.welcome(&identifiers, ctx),
+            Verdict::Expired => session.refuse(DisconnectReason::TokenExpired, ctx),
+            Verdict::Unauthorized => session.refuse(DisconnectReason::Unauthorized, ctx),
+            Verdict::Error => session.fail_auth(ctx),
+            Verdict::NoToken if ctx.rules.no_auth => session.welcome(&format!("{{\"sid\":\"{sid}\"}}"), ctx),
+            Verdict::NoToken if !ctx.rules.has_backend => session.refuse(DisconnectReason::Unauthorized, ctx),
+            Verdict::NoToken => {
+                session.call = Some(Box::new(Pending::Connect));
+                ctx.emit(Effect::Call(Box::new(Request::Connect { env: session.env.clone() })));
+            }
+        }
+        session
+    }
+
+    /// The session's id.
+    pub fn sid(&self) -> Sid {
+        self.sid
+    }
+
+    /// The connection identifiers; empty until the client is let in.
+    pub fn identifiers(&self) -> &str {
+        self.identifiers.as_str()
+    }
+
+    /// True while the app is asked about something: messages of the client have to wait.
+    pub fn is_waiting(&self) -> bool {
+        self.call.is_some()
+    }
+
+    /// True when the client was let in and not sent away yet.
+    pub fn is_open(&self) -> bool {
+        self.phase == Phase::Open
+    }
+
+    /// When [`Session::due`] wants to be called; `None`: never.
+    pub fn deadline(&self) -> Option<u64> {
+        Some(self.ping_at_ms.min(self.pong_by_ms)).filter(|&ms| ms != u64::MAX && self.phase != Phase::Over)
+    }
+
+    /// A moment has come: sends the ping that is due, gives up a client that has not answered.
+    pub fn due(&mut self, ctx: &mut Context<'_>) {
+        if self.phase == Phase::Over {
+            return;
+        }
+        if ctx.now.ms() >= self.pong_by_ms {
+            if !self.is_waiting() {
+                self.disconnect(DisconnectReason::NoPong, true, ctx);
+                return ctx.emit(Effect::Close { code: 1000, reason: "No Pong", cause: CloseCause::NoPong });
+            }
+            // Its pong may lie unread behind the command that runs.
+            self.pong_by_ms = ctx.now.ms() + ctx.rules.pong_timeout_ms;
+        }
+        if ctx.now.ms() >= self.ping_at_ms {
+            ctx.emit(Effect::Ping(self.ping_precision));
+            if ctx.rules.native_pings {
+                ctx.emit(Effect::NativePing);
+            }
+            if self.pongs && ctx.rules.pong_timeout_ms > 0 && self.pong_by_ms == u64::MAX {
+                self.pong_by_ms = ctx.now.ms() + ctx.rules.pong_timeout_ms;
+            }
+            self.ping_at_ms = ctx.now.ms() + u64::from(self.ping_interval_ms);
+        }
+    }
+
+    /// The client gave a sign of life: a message, or a pong frame.
+    pub fn alive(&mut self) {
+        self.pong_by_ms = u64::MAX;
+    }
+
+    /// The app asked to disconnect these identifiers.
+    pub fn remote_disconnect(&mut self, reconnect: bool, ctx: &mut Context<'_>) {
+        self.disconnect(DisconnectReason::Remote, reconnect, ctx);
+        ctx.emit(Effect::Close { code: 1000, reason: "Closed remotely", cause: CloseCause::Remote });
+    }
+
+    /// This server is going away.
+    pub fn server_restart(&mut self, ctx: &mut Context<'_>) {
+        self.disconnect(DisconnectReason::ServerRestart, true, ctx);
+        ctx.emit(Effect::Close { code: 1001, reason: "Server restart", cause: CloseCause::ServerRestart });
+    }
+
+    /// The client does not read what it is sent.
+    pub fn too_slow(&mut self, ctx: &mut Context<'_>) {
+        self.disconnect(DisconnectReason::TooSlow, true, ctx);
+        ctx.emit(Effect::Close { code: 1000, reason: "", cause: CloseCause::TooSlow });
+    }
+
+    /// The connection is over. Detaches every stream, drops a call that still runs, and tells the app if it is
+    /// to be told.
+    pub fn end(&mut self, ctx: &mut Context<'_>) {
+        if self.call.take().is_some() {
+            ctx.emit(Effect::Cancel);
+        }
+        let due = match ctx.rules.disconnect_mode {
+            DisconnectMode::Auto => self.disconnectable,
+            DisconnectMode::Always => self.disconnectable || self.phase == Phase::Open,
+            DisconnectMode::Never => false,
+        };
+        let subscriptions = std::mem::take(&mut self.subscriptions);
+        if due && ctx.rules.has_backend {
+            ctx.emit(Effect::Disconnect(Box::new(Request::Disconnect {
+                identifiers: self.identifiers().into(),
+                subscriptions: subscriptions.iter().map(|s| (s.identifier.as_str().into(), s.istate.clone())).collect(),
+                env: self.env.clone(),
+                cstate: self.cstate.clone(),
+            })));
+        }
+        self.disconnectable = false;
+        self.phase = Phase::Over;
+        for subscription in subscriptions {
+            detach(subscription, ctx);
+        }
+        let nobody = ctx.names.get("");
+        let identifiers = std::mem::replace(&mut self.identifiers, nobody.clone());
+        ctx.emit(Effect::Release(identifiers));
+        ctx.emit(Effect::Release(nobody));
+    }
+
+    /// Every subscription and stream, to attach them again after the session was read back.
+    pub fn attachments(&self) -> impl Iterator<Item = (&Name, &Name)> {
+        self.subscriptions.iter().flat_map(|s| s.streams.iter().map(move |stream| (&s.identifier, stream)))
+    }
+
+    /// Lets the client in on our own word, without the app.
+    fn welcome(&mut self, identifiers: &str, ctx: &mut Context<'_>) {
+        self.let_in(identifiers, ctx);
+        ctx.say(|out| cable::write::welcome(out, self.sid));
+    }
+
+    fn let_in(&mut self, identifiers: &str, ctx: &mut Context<'_>) {
+        let identifiers = ctx.names.get(identifiers);
+        let nobody = std::mem::replace(&mut self.identifiers, identifiers);
+        ctx.emit(Effect::Release(nobody));
+        self.phase = Phase::Open;
+        ctx.emit(Effect::Open);
+    }
+
+    fn refuse(&mut self, reason: DisconnectReason, ctx: &mut Context<'_>) {
+        self.disconnect(reason, false, ctx);
+        self.refused(ctx);
+    }
+
+    /// Closes after the refusal was said.
+    fn refused(&mut self, ctx: &mut Context<'_>) {
+        self.phase = Phase::Over;
+        ctx.emit(Effect::Count(Tally::FailedAuth));
+        ctx.emit(Effect::Close { code: 1000, reason: "Auth Failed", cause: CloseCause::Unauthorized });
+    }
+
+    /// Nobody could say whether the client may connect.
+    fn fail_auth(&mut self, ctx: &mut Context<'_>) {
+        self.phase = Phase::Over;
+        ctx.emit(Effect::Close { code: 1011, reason: "Auth Error", cause: CloseCause::AuthError });
+    }
+
+    fn disconnect(&mut self, reason: DisconnectReason, reconnect: bool, ctx: &mut Context<'_>) {
+        ctx.say(|out| cable::write::disconnect(out, reason, reconnect));
+    }
+
+    fn find(&self, identifier: &str) -> Option<usize> {
+        self.subscriptions.iter().position(|s| s.identifier.as_str() == identifier)
+    }
+
+    /// Follows one more stream under a subscription; a stream twice under one identifier counts once.
+    fn follow(&mut self, at: usize, stream: &str, ctx: &mut Context<'_>) {
+        let subscription = &mut self.subscriptions[at];
+        if subscription.streams.iter().any(|known| known.as_str() == stream) {
+            return;
+        }
+        if subscription.streams.len() == STREAMS_MAX {
+            return ctx.fail(Note::LimitReached("streams per subscription"));
+        }
+        let stream = ctx.names.get(stream);
+        ctx.emit(Effect::Attach { identifier: subscription.identifier.clone(), stream: stream.clone() });
+        subscription.streams.push(stream);
+    }
+
+    /// Stops following the streams that `stop` names.
+    fn unfollow(&mut self, at: usize, stop: impl Fn(&str) -> bool, ctx: &mut Context<'_>) {
+        let subscription = &mut self.subscriptions[at];
+        let streams = std::mem::take(&mut subscription.streams);
+        let (stopped, kept): (Streams, Streams) = streams.into_iter().partition(|stream| stop(stream.as_str()));
+        subscription.streams = kept;
+        for stream in stopped {
+            ctx.emit(Effect::Detach { identifier: subscription.identifier.clone(), stream });
+        }
+    }
+}
+
+/// Undoes a subscription; every name it held is given back.
+fn detach(subscription: Subscription, ctx: &mut Context<'_>) {
+    for stream in subscription.streams {
+        ctx.emit(Effect::Detach { identifier: subscription.identifier.clone(), stream });
+    }
+    ctx.emit(Effect::Release(subscription.identifier));
+}
+
+/// The interval a client asked for, in milliseconds: bounded; 0 or less turns pings off; what is no integer is
+/// ignored.
+fn asked_interval(text: Option<&str>) -> Option<u64> {
+    let seconds: i64 = text?.parse().ok()?;
+    let Ok(seconds) = u64::try_from(seconds) else { return Some(0) };
+    let asked = seconds.saturating_mul(1_000);
+    Some(if asked == 0 { 0 } else { asked.clamp(*PING_INTERVAL_MS.start(), *PING_INTERVAL_MS.end()) })
+}
+
+/// The first ping comes at a random point between half and one and a half intervals, so that clients that came
+/// together are not pinged together.
+fn first_ping(now: Now, interval_ms: u64, random: u64) -> u64 {
+    if interval_ms == 0 { u64::MAX } else { now.ms() + interval_ms / 2 + random % interval_ms }
+}

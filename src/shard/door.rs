@@ -1,0 +1,93 @@
+//! The door: from an accepted socket to an answered upgrade request.
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::identity::Jwt;
+use crate::model::{Env, Verdict};
+use crate::proto::handshake::Head;
+
+/// A connection whose request is not complete.
+pub(super) struct Door {
+    pub peer: SocketAddr,
+    pub accepted_at: Duration,
+    /// What came so far; bounded by [`HEAD_BYTES_MAX`](crate::proto::handshake::HEAD_BYTES_MAX).
+    pub head: Vec<u8>,
+}
+
+/// Which parts of an upgrade request the app gets to see.
+#[derive(Clone, Debug, Default)]
+pub struct ProxyRules {
+    /// Header names, lower case (`--headers`).
+    pub headers: Vec<String>,
+    /// Cookie names; empty: all (`--proxy-cookies`).
+    pub cookies: Vec<String>,
+    /// Name of the token's parameter when tokens are on: `x-<param>` then travels too.
+    pub token_param: Option<String>,
+}
+
+/// Where tokens are looked for, and what is made of them (`contracts/jwt-and-signed-streams.md` section 1).
+#[derive(Clone, Debug, Default)]
+pub struct Tokens {
+    /// Name of the query parameter; the header is `x-<param>`.
+    pub param: String,
+    /// `None`: tokens are off.
+    pub jwt: Option<Jwt>,
+}
+
+impl Tokens {
+    /// What the request's token says of the client, and the token itself if it travels to the app on its own:
+    /// one from the query is in the URL already.
+    pub(super) fn judge<'b>(&self, head: &Head<'_, 'b>, unix_s: u64) -> (Verdict, Option<Cow<'b, str>>) {
+        let Some(jwt) = &self.jwt else { return (Verdict::NoToken, None) };
+        let header = head.header(&format!("x-{}", self.param)).filter(|token| !token.is_empty());
+        let travels = header.or_else(|| head.token_protocol().map(Cow::Borrowed));
+        let token = travels.clone().or_else(|| head.query(&self.param));
+        (jwt.judge(token.as_deref(), unix_s), travels)
+    }
+}
+
+/// URL and headers of an upgrade request for the app (`contracts/rpc-grpc.md` section 2).
+pub(super) fn env(head: &Head<'_, '_>, peer: SocketAddr, token: Option<&str>, rules: &ProxyRules) -> Env {
+    let url = format!("http://{}{}", head.host(), head.request_uri());
+    let mut headers: Vec<(Cow<'_, str>, Cow<'_, str>)> = Vec::with_capacity(rules.headers.len() + 2);
+    for name in &rules.headers {
+        let Some(value) = head.header(name).filter(|value| !value.is_empty()) else { continue };
+        let value = match name.as_str() {
+            "cookie" if !rules.cookies.is_empty() => Cow::Owned(filter_cookies(&value, &rules.cookies)),
+            _ => value,
+        };
+        if !value.is_empty() {
+            headers.push((name.into(), value));
+        }
+    }
+    headers.push(("REMOTE_ADDR".into(), peer.ip().to_canonical().to_string().into()));
+    if let (Some(token), Some(param)) = (token, &rules.token_param) {
+        let name = format!("x-{}", param.to_ascii_lowercase());
+        if !rules.headers.contains(&name) {
+            headers.push((name.into(), token.into()));
+        }
+    }
+    Env::new(&url, headers.iter().map(|(name, value)| (name.as_ref(), value.as_ref())))
+}
+
+/// Keeps the named cookies, with their values as they are.
+fn filter_cookies(header: &str, keep: &[String]) -> String {
+    let pairs = header.split(';').map(str::trim);
+    let kept = pairs.filter(|pair| keep.iter().any(|name| pair.split('=').next() == Some(name)));
+    kept.collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cookie_filter_keeps_values_as_they_are() {
+        let keep = ["a".to_owned(), "b".to_owned()];
+        assert_eq!(filter_cookies("a=1; c=3; b=x=y==;d", &keep), "a=1; b=x=y==");
+        assert_eq!(filter_cookies("a=1;b=2", &keep), "a=1; b=2");
+        assert_eq!(filter_cookies("aa=1", &keep), "");
+    }
+}

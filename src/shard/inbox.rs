@@ -1,0 +1,126 @@
+//! What other threads have for a shard.
+//!
+//! The one place of a shard that is shared: a short lock around a list, and a waker. Publications wait for room
+//! (back-pressure up to the app's HTTP request); answers always fit, because there is at most one running call for
+//! each session.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::model::{Answer, Publication, RemoteDisconnect};
+use crate::os::poll::Waker;
+
+/// Publications that one shard holds and has not delivered. More wait at the door they came through.
+pub const PUBLICATIONS_MAX: usize = 1024;
+
+/// Something for a shard.
+#[derive(Debug)]
+pub enum Message {
+    /// The app has answered.
+    Answer(Answer),
+    /// To be delivered.
+    Publication(Delivery),
+    /// Sessions to be sent away.
+    Disconnect(RemoteDisconnect),
+    /// Send everybody away within this time and stop accepting.
+    Drain {
+        /// How long it may take.
+        over: Duration,
+    },
+}
+
+/// A publication and its place in the inbox's bound, given back when it is delivered.
+#[derive(Debug)]
+pub struct Delivery {
+    /// What to deliver.
+    pub publication: Arc<Publication>,
+    /// `None` where nothing is bounded: in tests and simulations.
+    pub permit: Option<OwnedSemaphorePermit>,
+}
+
+/// The shared end of a shard's inbox.
+#[derive(Debug)]
+pub struct Inbox {
+    messages: Mutex<Vec<Message>>,
+    room: Arc<Semaphore>,
+    pub(super) waker: Waker,
+}
+
+impl Inbox {
+    /// An empty inbox.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn new() -> io::Result<Inbox> {
+        let room = Arc::new(Semaphore::new(PUBLICATIONS_MAX));
+        Ok(Inbox { messages: Mutex::default(), room, waker: Waker::new()? })
+    }
+
+    /// Puts a message in. Never waits.
+    pub fn put(&self, message: Message) {
+        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        messages.push(message);
+        if messages.len() == 1 {
+            // The shard takes everything at once, so only the first message after that has to wake it.
+            drop(messages);
+            self.waker.wake();
+        }
+    }
+
+    /// Puts a publication in, when there is room.
+    pub async fn publish(&self, publication: Arc<Publication>) {
+        // The semaphore is never closed.
+        let permit = Arc::clone(&self.room).acquire_owned().await.ok();
+        self.put(Message::Publication(Delivery { publication, permit }));
+    }
+
+    /// Puts a publication in if there is room now; tells whether there was.
+    pub fn try_publish(&self, publication: Arc<Publication>) -> bool {
+        let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() else { return false };
+        self.put(Message::Publication(Delivery { publication, permit: Some(permit) }));
+        true
+    }
+
+    /// Moves everything into `into`, which is empty.
+    pub(super) fn take(&self, into: &mut Vec<Message>) {
+        self.waker.reset();
+        std::mem::swap(&mut *self.messages.lock().unwrap_or_else(PoisonError::into_inner), into);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn publication() -> Arc<Publication> {
+        Arc::new(Publication { stream: "s".into(), message: "1".into(), exclude: None, kind: None })
+    }
+
+    #[test]
+    fn publications_wait_when_the_inbox_is_full_and_go_on_when_one_is_delivered() {
+        let inbox = Inbox::new().unwrap();
+        for _ in 0..PUBLICATIONS_MAX {
+            assert!(inbox.try_publish(publication()));
+        }
+        assert!(!inbox.try_publish(publication()));
+        let mut messages = Vec::new();
+        inbox.take(&mut messages);
+        assert_eq!(messages.len(), PUBLICATIONS_MAX);
+        assert!(!inbox.try_publish(publication()), "taken out is not delivered yet");
+        messages.pop();
+        assert!(inbox.try_publish(publication()));
+    }
+
+    #[test]
+    fn answers_fit_even_when_publications_do_not() {
+        let inbox = Inbox::new().unwrap();
+        while inbox.try_publish(publication()) {}
+        inbox.put(Message::Drain { over: Duration::ZERO });
+        let mut messages = Vec::new();
+        inbox.take(&mut messages);
+        assert!(matches!(messages.last(), Some(Message::Drain { .. })));
+    }
+}

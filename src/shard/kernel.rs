@@ -1,0 +1,244 @@
+//! The real world: epoll, sockets, the monotonic clock, and the node around the shard.
+
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags};
+
+use crate::model::{Call, CallError, Now, Publication, SlotKey};
+use crate::os::clock::Clock;
+use crate::os::poll::{self, Poller, Watch};
+use crate::proto::handshake;
+
+use super::inbox::Inbox;
+use super::{Accepted, Shard, World};
+
+/// Events taken from the kernel in one turn.
+const EVENTS_PER_TURN: usize = 1024;
+
+/// Token of the inbox's waker.
+const WAKER: u64 = u64::MAX;
+
+/// Token of the listeners. Neither is a slot's: no shard has four billion slots.
+const LISTENER: u64 = u64::MAX - 1;
+
+/// The rest of the node, as a shard sees it. Nothing here may wait.
+pub trait Neighbours: Send + Sync {
+    /// As [`World::call`].
+    ///
+    /// # Errors
+    /// When there is nobody to ask or too many are asking.
+    fn call(&self, call: Call) -> Result<(), CallError>;
+    /// As [`World::cancel`].
+    fn cancel(&self, key: SlotKey);
+    /// As [`World::disconnect`].
+    fn disconnect(&self, call: Call);
+    /// As [`World::hand_over`].
+    ///
+    /// # Errors
+    /// Gives the socket back when there is no room.
+    fn hand_over(&self, socket: TcpStream, peer: SocketAddr, read: Vec<u8>) -> Result<(), TcpStream>;
+    /// As [`World::publish`].
+    fn publish(&self, publication: Arc<Publication>);
+    /// As [`World::identifiers_present`], with the shard's number.
+    fn identifiers_present(&self, shard: u16, identifiers: &str, present: bool);
+    /// As [`World::count_open`].
+    fn count_open(&self, open: bool) -> bool;
+}
+
+/// What a shard's kernel is made from.
+pub struct KernelSettings {
+    /// The shard's number.
+    pub shard: u16,
+    /// Non-blocking listeners of this shard.
+    pub listeners: Vec<TcpListener>,
+    /// The node's clock.
+    pub clock: Clock,
+    /// The rest of the node.
+    pub neighbours: Arc<dyn Neighbours>,
+    /// What other threads have for this shard.
+    pub inbox: Arc<Inbox>,
+}
+
+/// The real world of one shard.
+pub struct Kernel {
+    shard: u16,
+    poller: Poller,
+    listeners: Vec<TcpListener>,
+    /// A descriptor held back, so that a connection can be answered 503 when no other is left.
+    reserve: Option<File>,
+    clock: Clock,
+    random: StdRng,
+    neighbours: Arc<dyn Neighbours>,
+    inbox: Arc<Inbox>,
+}
+
+impl Kernel {
+    /// Watches the listeners and the inbox.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn new(settings: KernelSettings) -> io::Result<Kernel> {
+        let KernelSettings { shard, listeners, clock, neighbours, inbox } = settings;
+        let poller = Poller::new()?;
+        for listener in &listeners {
+            poller.add(listener, LISTENER, Watch::Level)?;
+        }
+        poller.add(&inbox.waker, WAKER, Watch::Level)?;
+        let reserve = Some(File::open("/dev/null")?);
+        let random = StdRng::try_from_rng(&mut rand::rngs::SysRng).map_err(io::Error::other)?;
+        Ok(Kernel { shard, poller, listeners, reserve, clock, random, neighbours, inbox })
+    }
+
+    /// There is no descriptor for the next connection: gives it the reserve, says 503 and lets it go.
+    fn turn_away(&mut self) -> Accepted<OwnedFd> {
+        if self.reserve.take().is_none() {
+            self.reserve = File::open("/dev/null").ok();
+            return Accepted::Stuck;
+        }
+        for listener in &self.listeners {
+            if let Ok(socket) = rustix::net::accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+                let refusal = handshake::unavailable(5).response;
+                let _ = rustix::net::send(&socket, &refusal, SendFlags::NOSIGNAL);
+                let _ = rustix::net::shutdown(&socket, Shutdown::Write);
+                // A request left unread would turn the close into a reset and could take the answer back.
+                let _ = rustix::net::recv(&socket, &mut [0u8; 4096], RecvFlags::DONTWAIT);
+                drop(socket);
+                self.reserve = File::open("/dev/null").ok();
+                return Accepted::TurnedAway;
+            }
+        }
+        self.reserve = File::open("/dev/null").ok();
+        Accepted::Stuck
+    }
+}
+
+impl World for Kernel {
+    type Socket = OwnedFd;
+
+    fn now(&mut self) -> Now {
+        self.clock.now()
+    }
+
+    fn random(&mut self) -> u128 {
+        u128::from(self.random.next_u64()) << 64 | u128::from(self.random.next_u64())
+    }
+
+    fn accept(&mut self) -> Accepted<OwnedFd> {
+        for listener in &self.listeners {
+            match rustix::net::acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+                Ok((socket, peer)) => {
+                    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+                    return Accepted::Socket(socket, peer.unwrap_or((IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0).into()));
+                }
+                Err(rustix::io::Errno::AGAIN) => {}
+                Err(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) => return self.turn_away(),
+                Err(rustix::io::Errno::NOBUFS | rustix::io::Errno::NOMEM) => return Accepted::Stuck,
+                // The connection was gone again before it was accepted (accept(2) lists several such errors);
+                // the listener reports the next one.
+                Err(_) => {}
+            }
+        }
+        Accepted::Nobody
+    }
+
+    fn watch_listener(&mut self, watch: bool) {
+        for listener in &self.listeners {
+            let _ = match watch {
+                true => self.poller.add(listener, LISTENER, Watch::Level),
+                false => self.poller.remove(listener),
+            };
+        }
+    }
+
+    fn stop_listening(&mut self) {
+        // The node may hold copies of the listeners for their statistics, so closing ours would not unwatch them.
+        self.watch_listener(false);
+        self.listeners.clear();
+    }
+
+    fn watch(&mut self, socket: &OwnedFd, token: u64, write: bool, again: bool) -> io::Result<()> {
+        let watch = if write { Watch::EdgeReadWrite } else { Watch::EdgeRead };
+        if again { self.poller.modify(socket, token, watch) } else { self.poller.add(socket, token, watch) }
+    }
+
+    fn read(&mut self, socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(rustix::io::read(socket, buffer)?)
+    }
+
+    fn write(&mut self, socket: &OwnedFd, bytes: &[IoSlice<'_>]) -> io::Result<usize> {
+        Ok(match bytes {
+            [only] => rustix::net::send(socket, only, SendFlags::NOSIGNAL)?,
+            // SIGPIPE is ignored by the Rust runtime.
+            several => rustix::io::writev(socket, several)?,
+        })
+    }
+
+    fn shut(&mut self, socket: &OwnedFd) {
+        let _ = rustix::net::shutdown(socket, Shutdown::Write);
+    }
+
+    fn hand_over(&mut self, socket: OwnedFd, peer: SocketAddr, read: Vec<u8>) -> Result<(), OwnedFd> {
+        let _ = self.poller.remove(&socket);
+        self.neighbours.hand_over(socket.into(), peer, read).map_err(OwnedFd::from)
+    }
+
+    fn call(&mut self, call: Call) -> Result<(), CallError> {
+        self.neighbours.call(call)
+    }
+
+    fn cancel(&mut self, key: SlotKey) {
+        self.neighbours.cancel(key);
+    }
+
+    fn disconnect(&mut self, call: Call) {
+        self.neighbours.disconnect(call);
+    }
+
+    fn publish(&mut self, publication: Arc<Publication>) {
+        self.neighbours.publish(publication);
+    }
+
+    fn identifiers_present(&mut self, identifiers: &str, present: bool) {
+        self.neighbours.identifiers_present(self.shard, identifiers, present);
+    }
+
+    fn count_open(&mut self, open: bool) -> bool {
+        self.neighbours.count_open(open)
+    }
+}
+
+/// Runs a shard on this thread until it is drained.
+///
+/// # Errors
+/// The poller failed, which it does not.
+pub fn run(mut shard: Shard<Kernel>) -> io::Result<()> {
+    let mut events = Vec::with_capacity(EVENTS_PER_TURN);
+    let mut messages = Vec::new();
+    while !shard.is_drained() {
+        let now = shard.world().now().mono;
+        let timeout = shard.next_wake().map(|wake| wake.saturating_sub(now));
+        shard.world().poller.wait(&mut events, timeout)?;
+        shard.begin_turn();
+        for event in &events {
+            let ready = poll::ready(event);
+            match ready.token {
+                // Accepting comes first in the loop's order only by chance of the kernel's list; what matters is
+                // that it never waits for a handshake.
+                LISTENER => shard.accept(),
+                WAKER => {
+                    shard.world().inbox.take(&mut messages);
+                    messages.drain(..).for_each(|message| shard.receive(message));
+                }
+                token => shard.ready(token, ready.readable, ready.writable, ready.hangup),
+            }
+        }
+        shard.end_turn();
+    }
+    Ok(())
+}

@@ -1,0 +1,235 @@
+//! The slab of a shard: one slot for each connection.
+//!
+//! Slots stand in blocks that never move, so a shard with a million connections never copies them to grow and
+//! holds no half-empty doubling. Free slots are chained through their timer links. Blocks are kept once made:
+//! a block is 64 KiB, and a crowd that left usually comes back.
+
+use crate::model::SlotKey;
+use crate::proto::frame::FrameReader;
+use crate::session::Session;
+
+use super::door::Door;
+use super::outbox::Outbox;
+
+/// Marks the end of a chain of slots, and a slot that is in none.
+pub(super) const NONE: u32 = u32::MAX;
+
+/// Slots in a block: 64 KiB worth, so the allocator serves a block from whole pages.
+const BLOCK: usize = 1024;
+
+/// One connection. Parked, it is this and what its session holds: no buffer, no task.
+pub(super) struct Slot<S> {
+    /// `None` exactly when the slot is free, or when its socket is gone and only an answer is awaited.
+    pub socket: Option<S>,
+    /// Counts the uses of this slot.
+    pub generation: u32,
+    /// When the slot's timer is due, in ticks; meaningless while it is not in the wheel.
+    pub due: u32,
+    /// Chain of the wheel's bucket, or of free slots.
+    pub timer: Chain,
+    /// Chain of the slots with the same connection identifiers.
+    pub peers: Chain,
+    /// What the connection is at.
+    pub stage: Stage,
+    /// The rest of an unfinished frame or message; nothing between messages.
+    pub reader: FrameReader,
+    /// Bytes that wait to be written; nothing when all are out.
+    pub outbox: Option<Box<Outbox>>,
+    /// Small facts, see [`flag`].
+    pub flags: u8,
+}
+
+/// Bits of [`Slot::flags`].
+pub(super) mod flag {
+    /// The slot is in the timer wheel.
+    pub const TIMED: u8 = 1;
+    /// The slot stands in the list of those to be written at the end of this turn.
+    pub const DIRTY: u8 = 1 << 1;
+    /// There may be more to read than was read.
+    pub const READABLE: u8 = 1 << 2;
+    /// The slot stands in the list of those to be read from in the next turn.
+    pub const AGAIN: u8 = 1 << 3;
+    /// The poller watches for room to write too.
+    pub const WATCHES_WRITE: u8 = 1 << 4;
+    /// Counts as an open WebSocket.
+    pub const COUNTED: u8 = 1 << 5;
+    /// Stands in the index of connection identifiers.
+    pub const INDEXED: u8 = 1 << 6;
+    /// The peer sends nothing more: what can be read ends with the end of the stream.
+    pub const PEER_SHUT: u8 = 1 << 7;
+}
+
+/// Links of a doubly linked chain of slots.
+#[derive(Clone, Copy)]
+pub(super) struct Chain {
+    pub previous: u32,
+    pub next: u32,
+}
+
+impl Chain {
+    pub const LOOSE: Chain = Chain { previous: NONE, next: NONE };
+}
+
+/// What a connection is at.
+///
+/// ```text
+/// accept -> Door -> Echo ----------> Closing -> free
+///            |  \-> Session -------> Closing -> free
+///            |        \-> Orphan -------------> free     (socket gone, an answer of the app is awaited)
+///            \-> handed over to the HTTP server, or refused -> Closing -> free
+/// ```
+pub(super) enum Stage {
+    Free,
+    /// Waiting for the upgrade request.
+    Door(Box<Door>),
+    /// An open WebSocket that gets back what it says.
+    Echo,
+    /// An open WebSocket that speaks Action Cable.
+    Session(Box<Session>),
+    /// The socket is gone, but the app is still at work on this client's last command; when it answers, the
+    /// session ends as if the client had left then.
+    Orphan(Box<Session>),
+    /// The last bytes are on their way and our half is or will be shut; what the peer still sends is dropped.
+    Closing,
+}
+
+// socket 4, generation 4, due 4, timer 8, peers 8, stage 16, reader 8, outbox 8, flags 1, padding 3.
+const _: () = assert!(size_of::<Slot<std::os::fd::OwnedFd>>() == 64);
+
+pub(super) struct Slots<S> {
+    shard: u16,
+    blocks: Vec<Box<[Slot<S>]>>,
+    free: u32,
+    used: usize,
+}
+
+impl<S> Slots<S> {
+    pub fn new(shard: u16) -> Slots<S> {
+        Slots { shard, blocks: Vec::new(), free: NONE, used: 0 }
+    }
+
+    /// Takes a free slot into use and names it.
+    pub fn insert(&mut self, socket: S, stage: Stage) -> u32 {
+        if self.free == NONE {
+            self.grow();
+        }
+        let index = self.free;
+        let slot = &mut self[index];
+        let next = slot.timer.next;
+        slot.socket = Some(socket);
+        slot.stage = stage;
+        slot.timer = Chain::LOOSE;
+        slot.flags = 0;
+        self.free = next;
+        self.used += 1;
+        index
+    }
+
+    /// Frees a slot; its key is worthless from here on. The caller has taken it out of every list.
+    pub fn remove(&mut self, index: u32) -> Option<S> {
+        let free = self.free;
+        let slot = &mut self[index];
+        debug_assert!(!matches!(slot.stage, Stage::Free));
+        slot.generation = slot.generation.wrapping_add(1);
+        slot.stage = Stage::Free;
+        slot.reader = FrameReader::new();
+        slot.outbox = None;
+        slot.timer = Chain { previous: NONE, next: free };
+        slot.flags = 0;
+        let socket = slot.socket.take();
+        self.free = index;
+        self.used -= 1;
+        socket
+    }
+
+    pub fn key(&self, index: u32) -> SlotKey {
+        SlotKey { shard: self.shard, index, generation: self[index].generation }
+    }
+
+    /// The slot's index if the key still names its present use.
+    pub fn find(&self, key: SlotKey) -> Option<u32> {
+        let block = self.blocks.get(key.index as usize / BLOCK)?;
+        let slot = &block[key.index as usize % BLOCK];
+        (slot.generation == key.generation && !matches!(slot.stage, Stage::Free)).then_some(key.index)
+    }
+
+    /// What the poller reports events under: index and generation.
+    pub fn token(&self, index: u32) -> u64 {
+        u64::from(self[index].generation) << 32 | u64::from(index)
+    }
+
+    /// The slot's index if the token still names its present use.
+    pub fn find_token(&self, token: u64) -> Option<u32> {
+        self.find(SlotKey { shard: self.shard, index: token as u32, generation: (token >> 32) as u32 })
+    }
+
+    /// Slots in use.
+    pub fn used(&self) -> usize {
+        self.used
+    }
+
+    /// How many slots there are, free ones included: the bound for walking all of them.
+    pub fn end(&self) -> u32 {
+        (self.blocks.len() * BLOCK) as u32
+    }
+
+    fn grow(&mut self) {
+        let first = self.end();
+        let slots = (first..first + BLOCK as u32).map(|index| Slot {
+            socket: None,
+            generation: 0,
+            due: 0,
+            timer: Chain { previous: NONE, next: if index + 1 < first + BLOCK as u32 { index + 1 } else { NONE } },
+            peers: Chain::LOOSE,
+            stage: Stage::Free,
+            reader: FrameReader::new(),
+            outbox: None,
+            flags: 0,
+        });
+        self.blocks.push(slots.collect());
+        self.free = first;
+    }
+}
+
+impl<S> std::ops::Index<u32> for Slots<S> {
+    type Output = Slot<S>;
+
+    fn index(&self, index: u32) -> &Slot<S> {
+        &self.blocks[index as usize / BLOCK][index as usize % BLOCK]
+    }
+}
+
+impl<S> std::ops::IndexMut<u32> for Slots<S> {
+    fn index_mut(&mut self, index: u32) -> &mut Slot<S> {
+        &mut self.blocks[index as usize / BLOCK][index as usize % BLOCK]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_of_a_reused_slot_finds_nothing() {
+        let mut slots = Slots::new(3);
+        let index = slots.insert('a', Stage::Echo);
+        let key = slots.key(index);
+        assert_eq!(slots.find(key), Some(index));
+        assert_eq!(slots.remove(index), Some('a'));
+        assert_eq!(slots.find(key), None);
+        assert_eq!(slots.insert('b', Stage::Echo), index);
+        assert_eq!(slots.find(key), None);
+        assert_eq!(slots.find(SlotKey { shard: 3, index: 1 << 30, generation: 0 }), None);
+    }
+
+    #[test]
+    fn all_slots_are_used_before_a_block_is_added() {
+        let mut slots = Slots::new(0);
+        let indexes: Vec<_> = (0..BLOCK as u32).map(|n| slots.insert(n, Stage::Echo)).collect();
+        assert_eq!((slots.used(), slots.end()), (BLOCK, BLOCK as u32));
+        slots.insert(0, Stage::Echo);
+        assert_eq!(slots.end(), 2 * BLOCK as u32);
+        indexes.into_iter().for_each(|index| drop(slots.remove(index)));
+        assert_eq!(slots.used(), 1);
+    }
+}
