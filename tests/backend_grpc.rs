@@ -366,6 +366,68 @@ async fn messages_over_the_limits_fail_without_a_retry() {
     assert_eq!(caller.backend.metrics().rpc_retries_total.get(), 0);
 }
 
+/// Reads HTTP/2 frames, answers settings and pings, and returns when each ping came.
+async fn pings(mut stream: tokio::net::TcpStream, count: usize) -> Vec<Instant> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    const PREFACE: usize = 24;
+    const SETTINGS: u8 = 4;
+    const PING: u8 = 6;
+    const ACK: u8 = 1;
+    stream.read_exact(&mut [0; PREFACE]).await.unwrap();
+    stream.write_all(&[0, 0, 0, SETTINGS, 0, 0, 0, 0, 0]).await.unwrap();
+    let mut came = Vec::new();
+    while came.len() < count {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await.unwrap();
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        stream.read_exact(&mut payload).await.unwrap();
+        match (head[3], head[4] & ACK) {
+            (SETTINGS, 0) => stream.write_all(&[0, 0, 0, SETTINGS, ACK, 0, 0, 0, 0]).await.unwrap(),
+            (PING, 0) => {
+                came.push(Instant::now());
+                head[4] = ACK;
+                // One write: half a frame would be held back by Nagle's algorithm, in real time.
+                stream.write_all(&[&head[..], &payload].concat()).await.unwrap();
+            }
+            _ => {}
+        }
+    }
+    came
+}
+
+/// Never under 10 s: Ruby servers answer that with `GOAWAY too_many_pings`.
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_is_pinged_every_ten_seconds_and_never_sooner() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = Target::parse(&listener.local_addr().unwrap().to_string()).unwrap();
+    let caller = Caller::new(Settings { target, ..Settings::default() });
+    assert_eq!(caller.backend.ready().await, Ok(()));
+    let start = Instant::now();
+    let (stream, _) = listener.accept().await.unwrap();
+    let mut last = start;
+    for came in soon(pings(stream, 4)).await {
+        let interval = came - last;
+        assert!(interval >= millis(9_999) && interval < millis(10_050), "{interval:?}");
+        last = came;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_stops_answering_pings_is_given_up() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = Target::parse(&listener.local_addr().unwrap().to_string()).unwrap();
+    let caller = Caller::new(Settings { target, ..Settings::default() });
+    assert_eq!(caller.backend.ready().await, Ok(()));
+    let (stream, _) = listener.accept().await.unwrap();
+    let mut silent = stream;
+    soon(async {
+        use tokio::io::AsyncReadExt;
+        let mut sink = [0; 1024];
+        while silent.read(&mut sink).await.is_ok_and(|n| n > 0) {}
+    })
+    .await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn nothing_is_connected_before_the_first_call() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

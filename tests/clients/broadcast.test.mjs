@@ -198,7 +198,7 @@ describe('POST /_broadcast, settings', () => {
     chunked.write(`3e9\r\n${publication(1001)}\r\n0\r\n\r\n`);
     assert.equal((await chunked.head()).status, 413);
     chunked.end();
-    assert.equal((await server.post(publication(10))).status, 201);
+    assert.equal((await server.post(publication(100))).status, 201);
     await server.stop('SIGKILL');
   });
 

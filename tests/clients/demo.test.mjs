@@ -100,7 +100,7 @@ describe('the demo page', () => {
 
   test('live facts are shown and move with the connections', async () => {
     await fact(desktop, 'fact-connections', 'counts both tabs', (connections) => connections === 2);
-    assert.ok((await number(desktop, 'fact-files')) >= 256);
+    assert.ok((await number(desktop, 'fact-files')) >= 1);
     assert.ok((await number(desktop, 'fact-shards')) >= 1);
     assert.match(await desktop.getByTestId('fact-bytes').textContent(), /\d/);
     const third = await open(DESKTOP);

@@ -9,6 +9,7 @@
 
 mod command;
 mod machine;
+mod smoke;
 mod steps;
 mod summary;
 mod tuning;
@@ -22,7 +23,8 @@ cargo xtask COMMAND
   test [--no-install] [--list] [FILTER...]
                          run every test there is, or the steps whose names contain a FILTER;
                          installs what is missing, or with --no-install only says what is and fails
-  bench [ARGS...]        build the server and the load test in release, then `cableway-loadtest bench ARGS`
+  bench [NAME] [ARGS...] build the server and the load test in release, then run the comparison NAME
+                         (all without one): `cableway-loadtest bench --help` lists names and arguments
   simulate [ARGS...]     run whole shards in the deterministic simulator, in release
                          (`--seeds N` seeds, `--seed S` to replay one)
 ";
@@ -94,11 +96,12 @@ fn bench(places: &Places, args: &[String]) -> ExitCode {
         return ExitCode::FAILURE;
     }
     let release = places.target.join("release");
+    let all = ["all".to_owned()];
     let passed = command::Command::new(release.join("cableway-loadtest"), places)
         .arg("bench")
+        .args(if args.is_empty() { &all } else { args })
         .arg("--server")
         .arg(release.join("cableway"))
-        .args(args)
         .passes();
     if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -4,6 +4,7 @@
 use crate::Places;
 use crate::command::{Command, cargo};
 use crate::machine::{self, CHROMIUM, NPM, Need, SYSTEMD};
+use crate::smoke;
 use crate::summary::{self, Line, Outcome};
 use crate::tuning;
 use std::path::PathBuf;
@@ -127,7 +128,10 @@ fn deny(places: &Places) -> Outcome {
 }
 
 fn simulate(places: &Places) -> Outcome {
-    Outcome::of(cargo(places).args(["run", "--package", "simulate", "--", "--seeds", SEEDS]).passes())
+    match program(places, "simulate") {
+        Ok(simulate) => Outcome::of(Command::new(simulate, places).args(["--seeds", SEEDS]).passes()),
+        Err(outcome) => outcome,
+    }
 }
 
 fn sysctl(places: &Places) -> Outcome {
@@ -150,15 +154,22 @@ fn sysctl(places: &Places) -> Outcome {
     Outcome::of(clean)
 }
 
-/// The server as the client tests use it: a debug build, whose overflow checks and assertions are part of the test.
-fn server(places: &Places) -> Result<PathBuf, Outcome> {
-    let built = cargo(places).args(["build", "--package", "cableway", "--bin", "cableway"]).passes();
-    let binary = places.target.join("debug/cableway");
-    if built { Ok(binary) } else { Err(Outcome::Impossible("the server does not build".to_owned())) }
+/// Builds the whole workspace and gives one of its programs. A debug build: its overflow checks and assertions are
+/// part of the test. Always the whole workspace, because a part of it would be built again with other features.
+fn program(places: &Places, name: &str) -> Result<PathBuf, Outcome> {
+    if !cargo(places).args(["build", "--workspace", "--bins"]).passes() {
+        return Err(Outcome::Impossible("the workspace does not build".to_owned()));
+    }
+    let program = places.target.join("debug").join(name);
+    if program.is_file() {
+        Ok(program)
+    } else {
+        Err(Outcome::Impossible(format!("the workspace has no program {name}")))
+    }
 }
 
 fn systemd(places: &Places) -> Outcome {
-    let binary = match server(places) {
+    let binary = match program(places, "cableway") {
         Ok(binary) => binary,
         Err(outcome) => return outcome,
     };
@@ -183,7 +194,7 @@ fn systemd(places: &Places) -> Outcome {
 }
 
 fn node(places: &Places, files: Vec<PathBuf>) -> Outcome {
-    let binary = match server(places) {
+    let binary = match program(places, "cableway") {
         Ok(binary) => binary,
         Err(outcome) => return outcome,
     };
@@ -214,10 +225,10 @@ fn demo(places: &Places) -> Outcome {
 }
 
 fn smoke(places: &Places) -> Outcome {
-    let binary = match server(places) {
-        Ok(binary) => binary,
-        Err(outcome) => return outcome,
-    };
-    let smoke = cargo(places).args(["run", "--package", "cableway-loadtest", "--", "bench", "--smoke", "--server"]);
-    Outcome::of(smoke.arg(binary).passes())
+    let programs = program(places, "cableway").and_then(|server| Ok((server, program(places, "cableway-loadtest")?)));
+    match programs.map(|(server, loadtest)| smoke::run(places, &server, &loadtest)) {
+        Ok(Ok(count)) => Outcome::Ran { passed: count.failed == 0, count },
+        Ok(Err(why)) => Outcome::Impossible(why),
+        Err(outcome) => outcome,
+    }
 }
