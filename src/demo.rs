@@ -29,7 +29,7 @@ use serde_json::json;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-pub use crowd::{COMMAND as CROWD_COMMAND, hold as hold_crowd};
+pub use crowd::{COMMAND as CROWD_COMMAND, CONNECTIONS_MAX as CROWD_MAX, hold as hold_crowd};
 pub use facts::Facts;
 
 use crate::backend::grpc::server;
