@@ -71,6 +71,10 @@ fn serve_demo(mut config: Config) -> anyhow::Result<()> {
     let demo = Demo::bind()?;
     config.rpc.host = demo.rpc_address().to_string();
     config.rpc.implementation = RpcImplementation::Grpc;
+    // A crowd leaves all at once. The app is in this process and loses nothing by hearing of it at once, and people who
+    // leave after it should not be seen in the room for another minute.
+    config.disconnect.rate = 0;
+    config.disconnect.backlog = config.disconnect.backlog.max(2 * demo::CROWD_MAX);
     if config.broadcast.key.or(&config.app.secret).key().is_none() {
         config.broadcast.key = Secret::Key(format!("{:016x}", rand::random::<u64>()));
     }

@@ -17,7 +17,7 @@ mod room;
 use std::future::ready;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
@@ -29,7 +29,7 @@ use serde_json::json;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-pub use crowd::{COMMAND as CROWD_COMMAND, hold as hold_crowd};
+pub use crowd::{COMMAND as CROWD_COMMAND, CONNECTIONS_MAX as CROWD_MAX, hold as hold_crowd};
 pub use facts::Facts;
 
 use crate::backend::grpc::server;
@@ -81,7 +81,18 @@ struct Stage {
     live: OnceLock<Live>,
     crowd: Crowd,
     /// Taken for one copy at a time.
-    baseline: Mutex<Option<Baseline>>,
+    measure: Mutex<Measure>,
+}
+
+/// Against what memory per connection is measured: the start, until the first crowd is called up, and from then on
+/// the moment before it. Never a later one: memory that an earlier crowd took and left with the allocator would make
+/// the next one look free.
+#[derive(Clone, Copy, Default)]
+enum Measure {
+    #[default]
+    NotYet,
+    SinceStart(Baseline),
+    SinceFirstCrowd(Baseline),
 }
 
 struct Live {
@@ -129,15 +140,15 @@ impl Demo {
         let app = Arc::new(App::new(epoch, queue, Clock::start()));
         runtime.spawn(server::serve(rpc, app, std::future::pending()));
         runtime.spawn(publisher::run(STREAM, waiting, site.broadcast_url.clone(), site.broadcast_key.clone()));
-        *self.stage.baseline() = Some(Baseline::of(&facts()));
+        *self.stage.measure() = Measure::SinceStart(Baseline::of(&facts()));
         let _ = self.stage.live.set(Live { site, facts: Box::new(facts) });
         Ok(())
     }
 }
 
 impl Stage {
-    fn baseline(&self) -> std::sync::MutexGuard<'_, Option<Baseline>> {
-        self.baseline.lock().unwrap_or_else(PoisonError::into_inner)
+    fn measure(&self) -> MutexGuard<'_, Measure> {
+        self.measure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn told(&self, live: &Live) -> String {
@@ -147,7 +158,10 @@ impl Stage {
             connections: facts.connections,
             connections_max: facts.connections_max,
             resident_bytes: facts.resident_bytes,
-            growth: self.baseline().and_then(|baseline| baseline.growth(&facts)),
+            growth: match *self.measure() {
+                Measure::NotYet => None,
+                Measure::SinceStart(baseline) | Measure::SinceFirstCrowd(baseline) => baseline.growth(&facts),
+            },
             growth_connections_min: facts::CONNECTIONS_MIN,
             open_files_limit: facts.open_files_limit,
             open_files: facts.open_files,
@@ -164,7 +178,7 @@ impl Stage {
         serde_json::to_string(&told).unwrap_or_default()
     }
 
-    /// Calls up a crowd. What connections cost is measured from here on, if there were few before.
+    /// Calls up a crowd.
     fn call_crowd(&self, live: &Live, connections: usize) -> Result<(), (StatusCode, String)> {
         let facts = (live.facts)();
         let room = facts.connections_max.saturating_sub(facts.connections).saturating_sub(DESCRIPTORS_LEFT);
@@ -183,8 +197,9 @@ impl Stage {
             };
             (status, error.to_string())
         })?;
-        if facts.connections < facts::CONNECTIONS_MIN {
-            *self.baseline() = Some(before);
+        let mut measure = self.measure();
+        if matches!(*measure, Measure::SinceStart(_)) && facts.connections < facts::CONNECTIONS_MIN {
+            *measure = Measure::SinceFirstCrowd(before);
         }
         Ok(())
     }

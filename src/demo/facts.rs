@@ -44,7 +44,8 @@ impl Baseline {
         Baseline { resident_bytes: facts.resident_bytes, connections: facts.connections }
     }
 
-    /// What the connections that came since cost, if they are enough to tell.
+    /// What the connections that came since cost at most, if they are enough to tell: whatever else the process has
+    /// needed since, such as buffers for its first calls, is counted in.
     pub fn growth(&self, facts: &Facts) -> Option<Growth> {
         let connections = facts.connections.checked_sub(self.connections)?;
         if connections < CONNECTIONS_MIN {

@@ -35,7 +35,7 @@ describe('the demo page', () => {
     assert.ok(process.env.CABLEWAY_BIN, 'CABLEWAY_BIN must name the cableway binary under test');
     mkdirSync(ARTIFACTS, { recursive: true });
     demo = new Child('cableway demo', process.env.CABLEWAY_BIN, ['demo', '--port', '0']);
-    url = await demo.line('its URL', (line) => /https?:\/\/[^\s"']+/.exec(line)?.[0]);
+    url = await demo.line('its URL', (line) => /demo: (https?:\/\/[^\s"']+)/.exec(line)?.[1]);
     const executablePath = process.env.CHROMIUM_BIN ?? '/usr/bin/chromium';
     browser = await chromium.launch({ executablePath, headless: true, args: QUIET });
   });
@@ -102,11 +102,19 @@ describe('the demo page', () => {
     await fact(desktop, 'fact-connections', 'counts both tabs', (connections) => connections === 2);
     assert.ok((await number(desktop, 'fact-files')) >= 1);
     assert.ok((await number(desktop, 'fact-shards')) >= 1);
-    assert.match(await desktop.getByTestId('fact-bytes').textContent(), /\d/);
     const third = await open(DESKTOP);
     await fact(desktop, 'fact-connections', 'counts the third tab', (connections) => connections === 3);
     await third.close();
     await fact(desktop, 'fact-connections', 'counts the tab that left', (connections) => connections === 2);
+  });
+
+  test('memory per connection is measured on a crowd that the page calls up and lets go', async () => {
+    assert.doesNotMatch(await desktop.getByTestId('fact-bytes').textContent(), /\d/, 'a figure from a handful of connections');
+    await desktop.getByRole('button', { name: /1,000/ }).click();
+    await fact(desktop, 'fact-connections', 'counts the crowd', (connections) => connections === 1002);
+    await fact(desktop, 'fact-bytes', 'is measured', (bytes) => bytes > 0);
+    await desktop.getByRole('button', { name: /release/i }).click();
+    await fact(desktop, 'fact-connections', 'counts the crowd that left', (connections) => connections === 2);
   });
 
   test('nothing is cut off sideways, and the message field is in reach', async () => {
