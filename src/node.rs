@@ -143,6 +143,7 @@ impl Node {
             front: Arc::clone(&front_metrics),
             backend: Arc::clone(&backend),
             wires: Arc::clone(&wires),
+            publisher: Arc::clone(&publisher),
             listeners: Arc::clone(&listeners),
             draining: Arc::clone(&draining),
         }));

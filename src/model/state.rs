@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 ///
 /// Most sessions have none, so an empty state is one null pointer.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct State(Option<Box<Vec<(Box<str>, Box<str>)>>>);
+pub struct State(Option<Box<Entries>>);
+
+/// Keys and values, sorted by key.
+type Entries = Vec<(Box<str>, Box<str>)>;
 
 /// What an answer changes in a [`State`]. An empty value removes the key.
 pub type StateChanges = Vec<(String, String)>;

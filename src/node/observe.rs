@@ -17,6 +17,7 @@ use crate::shard::ShardMetrics;
 use crate::telemetry::{Collect, Families};
 
 use super::capacity::Capacity;
+use super::publish::ToShards;
 use super::wires::Wires;
 
 /// How often the log may warn about one kind of trouble.
@@ -58,6 +59,7 @@ pub(super) struct Parts {
     pub front: Arc<FrontMetrics>,
     pub backend: Arc<Backend>,
     pub wires: Arc<Wires>,
+    pub publisher: Arc<ToShards>,
     pub listeners: Arc<Mutex<Vec<TcpListener>>>,
     pub draining: Arc<AtomicBool>,
 }
@@ -125,7 +127,7 @@ impl Observer {
 
     /// All metrics, as Prometheus reads them.
     pub(super) fn metrics_text(&self) -> String {
-        let Parts { config, shards, front, backend, wires, listeners, .. } = &self.parts;
+        let Parts { config, shards, front, backend, wires, publisher, listeners, .. } = &self.parts;
         let mut families = Families::new(config.metrics.tags.0.clone());
         for shard in shards.iter() {
             shard.collect(&[], &mut families);
@@ -133,6 +135,7 @@ impl Observer {
         front.collect(&[], &mut families);
         backend.metrics().collect(&[], &mut families);
         wires.metrics.collect(&[], &mut families);
+        publisher.metrics.collect(&[], &mut families);
         self.node_metrics().collect(&[], &mut families);
         for (at, listener) in listeners.lock().unwrap_or_else(PoisonError::into_inner).iter().enumerate() {
             let Ok(queue) = listener::accept_queue(listener) else { continue };

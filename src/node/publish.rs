@@ -3,21 +3,34 @@
 use std::sync::Arc;
 
 use crate::front::{Handover, Publisher};
+use crate::metrics;
 use crate::model::{Publication, RemoteDisconnect};
 use crate::shard::{Inbox, Message};
 
 /// Hands publications to all shards of this node. Which of them has subscribers only the shard knows: asking would
 /// cost a lock, and a shard without any drops it after one look.
-pub struct ToShards(Arc<[Arc<Inbox>]>);
+pub struct ToShards {
+    inboxes: Arc<[Arc<Inbox>]>,
+    pub(super) metrics: DeliveryMetrics,
+}
+
+metrics! {
+    /// What goes to the shards.
+    pub struct DeliveryMetrics {
+        /// Publications handled by this node, whether or not they had subscribers; remote disconnects count too.
+        broadcast_msg_total: Counter,
+    }
+}
 
 impl ToShards {
     pub(super) fn new(inboxes: Arc<[Arc<Inbox>]>) -> ToShards {
-        ToShards(inboxes)
+        ToShards { inboxes, metrics: DeliveryMetrics::default() }
     }
 
     /// Hands a publication over if there is room everywhere; tells whether nobody missed it.
     pub(super) fn try_publish(&self, publication: &Arc<Publication>) -> bool {
-        self.0.iter().fold(true, |all, inbox| inbox.try_publish(Arc::clone(publication)) && all)
+        self.metrics.broadcast_msg_total.inc();
+        self.inboxes.iter().fold(true, |all, inbox| inbox.try_publish(Arc::clone(publication)) && all)
     }
 }
 
@@ -25,7 +38,8 @@ impl Publisher for ToShards {
     fn publish(&self, publications: Vec<Publication>) -> Handover<'_> {
         Box::pin(async move {
             for publication in publications.into_iter().map(Arc::new) {
-                for inbox in self.0.iter() {
+                self.metrics.broadcast_msg_total.inc();
+                for inbox in self.inboxes.iter() {
                     inbox.publish(Arc::clone(&publication)).await;
                 }
             }
@@ -34,7 +48,8 @@ impl Publisher for ToShards {
     }
 
     fn disconnect(&self, disconnect: RemoteDisconnect) -> Handover<'_> {
-        for inbox in self.0.iter() {
+        self.metrics.broadcast_msg_total.inc();
+        for inbox in self.inboxes.iter() {
             inbox.put(Message::Disconnect(disconnect.clone()));
         }
         Box::pin(async { Ok(()) })

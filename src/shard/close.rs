@@ -106,6 +106,12 @@ impl<W: World> Shard<W> {
 
     /// The peer ended the stream.
     pub(super) fn peer_gone(&mut self, index: u32) {
+        let slot = &mut self.slots[index];
+        if matches!(slot.stage, Stage::Closing) && slot.outbox.is_some() {
+            // It may have shut only its half and still wait for our last word; the socket goes when that is out.
+            slot.flags = slot.flags & !flag::READABLE | flag::PEER_SHUT;
+            return;
+        }
         let at_the_door = matches!(self.slots[index].stage, Stage::Door(_));
         self.gone(index, if at_the_door { CloseCause::HandshakeGone } else { CloseCause::ClientGone });
     }

@@ -225,7 +225,6 @@ impl<W: World> Shard<W> {
 
     fn start_fanout(&mut self, delivery: Delivery) -> Fanout {
         let Delivery { publication, permit } = delivery;
-        self.metrics.counters.broadcast_msg_total.inc();
         let mut fanout = std::mem::take(&mut self.spare_fanout);
         fanout.started = self.world.now().mono;
         fanout.exclude = publication.exclude;
@@ -259,7 +258,6 @@ impl<W: World> Shard<W> {
 
     /// The app wants everybody with these identifiers sent away.
     pub(super) fn evict(&mut self, disconnect: RemoteDisconnect) {
-        self.metrics.counters.broadcast_msg_total.inc();
         self.evictions.push_back(Eviction(disconnect));
     }
 

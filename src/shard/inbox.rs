@@ -44,7 +44,8 @@ pub struct Delivery {
 /// The shared end of a shard's inbox.
 #[derive(Debug)]
 pub struct Inbox {
-    messages: Mutex<Vec<Message>>,
+    /// `None` once the shard has ended: then everything is dropped.
+    messages: Mutex<Option<Vec<Message>>>,
     room: Arc<Semaphore>,
     pub(super) waker: Waker,
 }
@@ -56,23 +57,24 @@ impl Inbox {
     /// Out of descriptors.
     pub fn new() -> io::Result<Inbox> {
         let room = Arc::new(Semaphore::new(PUBLICATIONS_MAX));
-        Ok(Inbox { messages: Mutex::default(), room, waker: Waker::new()? })
+        Ok(Inbox { messages: Mutex::new(Some(Vec::new())), room, waker: Waker::new()? })
     }
 
     /// Puts a message in. Never waits.
     pub fn put(&self, message: Message) {
-        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(messages) = guard.as_mut() else { return };
         messages.push(message);
         if messages.len() == 1 {
             // The shard takes everything at once, so only the first message after that has to wake it.
-            drop(messages);
+            drop(guard);
             self.waker.wake();
         }
     }
 
     /// Puts a publication in, when there is room.
     pub async fn publish(&self, publication: Arc<Publication>) {
-        // The semaphore is never closed.
+        // It is closed once the shard has ended; then there is nobody left to deliver to.
         let permit = Arc::clone(&self.room).acquire_owned().await.ok();
         self.put(Message::Publication(Delivery { publication, permit }));
     }
@@ -87,7 +89,15 @@ impl Inbox {
     /// Moves everything into `into`, which is empty.
     pub(super) fn take(&self, into: &mut Vec<Message>) {
         self.waker.reset();
-        std::mem::swap(&mut *self.messages.lock().unwrap_or_else(PoisonError::into_inner), into);
+        if let Some(messages) = &mut *self.messages.lock().unwrap_or_else(PoisonError::into_inner) {
+            std::mem::swap(messages, into);
+        }
+    }
+
+    /// The shard has ended: nobody waits for room any more, and what comes is dropped.
+    pub(super) fn close(&self) {
+        self.room.close();
+        *self.messages.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
@@ -112,6 +122,19 @@ mod tests {
         assert!(!inbox.try_publish(publication()), "taken out is not delivered yet");
         messages.pop();
         assert!(inbox.try_publish(publication()));
+    }
+
+    #[test]
+    fn nobody_waits_for_a_shard_that_has_ended() {
+        let inbox = Inbox::new().unwrap();
+        inbox.close();
+        for _ in 0..2 * PUBLICATIONS_MAX {
+            assert!(!inbox.try_publish(publication()));
+            inbox.put(Message::Drain { over: Duration::ZERO });
+        }
+        let mut messages = Vec::new();
+        inbox.take(&mut messages);
+        assert!(messages.is_empty());
     }
 
     #[test]

@@ -228,8 +228,6 @@ pub fn run(mut shard: Shard<Kernel>) -> io::Result<()> {
         for event in &events {
             let ready = poll::ready(event);
             match ready.token {
-                // Accepting comes first in the loop's order only by chance of the kernel's list; what matters is
-                // that it never waits for a handshake.
                 LISTENER => shard.accept(),
                 WAKER => {
                     shard.world().inbox.take(&mut messages);
@@ -240,5 +238,6 @@ pub fn run(mut shard: Shard<Kernel>) -> io::Result<()> {
         }
         shard.end_turn();
     }
+    shard.world().inbox.close();
     Ok(())
 }

@@ -39,8 +39,6 @@ metrics! {
         timeout_server_msg_total: Counter,
         /// Clients closed because their outbox was full.
         disconnected_slow_clients_total: Counter,
-        /// Publications handled, whether or not they had subscribers.
-        broadcast_msg_total: Counter,
         /// Answers of the app that came after their session had ended.
         late_answers_total: Counter,
         /// Times the shard could not accept for want of descriptors and had to pause.

@@ -61,7 +61,13 @@ impl<W: World> Shard<W> {
         let whole: &mut [u8] = if saved.is_empty() {
             bytes
         } else {
+            let seen = saved.len();
             saved.extend_from_slice(bytes);
+            if saved.len() < HEAD_BYTES_MAX && !handshake::may_end(&saved, seen) {
+                // A head that trickles in is not parsed again for every byte.
+                door.head = saved;
+                return;
+            }
             &mut saved
         };
         let mut header_slots = handshake::slots();

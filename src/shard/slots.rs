@@ -229,7 +229,9 @@ mod tests {
         assert_eq!((slots.used(), slots.end()), (BLOCK, BLOCK as u32));
         slots.insert(0, Stage::Echo);
         assert_eq!(slots.end(), 2 * BLOCK as u32);
-        indexes.into_iter().for_each(|index| drop(slots.remove(index)));
+        for index in indexes {
+            slots.remove(index);
+        }
         assert_eq!(slots.used(), 1);
     }
 }

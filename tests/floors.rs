@@ -1,0 +1,101 @@
+//! Keeps the floors: a module uses only floors below its own, and siblings do not know each other.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Modules by floor, bottom first. `ARCHITECTURE.md` says what each is for.
+const FLOORS: &[&[&str]] = &[
+    &["model"],
+    &["proto", "os", "config", "telemetry"],
+    &["session", "hub", "identity"],
+    &["shard", "backend"],
+    &["front"],
+    &["node", "demo", "cli"],
+];
+
+/// Top floor: assembly. Its modules may use each other.
+const ASSEMBLY: usize = 5;
+
+fn floor(module: &str) -> Option<usize> {
+    FLOORS.iter().position(|floor| floor.contains(&module))
+}
+
+fn sources(folder: &Path, into: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, into);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            into.push(path);
+        }
+    }
+}
+
+/// Modules named in `crate::…` paths of a text; `crate::{a, b}` counts as both.
+fn used(text: &str) -> Vec<String> {
+    let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let mut used = Vec::new();
+    for line in code {
+        for (at, _) in line.match_indices("crate::") {
+            let rest = &line[at + "crate::".len()..];
+            let names = match rest.strip_prefix('{') {
+                Some(list) => list.split(',').collect(),
+                None => vec![rest],
+            };
+            for name in names {
+                let end = name.trim().find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(name.trim().len());
+                used.push(name.trim()[..end].to_owned());
+            }
+        }
+    }
+    used
+}
+
+#[test]
+fn modules_use_only_floors_below_their_own() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    assert!(files.len() > 30, "the sources are where this test looks for them");
+    let mut offenders = Vec::new();
+    for file in files {
+        let path = file.strip_prefix(&root).unwrap();
+        let module = path.components().next().unwrap().as_os_str().to_str().unwrap().trim_end_matches(".rs").to_owned();
+        if ["lib", "main"].contains(&module.as_str()) {
+            continue;
+        }
+        let own = floor(&module).unwrap_or_else(|| panic!("{module} stands on no floor: name one in tests/floors.rs"));
+        for used in used(&fs::read_to_string(&file).unwrap()) {
+            let below = floor(&used).is_none_or(|floor| floor < own || used == module || own == ASSEMBLY);
+            if !below {
+                offenders.push(format!("{} (floor {own}) uses crate::{used}", path.display()));
+            }
+        }
+    }
+    assert!(offenders.is_empty(), "{}", offenders.join("\n"));
+}
+
+#[test]
+fn decisions_and_languages_have_no_clock_no_task_and_no_log() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let forbidden = ["tokio::", "tracing::", "Instant::now", "SystemTime", "std::net::Tcp", "std::fs", "async fn"];
+    let mut offenders = Vec::new();
+    for module in ["model", "proto", "session", "hub", "identity"] {
+        let mut files = vec![root.join(module).with_extension("rs")];
+        if root.join(module).is_dir() {
+            sources(&root.join(module), &mut files);
+        }
+        for file in files {
+            let text = fs::read_to_string(&file).unwrap();
+            for (n, line) in text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")) {
+                offenders.extend(
+                    forbidden
+                        .iter()
+                        .filter(|word| line.contains(**word))
+                        .map(|word| format!("{}:{}: {word}", file.display(), n + 1)),
+                );
+            }
+        }
+    }
+    assert!(offenders.is_empty(), "{}", offenders.join("\n"));
+}
