@@ -71,7 +71,7 @@ fn fixture_with(publisher: Arc<Recorder>, change: impl FnOnce(&mut Routes, &mut 
         health: Some("/health".into()),
         ready: Some(ReadyRoute { path: "/ready".into(), checks: Box::new(Vec::new) }),
         metrics: Some(MetricsRoute { path: "/metrics".into(), text: Box::new(|| "up 1\n".into()) }),
-        extra: None,
+        ..Routes::default()
     };
     let mut limits = Limits::default();
     change(&mut routes, &mut limits);
