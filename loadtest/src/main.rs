@@ -1,1 +1,140 @@
-fn main() {}
+//! The command line: what a person can ask for, and where the answer goes.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use cableway_loadtest::bench;
+use cableway_loadtest::protocol::Protocol;
+use cableway_loadtest::{bare, os};
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(version, about, long_about = None, max_term_width = 120)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Compare a server with the yardstick, figure by figure, against promised limits.
+    Bench {
+        /// Which comparison.
+        #[arg(value_enum)]
+        name: bench::Name,
+        #[command(flatten)]
+        options: bench::Options,
+        /// Write the figures to this file as JSON.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
+    /// Run the yardstick: the least a WebSocket server can do.
+    Bare(BareOptions),
+    /// Run a small app server behind gRPC that answers every command.
+    App {
+        /// Where it listens.
+        #[arg(long, default_value = "127.0.0.1:50051")]
+        listen: SocketAddr,
+        /// How long every call takes.
+        #[arg(long, value_name = "MS", default_value_t = 0)]
+        delay: u64,
+    },
+    /// Call an app server with nothing around: the other side of `bench commands`.
+    #[command(hide = true)]
+    GrpcClient(bench::ClientOptions),
+}
+
+#[derive(clap::Args)]
+struct BareOptions {
+    /// Where it listens; port 0 for any.
+    #[arg(long, default_value = "127.0.0.1:8081")]
+    listen: SocketAddr,
+    /// Accept queue of each thread.
+    #[arg(long, default_value_t = 4096)]
+    backlog: u32,
+    /// Threads [default: one per core].
+    #[arg(long)]
+    shards: Option<usize>,
+    /// What it speaks.
+    #[arg(long, value_enum, default_value = "raw")]
+    protocol: Protocol,
+    /// Seconds between heartbeats of a connection; none without it.
+    #[arg(long, value_name = "SECONDS")]
+    ping_interval: Option<f64>,
+    /// Send every message back.
+    #[arg(long)]
+    echo: bool,
+    /// End when the process that started this one ends.
+    #[arg(long, hide = true)]
+    die_with_parent: bool,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("cableway-loadtest: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Bench { name, options, json } => run_bench(name, &options, json),
+        Command::Bare(options) => run_bare(&options),
+        Command::App { listen, delay } => match bench::serve_app(listen, Duration::from_millis(delay))? {},
+        Command::GrpcClient(options) => bench::bare_client(&options).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn run_bench(name: bench::Name, options: &bench::Options, json: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+    let mut figures = Vec::new();
+    println!("{}", bench::Figure::heading());
+    let outcome = bench::run(name, options, &mut |figure| {
+        println!("{}", figure.line());
+        figures.push(figure);
+    });
+    if let Some(path) = json {
+        let text = serde_json::to_string_pretty(&serde_json::json!({
+            "command": std::env::args().collect::<Vec<_>>(),
+            "kernel": rustix::system::uname().release().to_string_lossy(),
+            "cores": std::thread::available_parallelism().map_or(1, usize::from),
+            "figures": figures,
+            "error": outcome.as_ref().err().map(|error| format!("{error:#}")),
+        }))?;
+        std::fs::write(&path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    outcome?;
+    let over = figures.iter().filter(|figure| !figure.kept()).count();
+    if over > 0 {
+        eprintln!("{over} figure(s) over the limit");
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_bare(options: &BareOptions) -> anyhow::Result<ExitCode> {
+    if options.die_with_parent {
+        os::die_with_parent()?;
+    }
+    let mut settings = bare::Settings {
+        listen: options.listen,
+        backlog: i32::try_from(options.backlog)?,
+        protocol: options.protocol,
+        ping_interval: options.ping_interval.filter(|s| *s > 0.0).map(Duration::from_secs_f64),
+        echo: options.echo,
+        ..bare::Settings::default()
+    };
+    if let Some(shards) = options.shards {
+        settings.shards = shards;
+    }
+    let bare = bare::start(&settings)?;
+    println!("listening {} control {}", bare.address, bare.control);
+    loop {
+        std::thread::park();
+    }
+}

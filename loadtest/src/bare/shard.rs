@@ -1,0 +1,418 @@
+//! One thread of the yardstick: accept, read, answer, hold, send.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use memchr::memmem;
+use rustix::buffer::spare_capacity;
+use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
+use rustix::net::{self, RecvFlags, SendFlags, SocketFlags};
+
+use super::Settings;
+use crate::clock::now_ns;
+use crate::protocol::Protocol;
+use crate::wire::{self, opcode};
+
+const EVENTS_MAX: usize = 512;
+const SCRATCH_BYTES: usize = 64 * 1024;
+/// Longest head, and longest frame of a client.
+const RECEIVED_BYTES_MAX: usize = 1 << 20;
+/// Heartbeats go out in batches ten times a second.
+const PING_TICK: Duration = Duration::from_millis(100);
+
+const LISTENER: u64 = u64::MAX;
+const WAKE: u64 = u64::MAX - 1;
+
+const ANSWER_BEFORE: &[u8] =
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ";
+const WELCOME: &[u8] = br#"{"type":"welcome"}"#;
+
+#[derive(Default)]
+struct Slot {
+    socket: Option<OwnedFd>,
+    open: bool,
+    /// Bytes on their way, in or out; none for nearly everybody nearly always.
+    transit: Option<Box<Transit>>,
+}
+
+#[derive(Default)]
+struct Transit {
+    received: Vec<u8>,
+    unsent: Vec<u8>,
+}
+
+pub(super) struct Shard {
+    listener: OwnedFd,
+    accepting: bool,
+    epoll: OwnedFd,
+    wake: Arc<OwnedFd>,
+    frames: Receiver<Arc<[u8]>>,
+    open: Arc<AtomicU64>,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    scratch: Vec<u8>,
+    out: Vec<u8>,
+    protocol: Protocol,
+    echo: bool,
+    ping_interval: Option<Duration>,
+    /// Slot whose heartbeat is next, and how many are due, with the fraction.
+    ping_next: usize,
+    pings_due: f64,
+    ping_last_ns: u64,
+}
+
+/// The connection is over.
+struct Gone;
+
+impl Shard {
+    pub fn new(
+        settings: &Settings,
+        listener: OwnedFd,
+        frames: Receiver<Arc<[u8]>>,
+        wake: Arc<OwnedFd>,
+        open: Arc<AtomicU64>,
+    ) -> rustix::io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, &listener, epoll::EventData::new_u64(LISTENER), epoll::EventFlags::IN)?;
+        epoll::add(&epoll, &*wake, epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)?;
+        Ok(Self {
+            listener,
+            accepting: true,
+            epoll,
+            wake,
+            frames,
+            open,
+            slots: Vec::new(),
+            free: Vec::new(),
+            scratch: Vec::with_capacity(SCRATCH_BYTES),
+            out: Vec::new(),
+            protocol: settings.protocol,
+            echo: settings.echo,
+            ping_interval: settings.ping_interval,
+            ping_next: 0,
+            pings_due: 0.0,
+            ping_last_ns: now_ns(),
+        })
+    }
+
+    pub fn run(&mut self) {
+        let mut events: Vec<epoll::Event> = Vec::with_capacity(EVENTS_MAX);
+        let tick = self.ping_interval.map(|_| Timespec::try_from(PING_TICK).expect("a tenth of a second"));
+        loop {
+            events.clear();
+            match epoll::wait(&self.epoll, spare_capacity(&mut events), tick.as_ref()) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => panic!("epoll_wait on a descriptor of ours cannot fail: {error}"),
+            }
+            for event in &events {
+                match event.data.u64() {
+                    LISTENER => self.accept(),
+                    WAKE => self.broadcast(),
+                    index => self.on_event(index as usize, event.flags),
+                }
+            }
+            if let Some(interval) = self.ping_interval {
+                self.ping(interval);
+            }
+        }
+    }
+
+    fn accept(&mut self) {
+        loop {
+            match net::accept_with(&self.listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+                Ok(socket) => {
+                    let index = self.free.pop().unwrap_or_else(|| {
+                        self.slots.push(Slot::default());
+                        self.slots.len() as u32 - 1
+                    });
+                    let events = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
+                    let data = epoll::EventData::new_u64(u64::from(index));
+                    if epoll::add(&self.epoll, &socket, data, events).is_ok() {
+                        self.slots[index as usize].socket = Some(socket);
+                    } else {
+                        self.free.push(index);
+                    }
+                }
+                Err(Errno::INTR | Errno::CONNABORTED) => {}
+                Err(Errno::AGAIN) => return,
+                Err(_) => {
+                    // No descriptor: the listener would stay readable and the loop spin, so look away until one is
+                    // closed.
+                    self.accepting = epoll::delete(&self.epoll, &self.listener).is_err();
+                    return;
+                }
+            }
+        }
+    }
+
+    fn close(&mut self, index: usize) {
+        let slot = &mut self.slots[index];
+        if slot.socket.take().is_none() {
+            return;
+        }
+        if std::mem::take(&mut slot.open) {
+            self.open.fetch_sub(1, Ordering::Relaxed);
+        }
+        slot.transit = None;
+        self.free.push(index as u32);
+        if !self.accepting {
+            let data = epoll::EventData::new_u64(LISTENER);
+            self.accepting = epoll::add(&self.epoll, &self.listener, data, epoll::EventFlags::IN).is_ok();
+        }
+    }
+
+    fn on_event(&mut self, index: usize, flags: epoll::EventFlags) {
+        if flags.contains(epoll::EventFlags::OUT) && self.flush(index).is_err() {
+            return self.close(index);
+        }
+        let mut scratch = std::mem::take(&mut self.scratch);
+        while let Some(socket) = &self.slots[index].socket {
+            scratch.clear();
+            let received = net::recv(socket, spare_capacity(&mut scratch), RecvFlags::empty());
+            let fate = match received {
+                Ok((0, _)) => Err(Gone),
+                // A short read has emptied the socket, unless the end of the stream is behind it.
+                Ok((count, _)) => {
+                    let more = count == SCRATCH_BYTES || flags.contains(epoll::EventFlags::RDHUP);
+                    self.on_bytes(index, &mut scratch).map(|()| more)
+                }
+                Err(Errno::AGAIN) => Ok(false),
+                Err(Errno::INTR) => Ok(true),
+                Err(_) => Err(Gone),
+            };
+            match fate {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(Gone) => {
+                    self.close(index);
+                    break;
+                }
+            }
+        }
+        self.scratch = scratch;
+    }
+
+    fn on_bytes(&mut self, index: usize, bytes: &mut Vec<u8>) -> Result<(), Gone> {
+        let slot = &mut self.slots[index];
+        let mut joined = match slot.transit.as_deref_mut() {
+            Some(transit) if !transit.received.is_empty() => {
+                let mut received = std::mem::take(&mut transit.received);
+                if received.len() + bytes.len() > RECEIVED_BYTES_MAX {
+                    return Err(Gone);
+                }
+                received.extend_from_slice(bytes);
+                Some(received)
+            }
+            _ => None,
+        };
+        let bytes = joined.as_mut().unwrap_or(bytes);
+        let mut used = 0;
+        if !slot.open {
+            match self.answer(index, bytes)? {
+                Some(head) => used = head,
+                None => {
+                    self.keep(index, bytes);
+                    return Ok(());
+                }
+            }
+        }
+        while let Some(header) = wire::parse_header(&bytes[used..]).map_err(|_| Gone)? {
+            let start = used + header.header_length;
+            let end = start + usize::try_from(header.payload_length).map_err(|_| Gone)?;
+            if end - used > RECEIVED_BYTES_MAX || header.mask.is_none() {
+                return Err(Gone);
+            }
+            if end > bytes.len() {
+                break;
+            }
+            let payload = &mut bytes[start..end];
+            wire::apply_mask(payload, header.mask.unwrap_or_default(), 0);
+            used = end;
+            self.on_frame(index, header.opcode, payload)?;
+        }
+        if used < bytes.len() {
+            self.keep(index, &bytes[used..]);
+        }
+        self.tidy(index);
+        Ok(())
+    }
+
+    fn keep(&mut self, index: usize, bytes: &[u8]) {
+        self.slots[index].transit.get_or_insert_default().received.extend_from_slice(bytes);
+    }
+
+    fn tidy(&mut self, index: usize) {
+        let slot = &mut self.slots[index];
+        if slot.transit.as_ref().is_some_and(|transit| transit.received.is_empty() && transit.unsent.is_empty()) {
+            slot.transit = None;
+        }
+    }
+
+    /// Answers the upgrade once its head is whole; the length of the head.
+    fn answer(&mut self, index: usize, bytes: &[u8]) -> Result<Option<usize>, Gone> {
+        let Some(end) = memmem::find(bytes, b"\r\n\r\n") else { return Ok(None) };
+        let key = key_of(&bytes[..end]).ok_or(Gone)?;
+        let mut out = std::mem::take(&mut self.out);
+        out.clear();
+        out.extend_from_slice(ANSWER_BEFORE);
+        out.extend_from_slice(&wire::accept_value(key));
+        match self.protocol {
+            Protocol::Raw => out.extend_from_slice(b"\r\n\r\n"),
+            Protocol::ActionCable => {
+                out.extend_from_slice(b"\r\nSec-WebSocket-Protocol: actioncable-v1-json\r\n\r\n");
+                wire::push_server_frame(&mut out, opcode::TEXT, WELCOME);
+            }
+        }
+        let sent = self.transmit(index, &out);
+        self.out = out;
+        sent?;
+        self.slots[index].open = true;
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Ok(Some(end + 4))
+    }
+
+    fn on_frame(&mut self, index: usize, opcode: u8, payload: &[u8]) -> Result<(), Gone> {
+        let mut out = std::mem::take(&mut self.out);
+        out.clear();
+        match opcode {
+            opcode::PING => wire::push_server_frame(&mut out, opcode::PONG, payload),
+            opcode::CLOSE => wire::push_server_frame(&mut out, opcode::CLOSE, payload),
+            opcode::TEXT | opcode::BINARY if self.protocol == Protocol::ActionCable => {
+                push_cable_reply(&mut out, payload);
+            }
+            opcode::TEXT | opcode::BINARY if self.echo => wire::push_server_frame(&mut out, opcode, payload),
+            _ => {}
+        }
+        let sent = if out.is_empty() { Ok(()) } else { self.transmit(index, &out) };
+        out.shrink_to(SCRATCH_BYTES);
+        self.out = out;
+        if opcode == opcode::CLOSE { Err(Gone) } else { sent }
+    }
+
+    fn broadcast(&mut self) {
+        let mut counter = [0; 8];
+        let _ = rustix::io::read(&*self.wake, &mut counter);
+        while let Ok(frame) = self.frames.try_recv() {
+            for index in 0..self.slots.len() {
+                if self.slots[index].open && self.transmit(index, &frame).is_err() {
+                    self.close(index);
+                }
+            }
+        }
+    }
+
+    fn ping(&mut self, interval: Duration) {
+        let now = now_ns();
+        let elapsed = now - self.ping_last_ns;
+        if elapsed < PING_TICK.as_nanos() as u64 / 2 {
+            return;
+        }
+        self.ping_last_ns = now;
+        self.pings_due += self.slots.len() as f64 * elapsed as f64 / interval.as_nanos() as f64;
+        let mut frame = Vec::with_capacity(64);
+        match self.protocol {
+            Protocol::Raw => wire::push_server_frame(&mut frame, opcode::PING, b""),
+            Protocol::ActionCable => {
+                let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+                let text = format!(r#"{{"type":"ping","message":{now_s}}}"#);
+                wire::push_server_frame(&mut frame, opcode::TEXT, text.as_bytes());
+            }
+        }
+        while self.pings_due >= 1.0 {
+            self.pings_due -= 1.0;
+            self.ping_next = (self.ping_next + 1) % self.slots.len().max(1);
+            let index = self.ping_next;
+            if self.slots.get(index).is_some_and(|slot| slot.open) && self.transmit(index, &frame).is_err() {
+                self.close(index);
+            }
+        }
+    }
+
+    /// Sends; what the socket does not take waits for it.
+    fn transmit(&mut self, index: usize, bytes: &[u8]) -> Result<(), Gone> {
+        let slot = &mut self.slots[index];
+        let Some(socket) = &slot.socket else { return Ok(()) };
+        let waiting = slot.transit.as_ref().is_some_and(|transit| !transit.unsent.is_empty());
+        let sent = if waiting { 0 } else { send(socket, bytes)? };
+        if sent < bytes.len() {
+            if !waiting {
+                watch(&self.epoll, socket, index, epoll::EventFlags::OUT)?;
+            }
+            slot.transit.get_or_insert_default().unsent.extend_from_slice(&bytes[sent..]);
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self, index: usize) -> Result<(), Gone> {
+        let slot = &mut self.slots[index];
+        let (Some(transit), Some(socket)) = (&mut slot.transit, &slot.socket) else { return Ok(()) };
+        let sent = send(socket, &transit.unsent)?;
+        transit.unsent.drain(..sent);
+        if transit.unsent.is_empty() {
+            watch(&self.epoll, socket, index, epoll::EventFlags::empty())?;
+        }
+        self.tidy(index);
+        Ok(())
+    }
+}
+
+fn watch(epoll: &OwnedFd, socket: &OwnedFd, index: usize, also: epoll::EventFlags) -> Result<(), Gone> {
+    let events = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET | also;
+    epoll::modify(epoll, socket, epoll::EventData::new_u64(index as u64), events).map_err(|_| Gone)
+}
+
+fn send(socket: impl AsFd, bytes: &[u8]) -> Result<usize, Gone> {
+    match net::send(socket, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+        Ok(sent) => Ok(sent),
+        Err(Errno::AGAIN | Errno::INTR) => Ok(0),
+        Err(_) => Err(Gone),
+    }
+}
+
+/// The value of `Sec-WebSocket-Key`.
+fn key_of(head: &[u8]) -> Option<&[u8]> {
+    const NAME: &[u8] = b"sec-websocket-key:";
+    head.split(|byte| *byte == b'\n').find_map(|line| {
+        let (name, value) = line.split_at_checked(NAME.len())?;
+        name.eq_ignore_ascii_case(NAME).then(|| value.trim_ascii())
+    })
+}
+
+/// Action Cable reduced to what a load test says: a subscription is confirmed, a ping answered, a message sent back.
+fn push_cable_reply(out: &mut Vec<u8>, command: &[u8]) {
+    #[derive(serde::Deserialize)]
+    struct Command {
+        command: String,
+        #[serde(default)]
+        identifier: String,
+        #[serde(default)]
+        data: String,
+    }
+    let Ok(command) = serde_json::from_slice::<Command>(command) else { return };
+    let identifier = crate::protocol::json_string(&command.identifier);
+    let reply = match command.command.as_str() {
+        "subscribe" => format!(r#"{{"type":"confirm_subscription","identifier":{identifier}}}"#),
+        "message" => {
+            format!(r#"{{"identifier":{identifier},"message":{}}}"#, crate::protocol::json_string(&command.data))
+        }
+        "ping" => r#"{"type":"pong"}"#.to_owned(),
+        _ => return,
+    };
+    wire::push_server_frame(out, opcode::TEXT, reply.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_is_found_whatever_its_spelling() {
+        let head = b"GET / HTTP/1.1\r\nHost: x\r\nSEC-WebSocket-key:  abc== \r\nX: y";
+        assert_eq!(key_of(head), Some(&b"abc=="[..]));
+        assert_eq!(key_of(b"GET / HTTP/1.1\r\nHost: x"), None);
+    }
+}

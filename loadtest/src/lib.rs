@@ -1,0 +1,16 @@
+//! A load test for WebSocket servers that goes to millions of idle sockets on one machine and tells the truth.
+//!
+//! It shares no code with Cableway and can be pointed at any WebSocket server. [`engine`] holds the client
+//! connections, [`bare`] is the yardstick that every figure is divided by, [`observe`] reads what the server costs,
+//! [`bench`] holds the comparisons whose limits are promised.
+
+pub mod bare;
+pub mod bench;
+pub mod clock;
+pub mod engine;
+pub mod observe;
+pub mod os;
+pub mod protocol;
+pub mod publish;
+pub mod template;
+pub mod wire;

@@ -1,0 +1,165 @@
+//! What a process and the machine cost, read from `/proc` and the process clocks: the other half of every figure.
+//!
+//! Nothing here measures time or talks to a server. Counters of the network are those of the whole network
+//! namespace, so other traffic shows up in them; where a per-connection answer exists the engine asks for that.
+
+use std::fs;
+use std::io;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::os;
+
+/// Memory and CPU of one process at one moment.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct ProcessCost {
+    /// Pages of it that are in memory, bytes. Walked page by page (`smaps_rollup`): `VmRSS` of `status` is a sum of
+    /// per-core counters that lag by up to some hundred pages.
+    pub rss_bytes: u64,
+    /// The same with pages shared by n processes counted 1/n.
+    pub pss_bytes: u64,
+    /// The part without a file behind it: heap and stacks.
+    pub anonymous_bytes: u64,
+    /// CPU time of all its threads, nanoseconds.
+    pub cpu_ns: u64,
+    /// Threads it has now.
+    pub threads: u64,
+    /// Descriptors it has open now.
+    pub descriptors: u64,
+}
+
+/// Reads all of [`ProcessCost`]. Takes some milliseconds for a large process, which that process does not pay.
+pub fn process_cost(pid: u32) -> io::Result<ProcessCost> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    Ok(ProcessCost {
+        rss_bytes: field(&rollup, "Rss:") * 1024,
+        pss_bytes: field(&rollup, "Pss:") * 1024,
+        anonymous_bytes: field(&rollup, "Anonymous:") * 1024,
+        cpu_ns: cpu_time(pid)?.as_nanos() as u64,
+        threads: field(&status, "Threads:"),
+        descriptors: fs::read_dir(format!("/proc/{pid}/fd"))?.count() as u64,
+    })
+}
+
+/// CPU time of all threads of a process.
+pub fn cpu_time(pid: u32) -> io::Result<Duration> {
+    os::process_cpu_time(pid)
+}
+
+/// Bytes of this process that are in memory, cheap enough for once a second: for the progress line only.
+pub fn own_rss_bytes() -> u64 {
+    let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = statm.split_ascii_whitespace().nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
+    pages * rustix::param::page_size() as u64
+}
+
+/// Counters that tell whether an accept queue overflowed. Whole namespace, since boot.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct QueueCounters {
+    /// SYNs sent again because nobody answered the first (`TcpExt: TCPSynRetrans`).
+    pub syn_retransmitted: u64,
+    /// Handshakes finished with no room in the accept queue (`TcpExt: ListenOverflows`).
+    pub listen_overflows: u64,
+    /// SYNs and last ACKs that a listener dropped for any reason (`TcpExt: ListenDrops`).
+    pub listen_drops: u64,
+    /// All segments sent again (`Tcp: RetransSegs`).
+    pub segments_retransmitted: u64,
+}
+
+impl QueueCounters {
+    /// What happened since `before`.
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            syn_retransmitted: self.syn_retransmitted - before.syn_retransmitted,
+            listen_overflows: self.listen_overflows - before.listen_overflows,
+            listen_drops: self.listen_drops - before.listen_drops,
+            segments_retransmitted: self.segments_retransmitted - before.segments_retransmitted,
+        }
+    }
+}
+
+/// Reads the counters of this network namespace.
+pub fn queue_counters() -> io::Result<QueueCounters> {
+    let netstat = fs::read_to_string("/proc/net/netstat")?;
+    let snmp = fs::read_to_string("/proc/net/snmp")?;
+    Ok(QueueCounters {
+        syn_retransmitted: named(&netstat, "TcpExt:", "TCPSynRetrans"),
+        listen_overflows: named(&netstat, "TcpExt:", "ListenOverflows"),
+        listen_drops: named(&netstat, "TcpExt:", "ListenDrops"),
+        segments_retransmitted: named(&snmp, "Tcp:", "RetransSegs"),
+    })
+}
+
+/// What the kernel holds for sockets, bytes, where this machine lets us see it.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct KernelCost {
+    /// Memory of all slab caches (`/proc/meminfo`, `Slab`): socket, inode, file and epoll structures are in it.
+    pub slab_bytes: u64,
+    /// Pages in socket buffers (`/proc/net/sockstat`, `TCP: … mem`).
+    pub tcp_buffer_bytes: u64,
+    /// TCP sockets in use (`/proc/net/sockstat`).
+    pub tcp_sockets: u64,
+}
+
+/// Reads what the kernel holds for sockets, for the whole machine.
+pub fn kernel_cost() -> io::Result<KernelCost> {
+    let meminfo = fs::read_to_string("/proc/meminfo")?;
+    let sockstat = fs::read_to_string("/proc/net/sockstat")?;
+    let tcp = sockstat.lines().find(|line| line.starts_with("TCP:")).unwrap_or_default();
+    let after = |word: &str| {
+        let mut words = tcp.split_ascii_whitespace();
+        words.find(|w| *w == word);
+        words.next().and_then(|value| value.parse::<u64>().ok()).unwrap_or(0)
+    };
+    Ok(KernelCost {
+        slab_bytes: field(&meminfo, "Slab:") * 1024,
+        tcp_buffer_bytes: after("mem") * rustix::param::page_size() as u64,
+        tcp_sockets: after("inuse"),
+    })
+}
+
+/// The number after `name` at the start of a line; 0 when there is none.
+fn field(text: &str, name: &str) -> u64 {
+    text.lines()
+        .find_map(|line| line.strip_prefix(name))
+        .and_then(|rest| rest.split_ascii_whitespace().next())
+        .and_then(|number| number.parse().ok())
+        .unwrap_or(0)
+}
+
+/// `/proc/net/netstat` and `snmp` are pairs of lines: names, then values, both behind the same prefix.
+fn named(text: &str, prefix: &str, name: &str) -> u64 {
+    let mut lines = text.lines().filter(|line| line.starts_with(prefix));
+    let (Some(names), Some(values)) = (lines.next(), lines.next()) else { return 0 };
+    names
+        .split_ascii_whitespace()
+        .zip(values.split_ascii_whitespace())
+        .find(|(n, _)| *n == name)
+        .and_then(|(_, value)| value.parse().ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cost_of_this_process_is_read() {
+        let cost = process_cost(std::process::id()).unwrap();
+        assert!(cost.rss_bytes > 500_000 && cost.anonymous_bytes <= cost.rss_bytes);
+        assert!(cost.pss_bytes <= cost.rss_bytes);
+        assert!(cost.cpu_ns > 0 && cost.threads >= 1 && cost.descriptors >= 3);
+        assert!(own_rss_bytes() > 500_000);
+    }
+
+    #[test]
+    fn counters_are_found_by_name_whatever_the_column() {
+        let text = "TcpExt: A ListenDrops B\nTcpExt: 1 22 3\nIpExt: X\nIpExt: 9\n";
+        assert_eq!(named(text, "TcpExt:", "ListenDrops"), 22);
+        assert_eq!(named(text, "TcpExt:", "Missing"), 0);
+        queue_counters().unwrap();
+        assert!(kernel_cost().unwrap().slab_bytes > 0);
+    }
+}
