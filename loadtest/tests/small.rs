@@ -1,0 +1,71 @@
+//! Every comparison in seconds, the yardstick against itself: both sides must agree within noise, and nothing may be
+//! lost. The limits are not judged here, since a debug build on a busy machine promises nothing.
+
+use std::path::PathBuf;
+
+use cableway_loadtest::bench::{self, Figure, Name, Options};
+
+fn small() -> Options {
+    Options {
+        server: None,
+        server_args: Vec::new(),
+        connections: Some(300),
+        rounds: Some(1),
+        repeat: Some(5),
+        seconds: 1.5,
+        ping_interval: 1,
+        settle: 0.1,
+        at_once: 32,
+        backlog: 4096,
+        rpc_concurrency: 28,
+        yardstick: Some(PathBuf::from(env!("CARGO_BIN_EXE_cableway-loadtest"))),
+    }
+}
+
+fn figures(name: Name, options: &Options) -> Vec<Figure> {
+    let mut figures = Vec::new();
+    bench::run(name, options, &mut |figure| figures.push(figure)).unwrap();
+    assert!(!figures.is_empty());
+    figures
+}
+
+#[test]
+fn handshakes_cost_cpu_on_both_sides() {
+    let figures = figures(Name::Handshake, &small());
+    assert!(figures[0].server > 0.0 && figures[0].bare.unwrap() > 0.0);
+}
+
+#[test]
+fn everybody_is_back_after_a_storm() {
+    let figures = figures(Name::Storm, &small());
+    assert!(figures[0].server > 0.0);
+    assert_eq!(figures[2].server, 0.0, "no segment is sent twice");
+}
+
+#[test]
+fn a_spike_within_the_queue_loses_none() {
+    assert_eq!(figures(Name::Spike, &small())[0].server, 0.0);
+}
+
+#[test]
+fn a_publication_reaches_everybody_once_and_in_order() {
+    assert!(figures(Name::Fanout, &small())[0].server > 0.0);
+}
+
+#[test]
+fn heartbeats_come_at_the_rate_asked_for() {
+    let rate = figures(Name::Idle, &small())[2].server;
+    assert!((250.0..350.0).contains(&rate), "{rate} a second from 300 connections, one a second each");
+}
+
+#[test]
+fn large_messages_leave_nothing_behind() {
+    let figures = figures(Name::Memory, &Options { connections: Some(64), ..small() });
+    assert_eq!(figures.len(), 16, "four variants, four figures each");
+}
+
+#[test]
+fn the_app_answers_every_call_of_the_bare_client() {
+    let options = Options { connections: Some(10), ..small() };
+    assert!(figures(Name::Commands, &options)[0].server > 0.0);
+}
