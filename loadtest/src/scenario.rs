@@ -373,7 +373,7 @@ fn publish(
     let doubled = counts.duplicated - before.duplicated;
     let reordered = counts.reordered - before.reordered;
     findings.fact(
-        "delivered",
+        if everybody { "delivered" } else { "delivered while some read slowly" },
         format!(
             "{} of {}; lost {lost}, doubled {doubled}, out of order {reordered}",
             counts.marked - before.marked,
