@@ -54,7 +54,7 @@ pub(super) fn page(report: &Report) -> String {
     plot(
         &mut out,
         "Connections and failures",
-        "s",
+        &[],
         &[
             Curve { name: "ready", points: over_time(&|i| samples[i].ready as f64) },
             Curve { name: "failed", points: over_time(&|i| samples[i].failed as f64) },
@@ -67,7 +67,7 @@ pub(super) fn page(report: &Report) -> String {
             if sample.ready < 100 { 0.0 } else { (sample.server_rss_bytes as f64 - base as f64) / sample.ready as f64 }
         };
         let curve = Curve { name: "bytes of server memory per connection", points: over_time(&each) };
-        plot(&mut out, "User memory per connection", "s", &[curve]);
+        plot(&mut out, "User memory per connection", &[], &[curve]);
     }
     let cores = |i: usize, cpu: &dyn Fn(usize) -> f64| {
         if i == 0 {
@@ -78,7 +78,7 @@ pub(super) fn page(report: &Report) -> String {
     plot(
         &mut out,
         "CPU in cores",
-        "s",
+        &[],
         &[
             Curve { name: "this tool", points: over_time(&|i| cores(i, &|i| samples[i].client_cpu_us)) },
             Curve { name: "server", points: over_time(&|i| cores(i, &|i| samples[i].server_cpu_us)) },
@@ -86,8 +86,8 @@ pub(super) fn page(report: &Report) -> String {
     );
     for latency in report.latencies.iter().filter(|latency| latency.count > 0) {
         let points = latency.curve.iter().enumerate().map(|(step, (_, ms))| (step as f64, *ms)).collect();
-        let title = format!("{} (ms): 0, 10, 25, 50, 75, 90, 95, 99, 99.5, 99.9, 99.99, 100 %", latency.name);
-        plot(&mut out, &title, "step", &[Curve { name: "milliseconds", points }]);
+        let shares: Vec<String> = latency.curve.iter().map(|(share, _)| format!("{}", share * 100.0)).collect();
+        plot(&mut out, &latency.name, &shares, &[Curve { name: "milliseconds, by percentile", points }]);
     }
     out.push_str("</div></html>\n");
     out
@@ -98,8 +98,9 @@ fn row(out: &mut String, name: &str, value: &str) {
     write!(out, "<tr{class}><th>{}</th><td>{}</td></tr>", escape(name), escape(value)).expect("a String takes all");
 }
 
-/// Axes from 0 to a round number, four lines, one polyline per curve.
-fn plot(out: &mut String, title: &str, unit: &str, curves: &[Curve<'_>]) {
+/// Axes from 0 to a round number, four lines, one polyline per curve. `labels` name the points of the x axis; without
+/// them it is seconds.
+fn plot(out: &mut String, title: &str, labels: &[String], curves: &[Curve<'_>]) {
     const WIDTH: f64 = 520.0;
     const HEIGHT: f64 = 220.0;
     const LEFT: f64 = 64.0;
@@ -124,18 +125,15 @@ fn plot(out: &mut String, title: &str, unit: &str, curves: &[Curve<'_>]) {
         )
         .expect("a String takes all");
     }
-    if unit == "s" {
-        for step in [0.0, 0.5, 1.0] {
-            let anchor = if step == 1.0 { "end" } else { "middle" };
-            write!(
-                out,
-                "<text x={:.1} y={} text-anchor={anchor}>{} s</text>",
-                x(x_max * step),
-                HEIGHT - 6.0,
-                short(x_max * step)
-            )
+    let seconds = [0.0, 0.5, 1.0].map(|share| (x_max * share, format!("{} s", short(x_max * share))));
+    let marks: Vec<(f64, String)> = match labels {
+        [] => seconds.to_vec(),
+        labels => labels.iter().enumerate().map(|(step, label)| (step as f64, label.clone())).collect(),
+    };
+    for (at, label) in marks {
+        let anchor = if at >= x_max { "end" } else { "middle" };
+        write!(out, "<text x={:.1} y={} text-anchor={anchor}>{label}</text>", x(at), HEIGHT - 6.0)
             .expect("a String takes all");
-        }
     }
     for (curve, class) in curves.iter().zip(["a", "b"]) {
         let points: Vec<String> =
