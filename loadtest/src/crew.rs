@@ -154,7 +154,11 @@ impl Crew {
             })
             .collect::<anyhow::Result<_>>()
             .context("cannot start a worker process")?;
-        Ok(Self { members: Members::Processes(workers) })
+        let mut crew = Self { members: Members::Processes(workers) };
+        // Once all have answered, they are as large as they are without connections: what is measured from here on is
+        // what connections cost.
+        crew.collect(0)?;
+        Ok(crew)
     }
 
     /// How many processes the clients live in.
