@@ -52,7 +52,8 @@ pub struct Settings {
 }
 
 /// How connections are opened.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Pace {
     /// At most this many unfinished at a time, otherwise as fast as they get ready.
     Window(u32),
@@ -77,7 +78,8 @@ pub enum Goodbye {
 }
 
 /// Which message ends the wait of a connection that has said something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Reply {
     /// The next text or binary message, whatever it holds.
     Any,

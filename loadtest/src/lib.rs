@@ -6,11 +6,16 @@
 
 pub mod bare;
 pub mod bench;
+pub mod check;
 pub mod clock;
+pub mod crew;
 pub mod engine;
 pub mod observe;
 pub mod os;
 pub mod protocol;
 pub mod publish;
+pub mod report;
+pub mod scenario;
+pub mod session;
 pub mod template;
 pub mod wire;

@@ -6,9 +6,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use cableway_loadtest::bench;
+use cableway_loadtest::engine::Goodbye;
 use cableway_loadtest::protocol::Protocol;
-use cableway_loadtest::{bare, os};
+use cableway_loadtest::scenario::{self, Load, Publishing, Scenario};
+use cableway_loadtest::{bare, bench, check, crew, os};
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -20,6 +21,14 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    #[command(flatten)]
+    Run(Box<Run>),
+    /// Say what this machine can drive, and how to raise it.
+    Check {
+        /// Connections wanted.
+        #[arg(short = 'n', long, default_value_t = 1_000_000)]
+        connections: u64,
+    },
     /// Compare a server with the yardstick, figure by figure, against promised limits.
     Bench {
         /// Which comparison.
@@ -45,6 +54,86 @@ enum Command {
     /// Call an app server with nothing around: the other side of `bench commands`.
     #[command(hide = true)]
     GrpcClient(bench::ClientOptions),
+    /// Hold a share of the clients of another process of this program.
+    #[command(hide = true)]
+    Worker,
+}
+
+/// The scenarios.
+#[derive(Subcommand)]
+enum Run {
+    /// Open many connections and hold them.
+    Idle {
+        #[command(flatten)]
+        load: Load,
+        /// How long they are held.
+        #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
+        hold: f64,
+    },
+    /// Open connections and report how fast that went.
+    Connect {
+        #[command(flatten)]
+        load: Load,
+    },
+    /// Publish to all subscribers; any message lost, doubled or out of order fails the run.
+    Broadcast {
+        #[command(flatten)]
+        load: Load,
+        #[command(flatten)]
+        publishing: Publishing,
+    },
+    /// Let every client say something and wait for the answer.
+    Echo {
+        #[command(flatten)]
+        load: Load,
+        /// Rounds of each client.
+        #[arg(long, default_value_t = 10)]
+        rounds: u32,
+        /// Clients that do it at the same time.
+        #[arg(long, default_value_t = 100)]
+        at_once: u32,
+        /// What they say; with Action Cable the data of a message command.
+        #[arg(long, default_value = r#"{"action":"echo","text":"hello"}"#)]
+        text: String,
+    },
+    /// Drop all or a share at once and let them come back.
+    Storm {
+        #[command(flatten)]
+        load: Load,
+        /// The share that is dropped, 0 to 1.
+        #[arg(long, default_value_t = 1.0)]
+        share: f64,
+        /// How they go.
+        #[arg(long, value_enum, default_value = "reset")]
+        goodbye: Goodbye,
+    },
+    /// Let a share read slowly or not at all while everybody is published to, and see what the others notice.
+    Slow {
+        #[command(flatten)]
+        load: Load,
+        /// The share that reads slowly, 0 to 1.
+        #[arg(long, default_value_t = 0.1)]
+        share: f64,
+        /// Bytes a second that they read; 0 for none.
+        #[arg(long, default_value_t = 1024)]
+        read_rate: u32,
+        #[command(flatten)]
+        publishing: Publishing,
+    },
+    /// Let clients come and go; memory must come back.
+    Churn {
+        #[command(flatten)]
+        load: Load,
+        /// How long.
+        #[arg(long, default_value_t = 30.0)]
+        seconds: f64,
+        /// The share that goes and comes each second, 0 to 1.
+        #[arg(long, default_value_t = 0.1)]
+        share: f64,
+        /// How they go.
+        #[arg(long, value_enum, default_value = "close")]
+        goodbye: Goodbye,
+    },
 }
 
 #[derive(clap::Args)]
@@ -84,11 +173,41 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Run(command) => run_scenario(*command),
         Command::Bench { name, options, json } => run_bench(name, &options, json),
         Command::Bare(options) => run_bare(&options),
         Command::App { listen, delay } => match bench::serve_app(listen, Duration::from_millis(delay))? {},
         Command::GrpcClient(options) => bench::bare_client(&options).map(|()| ExitCode::SUCCESS),
+        Command::Worker => crew::work().map(|()| ExitCode::SUCCESS),
+        Command::Check { connections } => Ok(run_check(connections)),
     }
+}
+
+fn run_scenario(command: Run) -> anyhow::Result<ExitCode> {
+    let (load, scenario) = match command {
+        Run::Idle { load, hold } => (load, Scenario::Idle { hold }),
+        Run::Connect { load } => (load, Scenario::Connect),
+        Run::Broadcast { load, publishing } => (load, Scenario::Broadcast(publishing)),
+        Run::Echo { load, rounds, at_once, text } => (load, Scenario::Echo { rounds, at_once, text }),
+        Run::Storm { load, share, goodbye } => (load, Scenario::Storm { share, goodbye }),
+        Run::Slow { load, share, read_rate, publishing } => (load, Scenario::Slow { share, read_rate, publishing }),
+        Run::Churn { load, seconds, share, goodbye } => (load, Scenario::Churn { seconds, share, goodbye }),
+    };
+    let clean = scenario::run(&load, &scenario)?;
+    Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn run_check(connections: u64) -> ExitCode {
+    println!("for {connections} connections:");
+    let findings = check::findings(connections);
+    for finding in &findings {
+        let verdict = if finding.remedy.is_some() { "LOW" } else { "ok" };
+        println!("  {verdict:<4} {:<28} {}", finding.name, finding.words);
+        if let Some(remedy) = &finding.remedy {
+            println!("       {:<28} {remedy}", "");
+        }
+    }
+    ExitCode::SUCCESS
 }
 
 fn run_bench(name: bench::Name, options: &bench::Options, json: Option<PathBuf>) -> anyhow::Result<ExitCode> {

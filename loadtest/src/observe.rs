@@ -48,9 +48,10 @@ pub fn cpu_time(pid: u32) -> io::Result<Duration> {
     os::process_cpu_time(pid)
 }
 
-/// Bytes of this process that are in memory, cheap enough for once a second: for the progress line only.
-pub fn own_rss_bytes() -> u64 {
-    let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
+/// Bytes of a process that are in memory, cheap enough for once a second and some pages off: for curves and the
+/// progress line only. 0 when it is gone.
+pub fn rss_bytes(pid: u32) -> u64 {
+    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
     let pages: u64 = statm.split_ascii_whitespace().nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
     pages * rustix::param::page_size() as u64
 }
@@ -151,7 +152,7 @@ mod tests {
         assert!(cost.rss_bytes > 500_000 && cost.anonymous_bytes <= cost.rss_bytes);
         assert!(cost.pss_bytes <= cost.rss_bytes);
         assert!(cost.cpu_ns > 0 && cost.threads >= 1 && cost.descriptors >= 3);
-        assert!(own_rss_bytes() > 500_000);
+        assert!(rss_bytes(std::process::id()) > 500_000);
     }
 
     #[test]

@@ -1,0 +1,217 @@
+//! What a run says at the end: a table for a person, JSON for a program, a page with curves for a manager.
+
+mod html;
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::Context as _;
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use crate::engine::{Collected, Counts};
+use crate::session::{Sample, Session, Snapshot};
+
+/// A distribution, in milliseconds.
+#[derive(Debug, Clone, Serialize)]
+pub struct Latency {
+    /// From what to what.
+    pub name: String,
+    /// How many were measured.
+    pub count: u64,
+    /// Half are faster.
+    pub p50_ms: f64,
+    /// Nine of ten are faster.
+    pub p90_ms: f64,
+    /// 99 of 100 are faster.
+    pub p99_ms: f64,
+    /// The slowest.
+    pub max_ms: f64,
+    /// Share and value, for a curve.
+    pub curve: Vec<(f64, f64)>,
+}
+
+impl Latency {
+    /// Reads a histogram of microseconds.
+    pub fn new(name: impl Into<String>, histogram: &Histogram<u64>) -> Self {
+        let at = |quantile: f64| histogram.value_at_quantile(quantile) as f64 / 1e3;
+        let shares = [0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9999, 1.0];
+        Self {
+            name: name.into(),
+            count: histogram.len(),
+            p50_ms: at(0.5),
+            p90_ms: at(0.9),
+            p99_ms: at(0.99),
+            max_ms: histogram.max() as f64 / 1e3,
+            curve: shares.into_iter().map(|share| (share, at(share))).collect(),
+        }
+    }
+}
+
+/// A finished run.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// The subcommand.
+    pub scenario: &'static str,
+    /// As it was typed.
+    pub command: String,
+    /// Unix time of the end.
+    pub ended_at: u64,
+    /// Kernel release.
+    pub kernel: String,
+    /// Cores of this machine.
+    pub cores: usize,
+    /// Processes the clients lived in.
+    pub processes: usize,
+    /// Facts of this scenario.
+    pub facts: Vec<(String, String)>,
+    /// Distributions.
+    pub latencies: Vec<Latency>,
+    /// All counters.
+    pub counts: Counts,
+    /// Failures by kind, in words.
+    pub failures: String,
+    /// Named moments.
+    pub snapshots: Vec<Snapshot>,
+    /// Once a second.
+    pub samples: Vec<Sample>,
+    /// Longest turn of a client event loop, milliseconds.
+    pub client_lag_ms_max: f64,
+    /// Which side was busier.
+    pub bottleneck: String,
+    /// Why the run counts as failed.
+    pub problems: Vec<String>,
+}
+
+impl Report {
+    /// Draws up what a session saw.
+    pub fn new(
+        scenario: &'static str,
+        session: &Session,
+        collected: &Collected,
+        facts: Vec<(String, String)>,
+        latencies: Vec<Latency>,
+        mut problems: Vec<String>,
+    ) -> Self {
+        if session.interrupted() {
+            problems.push("interrupted".to_owned());
+        }
+        let counts = session.crew.counts();
+        let ended_at =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            scenario,
+            command: std::env::args().collect::<Vec<_>>().join(" "),
+            ended_at,
+            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+            cores,
+            processes: session.crew.processes(),
+            facts,
+            latencies,
+            failures: counts.failure_words(),
+            counts,
+            bottleneck: bottleneck(session, cores),
+            snapshots: session.snapshots.clone(),
+            samples: session.samples.clone(),
+            client_lag_ms_max: collected.lag_us_max as f64 / 1e3,
+            problems,
+        }
+    }
+
+    /// The table.
+    pub fn text(&self) -> String {
+        let rows = self.rows();
+        rows.iter().fold(String::new(), |out, (name, value)| out + &format!("  {name:<44} {value}\n"))
+    }
+
+    /// The table's rows: what it is, how much it was.
+    fn rows(&self) -> Vec<(String, String)> {
+        let mut rows = Vec::new();
+        let mut row = |name: &str, value: &str| rows.push((name.to_owned(), value.to_owned()));
+        for (name, value) in &self.facts {
+            row(name, value);
+        }
+        row("failures", &self.failures);
+        for latency in self.latencies.iter().filter(|latency| latency.count > 0) {
+            let Latency { p50_ms, p90_ms, p99_ms, max_ms, .. } = latency;
+            row(&latency.name, &format!("p50 {p50_ms:.2}  p90 {p90_ms:.2}  p99 {p99_ms:.2}  max {max_ms:.2} ms"));
+        }
+        let first = self.snapshots.first();
+        for snapshot in &self.snapshots {
+            let mut words = format!("{} ready", snapshot.ready);
+            if let Some(server) = &snapshot.server {
+                write!(
+                    words,
+                    "; server RSS {:.1} PSS {:.1} MiB, {} threads, {} descriptors",
+                    server.rss_bytes as f64 / 1048576.0,
+                    server.pss_bytes as f64 / 1048576.0,
+                    server.threads,
+                    server.descriptors
+                )
+                .expect("a String takes all");
+            }
+            if let (Some(first), true) = (first, snapshot.ready > 0) {
+                let each = |now: u64, then: u64| (now as f64 - then as f64) / snapshot.ready as f64;
+                if let (Some(now), Some(then)) = (&snapshot.server, &first.server) {
+                    write!(words, "; {:.0} B of user memory each", each(now.rss_bytes, then.rss_bytes))
+                        .expect("a String takes all");
+                }
+                write!(
+                    words,
+                    "; kernel, both ends, {:.0} B each; this tool {:.0} B each",
+                    each(snapshot.kernel.slab_bytes, first.kernel.slab_bytes)
+                        + each(snapshot.kernel.tcp_buffer_bytes, first.kernel.tcp_buffer_bytes),
+                    each(snapshot.client_rss_bytes, first.client_rss_bytes)
+                )
+                .expect("a String takes all");
+            }
+            row(&format!("memory: {}", snapshot.moment), &words);
+        }
+        row("client processes / longest turn", &format!("{} / {:.1} ms", self.processes, self.client_lag_ms_max));
+        row("CPU", &self.bottleneck);
+        for problem in &self.problems {
+            row("FAILED", problem);
+        }
+        rows
+    }
+
+    /// Writes the files asked for.
+    pub fn write(&self, json: Option<&Path>, html: Option<&Path>) -> anyhow::Result<()> {
+        if let Some(path) = json {
+            let text = serde_json::to_string_pretty(self)? + "\n";
+            std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        if let Some(path) = html {
+            std::fs::write(path, html::page(self)).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Share of the machine that this tool may use before it says that it was the bottleneck itself.
+const BUSY: f64 = 0.6;
+
+fn bottleneck(session: &Session, cores: usize) -> String {
+    let (Some(first), Some(last)) = (session.samples.first(), session.samples.last()) else {
+        return "the run was too short to tell".to_owned();
+    };
+    let seconds = (last.at_s - first.at_s).max(0.001);
+    let client = (last.client_cpu_us - first.client_cpu_us) / 1e6;
+    let server = (last.server_cpu_us - first.server_cpu_us) / 1e6;
+    let busiest = session
+        .samples
+        .windows(2)
+        .map(|pair| (pair[1].client_cpu_us - pair[0].client_cpu_us) / 1e6 / (pair[1].at_s - pair[0].at_s).max(0.001))
+        .fold(0.0, f64::max);
+    let mut words = format!("this tool {client:.2} s, at most {busiest:.2} of {cores} cores");
+    if server > 0.0 {
+        write!(words, "; server {server:.2} s; in {seconds:.0} s").expect("a String takes all");
+    }
+    if busiest > BUSY * cores as f64 {
+        words.push_str("; this tool was the bottleneck at its peak: latencies then are its own");
+    } else if server > 0.0 && server < client {
+        words.push_str("; the server needed less than its clients");
+    }
+    words
+}

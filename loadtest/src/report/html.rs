@@ -1,0 +1,195 @@
+//! The page: one file, no script, no network, readable in the dark, curves as SVG.
+
+use std::fmt::Write as _;
+
+use super::Report;
+
+const STYLE: &str = "\
+:root{color-scheme:light dark;--ink:#1c2330;--soft:#5d6878;--paper:#fff;--line:#dfe4ea;--a:#0b6bcb;--b:#c2410c;--bad:#b91c1c}\
+@media(prefers-color-scheme:dark){:root{--ink:#e6eaf0;--soft:#9aa5b4;--paper:#12161d;--line:#2a313c;--a:#5aa9f5;--b:#fb923c;--bad:#f87171}}\
+body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:1080px;margin:0 auto;padding:32px 20px}\
+h1{font-size:24px;margin:0 0 4px}h2{font-size:16px;margin:0 0 8px}p,code{color:var(--soft)}code{font-size:13px;overflow-wrap:anywhere}\
+.bad{color:var(--bad);font-weight:600}.good{font-weight:600}\
+table{border-collapse:collapse;width:100%;margin:16px 0 28px;font-variant-numeric:tabular-nums}\
+td,th{text-align:left;padding:6px 12px 6px 0;border-bottom:1px solid var(--line);vertical-align:top}th{color:var(--soft);font-weight:500}\
+.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(440px,1fr));gap:28px}@media(max-width:520px){.plots{grid-template-columns:1fr}}\
+svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font:11px system-ui,sans-serif}\
+.grid{stroke:var(--line)}.a{stroke:var(--a);fill:none;stroke-width:2}.b{stroke:var(--b);fill:none;stroke-width:2}";
+
+struct Curve<'a> {
+    name: &'a str,
+    points: Vec<(f64, f64)>,
+}
+
+pub(super) fn page(report: &Report) -> String {
+    let mut out = String::new();
+    let verdict = if report.problems.is_empty() {
+        "<p class=good>The run is clean.</p>".to_owned()
+    } else {
+        format!("<p class=bad>Failed: {}</p>", escape(&report.problems.join("; ")))
+    };
+    write!(
+        out,
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\">\
+         <title>cableway-loadtest {0}</title><style>{STYLE}</style><h1>{0}: {1} connections</h1>{verdict}\
+         <p>Linux {2}, {3} cores, {4} client process(es), ended at Unix time {5}<br><code>{6}</code></p><table>",
+        report.scenario,
+        report.samples.iter().map(|sample| sample.ready).max().unwrap_or(0),
+        escape(&report.kernel),
+        report.cores,
+        report.processes,
+        report.ended_at,
+        escape(&report.command),
+    )
+    .expect("a String takes all");
+    for (name, value) in report.rows() {
+        row(&mut out, &name, &value);
+    }
+    out.push_str("</table><div class=plots>");
+
+    let over_time = |value: &dyn Fn(usize) -> f64| -> Vec<(f64, f64)> {
+        report.samples.iter().enumerate().map(|(index, sample)| (sample.at_s, value(index))).collect()
+    };
+    let samples = &report.samples;
+    plot(
+        &mut out,
+        "Connections and failures",
+        &[],
+        &[
+            Curve { name: "ready", points: over_time(&|i| samples[i].ready as f64) },
+            Curve { name: "failed", points: over_time(&|i| samples[i].failed as f64) },
+        ],
+    );
+    let base = report.snapshots.first().and_then(|first| first.server).map_or(0, |server| server.rss_bytes);
+    if base > 0 {
+        let each = |i: usize| {
+            let sample = samples[i];
+            if sample.ready < 100 { 0.0 } else { (sample.server_rss_bytes as f64 - base as f64) / sample.ready as f64 }
+        };
+        let curve = Curve { name: "bytes of server memory per connection", points: over_time(&each) };
+        plot(&mut out, "User memory per connection", &[], &[curve]);
+    }
+    let cores = |i: usize, cpu: &dyn Fn(usize) -> f64| {
+        if i == 0 {
+            return 0.0;
+        }
+        (cpu(i) - cpu(i - 1)) / 1e6 / (samples[i].at_s - samples[i - 1].at_s).max(0.001)
+    };
+    plot(
+        &mut out,
+        "CPU in cores",
+        &[],
+        &[
+            Curve { name: "this tool", points: over_time(&|i| cores(i, &|i| samples[i].client_cpu_us)) },
+            Curve { name: "server", points: over_time(&|i| cores(i, &|i| samples[i].server_cpu_us)) },
+        ],
+    );
+    for latency in report.latencies.iter().filter(|latency| latency.count > 0) {
+        let points = latency.curve.iter().enumerate().map(|(step, (_, ms))| (step as f64, *ms)).collect();
+        let shares: Vec<String> = latency.curve.iter().map(|(share, _)| format!("{}", share * 100.0)).collect();
+        plot(&mut out, &latency.name, &shares, &[Curve { name: "milliseconds, by percentile", points }]);
+    }
+    out.push_str("</div></html>\n");
+    out
+}
+
+fn row(out: &mut String, name: &str, value: &str) {
+    let class = if name == "FAILED" { " class=bad" } else { "" };
+    write!(out, "<tr{class}><th>{}</th><td>{}</td></tr>", escape(name), escape(value)).expect("a String takes all");
+}
+
+/// Axes from 0 to a round number, four lines, one polyline per curve. `labels` name the points of the x axis; without
+/// them it is seconds.
+fn plot(out: &mut String, title: &str, labels: &[String], curves: &[Curve<'_>]) {
+    const WIDTH: f64 = 520.0;
+    const HEIGHT: f64 = 220.0;
+    const LEFT: f64 = 64.0;
+    const TOP: f64 = 24.0;
+    const BOTTOM: f64 = 24.0;
+    let all = || curves.iter().flat_map(|curve| &curve.points);
+    let x_max = all().map(|point| point.0).fold(1.0, f64::max);
+    let y_max = round_up(all().map(|point| point.1).fold(0.0, f64::max));
+    let x = |value: f64| LEFT + value / x_max * (WIDTH - LEFT - 8.0);
+    let y = |value: f64| HEIGHT - BOTTOM - value.max(0.0) / y_max * (HEIGHT - TOP - BOTTOM);
+    write!(out, "<figure style=margin:0><h2>{}</h2><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=img>", escape(title))
+        .expect("a String takes all");
+    for step in 0..=4 {
+        let value = y_max * f64::from(step) / 4.0;
+        write!(
+            out,
+            "<line class=grid x1={LEFT} x2={WIDTH} y1={0:.1} y2={0:.1} /><text x={1} y={2:.1} text-anchor=end>{3}</text>",
+            y(value),
+            LEFT - 8.0,
+            y(value) + 4.0,
+            short(value)
+        )
+        .expect("a String takes all");
+    }
+    let seconds = [0.0, 0.5, 1.0].map(|share| (x_max * share, format!("{} s", short(x_max * share))));
+    let marks: Vec<(f64, String)> = match labels {
+        [] => seconds.to_vec(),
+        labels => labels.iter().enumerate().map(|(step, label)| (step as f64, label.clone())).collect(),
+    };
+    for (at, label) in marks {
+        let anchor = if at >= x_max { "end" } else { "middle" };
+        write!(out, "<text x={:.1} y={} text-anchor={anchor}>{label}</text>", x(at), HEIGHT - 6.0)
+            .expect("a String takes all");
+    }
+    for (curve, class) in curves.iter().zip(["a", "b"]) {
+        let points: Vec<String> =
+            curve.points.iter().map(|(at, value)| format!("{:.1},{:.1}", x(*at), y(*value))).collect();
+        write!(out, "<polyline class={class} points=\"{}\" />", points.join(" ")).expect("a String takes all");
+    }
+    for (index, (curve, class)) in curves.iter().zip(["a", "b"]).enumerate() {
+        let at = LEFT + index as f64 * 150.0;
+        write!(
+            out,
+            "<line class={class} x1={at} x2={} y1=10 y2=10 /><text x={} y=14>{}</text>",
+            at + 18.0,
+            at + 24.0,
+            escape(curve.name)
+        )
+        .expect("a String takes all");
+    }
+    out.push_str("</svg></figure>");
+}
+
+/// The next of 1, 2, 4, 5, 8 times a power of ten.
+fn round_up(value: f64) -> f64 {
+    if value <= 0.0 {
+        return 1.0;
+    }
+    let power = 10_f64.powf(value.log10().floor());
+    [1.0, 2.0, 4.0, 5.0, 8.0, 10.0].map(|step| step * power).into_iter().find(|top| *top >= value).unwrap_or(value)
+}
+
+fn short(value: f64) -> String {
+    match value {
+        v if v >= 1e6 => format!("{:.1} M", v / 1e6),
+        v if v >= 1e4 => format!("{:.0} k", v / 1e3),
+        v if v >= 10.0 || v.fract() == 0.0 => format!("{v:.0}"),
+        v => format!("{v:.2}"),
+    }
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn axes_end_at_round_numbers() {
+        for (value, top) in [(0.0, 1.0), (0.3, 0.4), (7.0, 8.0), (15_000.0, 20_000.0), (1e6, 1e6)] {
+            assert!((round_up(value) - top).abs() < 1e-9, "{value}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_short_and_text_is_escaped() {
+        assert_eq!([short(1_500_000.0), short(15_000.0), short(3.0), short(0.25)], ["1.5 M", "15 k", "3", "0.25"]);
+        assert_eq!(escape("<a&b>"), "&lt;a&amp;b&gt;");
+    }
+}
