@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::model::{RemoteDisconnect, Sid};
+use crate::model::{RemoteDisconnect, Sid, tick, tick_after};
 use crate::proto::cable;
 use crate::proto::frame::{self, Opcode};
 use crate::session::PingPrecision;
@@ -12,7 +12,7 @@ use crate::session::PingPrecision;
 use super::inbox::Delivery;
 use super::open::identifiers_of;
 use super::slots::{Stage, flag};
-use super::{DELIVERIES_PER_TURN, EVICTIONS_PER_TURN, Shard, World, ticks};
+use super::{DELIVERIES_PER_TURN, EVICTIONS_PER_TURN, Shard, World};
 
 /// Receivers whose list is kept for the next publication; a longer one is given back.
 const RECEIVERS_KEPT: usize = 65_536;
@@ -125,12 +125,12 @@ impl<W: World> Shard<W> {
                 Ok(written) => {
                     self.metrics.counters.data_sent_total.add(written as u64);
                     outbox.stalled_until =
-                        outbox.stalled_until.map(|_| ticks(self.now.mono + self.settings.write_timeout));
+                        outbox.stalled_until.map(|_| tick(self.now.mono + self.settings.write_timeout));
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     if outbox.stalled_until.is_none() {
-                        outbox.stalled_until = Some(ticks(self.now.mono + self.settings.write_timeout) + 1);
+                        outbox.stalled_until = Some(tick_after(self.now.mono + self.settings.write_timeout));
                     }
                     if slot.flags & flag::WATCHES_WRITE == 0 {
                         slot.flags |= flag::WATCHES_WRITE;
