@@ -319,10 +319,9 @@ impl Session {
         for subscription in subscriptions {
             detach(subscription, ctx);
         }
-        let nobody = ctx.names.get("");
-        let identifiers = std::mem::replace(&mut self.identifiers, nobody.clone());
+        // Not a shared name: nobody gives it back when the session is dropped.
+        let identifiers = std::mem::replace(&mut self.identifiers, Name::new(""));
         ctx.emit(Effect::Release(identifiers));
-        ctx.emit(Effect::Release(nobody));
     }
 
     /// Every subscription and stream, to attach them again after the session was read back.
