@@ -29,6 +29,7 @@ mod metrics;
 mod open;
 mod outbox;
 mod slots;
+mod snapshot;
 mod wheel;
 mod world;
 
