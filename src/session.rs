@@ -12,6 +12,7 @@
 
 mod command;
 mod effect;
+mod names;
 mod reply;
 mod streams;
 

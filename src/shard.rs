@@ -29,6 +29,7 @@ mod metrics;
 mod open;
 mod outbox;
 mod slots;
+mod snapshot;
 mod wheel;
 mod world;
 
@@ -458,7 +459,14 @@ impl<W: World> Shard<W> {
                 }
                 Effect::Cancel => self.world.cancel(self.slots.key(index)),
                 Effect::Open => self.session_opened(index),
-                Effect::Attach { identifier, stream } => self.hub.attach(index, &identifier, &stream),
+                Effect::Attach { identifier, stream } if self.is_live(index) => {
+                    self.hub.attach(index, &identifier, &stream);
+                }
+                // An effect before this one has closed the connection, and nobody would detach it any more.
+                Effect::Attach { identifier, stream } => {
+                    self.names.release(stream);
+                    self.names.release(identifier);
+                }
                 Effect::Detach { identifier, stream } => {
                     self.hub.detach(index, &identifier, &stream);
                     self.names.release(stream);

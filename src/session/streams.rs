@@ -19,6 +19,10 @@ impl Streams {
         self.first.iter().chain(self.more.iter().flat_map(|more| more.iter()))
     }
 
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Name> {
+        self.first.iter_mut().chain(self.more.iter_mut().flat_map(|more| more.iter_mut()))
+    }
+
     pub fn len(&self) -> usize {
         usize::from(self.first.is_some()) + self.more.as_ref().map_or(0, |more| more.len())
     }

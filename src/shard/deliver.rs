@@ -57,7 +57,7 @@ impl<W: World> Shard<W> {
             return;
         }
         let limit = self.settings.outbox_bytes_max;
-        let full = |outbox: &super::outbox::Outbox| limit > 0 && outbox.bytes() >= limit;
+        let full = |outbox: &super::outbox::Outbox| limit > 0 && !outbox.given_up && outbox.bytes() >= limit;
         if self.slots[index].outbox.as_deref().is_some_and(full) {
             // What one turn produces may be more than the limit; only what does not fit into the kernel counts.
             self.flush(index);
@@ -76,6 +76,7 @@ impl<W: World> Shard<W> {
         self.metrics.counters.disconnected_slow_clients_total.inc();
         if let Some(outbox) = &mut self.slots[index].outbox {
             outbox.clear_unsent();
+            outbox.given_up = true;
         }
         match self.slots[index].stage {
             Stage::Session(_) => self.session_input(index, |session, ctx| session.too_slow(ctx)),
