@@ -615,7 +615,7 @@ impl Sim {
             let floor = client.model.expected_total;
             let items = &client.model.items;
             for sub in &client.model.subs {
-                if sub.streams.iter().any(|stream| *stream == published.stream) {
+                if sub.streams.contains(&published.stream) {
                     let leaving = |item: &Item| matches!(item, Item::Unsubscribe(i) if i.text == sub.identifier);
                     let must = sub.by_app || !items.iter().any(leaving);
                     client.ledger.insert((sub.identifier.clone(), p), Due { must, floor });
