@@ -24,6 +24,7 @@ use self::connector::{Connector, TlsFailed};
 use super::attempt::{Failure, Method, Outcome, Prepared, Retry, Transport};
 use super::{BackendError, HostPort, Settings, tls};
 use crate::model::{CallError, Request};
+use crate::os::clock;
 
 /// Limit of one attempt when none is configured.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
@@ -185,7 +186,7 @@ impl Transport for Http {
                 fail(CallError::InvalidArgument(format!("HTTP {}: {text}", status.as_u16())), Retry::Never)
             }
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-                let retry = retry_after(&headers, SystemTime::now()).map_or(Retry::Never, Retry::After);
+                let retry = retry_after(&headers, clock::wall()).map_or(Retry::Never, Retry::After);
                 fail(CallError::Failed(format!("HTTP {}", status.as_u16())), retry)
             }
             other => fail(CallError::Failed(format!("HTTP {}", other.as_u16())), Retry::Never),

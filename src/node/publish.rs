@@ -30,7 +30,11 @@ impl ToShards {
     /// Hands a publication over if there is room everywhere; tells whether nobody missed it.
     pub(super) fn try_publish(&self, publication: &Arc<Publication>) -> bool {
         self.metrics.broadcast_msg_total.inc();
-        self.inboxes.iter().fold(true, |all, inbox| inbox.try_publish(Arc::clone(publication)) && all)
+        let mut everywhere = true;
+        for inbox in self.inboxes.iter() {
+            everywhere &= inbox.try_publish(Arc::clone(publication));
+        }
+        everywhere
     }
 }
 

@@ -18,9 +18,14 @@ impl Clock {
     }
 
     /// The time.
-    #[expect(clippy::disallowed_methods, reason = "this is the place that reads the clock")]
     pub fn now(&self) -> Now {
-        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        let unix = wall().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         Now { mono: self.start.elapsed(), unix }
     }
+}
+
+/// The time of day, for comparing with a date that a peer has sent. It may jump.
+#[expect(clippy::disallowed_methods, reason = "this is the place that reads the clock")]
+pub fn wall() -> SystemTime {
+    SystemTime::now()
 }

@@ -18,6 +18,7 @@ pub const PUBLICATIONS_MAX: usize = 1024;
 
 /// Something for a shard.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "answers are most of what comes; a box would be one allocation for each")]
 pub enum Message {
     /// The app has answered.
     Answer(Answer),
