@@ -5,19 +5,23 @@
 //! slot and the hub neither knows nor asks what lives there. The rule its callers keep: whatever was attached
 //! is detached before its slot is reused.
 
+mod members;
+
 use std::hash::BuildHasher;
 
 use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
-use rustc_hash::FxBuildHasher;
 
 use crate::model::Name;
+
+use members::{Crowds, Members};
 
 /// Streams and subscribers of one shard.
 pub struct Hub {
     hasher: FixedState,
     streams: HashTable<Stream>,
+    crowds: Crowds,
     attachments: usize,
 }
 
@@ -37,16 +41,8 @@ struct Group {
     members: Members,
 }
 
-/// A stream of one user has one subscriber, so that case holds no table either.
-enum Members {
-    One(u32),
-    Many(Box<HashTable<u32>>),
-}
-
-/// Slots are numbered by us, so their hash needs no key.
-fn hash_member(member: &u32) -> u64 {
-    FxBuildHasher.hash_one(member)
-}
+// A stream in the table: its name, one identifier, one member; the tags fit beside the member.
+const _: () = assert!(size_of::<Stream>() == 24 && size_of::<Group>() == 16);
 
 /// Gives memory back after a crowd has left, yet does not shrink and grow again around one size.
 fn shrink<T>(table: &mut HashTable<T>, hasher: impl Fn(&T) -> u64) {
@@ -56,20 +52,24 @@ fn shrink<T>(table: &mut HashTable<T>, hasher: impl Fn(&T) -> u64) {
 }
 
 impl Hub {
-    /// An empty hub; `seed` keys the hash of names and should be random outside of tests.
+    /// An empty hub; `seed` keys the hash of names, which clients may choose, and should be random outside of tests.
     pub fn new(seed: u64) -> Hub {
-        Hub { hasher: FixedState::with_seed(seed), streams: HashTable::new(), attachments: 0 }
+        let hasher = FixedState::with_seed(seed);
+        Hub { hasher, streams: HashTable::new(), crowds: Crowds::default(), attachments: 0 }
     }
 
     /// Adds a subscriber. A second time for the same stream and identifier changes nothing.
     pub fn attach(&mut self, member: u32, identifier: &Name, stream: &Name) {
         let hash = |name: &Name| self.hasher.hash_one(name.as_str());
-        let entry = self.streams.entry(hash(stream), |s| s.name == *stream, |s| hash(&s.name));
-        let added = match entry {
-            Entry::Occupied(mut entry) => entry.get_mut().groups.insert(identifier, member, hash),
+        let added = match self.streams.entry(hash(stream), |s| s.name == *stream, |s| hash(&s.name)) {
+            Entry::Occupied(mut entry) => entry
+                .get_mut()
+                .groups
+                .group(identifier, hash, member)
+                .is_none_or(|group| group.members.insert(member, &mut self.crowds)),
             Entry::Vacant(entry) => {
-                let groups = Groups::One(Group { identifier: identifier.clone(), members: Members::One(member) });
-                entry.insert(Stream { name: stream.clone(), groups });
+                let group = Group { identifier: identifier.clone(), members: Members::One(member) };
+                entry.insert(Stream { name: stream.clone(), groups: Groups::One(group) });
                 true
             }
         };
@@ -80,9 +80,22 @@ impl Hub {
     pub fn detach(&mut self, member: u32, identifier: &Name, stream: &Name) {
         let hash = |name: &Name| self.hasher.hash_one(name.as_str());
         let Ok(mut entry) = self.streams.find_entry(hash(stream), |s| s.name == *stream) else { return };
-        let (removed, empty) = entry.get_mut().groups.remove(identifier, member, hash);
-        self.attachments -= usize::from(removed);
-        if empty {
+        let left = match &mut entry.get_mut().groups {
+            Groups::One(group) if group.identifier == *identifier => group.members.remove(member, &mut self.crowds),
+            Groups::One(_) => None,
+            Groups::Many(groups) => {
+                let found = groups.find_entry(hash(identifier), |g| g.identifier == *identifier);
+                let Ok(mut group) = found else { return };
+                let members = group.get_mut().members.remove(member, &mut self.crowds);
+                if members == Some(0) {
+                    group.remove();
+                    shrink(groups, |g| hash(&g.identifier));
+                }
+                members.map(|_| groups.len())
+            }
+        };
+        self.attachments -= usize::from(left.is_some());
+        if left == Some(0) {
             entry.remove();
             shrink(&mut self.streams, |s| hash(&s.name));
         }
@@ -96,10 +109,7 @@ impl Hub {
         };
         let mut visit_group = |group: &Group| {
             let shared = enter(&group.identifier);
-            match &group.members {
-                Members::One(member) => visit(*member, &shared),
-                Members::Many(members) => members.iter().for_each(|member| visit(*member, &shared)),
-            }
+            group.members.for_each(&self.crowds, |member| visit(member, &shared));
         };
         match &stream.groups {
             Groups::One(group) => visit_group(group),
@@ -119,99 +129,32 @@ impl Hub {
 
     /// True when nothing is subscribed: what a shard without sessions must be.
     pub fn is_empty(&self) -> bool {
-        self.streams.is_empty() && self.attachments == 0
+        self.streams.is_empty() && self.attachments == 0 && self.crowds.is_empty()
     }
 }
 
 impl Groups {
-    /// True when the member was not there before.
-    fn insert(&mut self, identifier: &Name, member: u32, hash: impl Fn(&Name) -> u64) -> bool {
+    /// The group of an identifier. `None` when there was none: then it has been made, with this member.
+    fn group(&mut self, identifier: &Name, hash: impl Fn(&Name) -> u64, member: u32) -> Option<&mut Group> {
+        if matches!(self, Groups::One(group) if group.identifier != *identifier) {
+            let Groups::One(only) = std::mem::replace(self, Groups::Many(Box::default())) else { return None };
+            let Groups::Many(groups) = self else { return None };
+            groups.insert_unique(hash(&only.identifier), only, |g| hash(&g.identifier));
+        }
         match self {
-            Groups::One(group) if group.identifier == *identifier => group.members.insert(member),
-            Groups::One(group) => {
-                let mut groups = HashTable::with_capacity(2);
-                let new = Group { identifier: identifier.clone(), members: Members::One(member) };
-                let old = std::mem::replace(group, new);
-                let hasher = |g: &Group| hash(&g.identifier);
-                groups.insert_unique(hash(&old.identifier), old, hasher);
-                let Groups::One(new) = std::mem::replace(self, Groups::Many(Box::default())) else { unreachable!() };
-                groups.insert_unique(hash(identifier), new, hasher);
-                *self = Groups::Many(Box::new(groups));
-                true
-            }
+            Groups::One(group) => Some(group),
             Groups::Many(groups) => {
-                let entry = groups.entry(hash(identifier), |g| g.identifier == *identifier, |g| hash(&g.identifier));
-                match entry {
-                    Entry::Occupied(mut entry) => entry.get_mut().members.insert(member),
+                match groups.entry(hash(identifier), |g| g.identifier == *identifier, |g| hash(&g.identifier)) {
+                    Entry::Occupied(entry) => Some(entry.into_mut()),
                     Entry::Vacant(entry) => {
                         entry.insert(Group { identifier: identifier.clone(), members: Members::One(member) });
-                        true
+                        None
                     }
                 }
             }
         }
     }
-
-    /// Whether the member was there, and whether nobody is left.
-    fn remove(&mut self, identifier: &Name, member: u32, hash: impl Fn(&Name) -> u64) -> (bool, bool) {
-        match self {
-            Groups::One(group) if group.identifier == *identifier => group.members.remove(member),
-            Groups::One(_) => (false, false),
-            Groups::Many(groups) => {
-                let found = groups.find_entry(hash(identifier), |g| g.identifier == *identifier);
-                let Ok(mut entry) = found else { return (false, false) };
-                let (removed, empty) = entry.get_mut().members.remove(member);
-                if empty {
-                    entry.remove();
-                    shrink(groups, |g| hash(&g.identifier));
-                }
-                (removed, groups.is_empty())
-            }
-        }
-    }
 }
-
-impl Members {
-    fn insert(&mut self, member: u32) -> bool {
-        match self {
-            Members::One(only) if *only == member => false,
-            Members::One(only) => {
-                let mut members = HashTable::with_capacity(2);
-                members.insert_unique(hash_member(only), *only, hash_member);
-                members.insert_unique(hash_member(&member), member, hash_member);
-                *self = Members::Many(Box::new(members));
-                true
-            }
-            Members::Many(members) => {
-                let entry = members.entry(hash_member(&member), |m| *m == member, hash_member);
-                match entry {
-                    Entry::Occupied(_) => false,
-                    Entry::Vacant(entry) => {
-                        entry.insert(member);
-                        true
-                    }
-                }
-            }
-        }
-    }
-
-    /// Whether the member was there, and whether nobody is left.
-    fn remove(&mut self, member: u32) -> (bool, bool) {
-        match self {
-            Members::One(only) => (*only == member, *only == member),
-            Members::Many(members) => {
-                let found = members.find_entry(hash_member(&member), |m| *m == member);
-                let Ok(entry) = found else { return (false, false) };
-                entry.remove();
-                shrink(members, hash_member);
-                (true, members.is_empty())
-            }
-        }
-    }
-}
-
-// A stream in the table: its name, the tag, one identifier and one member.
-const _: () = assert!(size_of::<Stream>() <= 40);
 
 #[cfg(test)]
 mod tests {

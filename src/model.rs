@@ -20,7 +20,7 @@ pub use close::{CloseCause, DisconnectReason};
 pub use env::Env;
 pub use key::SlotKey;
 pub use name::{Name, Names};
-pub use now::Now;
+pub use now::{Now, TICK_MS, Tick, tick, tick_after};
 pub use publication::{Publication, RemoteDisconnect};
 pub use rpc::{Answer, Call, CallError, CommandKind, CommandReply, ConnectReply, Reply, Request, Status};
 pub use sid::Sid;

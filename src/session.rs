@@ -12,16 +12,23 @@
 
 mod command;
 mod effect;
+mod names;
 mod reply;
+mod streams;
+
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use crate::model::{
-    CloseCause, CommandKind, DisconnectReason, Env, Name, Names, Now, Request, Routed, Sid, State, Verdict,
+    CloseCause, CommandKind, DisconnectReason, Env, Name, Names, Now, Request, Routed, Sid, State, Tick, Verdict, tick,
+    tick_after,
 };
 use crate::proto::cable;
 use crate::proto::handshake::Subprotocol;
+
+use streams::Streams;
 
 pub use effect::{Effect, Note, PingPrecision, Tally};
 
@@ -128,16 +135,14 @@ pub struct Opening<'a> {
 pub struct Session {
     sid: Sid,
     env: Env,
-    /// Connection identifiers: what Connect returned.
-    identifiers: Name,
     cstate: State,
     subscriptions: SmallVec<[Subscription; 1]>,
     /// What the app is asked about at the moment.
     call: Option<Box<Pending>>,
-    /// When the next ping is due; `u64::MAX`: never.
-    ping_at_ms: u64,
-    /// When the client is given up unless it says something before; `u64::MAX`: not awaited.
-    pong_by_ms: u64,
+    /// When the next ping is due, or [`NEVER`].
+    ping_at: Tick,
+    /// When the client is given up unless it says something before, or [`NEVER`].
+    pong_by: Tick,
     ping_interval_ms: u32,
     ping_precision: PingPrecision,
     phase: Phase,
@@ -147,8 +152,11 @@ pub struct Session {
     disconnectable: bool,
 }
 
-// sid 16, env 16, identifiers 8, cstate 8, subscriptions 56, call 8, two deadlines 16, interval 4, four bytes.
-const _: () = assert!(size_of::<Session>() <= 144);
+// sid 16, env 8, cstate 8, subscriptions 48, call 8, two deadlines 8, interval 4, four bytes.
+const _: () = assert!(size_of::<Session>() <= 104);
+
+/// No deadline.
+const NEVER: Tick = Tick::MAX;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Phase {
@@ -166,9 +174,6 @@ struct Subscription {
     istate: State,
     by: Answerer,
 }
-
-/// Streams of one subscription; two fit beside each other without an allocation.
-type Streams = SmallVec<[Name; 2]>;
 
 /// Who confirmed a subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -195,12 +200,11 @@ impl Session {
         let mut session = Session {
             sid,
             env,
-            identifiers: ctx.names.get(""),
             cstate: State::default(),
             subscriptions: SmallVec::new(),
             call: None,
-            ping_at_ms: first_ping(ctx.now, interval, random),
-            pong_by_ms: u64::MAX,
+            ping_at: first_ping(ctx.now, interval, random),
+            pong_by: NEVER,
             ping_interval_ms: u32::try_from(interval).unwrap_or(u32::MAX),
             ping_precision: ping_precision.and_then(PingPrecision::parse).unwrap_or(ctx.rules.ping_precision),
             phase: Phase::Connecting,
@@ -229,7 +233,7 @@ impl Session {
 
     /// The connection identifiers; empty until the client is let in.
     pub fn identifiers(&self) -> &str {
-        self.identifiers.as_str()
+        self.env.identifiers()
     }
 
     /// True while the app is asked about something: messages of the client have to wait.
@@ -243,8 +247,8 @@ impl Session {
     }
 
     /// When [`Session::due`] wants to be called; `None`: never.
-    pub fn deadline(&self) -> Option<u64> {
-        Some(self.ping_at_ms.min(self.pong_by_ms)).filter(|&ms| ms != u64::MAX && self.phase != Phase::Over)
+    pub fn deadline(&self) -> Option<Tick> {
+        Some(self.ping_at.min(self.pong_by)).filter(|&tick| tick != NEVER && self.phase != Phase::Over)
     }
 
     /// A moment has come: sends the ping that is due, gives up a client that has not answered.
@@ -252,29 +256,30 @@ impl Session {
         if self.phase == Phase::Over {
             return;
         }
-        if ctx.now.ms() >= self.pong_by_ms {
+        let now = tick(ctx.now.mono);
+        if now >= self.pong_by {
             if !self.is_waiting() {
                 self.disconnect(DisconnectReason::NoPong, true, ctx);
                 return ctx.emit(Effect::Close { code: 1000, reason: "No Pong", cause: CloseCause::NoPong });
             }
             // Its pong may lie unread behind the command that runs.
-            self.pong_by_ms = ctx.now.ms() + ctx.rules.pong_timeout_ms;
+            self.pong_by = after(ctx.now, ctx.rules.pong_timeout_ms);
         }
-        if ctx.now.ms() >= self.ping_at_ms {
+        if now >= self.ping_at {
             ctx.emit(Effect::Ping(self.ping_precision));
             if ctx.rules.native_pings {
                 ctx.emit(Effect::NativePing);
             }
-            if self.pongs && ctx.rules.pong_timeout_ms > 0 && self.pong_by_ms == u64::MAX {
-                self.pong_by_ms = ctx.now.ms() + ctx.rules.pong_timeout_ms;
+            if self.pongs && ctx.rules.pong_timeout_ms > 0 && self.pong_by == NEVER {
+                self.pong_by = after(ctx.now, ctx.rules.pong_timeout_ms);
             }
-            self.ping_at_ms = ctx.now.ms() + u64::from(self.ping_interval_ms);
+            self.ping_at = after(ctx.now, u64::from(self.ping_interval_ms));
         }
     }
 
     /// The client gave a sign of life: a message, or a pong frame.
     pub fn alive(&mut self) {
-        self.pong_by_ms = u64::MAX;
+        self.pong_by = NEVER;
     }
 
     /// The app asked to disconnect these identifiers.
@@ -320,10 +325,6 @@ impl Session {
         for subscription in subscriptions {
             detach(subscription, ctx);
         }
-        let nobody = ctx.names.get("");
-        let identifiers = std::mem::replace(&mut self.identifiers, nobody.clone());
-        ctx.emit(Effect::Release(identifiers));
-        ctx.emit(Effect::Release(nobody));
     }
 
     /// Every subscription and stream, to attach them again after the session was read back.
@@ -338,9 +339,7 @@ impl Session {
     }
 
     fn let_in(&mut self, identifiers: &str, ctx: &mut Context<'_>) {
-        let identifiers = ctx.names.get(identifiers);
-        let nobody = std::mem::replace(&mut self.identifiers, identifiers);
-        ctx.emit(Effect::Release(nobody));
+        self.env = self.env.with_identifiers(identifiers);
         self.phase = Phase::Open;
         ctx.emit(Effect::Open);
     }
@@ -388,10 +387,7 @@ impl Session {
     /// Stops following the streams that `stop` names.
     fn unfollow(&mut self, at: usize, stop: impl Fn(&str) -> bool, ctx: &mut Context<'_>) {
         let subscription = &mut self.subscriptions[at];
-        let streams = std::mem::take(&mut subscription.streams);
-        let (stopped, kept): (Streams, Streams) = streams.into_iter().partition(|stream| stop(stream.as_str()));
-        subscription.streams = kept;
-        for stream in stopped {
+        for stream in subscription.streams.take_out(stop) {
             ctx.emit(Effect::Detach { identifier: subscription.identifier.clone(), stream });
         }
     }
@@ -399,7 +395,7 @@ impl Session {
 
 /// Undoes a subscription; every name it held is given back.
 fn detach(subscription: Subscription, ctx: &mut Context<'_>) {
-    for stream in subscription.streams {
+    for stream in subscription.streams.into_iter() {
         ctx.emit(Effect::Detach { identifier: subscription.identifier.clone(), stream });
     }
     ctx.emit(Effect::Release(subscription.identifier));
@@ -416,6 +412,10 @@ fn asked_interval(text: Option<&str>) -> Option<u64> {
 
 /// The first ping comes at a random point between half and one and a half intervals, so that clients that came
 /// together are not pinged together.
-fn first_ping(now: Now, interval_ms: u64, random: u64) -> u64 {
-    if interval_ms == 0 { u64::MAX } else { now.ms() + interval_ms / 2 + random % interval_ms }
+fn first_ping(now: Now, interval_ms: u64, random: u64) -> Tick {
+    if interval_ms == 0 { NEVER } else { after(now, interval_ms / 2 + random % interval_ms) }
+}
+
+fn after(now: Now, ms: u64) -> Tick {
+    tick_after(now.mono + Duration::from_millis(ms))
 }

@@ -29,6 +29,7 @@ mod metrics;
 mod open;
 mod outbox;
 mod slots;
+mod snapshot;
 mod wheel;
 mod world;
 
@@ -41,14 +42,14 @@ use hashbrown::HashTable;
 
 use crate::hub::Hub;
 use crate::identity::StreamRouter;
-use crate::model::{Answer, Call, CallError, Names, Now, Publication, Reply, Sid};
+use crate::model::{Answer, Call, CallError, Names, Now, Publication, Reply, Sid, TICK_MS, tick};
 use crate::proto::frame::{self, Event, Limits, Opcode};
 use crate::proto::handshake;
 use crate::session::{self, Context, Effect, Session, Tally};
 
 use deliver::{Eviction, Fanout, PingFrame};
 use slots::{Slots, Stage, flag};
-use wheel::{TICK_MS, Wheel};
+use wheel::Wheel;
 
 pub use door::{ProxyRules, Tokens};
 pub use inbox::{Delivery, Inbox, Message, PUBLICATIONS_MAX};
@@ -158,11 +159,12 @@ impl<W: World> Shard<W> {
             metrics,
             now,
             slots: Slots::new(shard),
-            wheel: Wheel::new(ticks(now.mono)),
+            wheel: Wheel::new(tick(now.mono)),
             hub: Hub::new(seed),
             names: Names::new(seed),
             identities: HashTable::new(),
-            scratch: vec![0; SCRATCH_BYTES].into(),
+            // Written to, not only reserved: its pages are paid for at boot and not by some later connection.
+            scratch: vec![1; SCRATCH_BYTES].into(),
             stashed: HashMap::new(),
             dirty: Vec::new(),
             again: VecDeque::new(),
@@ -193,7 +195,7 @@ impl<W: World> Shard<W> {
             self.accepting = Accepting::Yes;
             self.world.watch_listener(true);
         }
-        while let Some(index) = self.wheel.expired(&mut self.slots, ticks(self.now.mono)) {
+        while let Some(index) = self.wheel.expired(&mut self.slots, tick(self.now.mono)) {
             self.due(index);
         }
         for _ in 0..self.again.len() {
@@ -457,7 +459,14 @@ impl<W: World> Shard<W> {
                 }
                 Effect::Cancel => self.world.cancel(self.slots.key(index)),
                 Effect::Open => self.session_opened(index),
-                Effect::Attach { identifier, stream } => self.hub.attach(index, &identifier, &stream),
+                Effect::Attach { identifier, stream } if self.is_live(index) => {
+                    self.hub.attach(index, &identifier, &stream);
+                }
+                // An effect before this one has closed the connection, and nobody would detach it any more.
+                Effect::Attach { identifier, stream } => {
+                    self.names.release(stream);
+                    self.names.release(identifier);
+                }
                 Effect::Detach { identifier, stream } => {
                     self.hub.detach(index, &identifier, &stream);
                     self.names.release(stream);
@@ -506,9 +515,4 @@ impl<W: World> Shard<W> {
             Tally::FailedClientMessage => self.metrics.counters.failed_client_msg_total.inc(),
         }
     }
-}
-
-/// The wheel's tick a moment falls into. The wheel runs for four years before it wraps.
-fn ticks(mono: Duration) -> u32 {
-    (mono.as_millis() as u64 / TICK_MS) as u32
 }

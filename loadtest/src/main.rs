@@ -1,4 +1,5 @@
 //! The command line: what a person can ask for, and where the answer goes.
+#![allow(clippy::disallowed_methods, reason = "a load test measures; `clock` is for what crosses threads")]
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -3,7 +3,9 @@
 use crate::model::{CommandKind, Request, Routed, State};
 use crate::proto::cable::{self, Command};
 
-use super::{Answerer, Context, Effect, Note, Pending, Phase, SUBSCRIPTIONS_MAX, Session, Subscription, Tally};
+use super::{
+    Answerer, Context, Effect, Note, Pending, Phase, SUBSCRIPTIONS_MAX, Session, Streams, Subscription, Tally,
+};
 
 impl Session {
     /// A message of the client. Must not be called while [`Session::is_waiting`].
@@ -70,8 +72,7 @@ impl Session {
     /// Notes down a confirmed subscription and tells where.
     pub(super) fn record(&mut self, identifier: &str, by: Answerer, ctx: &mut Context<'_>) -> usize {
         let identifier = ctx.names.get(identifier);
-        let streams = Default::default();
-        self.subscriptions.push(Subscription { identifier, streams, istate: State::default(), by });
+        self.subscriptions.push(Subscription { identifier, streams: Streams::default(), istate: State::default(), by });
         self.subscriptions.len() - 1
     }
 
@@ -135,7 +136,7 @@ impl Session {
     /// have been about.
     pub(super) fn history(&mut self, identifier: &str, ctx: &mut Context<'_>) {
         let Some(at) = self.find(identifier) else { return };
-        let nothing_to_miss = self.subscriptions[at].streams.is_empty();
+        let nothing_to_miss = self.subscriptions[at].streams.len() == 0;
         let answer = if nothing_to_miss { cable::write::confirm_history } else { cable::write::reject_history };
         ctx.say(|out| answer(out, identifier));
     }

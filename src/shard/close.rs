@@ -5,12 +5,12 @@ use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::model::{CallError, CloseCause, Reply};
+use crate::model::{CallError, CloseCause, Reply, tick, tick_after};
 use crate::proto::frame::{self, FrameReader};
 use crate::proto::handshake;
 
 use super::slots::{Stage, flag};
-use super::{Accepting, LINGER, Shard, World, ticks};
+use super::{Accepting, LINGER, Shard, World};
 
 /// Clients a shard sends away in a second of draining, at least: a node with few of them goes quickly, one with
 /// many spreads them over the time it was given, so that the other nodes are not stormed.
@@ -57,7 +57,7 @@ impl<W: World> Shard<W> {
         outbox.last = true;
         self.mark_dirty(index);
         let due = self.now.mono + self.settings.write_timeout + LINGER;
-        self.wheel.set(&mut self.slots, index, ticks(due));
+        self.wheel.set(&mut self.slots, index, tick(due));
     }
 
     /// Ends a connection whose socket is of no use any more.
@@ -126,7 +126,7 @@ impl<W: World> Shard<W> {
     pub(super) fn due(&mut self, index: u32) {
         let now = self.now.mono;
         let slot = &mut self.slots[index];
-        let stalled = slot.outbox.as_ref().and_then(|outbox| outbox.stalled_until).is_some_and(|due| due <= ticks(now));
+        let stalled = slot.outbox.as_ref().and_then(|outbox| outbox.stalled_until).is_some_and(|due| due <= tick(now));
         match &slot.stage {
             Stage::Free | Stage::Orphan(_) => {}
             Stage::Closing => self.free(index),
@@ -157,7 +157,7 @@ impl<W: World> Shard<W> {
         }
         self.world.shut(socket);
         let due = self.now.mono + LINGER;
-        self.wheel.set(&mut self.slots, index, ticks(due));
+        self.wheel.set(&mut self.slots, index, tick(due));
     }
 
     /// Sets the slot's timer to the nearest of its deadlines.
@@ -166,10 +166,9 @@ impl<W: World> Shard<W> {
         let stalled = slot.outbox.as_ref().and_then(|outbox| outbox.stalled_until);
         let deadline = match &slot.stage {
             Stage::Free | Stage::Closing | Stage::Orphan(_) => return,
-            Stage::Door(door) => Some(ticks(door.accepted_at + self.settings.handshake_timeout) + 1),
+            Stage::Door(door) => Some(tick_after(door.accepted_at + self.settings.handshake_timeout)),
             Stage::Echo => None,
-            // One tick later than the tick it falls into, so that it is never handled early.
-            Stage::Session(session) => session.deadline().map(|ms| ticks(Duration::from_millis(ms)) + 1),
+            Stage::Session(session) => session.deadline(),
         };
         match [deadline, stalled].into_iter().flatten().min() {
             Some(due) => self.wheel.set(&mut self.slots, index, due),

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::model::{RemoteDisconnect, Sid};
+use crate::model::{RemoteDisconnect, Sid, tick, tick_after};
 use crate::proto::cable;
 use crate::proto::frame::{self, Opcode};
 use crate::session::PingPrecision;
@@ -12,7 +12,7 @@ use crate::session::PingPrecision;
 use super::inbox::Delivery;
 use super::open::identifiers_of;
 use super::slots::{Stage, flag};
-use super::{DELIVERIES_PER_TURN, EVICTIONS_PER_TURN, Shard, World, ticks};
+use super::{DELIVERIES_PER_TURN, EVICTIONS_PER_TURN, Shard, World};
 
 /// Receivers whose list is kept for the next publication; a longer one is given back.
 const RECEIVERS_KEPT: usize = 65_536;
@@ -57,7 +57,7 @@ impl<W: World> Shard<W> {
             return;
         }
         let limit = self.settings.outbox_bytes_max;
-        let full = |outbox: &super::outbox::Outbox| limit > 0 && outbox.bytes() >= limit;
+        let full = |outbox: &super::outbox::Outbox| limit > 0 && !outbox.given_up && outbox.bytes() >= limit;
         if self.slots[index].outbox.as_deref().is_some_and(full) {
             // What one turn produces may be more than the limit; only what does not fit into the kernel counts.
             self.flush(index);
@@ -76,6 +76,7 @@ impl<W: World> Shard<W> {
         self.metrics.counters.disconnected_slow_clients_total.inc();
         if let Some(outbox) = &mut self.slots[index].outbox {
             outbox.clear_unsent();
+            outbox.given_up = true;
         }
         match self.slots[index].stage {
             Stage::Session(_) => self.session_input(index, |session, ctx| session.too_slow(ctx)),
@@ -125,12 +126,12 @@ impl<W: World> Shard<W> {
                 Ok(written) => {
                     self.metrics.counters.data_sent_total.add(written as u64);
                     outbox.stalled_until =
-                        outbox.stalled_until.map(|_| ticks(self.now.mono + self.settings.write_timeout));
+                        outbox.stalled_until.map(|_| tick(self.now.mono + self.settings.write_timeout));
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     if outbox.stalled_until.is_none() {
-                        outbox.stalled_until = Some(ticks(self.now.mono + self.settings.write_timeout) + 1);
+                        outbox.stalled_until = Some(tick_after(self.now.mono + self.settings.write_timeout));
                     }
                     if slot.flags & flag::WATCHES_WRITE == 0 {
                         slot.flags |= flag::WATCHES_WRITE;

@@ -25,6 +25,9 @@ pub(super) struct Outbox {
     pub stalled_until: Option<u32>,
     /// Close the connection once everything is out.
     pub last: bool,
+    /// The client is being told that it is too slow: what is said to it now is the last, so it is let in although
+    /// the half of a long frame that is still here may be over the limit on its own.
+    pub given_up: bool,
 }
 
 impl Outbox {

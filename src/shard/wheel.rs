@@ -6,10 +6,6 @@
 
 use super::slots::{Chain, NONE, Slots, flag};
 
-/// Length of a tick in milliseconds. Deadlines here are seconds; a tick is how many of them are handled
-/// together, and 31 wake-ups a second at most are what it costs a busy shard.
-pub(super) const TICK_MS: u64 = 32;
-
 /// Buckets: one turn is 131 s, longer than the usual ping interval.
 const BUCKETS: u32 = 4096;
 

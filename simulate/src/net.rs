@@ -1,0 +1,312 @@
+//! The simulated kernel: connections as pairs of bounded pipes, and an edge-triggered poller over them.
+//!
+//! What matters is kept as Linux has it: data that arrives, an end and an error each make one edge; room to write
+//! makes one only after a write met the limit and a third of the buffer is free again; adding or changing a watch
+//! reports what holds at that moment; an event shows what is true when it is taken, not when it was made; a read
+//! gives all that is there; a socket closed over unread bytes resets the peer and may take back what was on its way.
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind, IoSlice};
+use std::time::Duration;
+
+use crate::rng::Rng;
+
+/// Number of a connection; they are never reused within a run.
+pub type ConnId = usize;
+
+/// One connection, both ends.
+pub struct Conn {
+    to_server: VecDeque<u8>,
+    to_client: VecDeque<u8>,
+    to_server_max: usize,
+    to_client_max: usize,
+    /// The client has shut its half.
+    pub client_fin: bool,
+    /// The client reads no more either: what is sent to it is answered with a reset.
+    client_closed: bool,
+    /// Reported by the server's next call.
+    error: Option<ErrorKind>,
+    /// An error was reported or a reset arrived: nothing works any more.
+    dead: bool,
+    server_shut: bool,
+    /// The server has let go of its end.
+    pub server_gone: bool,
+    watch: Option<Watch>,
+    /// Stands in the poller's list.
+    queued: bool,
+    /// A write met the limit and room has not been reported since.
+    no_space: bool,
+    /// The last write found no room at all.
+    blocked: bool,
+    /// A write met the limit at some time.
+    pub ever_blocked: bool,
+    /// A fault was injected that the client has no part in.
+    pub faulty: bool,
+    /// When the server last got bytes out or found everything out.
+    pub write_progress_at: Duration,
+    /// Bytes that the client has sent so far, kept while the server may hand the connection over.
+    pub sent: Vec<u8>,
+}
+
+struct Watch {
+    token: u64,
+    write: bool,
+}
+
+/// What the poller reports.
+pub struct Ready {
+    /// The watch's token.
+    pub token: u64,
+    /// Something to read, an error included.
+    pub readable: bool,
+    /// Room to write.
+    pub writable: bool,
+    /// The peer has shut its half or is gone.
+    pub hangup: bool,
+}
+
+/// What a client finds when it reads.
+pub enum Got {
+    /// Bytes; none: nothing is there now.
+    Bytes(Vec<u8>),
+    /// The server has shut its half.
+    End,
+    /// The server has let go with bytes unread.
+    Reset,
+}
+
+/// All connections of a run.
+#[derive(Default)]
+pub struct Net {
+    conns: Vec<Conn>,
+    ready: Vec<ConnId>,
+    /// Connections that wait to be accepted.
+    pub backlog: VecDeque<ConnId>,
+}
+
+impl Net {
+    /// A client connects.
+    pub fn connect(&mut self, to_server_max: usize, to_client_max: usize) -> ConnId {
+        self.conns.push(Conn {
+            to_server: VecDeque::new(),
+            to_client: VecDeque::new(),
+            to_server_max,
+            to_client_max,
+            client_fin: false,
+            client_closed: false,
+            error: None,
+            dead: false,
+            server_shut: false,
+            server_gone: false,
+            watch: None,
+            queued: false,
+            no_space: false,
+            blocked: false,
+            ever_blocked: false,
+            faulty: false,
+            write_progress_at: Duration::ZERO,
+            sent: Vec::new(),
+        });
+        self.backlog.push_back(self.conns.len() - 1);
+        self.conns.len() - 1
+    }
+
+    /// A connection.
+    pub fn conn(&mut self, id: ConnId) -> &mut Conn {
+        &mut self.conns[id]
+    }
+
+    /// Takes what the poller has to report.
+    pub fn take_ready(&mut self, rng: &mut Rng) -> Vec<Ready> {
+        let mut ids = std::mem::take(&mut self.ready);
+        rng.shuffle(&mut ids);
+        let mut events = Vec::new();
+        for id in ids {
+            let conn = &mut self.conns[id];
+            conn.queued = false;
+            if let Some(event) = conn.state().filter(|event| event.readable || event.writable || event.hangup) {
+                events.push(event);
+            }
+        }
+        events
+    }
+
+    /// Whether there is anything to report.
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    fn wake(&mut self, id: ConnId, for_write: bool) {
+        let conn = &mut self.conns[id];
+        let wanted = conn.watch.as_ref().is_some_and(|watch| !for_write || watch.write);
+        if wanted && !conn.queued {
+            conn.queued = true;
+            self.ready.push(id);
+        }
+    }
+
+    /// The server watches a connection or changes its watch.
+    pub fn watch(&mut self, id: ConnId, token: u64, write: bool) {
+        let conn = &mut self.conns[id];
+        conn.watch = Some(Watch { token, write });
+        if !conn.has_room() {
+            conn.no_space = true;
+        }
+        if conn.state().is_some_and(|event| event.readable || event.writable || event.hangup) {
+            self.wake(id, false);
+        }
+    }
+
+    /// The server reads.
+    pub fn server_read(&mut self, id: ConnId, buffer: &mut [u8]) -> Result<usize, ErrorKind> {
+        let conn = &mut self.conns[id];
+        let n = conn.to_server.len().min(buffer.len());
+        if n > 0 {
+            for (to, from) in buffer.iter_mut().zip(conn.to_server.drain(..n)) {
+                *to = from;
+            }
+            return Ok(n);
+        }
+        if let Some(error) = conn.error.take() {
+            conn.dead = true;
+            return Err(error);
+        }
+        if conn.client_fin || conn.dead { Ok(0) } else { Err(ErrorKind::WouldBlock) }
+    }
+
+    /// The server writes; `most` is how much it gets out at most by chance.
+    pub fn server_write(&mut self, id: ConnId, bytes: &[IoSlice<'_>], most: usize) -> Result<usize, ErrorKind> {
+        let conn = &mut self.conns[id];
+        if let Some(error) = conn.error.take() {
+            conn.dead = true;
+            return Err(error);
+        }
+        if conn.dead {
+            return Err(ErrorKind::BrokenPipe);
+        }
+        let total: usize = bytes.iter().map(|slice| slice.len()).sum();
+        if conn.client_closed {
+            conn.error = Some(ErrorKind::ConnectionReset);
+            self.wake(id, false);
+            return Ok(total);
+        }
+        let room = conn.to_client_max.saturating_sub(conn.to_client.len());
+        if room < total {
+            conn.no_space = true;
+            conn.ever_blocked = true;
+        }
+        conn.blocked = room == 0;
+        if room == 0 {
+            return Err(ErrorKind::WouldBlock);
+        }
+        let written = room.min(total).min(most.max(1));
+        conn.to_client.extend(bytes.iter().flat_map(|slice| slice.iter()).take(written));
+        Ok(written)
+    }
+
+    /// The server says that it writes no more. False when it had said so before.
+    pub fn server_shut(&mut self, id: ConnId) -> bool {
+        !std::mem::replace(&mut self.conns[id].server_shut, true)
+    }
+
+    /// Whether the server has said that it writes no more.
+    pub fn is_shut(&self, id: ConnId) -> bool {
+        self.conns[id].server_shut
+    }
+
+    /// The server lets go.
+    pub fn server_drop(&mut self, id: ConnId, rng: &mut Rng) {
+        let conn = &mut self.conns[id];
+        conn.server_gone = true;
+        conn.watch = None;
+        if !conn.to_server.is_empty() {
+            // Unread bytes: the peer is reset, and what was on its way may be lost.
+            let arrives = rng.below(conn.to_client.len() + 1);
+            conn.to_client.truncate(arrives);
+            conn.dead = true;
+        }
+    }
+
+    /// The client sends; returns how much the pipe took.
+    pub fn client_send(&mut self, id: ConnId, bytes: &[u8]) -> usize {
+        let conn = &mut self.conns[id];
+        if conn.server_gone {
+            return bytes.len();
+        }
+        let n = bytes.len().min(conn.to_server_max.saturating_sub(conn.to_server.len()));
+        conn.to_server.extend(&bytes[..n]);
+        if conn.sent.len() < 40_000 {
+            conn.sent.extend_from_slice(&bytes[..n]);
+        }
+        if n > 0 {
+            self.wake(id, false);
+        }
+        n
+    }
+
+    /// The client reads up to `max` bytes.
+    pub fn client_receive(&mut self, id: ConnId, max: usize) -> Got {
+        let conn = &mut self.conns[id];
+        let n = conn.to_client.len().min(max);
+        if n > 0 {
+            let bytes = conn.to_client.drain(..n).collect();
+            if conn.no_space && conn.has_room() {
+                conn.no_space = false;
+                self.wake(id, true);
+            }
+            return Got::Bytes(bytes);
+        }
+        if max > 0 && conn.server_gone && conn.dead {
+            return Got::Reset;
+        }
+        if max > 0 && (conn.server_shut || conn.server_gone) { Got::End } else { Got::Bytes(Vec::new()) }
+    }
+
+    /// Bytes that the client could read.
+    pub fn unread(&self, id: ConnId) -> usize {
+        self.conns[id].to_client.len()
+    }
+
+    /// The client shuts its half, or closes the whole socket.
+    pub fn client_end(&mut self, id: ConnId, both: bool) {
+        let conn = &mut self.conns[id];
+        conn.client_closed |= both;
+        conn.client_fin = true;
+        self.wake(id, false);
+    }
+
+    /// The connection breaks: by a reset of the client, or by what the network does to it.
+    pub fn break_off(&mut self, id: ConnId, error: ErrorKind, rng: &mut Rng) {
+        let conn = &mut self.conns[id];
+        let arrives = rng.below(conn.to_server.len() + 1);
+        conn.to_server.truncate(arrives);
+        conn.error = Some(error);
+        conn.client_closed = true;
+        conn.client_fin = true;
+        self.wake(id, false);
+    }
+}
+
+impl Conn {
+    /// Room to write, as the poller sees it: a third of the buffer.
+    fn has_room(&self) -> bool {
+        (self.to_client_max.saturating_sub(self.to_client.len())) * 3 >= self.to_client_max
+    }
+
+    /// What an event would say now; `None` if nobody watches.
+    fn state(&self) -> Option<Ready> {
+        let watch = self.watch.as_ref()?;
+        let broken = self.error.is_some() || self.dead;
+        Some(Ready {
+            token: watch.token,
+            readable: !self.to_server.is_empty() || self.client_fin || broken,
+            writable: watch.write && (self.has_room() || broken),
+            hangup: self.client_fin || broken,
+        })
+    }
+
+    /// Bytes wait for a client that makes no room.
+    pub fn is_stuck(&self) -> bool {
+        self.blocked && !self.server_gone && !self.client_closed && self.error.is_none() && !self.dead
+    }
+}
