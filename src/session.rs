@@ -251,8 +251,9 @@ impl Session {
         Some(self.ping_at.min(self.pong_by)).filter(|&tick| tick != NEVER && self.phase != Phase::Over)
     }
 
-    /// A moment has come: sends the ping that is due, gives up a client that has not answered.
-    pub fn due(&mut self, ctx: &mut Context<'_>) {
+    /// A moment has come: sends the ping that is due, gives up a client that has not answered. A client that is
+    /// `stalled`, with bytes waiting for it, is sent no ping: they tell it as much, and it must not collect pings.
+    pub fn due(&mut self, stalled: bool, ctx: &mut Context<'_>) {
         if self.phase == Phase::Over {
             return;
         }
@@ -266,6 +267,10 @@ impl Session {
             self.pong_by = after(ctx.now, ctx.rules.pong_timeout_ms);
         }
         if now >= self.ping_at {
+            self.ping_at = after(ctx.now, u64::from(self.ping_interval_ms));
+            if stalled {
+                return;
+            }
             ctx.emit(Effect::Ping(self.ping_precision));
             if ctx.rules.native_pings {
                 ctx.emit(Effect::NativePing);
@@ -273,7 +278,6 @@ impl Session {
             if self.pongs && ctx.rules.pong_timeout_ms > 0 && self.pong_by == NEVER {
                 self.pong_by = after(ctx.now, ctx.rules.pong_timeout_ms);
             }
-            self.ping_at = after(ctx.now, u64::from(self.ping_interval_ms));
         }
     }
 

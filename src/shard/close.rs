@@ -126,7 +126,8 @@ impl<W: World> Shard<W> {
     pub(super) fn due(&mut self, index: u32) {
         let now = self.now.mono;
         let slot = &mut self.slots[index];
-        let stalled = slot.outbox.as_ref().and_then(|outbox| outbox.stalled_until).is_some_and(|due| due <= tick(now));
+        let stalled_until = slot.outbox.as_ref().and_then(|outbox| outbox.stalled_until);
+        let (waiting, stalled) = (stalled_until.is_some(), stalled_until.is_some_and(|due| due <= tick(now)));
         match &slot.stage {
             Stage::Free | Stage::Orphan(_) => {}
             Stage::Closing => self.free(index),
@@ -138,7 +139,7 @@ impl<W: World> Shard<W> {
                 self.gone_by_us(index, CloseCause::WriteTimeout);
             }
             Stage::Echo => self.set_timer(index),
-            Stage::Session(_) => self.session_input(index, |session, ctx| session.due(ctx)),
+            Stage::Session(_) => self.session_input(index, |session, ctx| session.due(waiting, ctx)),
         }
     }
 

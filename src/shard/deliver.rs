@@ -151,12 +151,8 @@ impl<W: World> Shard<W> {
         }
     }
 
-    /// Sends a heartbeat. A client that has bytes waiting gets none: they tell it as much, and a slow client
-    /// must not collect pings.
+    /// Sends a heartbeat.
     pub(super) fn ping(&mut self, index: u32, precision: PingPrecision) {
-        if self.slots[index].outbox.as_ref().is_some_and(|outbox| outbox.stalled_until.is_some()) {
-            return;
-        }
         self.metrics.counters.pings_total.inc();
         let timestamp = precision.timestamp(self.now.unix);
         let encode = || {
