@@ -138,7 +138,6 @@ impl Backend {
     /// # Errors
     ///
     /// The call itself when the queue is full. It has been counted as dropped; the caller lets go of it.
-    #[expect(clippy::result_large_err, reason = "the caller's own call, handed back and not boxed on the way in")]
     pub fn disconnect(&self, call: Call) -> Result<(), Call> {
         self.lanes.as_ref().map_or(Ok(()), |lanes| lanes.disconnector.push(call))
     }
