@@ -20,8 +20,6 @@ mod tls;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hmac::{Hmac, KeyInit, Mac};
-use sha2::Sha256;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
@@ -238,13 +236,4 @@ fn describe(settings: &Settings) -> String {
     };
     let (target, concurrency) = (&settings.target, settings.concurrency);
     format!("{kind} {target}, protocol v1, concurrency {concurrency}, TLS {tls}")
-}
-
-/// The secret of HTTP RPC when none is configured: lower-case hex HMAC-SHA256 of `rpc-cable` under the app's secret
-/// (`contracts/rpc-http.md`).
-pub fn derive_http_secret(app_secret: &str) -> String {
-    // HMAC takes keys of every length.
-    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(app_secret.as_bytes()) else { return String::new() };
-    mac.update(b"rpc-cable");
-    mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
 }
