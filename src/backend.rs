@@ -20,8 +20,6 @@ mod tls;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hmac::{Hmac, KeyInit, Mac};
-use sha2::Sha256;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
@@ -138,7 +136,6 @@ impl Backend {
     /// # Errors
     ///
     /// The call itself when the queue is full. It has been counted as dropped; the caller lets go of it.
-    #[expect(clippy::result_large_err, reason = "the caller's own call, handed back and not boxed on the way in")]
     pub fn disconnect(&self, call: Call) -> Result<(), Call> {
         self.lanes.as_ref().map_or(Ok(()), |lanes| lanes.disconnector.push(call))
     }
@@ -239,13 +236,4 @@ fn describe(settings: &Settings) -> String {
     };
     let (target, concurrency) = (&settings.target, settings.concurrency);
     format!("{kind} {target}, protocol v1, concurrency {concurrency}, TLS {tls}")
-}
-
-/// The secret of HTTP RPC when none is configured: lower-case hex HMAC-SHA256 of `rpc-cable` under the app's secret
-/// (`contracts/rpc-http.md`).
-pub fn derive_http_secret(app_secret: &str) -> String {
-    // HMAC takes keys of every length.
-    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(app_secret.as_bytes()) else { return String::new() };
-    mac.update(b"rpc-cable");
-    mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
 }

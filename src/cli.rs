@@ -43,7 +43,7 @@ fn carry_out(Invocation { command, warnings, file }: Invocation) -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Command::Serve(config) => {
-            start_log(&config);
+            start_log(&config, level(config.log.level), io::stdout);
             warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
             if let Some(file) = file {
                 tracing::info!("configuration file: {}", file.display());
@@ -51,7 +51,10 @@ fn carry_out(Invocation { command, warnings, file }: Invocation) -> ExitCode {
             Node::start(*config, None).map_err(anyhow::Error::from).and_then(|node| Ok(node.run_until_signalled()?))
         }
         Command::Demo(config) => {
-            start_log(&config);
+            // Standard output is for the one thing that a person needs now: the URL. Of the log only what is wrong is
+            // shown, unless somebody wants to see everything.
+            let level = level(config.log.level);
+            start_log(&config, if level == LevelFilter::INFO { LevelFilter::WARN } else { level }, io::stderr);
             warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
             serve_demo(*config)
         }
@@ -108,21 +111,33 @@ fn serve_demo(mut config: Config) -> anyhow::Result<()> {
             uptime: clock.now().mono,
         }
     })?;
-    tracing::info!("demo: http://{address}/ - open it in two tabs");
+    eprintln!("The Cableway demo is running; Ctrl-C ends it. Open this page in two tabs:");
+    // It runs on even if nobody reads this.
+    let _ = writeln!(io::stdout(), "http://{address}/");
     Ok(node.run_until_signalled()?)
 }
 
-/// Lines go to stdout, as operators of AnyCable expect.
-fn start_log(config: &Config) {
-    let level = match config.log.level {
+fn level(level: LogLevel) -> LevelFilter {
+    match level {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Info => LevelFilter::INFO,
         LogLevel::Warn => LevelFilter::WARN,
         LogLevel::Error => LevelFilter::ERROR,
-    };
-    let log = tracing_subscriber::fmt().with_max_level(level).with_target(level == LevelFilter::DEBUG);
+    }
+}
+
+/// Starts the log on one of the standard streams. A server's is standard output, as operators of AnyCable expect.
+fn start_log<S>(config: &Config, level: LevelFilter, stream: fn() -> S)
+where
+    S: Write + io::IsTerminal + 'static,
+{
+    let log = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_target(level == LevelFilter::DEBUG)
+        .with_ansi(stream().is_terminal())
+        .with_writer(stream);
     match config.log.format {
-        LogFormat::Text => log.with_ansi(io::IsTerminal::is_terminal(&io::stdout())).init(),
+        LogFormat::Text => log.init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
 }

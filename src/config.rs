@@ -30,7 +30,7 @@ pub use error::{ConfigError, Problem};
 pub use file::SEARCHED;
 pub use options::{Api, App, Broadcast, Config, Disconnect, Jwt, Log, Metrics, Rpc, Server, Streams, Tcp, Ws, all};
 pub use resolved::{ListenOn, OPEN_BROADCAST_PORT};
-pub use secrets::{Secrets, derive};
+pub use secrets::Secrets;
 pub use setting::{DisconnectMode, LogFormat, LogLevel, PingPrecision, RpcImplementation, Secret, Tags};
 pub use text::{help, sample};
 

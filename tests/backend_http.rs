@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use backend_app::{Caller, command, connect, disconnect, key, settle, sid, soon};
 use bytes::Bytes;
-use cableway::backend::{Settings, Target, derive_http_secret};
+use cableway::backend::{Settings, Target};
 use cableway::model::rpc::Status;
 use cableway::model::{CallError, ConnectReply, Reply};
 use http_body_util::{BodyExt, Full};
@@ -297,10 +297,4 @@ fn a_secret_that_cannot_be_a_header_is_refused_at_boot() {
     let _entered = runtime.enter();
     let started = cableway::backend::Backend::start(settings, runtime.handle(), std::sync::Arc::new(drop));
     assert!(started.is_err());
-}
-
-/// `printf rpc-cable | openssl dgst -sha256 -hmac qwerty`
-#[test]
-fn the_derived_secret_is_that_of_openssl() {
-    assert_eq!(derive_http_secret("qwerty"), "57c40610d142fe7d7999be4e23dfba4f42c3c542e1f278063e8e3b6a30b0c2bd");
 }

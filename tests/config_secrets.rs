@@ -33,6 +33,13 @@ fn the_app_secret_derives_three_keys_and_is_itself_the_key_of_tokens_and_streams
     }
 }
 
+/// `printf rpc-cable | openssl dgst -sha256 -hmac qwerty`
+#[test]
+fn a_derived_key_is_that_of_openssl() {
+    let derived = secrets("--secret qwerty").http_rpc;
+    assert_eq!(derived.as_deref(), Some("57c40610d142fe7d7999be4e23dfba4f42c3c542e1f278063e8e3b6a30b0c2bd"));
+}
+
 #[test]
 fn without_any_secret_there_is_no_key_and_no_api() {
     assert_eq!(secrets("--turbo-streams --cable-ready"), Secrets::default());

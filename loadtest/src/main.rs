@@ -1,4 +1,5 @@
 //! The command line: what a person can ask for, and where the answer goes.
+#![allow(clippy::disallowed_methods, reason = "a load test measures: it has no clock to be given")]
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -80,7 +80,6 @@ impl Disconnector {
     }
 
     /// Queues a call. Gives it back when the queue is full.
-    #[expect(clippy::result_large_err, reason = "the caller's own call, handed back and not boxed on the way in")]
     pub fn push(&self, call: Call) -> Result<(), Call> {
         let mut queue = self.shared.queue();
         if queue.waiting.len() >= self.shared.backlog {

@@ -35,7 +35,7 @@ pub struct Settings {
     pub send_bytes_max: usize,
     /// Encryption. HTTP: `https://` turns it on.
     pub tls: TlsSettings,
-    /// HTTP: sent as `Authorization: Bearer`. See [`super::derive_http_secret`].
+    /// HTTP: sent as `Authorization: Bearer`, given or derived from the app's secret.
     pub http_secret: Option<String>,
     /// Disconnect calls started per second. Default 100; 0 means as fast as the app takes them, one at a time.
     pub disconnect_rate: u32,

@@ -88,8 +88,9 @@ impl fmt::Debug for Secrets {
     }
 }
 
-/// Lower-case hex of HMAC-SHA256 with the app secret as key and a phrase as text.
-pub fn derive(app_secret: &str, phrase: &str) -> String {
+/// The key that is made out of the app secret for one purpose: lower-case hex HMAC-SHA256 of a phrase
+/// (`contracts/broadcast.md` section 5).
+fn derive(app_secret: &str, phrase: &str) -> String {
     let mut mac = Hmac::<Sha256>::new_from_slice(app_secret.as_bytes()).expect("HMAC takes keys of any length");
     mac.update(phrase.as_bytes());
     mac.finalize().into_bytes().iter().fold(String::with_capacity(64), |mut hex, byte| {

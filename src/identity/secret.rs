@@ -4,7 +4,6 @@ use std::fmt;
 
 use hmac::digest::KeyInit;
 use hmac::{EagerHash, Hmac, Mac};
-use sha2::Sha256;
 
 /// The text that switches the feature off whose secret it is.
 const OFF: &str = "none";
@@ -25,12 +24,6 @@ impl Secret {
     /// The secret itself, for whoever has to send it.
     pub fn expose(&self) -> &str {
         &self.0
-    }
-
-    /// The key that is made out of the app secret for one purpose: lower-case hex HMAC-SHA256 of `phrase`
-    /// (`contracts/broadcast.md` section 5): `broadcast-cable`, `rpc-cable`, `api-cable`.
-    pub fn derive(&self, phrase: &str) -> Secret {
-        Secret(hex(&self.mac::<Sha256>(phrase.as_bytes()).finalize().into_bytes()).into())
     }
 
     /// A MAC over `message` with this secret, to be compared with [`Mac::verify_slice`] only.
@@ -89,18 +82,6 @@ mod tests {
         assert_eq!(resolved(["none", "app"]), None);
         assert_eq!(resolved(["", "none"]), None);
         assert_eq!(resolved(["", ""]), None);
-    }
-
-    #[test]
-    fn derived_keys_are_those_of_the_contract() {
-        let app = Secret::resolve(["s3cr3t"]).unwrap();
-        for (phrase, key) in [
-            ("broadcast-cable", "83149057b2f956b5f862c0ef5ad6a24d3677dc076d77e8999c24f77ca17d7a20"),
-            ("rpc-cable", "4b7da2749fe2a4534cec0d2acbd16277a800cf2acd31158ac4edae4a62a8f18d"),
-            ("api-cable", "e3b70326c38efad4042c57f65cc19e4ce2925e5aea5ea0c98dca248b837c17de"),
-        ] {
-            assert_eq!(app.derive(phrase).expose(), key);
-        }
     }
 
     #[test]

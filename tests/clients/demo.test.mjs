@@ -35,7 +35,7 @@ describe('the demo page', () => {
     assert.ok(process.env.CABLEWAY_BIN, 'CABLEWAY_BIN must name the cableway binary under test');
     mkdirSync(ARTIFACTS, { recursive: true });
     demo = new Child('cableway demo', process.env.CABLEWAY_BIN, ['demo', '--port', '0']);
-    url = await demo.line('its URL', (line) => /demo: (https?:\/\/[^\s"']+)/.exec(line)?.[1]);
+    url = await demo.line('its URL', (line) => /^https?:\/\/\S+$/.exec(line)?.[0]);
     const executablePath = process.env.CHROMIUM_BIN ?? '/usr/bin/chromium';
     browser = await chromium.launch({ executablePath, headless: true, args: QUIET });
   });
@@ -125,6 +125,11 @@ describe('the demo page', () => {
       const box = await page.getByTestId('send-button').boundingBox();
       assert.ok(box.height >= 32, `the send button is ${box.height} px high`);
     }
+  });
+
+  test('the URL is all that it prints, and nothing that it says beside it is a URL', () => {
+    assert.deepEqual(demo.lines, [url]);
+    assert.doesNotMatch(demo.errors.join('\n'), /\w+:\/\//);
   });
 
   test('screenshots are taken, and no page reported an error', async () => {

@@ -155,9 +155,10 @@ fn sysctl(places: &Places) -> Outcome {
 }
 
 /// Builds the whole workspace and gives one of its programs. A debug build: its overflow checks and assertions are
-/// part of the test. Always the whole workspace, because a part of it would be built again with other features.
+/// part of the test. Always the whole workspace with its tests, which is what `cargo test` has built: tests ask for more
+/// features of some dependencies, and without them those would be built a second time.
 fn program(places: &Places, name: &str) -> Result<PathBuf, Outcome> {
-    if !cargo(places).args(["build", "--workspace", "--bins"]).passes() {
+    if !cargo(places).args(["build", "--workspace", "--all-targets"]).passes() {
         return Err(Outcome::Impossible("the workspace does not build".to_owned()));
     }
     let program = places.target.join("debug").join(name);
