@@ -5,6 +5,7 @@
 //! slot and the hub neither knows nor asks what lives there. The rule its callers keep: whatever was attached
 //! is detached before its slot is reused.
 
+mod groups;
 mod members;
 
 use std::hash::BuildHasher;
@@ -15,6 +16,7 @@ use hashbrown::hash_table::Entry;
 
 use crate::model::Name;
 
+use groups::{Group, Groups};
 use members::{Crowds, Members};
 
 /// Streams and subscribers of one shard.
@@ -30,19 +32,8 @@ struct Stream {
     groups: Groups,
 }
 
-/// Most streams have all their subscribers under one identifier, so that case holds no table.
-enum Groups {
-    One(Group),
-    Many(Box<HashTable<Group>>),
-}
-
-struct Group {
-    identifier: Name,
-    members: Members,
-}
-
 // A stream in the table: its name, one identifier, one member; the tags fit beside the member.
-const _: () = assert!(size_of::<Stream>() == 24 && size_of::<Group>() == 16);
+const _: () = assert!(size_of::<Stream>() == 24);
 
 /// Gives memory back after a crowd has left, yet does not shrink and grow again around one size.
 fn shrink<T>(table: &mut HashTable<T>, hasher: impl Fn(&T) -> u64) {
@@ -65,7 +56,7 @@ impl Hub {
             Entry::Occupied(mut entry) => entry
                 .get_mut()
                 .groups
-                .group(identifier, hash, member)
+                .find_or_add(identifier, hash, member)
                 .is_none_or(|group| group.members.insert(member, &mut self.crowds)),
             Entry::Vacant(entry) => {
                 let group = Group { identifier: identifier.clone(), members: Members::One(member) };
@@ -80,20 +71,7 @@ impl Hub {
     pub fn detach(&mut self, member: u32, identifier: &Name, stream: &Name) {
         let hash = |name: &Name| self.hasher.hash_one(name.as_str());
         let Ok(mut entry) = self.streams.find_entry(hash(stream), |s| s.name == *stream) else { return };
-        let left = match &mut entry.get_mut().groups {
-            Groups::One(group) if group.identifier == *identifier => group.members.remove(member, &mut self.crowds),
-            Groups::One(_) => None,
-            Groups::Many(groups) => {
-                let found = groups.find_entry(hash(identifier), |g| g.identifier == *identifier);
-                let Ok(mut group) = found else { return };
-                let members = group.get_mut().members.remove(member, &mut self.crowds);
-                if members == Some(0) {
-                    group.remove();
-                    shrink(groups, |g| hash(&g.identifier));
-                }
-                members.map(|_| groups.len())
-            }
-        };
+        let left = entry.get_mut().groups.remove(identifier, member, hash, &mut self.crowds);
         self.attachments -= usize::from(left.is_some());
         if left == Some(0) {
             entry.remove();
@@ -107,14 +85,11 @@ impl Hub {
         let Some(stream) = self.streams.find(self.hasher.hash_one(stream), |s| s.name.as_str() == stream) else {
             return;
         };
-        let mut visit_group = |group: &Group| {
+        let visit_group = |group: &Group| {
             let shared = enter(&group.identifier);
             group.members.for_each(&self.crowds, |member| visit(member, &shared));
         };
-        match &stream.groups {
-            Groups::One(group) => visit_group(group),
-            Groups::Many(groups) => groups.iter().for_each(visit_group),
-        }
+        stream.groups.iter().for_each(visit_group);
     }
 
     /// Streams with at least one subscriber.
@@ -130,29 +105,6 @@ impl Hub {
     /// True when nothing is subscribed: what a shard without sessions must be.
     pub fn is_empty(&self) -> bool {
         self.streams.is_empty() && self.attachments == 0 && self.crowds.is_empty()
-    }
-}
-
-impl Groups {
-    /// The group of an identifier. `None` when there was none: then it has been made, with this member.
-    fn group(&mut self, identifier: &Name, hash: impl Fn(&Name) -> u64, member: u32) -> Option<&mut Group> {
-        if matches!(self, Groups::One(group) if group.identifier != *identifier) {
-            let Groups::One(only) = std::mem::replace(self, Groups::Many(Box::default())) else { return None };
-            let Groups::Many(groups) = self else { return None };
-            groups.insert_unique(hash(&only.identifier), only, |g| hash(&g.identifier));
-        }
-        match self {
-            Groups::One(group) => Some(group),
-            Groups::Many(groups) => {
-                match groups.entry(hash(identifier), |g| g.identifier == *identifier, |g| hash(&g.identifier)) {
-                    Entry::Occupied(entry) => Some(entry.into_mut()),
-                    Entry::Vacant(entry) => {
-                        entry.insert(Group { identifier: identifier.clone(), members: Members::One(member) });
-                        None
-                    }
-                }
-            }
-        }
     }
 }
 

@@ -157,9 +157,9 @@ impl Node {
             other_fronts.push(listen(&runtime, &place, routes, &limits, &front_metrics)?);
         }
 
-        boot::facts(&config, &secrets, &capacity, &backend, address, &shard_settings.router);
         let clock = Clock::start();
         let mut threads = Vec::with_capacity(shards);
+        let (ready, all_ready) = std::sync::mpsc::channel::<()>();
         for (shard, inbox) in (0..shards as u16).zip(inboxes.iter()) {
             let kernel = Kernel::new(KernelSettings {
                 shard,
@@ -172,15 +172,22 @@ impl Node {
             let metrics = Arc::clone(&shard_metrics[usize::from(shard)]);
             let settings = Arc::clone(&shard_settings);
             let (ended, end) = oneshot::channel();
+            let ready = ready.clone();
             let run = move || {
-                if let Err(error) = shard::run(Shard::new(shard, kernel, settings, metrics)) {
+                let engine = Shard::new(shard, kernel, settings, metrics);
+                drop(ready);
+                if let Err(error) = shard::run(engine) {
                     tracing::error!(shard, %error, "a shard stopped; its connections are lost");
                 }
                 let _ = ended.send(());
             };
             threads.push((thread::Builder::new().name(format!("shard-{shard}")).spawn(run)?, end));
         }
+        // Every shard lets go of its end once it is made: what it holds at rest is there before anybody measures.
+        drop(ready);
+        let _ = all_ready.recv();
         observer.watch(runtime.handle());
+        boot::facts(&config, &secrets, &capacity, &backend, address, &shard_settings.router);
         Ok(Node {
             config,
             runtime,

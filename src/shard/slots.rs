@@ -2,7 +2,7 @@
 //!
 //! Slots stand in blocks that never move, so a shard with a million connections never copies them to grow and
 //! holds no half-empty doubling. Free slots are chained through their timer links. Blocks are kept once made:
-//! a block is 64 KiB, and a crowd that left usually comes back.
+//! a crowd that left usually comes back.
 
 use crate::model::SlotKey;
 use crate::proto::frame::FrameReader;
@@ -98,7 +98,8 @@ const _: () = assert!(size_of::<Slot<std::os::fd::OwnedFd>>() == 64);
 
 pub(super) struct Slots<S> {
     shard: u16,
-    blocks: Vec<Box<[Slot<S>]>>,
+    /// All full but the last, whose memory is touched only as far as it is used.
+    blocks: Vec<Vec<Slot<S>>>,
     free: u32,
     used: usize,
 }
@@ -110,8 +111,9 @@ impl<S> Slots<S> {
 
     /// Takes a free slot into use and names it.
     pub fn insert(&mut self, socket: S, stage: Stage) -> u32 {
+        self.used += 1;
         if self.free == NONE {
-            self.grow();
+            return self.append(socket, stage);
         }
         let index = self.free;
         let slot = &mut self[index];
@@ -121,7 +123,6 @@ impl<S> Slots<S> {
         slot.timer = Chain::LOOSE;
         slot.flags = 0;
         self.free = next;
-        self.used += 1;
         index
     }
 
@@ -148,8 +149,7 @@ impl<S> Slots<S> {
 
     /// The slot's index if the key still names its present use.
     pub fn find(&self, key: SlotKey) -> Option<u32> {
-        let block = self.blocks.get(key.index as usize / BLOCK)?;
-        let slot = &block[key.index as usize % BLOCK];
+        let slot = self.blocks.get(key.index as usize / BLOCK)?.get(key.index as usize % BLOCK)?;
         (slot.generation == key.generation && !matches!(slot.stage, Stage::Free)).then_some(key.index)
     }
 
@@ -170,24 +170,27 @@ impl<S> Slots<S> {
 
     /// How many slots there are, free ones included: the bound for walking all of them.
     pub fn end(&self) -> u32 {
-        (self.blocks.len() * BLOCK) as u32
+        self.blocks.last().map_or(0, |last| (self.blocks.len() - 1) * BLOCK + last.len()) as u32
     }
 
-    fn grow(&mut self) {
-        let first = self.end();
-        let slots = (first..first + BLOCK as u32).map(|index| Slot {
-            socket: None,
+    fn append(&mut self, socket: S, stage: Stage) -> u32 {
+        let index = self.end();
+        if index as usize % BLOCK == 0 {
+            self.blocks.push(Vec::with_capacity(BLOCK));
+        }
+        let slot = Slot {
+            socket: Some(socket),
             generation: 0,
             due: 0,
-            timer: Chain { previous: NONE, next: if index + 1 < first + BLOCK as u32 { index + 1 } else { NONE } },
+            timer: Chain::LOOSE,
             peers: Chain::LOOSE,
-            stage: Stage::Free,
+            stage,
             reader: FrameReader::new(),
             outbox: None,
             flags: 0,
-        });
-        self.blocks.push(slots.collect());
-        self.free = first;
+        };
+        self.blocks[index as usize / BLOCK].push(slot);
+        index
     }
 }
 
@@ -226,12 +229,14 @@ mod tests {
     fn all_slots_are_used_before_a_block_is_added() {
         let mut slots = Slots::new(0);
         let indexes: Vec<_> = (0..BLOCK as u32).map(|n| slots.insert(n, Stage::Echo)).collect();
-        assert_eq!((slots.used(), slots.end()), (BLOCK, BLOCK as u32));
+        assert_eq!((slots.used(), slots.end(), slots.blocks.len()), (BLOCK, BLOCK as u32, 1));
         slots.insert(0, Stage::Echo);
-        assert_eq!(slots.end(), 2 * BLOCK as u32);
+        assert_eq!((slots.end(), slots.blocks.len()), (BLOCK as u32 + 1, 2));
         for index in indexes {
             slots.remove(index);
         }
         assert_eq!(slots.used(), 1);
+        (0..BLOCK as u32).for_each(|n| assert!(slots.insert(n, Stage::Echo) < BLOCK as u32));
+        assert_eq!(slots.blocks.len(), 2);
     }
 }
