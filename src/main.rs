@@ -3,5 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    cableway::os::allocator::give_back_early();
     cableway::cli::run()
 }

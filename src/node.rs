@@ -1,7 +1,7 @@
 //! Assembly: every thread, channel and listener is made here, and taken down again.
 //!
-//! A node is some shards (one thread each), one tokio runtime beside them for everything that waits on others (calls
-//! to the app, ordinary HTTP), and the wires between: answers into inboxes, publications into all inboxes, sockets
+//! A node is some shards (one thread each), beside them one thread that calls the app and one for ordinary HTTP, each
+//! with a tokio runtime, and the wires between: answers into inboxes, publications into all inboxes, sockets
 //! that turned out to be HTTP from shards to the front.
 
 mod boot;
@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -38,9 +38,8 @@ use wires::Wires;
 pub use observe::Facts;
 pub use settings::ExtraRoutes;
 
-/// Threads of the runtime for calls and HTTP. The work there is small next to the shards'; a second thread keeps one
-/// slow publication from holding up answers.
-const SERVICE_THREADS_MAX: usize = 2;
+/// Threads for ordinary HTTP. Publications are few and short next to what becomes of them in the shards.
+const HTTP_THREADS: usize = 1;
 
 /// Part of the time a shutdown may take that clients are spread over; the rest is for their last bytes and for telling
 /// the app.
@@ -108,10 +107,11 @@ impl Node {
         let listeners = Arc::new(Mutex::new(copies));
 
         let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(cores.min(SERVICE_THREADS_MAX))
-            .thread_name("service")
+            .worker_threads(HTTP_THREADS)
+            .thread_name("http")
             .enable_all()
             .build()?;
+        let calls = calls_thread()?;
         let inboxes: Arc<[Arc<Inbox>]> =
             (0..shards).map(|_| Inbox::new().map(Arc::new)).collect::<Result<Vec<_>, _>>()?.into();
         let to_inbox = Arc::clone(&inboxes);
@@ -121,7 +121,7 @@ impl Node {
             }
         });
         let backend = settings::backend(&config, &secrets)?;
-        let backend = Arc::new(Backend::start(backend, runtime.handle(), answers)?);
+        let backend = Arc::new(Backend::start(backend, &calls, answers)?);
         let shard_settings = Arc::new(settings::shard(&config, &secrets)?);
         let shard_metrics: Arc<[_]> = (0..shards as u16).map(|n| Arc::new(ShardMetrics::new(n))).collect();
         let front_metrics = Arc::new(FrontMetrics::default());
@@ -270,6 +270,16 @@ impl Node {
             let _ = tokio::time::timeout_at(deadline, front.drained()).await;
         }
     }
+}
+
+/// The thread that calls the app. One, with a runtime of its own: all calls share a driver and a connection or two, so
+/// a second thread would only pass them to and fro, and publications must not hold answers up.
+fn calls_thread() -> io::Result<Handle> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let handle = runtime.handle().clone();
+    let run = move || runtime.block_on(std::future::pending::<()>());
+    thread::Builder::new().name("calls".into()).spawn(run)?;
+    Ok(handle)
 }
 
 /// Binds one listener for each shard on each address of the host; port 0 is chosen once.

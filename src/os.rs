@@ -2,6 +2,7 @@
 //!
 //! The only module that may contain `unsafe`; everything else uses safe wrappers.
 
+pub mod allocator;
 pub mod clock;
 pub mod limits;
 pub mod listener;

@@ -109,7 +109,7 @@ fn flags(watch: Watch) -> epoll::EventFlags {
 pub struct Waker(OwnedFd);
 
 impl Waker {
-    /// A waker, to be watched with [`Watch::Level`].
+    /// A waker, to be watched with [`Watch::EdgeRead`]: it is never read from, each wake is an edge of its own.
     ///
     /// # Errors
     /// Out of descriptors.
@@ -117,15 +117,10 @@ impl Waker {
         Ok(Waker(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
-    /// Makes it readable.
+    /// Wakes the poller.
     pub fn wake(&self) {
-        // Fails only when the counter is full, and then it is readable already.
+        // Fails only when the counter is full, after 2^64 wakes.
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
-    }
-
-    /// Makes it unreadable again.
-    pub fn reset(&self) {
-        let _ = rustix::io::read(&self.0, &mut [0u8; 8]);
     }
 }
 

@@ -5,7 +5,7 @@
 //! each session.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -45,10 +45,18 @@ pub struct Delivery {
 /// The shared end of a shard's inbox.
 #[derive(Debug)]
 pub struct Inbox {
-    /// `None` once the shard has ended: then everything is dropped.
-    messages: Mutex<Option<Vec<Message>>>,
+    state: Mutex<State>,
     room: Arc<Semaphore>,
     pub(super) waker: Waker,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    messages: Vec<Message>,
+    /// The shard waits for events, or is about to: the next message has to wake it.
+    asleep: bool,
+    /// The shard has ended: everything is dropped.
+    closed: bool,
 }
 
 impl Inbox {
@@ -58,17 +66,22 @@ impl Inbox {
     /// Out of descriptors.
     pub fn new() -> io::Result<Inbox> {
         let room = Arc::new(Semaphore::new(PUBLICATIONS_MAX));
-        Ok(Inbox { messages: Mutex::new(Some(Vec::new())), room, waker: Waker::new()? })
+        Ok(Inbox { state: Mutex::default(), room, waker: Waker::new()? })
     }
 
-    /// Puts a message in. Never waits.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a message in. Never waits. A shard that is at work is not woken: it looks here before it sleeps.
     pub fn put(&self, message: Message) {
-        let mut guard = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(messages) = guard.as_mut() else { return };
-        messages.push(message);
-        if messages.len() == 1 {
-            // The shard takes everything at once, so only the first message after that has to wake it.
-            drop(guard);
+        let mut state = self.state();
+        if state.closed {
+            return;
+        }
+        state.messages.push(message);
+        if std::mem::take(&mut state.asleep) {
+            drop(state);
             self.waker.wake();
         }
     }
@@ -89,16 +102,22 @@ impl Inbox {
 
     /// Moves everything into `into`, which is empty.
     pub(super) fn take(&self, into: &mut Vec<Message>) {
-        self.waker.reset();
-        if let Some(messages) = &mut *self.messages.lock().unwrap_or_else(PoisonError::into_inner) {
-            std::mem::swap(messages, into);
-        }
+        let mut state = self.state();
+        state.asleep = false;
+        std::mem::swap(&mut state.messages, into);
+    }
+
+    /// The shard is about to wait. Tells whether it may: not when something came meanwhile.
+    pub(super) fn may_sleep(&self) -> bool {
+        let mut state = self.state();
+        state.asleep = state.messages.is_empty();
+        state.asleep
     }
 
     /// The shard has ended: nobody waits for room any more, and what comes is dropped.
     pub(super) fn close(&self) {
         self.room.close();
-        *self.messages.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.state() = State { closed: true, ..State::default() };
     }
 }
 

@@ -5,6 +5,7 @@ use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -89,7 +90,7 @@ impl Kernel {
         for listener in &listeners {
             poller.add(listener, LISTENER, Watch::Level)?;
         }
-        poller.add(&inbox.waker, WAKER, Watch::Level)?;
+        poller.add(&inbox.waker, WAKER, Watch::EdgeRead)?;
         let reserve = Some(File::open("/dev/null")?);
         let random = StdRng::try_from_rng(&mut rand::rngs::SysRng).map_err(io::Error::other)?;
         Ok(Kernel { shard, poller, listeners, reserve, clock, random, neighbours, inbox })
@@ -222,20 +223,23 @@ pub fn run(mut shard: Shard<Kernel>) -> io::Result<()> {
     let mut messages = Vec::new();
     while !shard.is_drained() {
         let now = shard.world().now().mono;
-        let timeout = shard.next_wake().map(|wake| wake.saturating_sub(now));
+        let timeout = match shard.world().inbox.may_sleep() {
+            true => shard.next_wake().map(|wake| wake.saturating_sub(now)),
+            false => Some(Duration::ZERO),
+        };
         shard.world().poller.wait(&mut events, timeout)?;
         shard.begin_turn();
         for event in &events {
             let ready = poll::ready(event);
             match ready.token {
                 LISTENER => shard.accept(),
-                WAKER => {
-                    shard.world().inbox.take(&mut messages);
-                    messages.drain(..).for_each(|message| shard.receive(message));
-                }
+                // Edge-triggered, so there is nothing to reset; what it is about is looked at below.
+                WAKER => {}
                 token => shard.ready(token, ready.readable, ready.writable, ready.hangup),
             }
         }
+        shard.world().inbox.take(&mut messages);
+        messages.drain(..).for_each(|message| shard.receive(message));
         shard.end_turn();
     }
     shard.world().inbox.close();

@@ -3,6 +3,7 @@
 //! `h2` is used directly rather than through a connection pool: a call then costs no task and no channel hop
 //! of its own, and we decide when to connect, which the contract has rules for.
 
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -12,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::SendRequest;
 use http_body::Frame;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
@@ -42,7 +43,33 @@ pub(super) struct Connection {
     pub proven: Arc<AtomicBool>,
 }
 
-type H2<T> = h2::client::Connection<T, Bytes>;
+type H2<T> = h2::client::Connection<Gathering<T>, Bytes>;
+
+/// A stream that hides that it could write several buffers at once.
+///
+/// With such a stream h2 writes every body of 256 bytes and more out on its own; without, it copies bodies below
+/// 1 KiB behind each other, and the calls of one turn leave in one write.
+pub(super) struct Gathering<T>(T);
+
+impl<T: AsyncRead + Unpin> AsyncRead for Gathering<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Gathering<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
 
 /// The connection's own half, to be run for as long as it lives.
 pub(super) enum Wire {
@@ -83,7 +110,7 @@ async fn handshake<T: AsyncRead + AsyncWrite + Unpin>(io: T) -> Result<(SendRequ
         .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_header_list_size(HEADERS_BYTES_MAX)
-        .handshake(io)
+        .handshake(Gathering(io))
         .await
         .map_err(|error| error.to_string())?;
     Ok((sender, Box::new(connection)))
