@@ -2,7 +2,7 @@
 //!
 //! It shares no code with Cableway and can be pointed at any WebSocket server. [`engine`] holds the client
 //! connections, [`bare`] is the yardstick that every figure is divided by, [`observe`] reads what the server costs,
-//! [`bench`] holds the comparisons whose limits are promised.
+//! [`mod@bench`] holds the comparisons whose limits are promised.
 #![allow(clippy::disallowed_methods, reason = "a load test measures: it has no clock to be given")]
 
 pub mod bare;

@@ -136,20 +136,10 @@ impl Definition {
         kind: Kind,
         access: Access,
     ) -> Self {
-        Definition {
-            name,
-            toml,
-            default,
-            help: &[],
-            group: "",
-            unit: Unit::None,
-            envs: &[],
-            hidden: false,
-            kind,
-            status: Status::Available,
-            implies: &[],
-            access: Some(access),
-        }
+        let mut option = Definition::without_field(name, toml, default, kind, Status::Available);
+        option.hidden = false;
+        option.access = Some(access);
+        option
     }
 
     /// A known option without a field.

@@ -64,18 +64,25 @@ describe('the demo page', () => {
     await page.getByTestId('send-button').click();
   };
   const sees = (page, text) => page.getByTestId('messages').getByText(text, { exact: false }).first().waitFor();
-  const number = async (page, id) => Number((await page.getByTestId(id).textContent()).replace(/[^0-9.]/g, ''));
+  const text = (page, id) => page.getByTestId(id).textContent();
+  const toNumber = (text) => Number(text.replace(/[^0-9.]/g, ''));
+  const number = async (page, id) => toNumber(await text(page, id));
   /** Waits until a live fact is as it should be; the page refreshes it by itself. */
-  const fact = (page, id, what, holds) =>
-    within(
-      `${id} ${what}`,
-      (async () => {
-        while (!holds(await number(page, id))) {
-          const before = await page.getByTestId(id).textContent();
-          await page.waitForFunction(([id, before]) => document.querySelector(`[data-testid="${id}"]`).textContent !== before, [id, before]);
-        }
-      })(),
-    );
+  const fact = async (page, id, what, holds) => {
+    const seen = [];
+    const holding = async () => {
+      for (;;) {
+        seen.push(await text(page, id));
+        if (holds(toNumber(seen.at(-1)))) return;
+        const changed = ([id, seen]) => document.querySelector(`[data-testid="${id}"]`).textContent !== seen;
+        // Looked at by time and not by frame: a tab that nobody sees draws none.
+        await page.waitForFunction(changed, [id, seen.at(-1)], { polling: 100 });
+      }
+    };
+    await within(`${id} ${what}`, holding()).catch((error) => {
+      throw new Error(`${error.message}; it said ${seen.join(', ')}`);
+    });
+  };
 
   let desktop;
   let phone;

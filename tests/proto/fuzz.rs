@@ -1,5 +1,7 @@
 //! The checks of the fuzz targets on seeded random input: close to right most of the time, so that it gets far.
 
+#[path = "../../fuzz/src/cable.rs"]
+mod cable;
 #[path = "../../fuzz/src/frame.rs"]
 mod frame;
 #[path = "../../fuzz/src/handshake.rs"]
@@ -86,4 +88,126 @@ fn the_handshake_checks_hold_on_random_heads() {
         upgraded += usize::from(handshake::check(&data));
     }
     assert!(upgraded > 500, "only {upgraded} got as far as a 101");
+}
+
+/// A JSON text: now and then one of those that commands and publications are made of.
+fn json(random: &mut StdRng, depth: u32, into: &mut String) {
+    const SCALARS: [&str; 14] = [
+        r#""a""#,
+        r#""""#,
+        r#""subscribe""#,
+        r#""disconnect""#,
+        r#""\u0041\n\ud83d\ude00""#,
+        r#""\ud800""#,
+        r#""{\"a\":[1,\"b\"]}""#,
+        r#""[""#,
+        "null",
+        "true",
+        "-1.5e300",
+        "1e999",
+        "99999999999999999999",
+        " 7 ",
+    ];
+    match random.random_range(0..if depth == 0 { 4 } else { 7 }) {
+        0..4 => into.push_str(SCALARS.choose(random).unwrap()),
+        4 => {
+            into.push('[');
+            for n in 0..random.random_range(0..3) {
+                into.push_str(if n == 0 { "" } else { "," });
+                json(random, depth - 1, into);
+            }
+            into.push(']');
+        }
+        _ => object(random, depth - 1, into),
+    }
+}
+
+/// An object with the fields that the readers know, in any order, some of them twice, with values that fit or do not.
+fn object(random: &mut StdRng, depth: u32, into: &mut String) {
+    const COMMANDS: [&str; 12] = [
+        "subscribe",
+        "unsubscribe",
+        "message",
+        "ping",
+        "pong",
+        "history",
+        "whisper",
+        "join",
+        "leave",
+        "presence",
+        "disconnect",
+        "no such command, and a long name at that",
+    ];
+    const FIELDS: [(&str, &str); 15] = [
+        ("identifier", r#""{\"channel\":\"A\"}""#),
+        ("data", r#""{\"action\":\"b\"}""#),
+        ("stream", r#""room:7""#),
+        ("meta", r#"{"exclude_socket":"x","broadcast_type":"presence"}"#),
+        ("payload", r#"{"identifier":"me","reconnect":true}"#),
+        ("history", r#"{"since":1,"streams":{"s":{"epoch":"e","offset":2},"t":null}}"#),
+        ("presence", r#"{"id":"me","info":{"n":[1]}}"#),
+        ("id", r#""me""#),
+        ("info", "[]"),
+        ("since", "1"),
+        ("streams", r#"{"":{}}"#),
+        ("exclude_socket", "null"),
+        ("reconnect", "false"),
+        ("return_records", "false"),
+        ("\\u0064ata", "1"),
+    ];
+    into.push('{');
+    if random.random_bool(0.7) {
+        into.push_str(&format!(r#""command":"{}","#, COMMANDS.choose(random).unwrap()));
+    }
+    for n in 0..random.random_range(0..6) {
+        let (name, fitting) = FIELDS.choose(random).unwrap();
+        into.push_str(&format!(r#"{}"{name}":"#, if n == 0 { "" } else { "," }));
+        if random.random_bool(0.8) { into.push_str(fitting) } else { json(random, depth, into) }
+    }
+    if into.ends_with(',') {
+        into.pop();
+    }
+    into.push('}');
+}
+
+#[test]
+fn the_cable_checks_hold_on_random_json() {
+    let mut commands = 0;
+    let mut publications = 0;
+    for seed in 0..20_000 {
+        let mut random = StdRng::seed_from_u64(seed);
+        let mut text = String::new();
+        match random.random_range(0..10) {
+            0 => json(&mut random, 3, &mut text),
+            // A batch.
+            1 => {
+                text.push('[');
+                object(&mut random, 2, &mut text);
+                text.push(',');
+                object(&mut random, 2, &mut text);
+                text.push(']');
+            }
+            _ => object(&mut random, 2, &mut text),
+        }
+        let mut data = text.into_bytes();
+        damage(&mut random, &mut data);
+        let read = cable::check(&data);
+        commands += usize::from(read.as_command);
+        publications += usize::from(read.as_publication);
+    }
+    assert!(commands > 1000, "only {commands} were commands");
+    assert!(publications > 500, "only {publications} were publications");
+}
+
+#[test]
+fn json_that_only_nests_is_read_or_refused_without_a_deep_stack() {
+    for open in ["[", r#"{"data":"#, r#"{"command":"whisper","identifier":"a","data":["#] {
+        cable::check(open.repeat(100_000).as_bytes());
+        cable::check(format!("{open}{}{}", "[".repeat(200_000), "]".repeat(200_000)).as_bytes());
+    }
+    let nested = format!("{}{}", "[".repeat(200_000), "]".repeat(200_000));
+    let whisper = format!(r#"{{"command":"whisper","identifier":"a","data":{nested}}}"#);
+    assert!(cable::check(whisper.as_bytes()).as_command);
+    let publication = format!(r#"{{"stream":"a","data":"{nested}"}}"#);
+    assert!(cable::check(publication.as_bytes()).as_publication);
 }

@@ -52,6 +52,13 @@ impl Command {
     pub fn new(program: impl AsRef<OsStr>, places: &Places) -> Self {
         let mut inner = std::process::Command::new(program);
         inner.current_dir(&places.root).env("CARGO_TARGET_DIR", &places.target).stdin(Stdio::null());
+        // What `cargo run` says of xtask is no news to what xtask runs, and ring (with all that use it) would be built again
+        // whenever a person goes from `cargo test` to `cargo xtask` and back.
+        for (name, _) in std::env::vars_os() {
+            if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
+                inner.env_remove(name);
+            }
+        }
         Self { inner }
     }
 
