@@ -167,6 +167,7 @@ impl Node {
                 clock,
                 neighbours: Arc::clone(&wires) as Arc<_>,
                 inbox: Arc::clone(inbox),
+                sockets_max: capacity.sockets_max,
             })?;
             let metrics = Arc::clone(&shard_metrics[usize::from(shard)]);
             let settings = Arc::clone(&shard_settings);

@@ -65,7 +65,7 @@ pub(super) fn facts(
 }
 
 fn machine(config: &Config, capacity: &Capacity) {
-    let Capacity { clients, reserve, bound_by } = capacity;
+    let Capacity { clients, reserve, bound_by, .. } = capacity;
     tracing::info!(
         "capacity: {clients} clients, bound by {bound_by}; one descriptor each ({} if each were passed through to a \
          backend socket), {reserve} kept for everything else",

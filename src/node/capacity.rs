@@ -19,6 +19,9 @@ pub struct Capacity {
     pub reserve: u64,
     /// What would have to be raised first.
     pub bound_by: &'static str,
+    /// Sockets of all kinds that the shards take: half of the reserve is for requests and refusals, and the other half
+    /// stays free for the process itself however many connect and say nothing.
+    pub sockets_max: usize,
 }
 
 impl Capacity {
@@ -26,8 +29,12 @@ impl Capacity {
     pub fn find(config: &Config, open_files: u64, shards: usize) -> Capacity {
         let own = 16 + 8 * shards as u64 + u64::from(config.rpc.concurrency).min(256);
         let reserve = (open_files / 16).clamp(RESERVE_MIN, RESERVE_MAX).max(own).min(open_files / 2);
-        let mut capacity =
-            Capacity { clients: open_files - reserve, reserve, bound_by: "open files (ulimit -n, LimitNOFILE=)" };
+        let mut capacity = Capacity {
+            clients: open_files - reserve,
+            reserve,
+            bound_by: "open files (ulimit -n, LimitNOFILE=)",
+            sockets_max: usize::try_from(open_files - reserve / 2).unwrap_or(usize::MAX),
+        };
         if let Some((used, max)) = limits::system_files() {
             capacity.bind(max.saturating_sub(used), "open files of the machine (fs.file-max)");
         }

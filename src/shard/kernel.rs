@@ -3,8 +3,9 @@
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -64,6 +65,40 @@ pub struct KernelSettings {
     pub neighbours: Arc<dyn Neighbours>,
     /// What other threads have for this shard.
     pub inbox: Arc<Inbox>,
+    /// Sockets that all shards may hold together; one more is answered 503 and closed at once. What is left of the
+    /// limit of open files is for the rest of the process: with none left it could not even ask the app.
+    pub sockets_max: usize,
+}
+
+/// Sockets that all shards of this process hold, as descriptors are the whole process's.
+static SOCKETS: AtomicUsize = AtomicUsize::new(0);
+
+/// One of [`SOCKETS`].
+struct Counted;
+
+impl Counted {
+    fn new() -> Counted {
+        SOCKETS.fetch_add(1, Relaxed);
+        Counted
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        SOCKETS.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A client's socket in the hands of a shard.
+pub struct Socket {
+    fd: OwnedFd,
+    counted: Counted,
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
 }
 
 /// The real world of one shard.
@@ -77,6 +112,7 @@ pub struct Kernel {
     random: StdRng,
     neighbours: Arc<dyn Neighbours>,
     inbox: Arc<Inbox>,
+    sockets_max: usize,
 }
 
 impl Kernel {
@@ -85,7 +121,7 @@ impl Kernel {
     /// # Errors
     /// Out of descriptors.
     pub fn new(settings: KernelSettings) -> io::Result<Kernel> {
-        let KernelSettings { shard, listeners, clock, neighbours, inbox } = settings;
+        let KernelSettings { shard, listeners, clock, neighbours, inbox, sockets_max } = settings;
         let poller = Poller::new()?;
         for listener in &listeners {
             poller.add(listener, LISTENER, Watch::Level)?;
@@ -93,34 +129,44 @@ impl Kernel {
         poller.add(&inbox.waker, WAKER, Watch::EdgeRead)?;
         let reserve = Some(File::open("/dev/null")?);
         let random = StdRng::try_from_rng(&mut rand::rngs::SysRng).map_err(io::Error::other)?;
-        Ok(Kernel { shard, poller, listeners, reserve, clock, random, neighbours, inbox })
+        Ok(Kernel { shard, poller, listeners, reserve, clock, random, neighbours, inbox, sockets_max })
     }
 
     /// There is no descriptor for the next connection: gives it the reserve, says 503 and lets it go.
-    fn turn_away(&mut self) -> Accepted<OwnedFd> {
+    fn turn_away(&mut self) -> Accepted<Socket> {
         if self.reserve.take().is_none() {
-            self.reserve = File::open("/dev/null").ok();
             return Accepted::Stuck;
         }
+        let mut outcome = Accepted::Nobody;
         for listener in &self.listeners {
-            if let Ok(socket) = rustix::net::accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
-                let refusal = handshake::unavailable(5).response;
-                let _ = rustix::net::send(&socket, &refusal, SendFlags::NOSIGNAL);
-                let _ = rustix::net::shutdown(&socket, Shutdown::Write);
-                // A request left unread would turn the close into a reset and could take the answer back.
-                let _ = rustix::net::recv(&socket, &mut [0u8; 4096], RecvFlags::DONTWAIT);
-                drop(socket);
-                self.reserve = File::open("/dev/null").ok();
-                return Accepted::TurnedAway;
+            match rustix::net::accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+                Ok(socket) => {
+                    dismiss(socket);
+                    outcome = Accepted::TurnedAway;
+                    break;
+                }
+                // Without a descriptor the kernel does not even look whether somebody waits.
+                Err(rustix::io::Errno::AGAIN) => {}
+                // Another thread was quicker to take what the reserve had given back.
+                Err(_) => outcome = Accepted::Stuck,
             }
         }
         self.reserve = File::open("/dev/null").ok();
-        Accepted::Stuck
+        outcome
     }
 }
 
+/// Says 503 to a client that there is no room for, and closes.
+fn dismiss(socket: OwnedFd) {
+    let refusal = handshake::unavailable(5).response;
+    let _ = rustix::net::send(&socket, &refusal, SendFlags::NOSIGNAL);
+    let _ = rustix::net::shutdown(&socket, Shutdown::Write);
+    // A request left unread would turn the close into a reset and could take the answer back.
+    let _ = rustix::net::recv(&socket, &mut [0u8; 4096], RecvFlags::DONTWAIT);
+}
+
 impl World for Kernel {
-    type Socket = OwnedFd;
+    type Socket = Socket;
 
     fn now(&mut self) -> Now {
         self.clock.now()
@@ -130,10 +176,23 @@ impl World for Kernel {
         u128::from(self.random.next_u64()) << 64 | u128::from(self.random.next_u64())
     }
 
-    fn accept(&mut self) -> Accepted<OwnedFd> {
+    fn accept(&mut self) -> Accepted<Socket> {
+        if self.reserve.is_none() {
+            // The first descriptor that comes free is the reserve's, or nobody could be turned away any more.
+            match File::open("/dev/null") {
+                Ok(file) => self.reserve = Some(file),
+                Err(_) => return Accepted::Stuck,
+            }
+        }
         for listener in &self.listeners {
             match rustix::net::acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
-                Ok((socket, peer)) => {
+                Ok((fd, peer)) => {
+                    let counted = Counted::new();
+                    if SOCKETS.load(Relaxed) > self.sockets_max {
+                        dismiss(fd);
+                        return Accepted::TurnedAway;
+                    }
+                    let socket = Socket { fd, counted };
                     let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
                     return Accepted::Socket(socket, peer.unwrap_or((IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0).into()));
                 }
@@ -163,16 +222,16 @@ impl World for Kernel {
         self.listeners.clear();
     }
 
-    fn watch(&mut self, socket: &OwnedFd, token: u64, write: bool, again: bool) -> io::Result<()> {
+    fn watch(&mut self, socket: &Socket, token: u64, write: bool, again: bool) -> io::Result<()> {
         let watch = if write { Watch::EdgeReadWrite } else { Watch::EdgeRead };
         if again { self.poller.modify(socket, token, watch) } else { self.poller.add(socket, token, watch) }
     }
 
-    fn read(&mut self, socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<usize> {
+    fn read(&mut self, socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
         Ok(rustix::io::read(socket, buffer)?)
     }
 
-    fn write(&mut self, socket: &OwnedFd, bytes: &[IoSlice<'_>]) -> io::Result<usize> {
+    fn write(&mut self, socket: &Socket, bytes: &[IoSlice<'_>]) -> io::Result<usize> {
         Ok(match bytes {
             [only] => rustix::net::send(socket, only, SendFlags::NOSIGNAL)?,
             // SIGPIPE is ignored by the Rust runtime.
@@ -180,13 +239,14 @@ impl World for Kernel {
         })
     }
 
-    fn shut(&mut self, socket: &OwnedFd) {
+    fn shut(&mut self, socket: &Socket) {
         let _ = rustix::net::shutdown(socket, Shutdown::Write);
     }
 
-    fn hand_over(&mut self, socket: OwnedFd, peer: SocketAddr, read: Vec<u8>) -> Result<(), OwnedFd> {
+    fn hand_over(&mut self, socket: Socket, peer: SocketAddr, read: Vec<u8>) -> Result<(), Socket> {
         let _ = self.poller.remove(&socket);
-        self.neighbours.hand_over(socket.into(), peer, read).map_err(OwnedFd::from)
+        let Socket { fd, counted } = socket;
+        self.neighbours.hand_over(fd.into(), peer, read).map_err(|socket| Socket { fd: socket.into(), counted })
     }
 
     fn call(&mut self, call: Call) -> Result<(), CallError> {
