@@ -72,12 +72,13 @@ impl<W: World> Shard<W> {
         };
         let mut header_slots = handshake::slots();
         let (head, len) = match handshake::parse_head(whole, &mut header_slots) {
-            Parsed::Complete { head, len } => (head, len),
+            Parsed::Complete { head, len } if len <= HEAD_BYTES_MAX => (head, len),
             Parsed::Incomplete if whole.len() < HEAD_BYTES_MAX => {
                 door.head = if saved.is_empty() { bytes.to_vec() } else { saved };
                 return;
             }
-            Parsed::Incomplete => {
+            // One that came whole must not have more than one that came in pieces.
+            Parsed::Complete { .. } | Parsed::Incomplete => {
                 return self.refuse(index, handshake::head_too_large().response, CloseCause::HandshakeRefused);
             }
             Parsed::Bad(refusal) => return self.refuse(index, refusal.response, CloseCause::HandshakeRefused),
