@@ -112,6 +112,12 @@ impl<W: World> Shard<W> {
             slot.flags = slot.flags & !flag::READABLE | flag::PEER_SHUT;
             return;
         }
+        // It may have ended only its half, and wait for the answer to what it said in the same breath.
+        let generation = self.slots[index].generation;
+        self.flush(index);
+        if self.slots[index].generation != generation {
+            return;
+        }
         let at_the_door = matches!(self.slots[index].stage, Stage::Door(_));
         self.gone(index, if at_the_door { CloseCause::HandshakeGone } else { CloseCause::ClientGone });
     }

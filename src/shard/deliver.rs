@@ -107,7 +107,7 @@ impl<W: World> Shard<W> {
     }
 
     /// Writes what there is room for.
-    fn flush(&mut self, index: u32) {
+    pub(super) fn flush(&mut self, index: u32) {
         loop {
             let slot = &mut self.slots[index];
             let (Some(socket), Some(outbox)) = (&slot.socket, &mut slot.outbox) else { return };
