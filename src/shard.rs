@@ -236,9 +236,10 @@ impl<W: World> Shard<W> {
 
     /// Ends a turn: goes on with deliveries, and writes out what the turn produced.
     pub fn end_turn(&mut self) {
-        self.go_on_draining();
         self.go_on_evicting();
         self.go_on_delivering();
+        // Behind the deliveries: whoever is sent away has been given what was published before.
+        self.go_on_draining();
         self.flush_dirty();
         self.metrics.counters.broadcast_streams_num.set(self.hub.streams() as i64);
         self.metrics.counters.subscriptions_num.set(self.hub.attachments() as i64);
