@@ -1,0 +1,26 @@
+//! The real program at its limits, as an operator and a hostile client see it: no descriptors left, too many clients,
+//! clients that say nothing or read nothing, messages that break the rules, signals, boot, and the metrics that have
+//! to tell of all of it.
+//!
+//! Every test starts a server of its own on a free port. The peers are plain sockets and tungstenite, not our codec.
+
+#[path = "limits/boot.rs"]
+mod boot;
+#[path = "limits/capacity.rs"]
+mod capacity;
+#[path = "limits/client.rs"]
+mod client;
+#[path = "limits/descriptors.rs"]
+mod descriptors;
+#[path = "limits/handshakes.rs"]
+mod handshakes;
+#[path = "limits/messages.rs"]
+mod messages;
+#[path = "limits/metrics.rs"]
+mod metrics;
+#[path = "limits/server.rs"]
+mod server;
+#[path = "limits/shutdown.rs"]
+mod shutdown;
+#[path = "limits/slow.rs"]
+mod slow;
