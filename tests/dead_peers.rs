@@ -4,6 +4,8 @@
 //! Needs a network that can be cut, so: two network namespaces, joined by a pair of virtual interfaces. As root, with
 //! iproute2: `cargo test --test dead_peers -- --ignored`.
 
+#![allow(clippy::disallowed_methods, reason = "these tests wait for a process of its own, which has its own clock")]
+
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::process::Command;
