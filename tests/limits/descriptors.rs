@@ -140,7 +140,9 @@ fn open_websockets_are_served_while_silent_connections_hold_every_other_descript
 #[test]
 fn the_reserve_still_answers_when_something_else_has_taken_the_last_descriptors() {
     // Idle HTTP connections belong to no shard: they take what the shards leave free, until accepting itself fails.
-    let server = start();
+    // So do more shards, each with some of its own.
+    let server =
+        Start::with(&["--handshake-timeout", "300", "--acceptors", "4"]).open_files(OPEN_FILES, OPEN_FILES).start();
     let idle: Vec<TcpStream> = (0..8)
         .map(|_| {
             let mut socket = connect(server.address());
