@@ -4,6 +4,8 @@
 //!
 //! Every test starts a server of its own on a free port. The peers are plain sockets and tungstenite, not our codec.
 
+#![allow(clippy::disallowed_methods, reason = "these tests wait for a process of its own, which has its own clock")]
+
 #[path = "limits/boot.rs"]
 mod boot;
 #[path = "limits/capacity.rs"]

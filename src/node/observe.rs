@@ -162,7 +162,7 @@ impl Observer {
         node.websockets_max.set(gauge(facts.capacity));
         node.mem_sys_bytes.set(gauge(facts.resident_bytes));
         let grown = facts.resident_bytes.saturating_sub(facts.resident_bytes_at_boot);
-        node.user_bytes_per_connection.set(gauge(grown / facts.websockets.max(1)));
+        node.user_bytes_per_connection.set(gauge(grown.checked_div(facts.websockets).unwrap_or(0)));
         node.open_descriptors_num.set(gauge(facts.descriptors));
         node.open_descriptors_max.set(gauge(facts.descriptors_max));
         if let Some((overflows, drops)) = limits::listen_overflows() {

@@ -73,6 +73,15 @@ pub struct KernelSettings {
 /// Sockets that all shards of this process hold, as descriptors are the whole process's.
 static SOCKETS: AtomicUsize = AtomicUsize::new(0);
 
+/// Sockets that the shards may hold since descriptors ran out before `sockets_max` was reached, because something else
+/// took them. Without it one shard would keep what another's reserve has just given back, and nobody could be turned
+/// away there any more.
+static SOCKETS_SINCE_RUN_OUT: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+/// Sockets that have to leave after descriptors ran out, before new ones are taken: more than shards that may be
+/// counting one each at that moment.
+const LEAVE_FIRST: usize = 16;
+
 /// One of [`SOCKETS`].
 struct Counted;
 
@@ -94,6 +103,9 @@ pub struct Socket {
     fd: OwnedFd,
     counted: Counted,
 }
+
+// As small as a bare descriptor, or every slot would pay.
+const _: () = assert!(size_of::<Option<Socket>>() == 4);
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -188,16 +200,24 @@ impl World for Kernel {
             match rustix::net::acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
                 Ok((fd, peer)) => {
                     let counted = Counted::new();
-                    if SOCKETS.load(Relaxed) > self.sockets_max {
+                    let since_run_out = SOCKETS_SINCE_RUN_OUT.load(Relaxed);
+                    if SOCKETS.load(Relaxed) > self.sockets_max.min(since_run_out) {
                         dismiss(fd);
                         return Accepted::TurnedAway;
+                    }
+                    if since_run_out != usize::MAX {
+                        SOCKETS_SINCE_RUN_OUT.store(usize::MAX, Relaxed);
                     }
                     let socket = Socket { fd, counted };
                     let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
                     return Accepted::Socket(socket, peer.unwrap_or((IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0).into()));
                 }
                 Err(rustix::io::Errno::AGAIN) => {}
-                Err(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) => return self.turn_away(),
+                Err(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) => {
+                    let sockets = SOCKETS.load(Relaxed).saturating_sub(LEAVE_FIRST).max(1);
+                    SOCKETS_SINCE_RUN_OUT.store(sockets, Relaxed);
+                    return self.turn_away();
+                }
                 Err(rustix::io::Errno::NOBUFS | rustix::io::Errno::NOMEM) => return Accepted::Stuck,
                 // The connection was gone again before it was accepted (accept(2) lists several such errors);
                 // the listener reports the next one.

@@ -3,7 +3,7 @@
 
 use crate::Places;
 use crate::command::{Command, cargo};
-use crate::machine::{self, CHROMIUM, NPM, Need, SYSTEMD};
+use crate::machine::{self, CHROMIUM, IP, NPM, Need, SYSTEMD};
 use crate::smoke;
 use crate::summary::{self, Line, Outcome};
 use crate::tuning;
@@ -36,6 +36,12 @@ pub const ALL: &[Step] = &[
     Step { name: "doc", what: "the documentation builds, every link leads somewhere", needs: &[], run: doc },
     Step { name: "simulate", what: "whole shards in the deterministic simulator", needs: &[], run: simulate },
     Step { name: "systemd", what: "the units are clean under systemd-analyze verify", needs: &[SYSTEMD], run: systemd },
+    Step {
+        name: "peers",
+        what: "vanished peers are found (as root: it cuts a network of its own)",
+        needs: &[IP],
+        run: peers,
+    },
     Step {
         name: "clients",
         what: "JavaScript clients and app servers against the real binary",
@@ -167,6 +173,11 @@ fn program(places: &Places, name: &str) -> Result<PathBuf, Outcome> {
     } else {
         Err(Outcome::Impossible(format!("the workspace has no program {name}")))
     }
+}
+
+fn peers(places: &Places) -> Outcome {
+    let (passed, count) = cargo(places).args(["test", "--test", "dead_peers", "--", "--ignored"]).counts();
+    Outcome::Ran { passed, count }
 }
 
 fn systemd(places: &Places) -> Outcome {
