@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -45,10 +46,9 @@ fn carry_out(Invocation { command, warnings, file }: Invocation) -> ExitCode {
         Command::Serve(config) => {
             start_log(&config, level(config.log.level), io::stdout);
             warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-            if let Some(file) = file {
-                tracing::info!("configuration file: {}", file.display());
-            }
-            Node::start(*config, None).map_err(anyhow::Error::from).and_then(|node| Ok(node.run_until_signalled()?))
+            Node::start(*config, file.as_deref(), None)
+                .map_err(anyhow::Error::from)
+                .and_then(|node| Ok(node.run_until_signalled()?))
         }
         Command::Demo(config) => {
             // Standard output is for the one thing that a person needs now: the URL. Of the log only what is wrong is
@@ -56,7 +56,7 @@ fn carry_out(Invocation { command, warnings, file }: Invocation) -> ExitCode {
             let level = level(config.log.level);
             start_log(&config, if level == LevelFilter::INFO { LevelFilter::WARN } else { level }, io::stderr);
             warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-            serve_demo(*config)
+            serve_demo(*config, file.as_deref())
         }
     };
     match served {
@@ -70,7 +70,7 @@ fn carry_out(Invocation { command, warnings, file }: Invocation) -> ExitCode {
 
 /// Serves the sample app and its page in front of it. A broadcast key is made if none is given: with one, broadcasts
 /// are taken on the main port, and pages of other sites cannot send any.
-fn serve_demo(mut config: Config) -> anyhow::Result<()> {
+fn serve_demo(mut config: Config, file: Option<&Path>) -> anyhow::Result<()> {
     let demo = Demo::bind()?;
     config.rpc.host = demo.rpc_address().to_string();
     config.rpc.implementation = RpcImplementation::Grpc;
@@ -85,7 +85,7 @@ fn serve_demo(mut config: Config) -> anyhow::Result<()> {
     let cable_path = config.ws.paths.first().cloned().unwrap_or_default();
     let broadcast_path = config.broadcast.http_path.clone();
     let broadcast_on = config.broadcast_on();
-    let node = Node::start(config, Some(demo.routes()))?;
+    let node = Node::start(config, file, Some(demo.routes()))?;
     let mut address = node.address();
     if address.ip().is_unspecified() {
         address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });

@@ -13,6 +13,7 @@ mod wires;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
@@ -87,19 +88,19 @@ pub enum StartError {
 }
 
 impl Node {
-    /// Starts a server: binds everything, logs what it found, and serves from then on. `extra` adds routes to the main
-    /// port (the demo's page).
+    /// Starts a server: binds everything, logs what it found, and serves from then on. `file` is where the configuration
+    /// came from, for the log; `extra` adds routes to the main port (the demo's page).
     ///
     /// # Errors
     /// See [`StartError`]; nothing is left behind.
-    pub fn start(config: Config, extra: Option<ExtraRoutes>) -> Result<Node, StartError> {
+    pub fn start(config: Config, file: Option<&Path>, extra: Option<ExtraRoutes>) -> Result<Node, StartError> {
         let config = Arc::new(config);
         let secrets = Secrets::resolve(&config);
         let open_files = limits::raise_open_files()?;
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let shards = if config.server.acceptors == 0 { cores } else { usize::from(config.server.acceptors) };
         let capacity = Capacity::find(&config, open_files, shards);
-        boot::first_line(open_files, shards);
+        boot::first_lines(open_files, shards, file);
 
         let mut of_shards = bind_shards(&config, shards)?;
         let address = of_shards[0][0].local_addr()?;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::path::Path;
 
 use crate::backend::Backend;
 use crate::config::{Config, ListenOn, Secrets};
@@ -34,10 +35,13 @@ pub(super) fn resolve(host: &str) -> io::Result<Vec<SocketAddr>> {
     }
 }
 
-/// Name, version, pid, open-file limit, shards; tools read the limit out of it.
-pub(super) fn first_line(open_files: u64, shards: usize) {
+/// Name, version, pid, open-file limit, shards; tools read the limit out of it. Then the configuration file, if any.
+pub(super) fn first_lines(open_files: u64, shards: usize, file: Option<&Path>) {
     let (version, pid) = (env!("CARGO_PKG_VERSION"), std::process::id());
     tracing::info!("Starting Cableway {version} (pid: {pid}, open file limit: {open_files}, shards: {shards})");
+    if let Some(file) = file {
+        tracing::info!("configuration file: {}", file.display());
+    }
 }
 
 /// Everything else, in the order of `contracts/ops.md` section 1.
