@@ -175,7 +175,7 @@ impl<S> Slots<S> {
 
     fn append(&mut self, socket: S, stage: Stage) -> u32 {
         let index = self.end();
-        if index as usize % BLOCK == 0 {
+        if (index as usize).is_multiple_of(BLOCK) {
             self.blocks.push(Vec::with_capacity(BLOCK));
         }
         let slot = Slot {
