@@ -836,7 +836,8 @@ impl Sim {
         let progress = self.net.conn(c).write_progress_at;
         let settings = self.scenario.settings.clone();
         let client = &self.clients[c];
-        let slack = Duration::from_millis(100);
+        // A deadline is never early and at most a tick late.
+        let slack = Duration::from_millis(cableway::model::TICK_MS + 100);
         if stuck && client.upgraded_at.is_some() && now > progress + settings.write_timeout + Duration::from_secs(3) {
             return self.fail(format!("client {c}: takes nothing and is not given up"));
         }

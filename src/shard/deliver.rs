@@ -97,13 +97,17 @@ impl<W: World> Shard<W> {
 
     /// Writes out everything the turn produced.
     pub(super) fn flush_dirty(&mut self) {
-        // Writing may close connections, and closing one may produce more to write.
-        while let Some(index) = self.dirty.pop() {
+        // Writing may close connections, and closing one may produce more to write. In the order of the list, which is
+        // that of the sockets' age when a publication made it: what the kernel holds for neighbours lies together.
+        let mut at = 0;
+        while let Some(&index) = self.dirty.get(at) {
+            at += 1;
             if self.slots[index].flags & flag::DIRTY != 0 {
                 self.slots[index].flags &= !flag::DIRTY;
                 self.flush(index);
             }
         }
+        self.dirty.clear();
     }
 
     /// Writes what there is room for.
@@ -240,6 +244,8 @@ impl<W: World> Shard<W> {
                 receivers.push(Receiver { index, generation: self.slots[index].generation, frame });
             },
         );
+        // Members come in the order of a hash; memory, ours and the kernel's, is kinder to neighbours in a row.
+        receivers.sort_unstable_by_key(|receiver| receiver.index);
         fanout
     }
 
