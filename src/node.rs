@@ -20,7 +20,6 @@ use std::thread;
 use std::time::Duration;
 
 use tokio::runtime::{Handle, Runtime};
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::backend::{Backend, BackendError};
@@ -52,7 +51,7 @@ pub struct Node {
     runtime: Runtime,
     backend: Arc<Backend>,
     inboxes: Arc<[Arc<Inbox>]>,
-    shards: Vec<(thread::JoinHandle<()>, oneshot::Receiver<()>)>,
+    shards: Vec<thread::JoinHandle<()>>,
     /// Copies of the shards' listeners, for their queues' length. Emptied when they are to close.
     listeners: Arc<Mutex<Vec<TcpListener>>>,
     main_front: Front,
@@ -60,7 +59,6 @@ pub struct Node {
     observer: Arc<Observer>,
     draining: Arc<AtomicBool>,
     address: SocketAddr,
-    publisher: Arc<ToShards>,
 }
 
 /// Why a node cannot start.
@@ -149,7 +147,7 @@ impl Node {
             draining: Arc::clone(&draining),
         }));
 
-        let ports = settings::ports(&config, &secrets, address, &publisher, &observer, extra);
+        let ports = settings::ports(&config, &secrets, &publisher, &observer, extra);
         let limits = settings::front_limits(&config, open_files);
         let main_front = Front::new(ports.main, limits.clone(), Arc::clone(&front_metrics));
         let _ = front.set(main_front.clone());
@@ -172,7 +170,6 @@ impl Node {
             })?;
             let metrics = Arc::clone(&shard_metrics[usize::from(shard)]);
             let settings = Arc::clone(&shard_settings);
-            let (ended, end) = oneshot::channel();
             let ready = ready.clone();
             let run = move || {
                 let engine = Shard::new(shard, kernel, settings, metrics);
@@ -180,9 +177,8 @@ impl Node {
                 if let Err(error) = shard::run(engine) {
                     tracing::error!(shard, %error, "a shard stopped; its connections are lost");
                 }
-                let _ = ended.send(());
             };
-            threads.push((thread::Builder::new().name(format!("shard-{shard}")).spawn(run)?, end));
+            threads.push(thread::Builder::new().name(format!("shard-{shard}")).spawn(run)?);
         }
         // Every shard lets go of its end once it is made: what it holds at rest is there before anybody measures.
         drop(ready);
@@ -201,7 +197,6 @@ impl Node {
             observer,
             draining,
             address,
-            publisher,
         })
     }
 
@@ -218,11 +213,6 @@ impl Node {
     /// What the server knows of itself.
     pub fn observer(&self) -> &Arc<Observer> {
         &self.observer
-    }
-
-    /// Where publications go.
-    pub fn publisher(&self) -> &Arc<ToShards> {
-        &self.publisher
     }
 
     /// Serves until SIGINT or SIGTERM, then shuts down in good order; a second signal ends it at once.
@@ -265,7 +255,7 @@ impl Node {
         }
         self.backend.begin_drain();
         let all_out = async {
-            while self.shards.iter().any(|(thread, _)| !thread.is_finished()) {
+            while self.shards.iter().any(|thread| !thread.is_finished()) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };

@@ -1,6 +1,5 @@
 //! From the configuration to what each part wants to know.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::backend::{self, GrpcTarget, Target, TlsSettings};
@@ -165,7 +164,6 @@ impl Ports {
 pub(super) fn ports(
     config: &Config,
     secrets: &Secrets,
-    _address: SocketAddr,
     publisher: &Arc<ToShards>,
     observer: &Arc<Observer>,
     extra: Option<ExtraRoutes>,
