@@ -13,6 +13,7 @@ use clap::Args;
 use crate::clock::now_ns;
 use crate::crew::{self, Crew, Plan};
 use crate::engine::{Collected, Goodbye, Pace, Reply};
+use crate::fleet::{self, Fleet, FleetOptions};
 use crate::protocol::{self, Protocol, Target, json_string};
 use crate::publish::Publisher;
 use crate::report::{Latency, Report};
@@ -22,8 +23,10 @@ use crate::session::{Ended, Session};
 #[derive(Debug, Clone, Args)]
 pub struct Load {
     /// The server: ws://HOST:PORT/PATH.
-    #[arg(long, value_name = "URL")]
-    target: String,
+    #[arg(long, value_name = "URL", required_unless_present = "server", conflicts_with = "server")]
+    target: Option<String>,
+    #[command(flatten)]
+    fleet: FleetOptions,
     /// Clients.
     #[arg(short = 'n', long, value_name = "N", default_value_t = 1000)]
     connections: u32,
@@ -57,6 +60,9 @@ pub struct Load {
     /// A process of the server, to watch its memory and CPU; may be given several times.
     #[arg(long = "pid", value_name = "PID")]
     pids: Vec<u32>,
+    /// A line for the report: what was tested, where.
+    #[arg(long, value_name = "TEXT")]
+    note: Option<String>,
     /// Client processes [default: as many as the open-file limit makes necessary].
     #[arg(long, value_name = "N")]
     processes: Option<u32>,
@@ -180,11 +186,21 @@ impl Findings {
 
 /// Runs a scenario, prints its table and writes its files. True when the run is clean.
 pub fn run(load: &Load, scenario: &Scenario) -> anyhow::Result<bool> {
-    let plan = plan(load)?;
-    let needed = crew::processes_needed(load.connections, crew::raise_descriptor_limit());
-    let crew = Crew::start(&plan, load.processes.unwrap_or(needed))?;
-    let mut session = Session::begin(crew, load.connections, load.pids.clone())?;
+    let descriptors = crew::raise_descriptor_limit();
     let mut findings = Findings::default();
+    if let Some(note) = &load.note {
+        findings.fact("note", note);
+    }
+    // Outlives the session: the clients go before their servers.
+    let fleet = Fleet::start(&load.fleet, load.connections, descriptors)?;
+    let (target, mut pids) = (target(load, fleet.as_ref())?, load.pids.clone());
+    if let Some(fleet) = &fleet {
+        findings.fact("server", fleet.words());
+        pids.extend(fleet.pids());
+    }
+    let processes = load.processes.unwrap_or_else(|| crew::processes_needed(load.connections, descriptors));
+    let crew = Crew::start(&plan(load, &target)?, processes)?;
+    let mut session = Session::begin(crew, load.connections, pids)?;
     // Whatever a step ran into, what was seen until then is reported.
     let mut collected = match steps(load, scenario, &mut session, &mut findings) {
         Ok(collected) => collected,
@@ -199,13 +215,20 @@ pub fn run(load: &Load, scenario: &Scenario) -> anyhow::Result<bool> {
     session.clear_line();
     let report =
         Report::new(scenario.name(), &session, &collected, findings.facts, findings.latencies, findings.problems);
-    println!("{} on {}\n{}", scenario.name(), load.target, report.text());
+    println!("{} on {target}\n{}", scenario.name(), report.text());
     report.write(load.json.as_deref(), load.html.as_deref())?;
     Ok(report.problems.is_empty())
 }
 
-fn plan(load: &Load) -> anyhow::Result<Plan> {
-    let target = Target::parse(&load.target)?;
+/// Where clients connect: what was given, or the servers that were started.
+fn target(load: &Load, fleet: Option<&Fleet>) -> anyhow::Result<String> {
+    let Some(fleet) = fleet else { return load.target.clone().context("no --target was given") };
+    let path = if load.protocol == Protocol::Raw { fleet::ECHO_PATH } else { "/cable" };
+    Ok(format!("ws://{}{path}", fleet.address))
+}
+
+fn plan(load: &Load, url: &str) -> anyhow::Result<Plan> {
+    let target = Target::parse(url)?;
     let server: SocketAddr = target
         .authority
         .to_socket_addrs()
@@ -215,7 +238,7 @@ fn plan(load: &Load) -> anyhow::Result<Plan> {
     ensure!(!load.identifier.contains('~'), "the identifier must not contain '~': marks of publications do");
     let subscribes = load.protocol == Protocol::ActionCable && !load.no_subscription;
     Ok(Plan {
-        target: load.target.clone(),
+        target: url.to_owned(),
         server,
         protocol: load.protocol,
         cookie_bytes: load.cookie_bytes,
