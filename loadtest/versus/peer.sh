@@ -54,15 +54,14 @@ npm_program() {
 }
 
 go_build() {
-    go build -C "$programs/$1" -o "$VERSUS_HOME/$1/server" .
+    mkdir -p "$VERSUS_HOME/go" && go build -C "$programs/go" -o "$VERSUS_HOME/go/" ./gorilla ./gws
 }
 
-go_program() {
-    if [ -x "$VERSUS_HOME/$1/server" ] || command -v go >/dev/null; then
-        once "$1" "$programs/$1" go_build "$1"
-    else
-        fail "go is missing: apt-get install golang-go, or see https://go.dev/doc/install"
+go_programs() {
+    if [ ! -x "$VERSUS_HOME/go/$name" ]; then
+        need go "apt-get install golang-go, or see https://go.dev/doc/install"
     fi
+    once go "$programs/go" go_build
 }
 
 debian_unpack() {
