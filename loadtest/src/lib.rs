@@ -21,4 +21,5 @@ pub mod scenario;
 pub mod server;
 pub mod session;
 pub mod template;
+pub mod versus;
 pub mod wire;

@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use cableway_loadtest::engine::Goodbye;
 use cableway_loadtest::protocol::Protocol;
 use cableway_loadtest::scenario::{self, Load, Publishing, Scenario};
-use cableway_loadtest::{bare, bench, check, crew, os};
+use cableway_loadtest::{bare, bench, check, crew, os, versus};
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -41,6 +41,8 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// Compare Cableway and other servers under the same load, one after the other.
+    Versus(versus::Options),
     /// Run the yardstick: the least a WebSocket server can do.
     Bare(BareOptions),
     /// Run a small app server behind gRPC that answers every command.
@@ -176,6 +178,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(command) => run_scenario(*command),
         Command::Bench { name, options, json } => run_bench(name, &options, json),
+        Command::Versus(options) => {
+            let complete = versus::run(&options)?;
+            Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
         Command::Bare(options) => run_bare(&options),
         Command::App { listen, delay } => match bench::serve_app(listen, Duration::from_millis(delay))? {},
         Command::GrpcClient(options) => bench::bare_client(&options).map(|()| ExitCode::SUCCESS),

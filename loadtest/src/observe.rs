@@ -29,6 +29,33 @@ pub struct ProcessCost {
     pub descriptors: u64,
 }
 
+impl ProcessCost {
+    /// Adds what another process costs.
+    pub fn add(&mut self, other: &Self) {
+        self.rss_bytes += other.rss_bytes;
+        self.pss_bytes += other.pss_bytes;
+        self.anonymous_bytes += other.anonymous_bytes;
+        self.cpu_ns += other.cpu_ns;
+        self.threads += other.threads;
+        self.descriptors += other.descriptors;
+    }
+}
+
+/// The processes of a process group.
+pub fn processes_of_group(group: u32) -> io::Result<Vec<u32>> {
+    let mut pids = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let Ok(pid) = entry?.file_name().to_string_lossy().parse::<u32>() else { continue };
+        // Behind the name, which may hold anything but ends at the last parenthesis: state, parent, group (proc(5)).
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+        if rest.split_ascii_whitespace().nth(2).and_then(|word| word.parse().ok()) == Some(group) {
+            pids.push(pid);
+        }
+    }
+    Ok(pids)
+}
+
 /// Reads all of [`ProcessCost`]. Takes some milliseconds for a large process, which that process does not pay.
 pub fn process_cost(pid: u32) -> io::Result<ProcessCost> {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
@@ -153,6 +180,13 @@ mod tests {
         assert!(cost.pss_bytes <= cost.rss_bytes);
         assert!(cost.cpu_ns > 0 && cost.threads >= 1 && cost.descriptors >= 3);
         assert!(rss_bytes(std::process::id()) > 500_000);
+    }
+
+    #[test]
+    fn this_process_is_in_its_group() {
+        let group = rustix::process::getpgrp().as_raw_nonzero().get() as u32;
+        assert!(processes_of_group(group).unwrap().contains(&std::process::id()));
+        assert!(processes_of_group(u32::MAX).unwrap().is_empty());
     }
 
     #[test]

@@ -171,13 +171,7 @@ impl Session {
         let mut server: Option<ProcessCost> = None;
         for pid in &self.pids {
             let one = observe::process_cost(*pid).with_context(|| format!("process {pid} cannot be watched"))?;
-            let sum = server.get_or_insert_default();
-            sum.rss_bytes += one.rss_bytes;
-            sum.pss_bytes += one.pss_bytes;
-            sum.anonymous_bytes += one.anonymous_bytes;
-            sum.cpu_ns += one.cpu_ns;
-            sum.threads += one.threads;
-            sum.descriptors += one.descriptors;
+            server.get_or_insert_default().add(&one);
         }
         let (client_cpu_us, client_rss_bytes) = self.crew.cost();
         self.snapshots.push(Snapshot {

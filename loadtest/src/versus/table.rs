@@ -1,0 +1,150 @@
+//! The rows as Markdown: what was measured, then the same divided by the yardstick of the same dialect.
+
+use std::fmt::Write as _;
+
+use super::trial::Figures;
+use super::{Record, Row};
+use crate::protocol::Protocol;
+
+/// A column: its heading, its number, how it is written.
+struct Column {
+    heading: &'static str,
+    value: fn(&Figures) -> Option<f64>,
+    digits: usize,
+    /// Whether a ratio of it says something.
+    compared: bool,
+}
+
+const fn column(
+    heading: &'static str,
+    digits: usize,
+    compared: bool,
+    value: fn(&Figures) -> Option<f64>,
+) -> Column {
+    Column { heading, value, digits, compared }
+}
+
+const COLUMNS: [Column; 15] = [
+    column("idle B", 0, true, |f| f.idle_bytes),
+    column("after traffic B", 0, true, |f| f.after_traffic_bytes),
+    column("kept MiB", 1, false, |f| f.kept_bytes.map(|bytes| bytes / 1_048_576.0)),
+    column("handshake us", 1, true, |f| f.handshake_cpu_us),
+    column("idle ns/s", 0, true, |f| f.idle_cpu_ns),
+    column("beats/min", 1, false, |f| f.heartbeats_per_minute),
+    column("delivery us", 2, true, |f| f.delivery_cpu_us),
+    column("p50 ms", 0, true, |f| f.delivery.as_ref().map(|l| l.p50_ms)),
+    column("p90 ms", 0, false, |f| f.delivery.as_ref().map(|l| l.p90_ms)),
+    column("p99 ms", 0, true, |f| f.delivery.as_ref().map(|l| l.p99_ms)),
+    column("max ms", 0, false, |f| f.delivery.as_ref().map(|l| l.max_ms)),
+    column("lost", 0, false, |f| f.lost.map(|lost| lost as f64)),
+    column("doubled + reordered", 0, false, |f| Some((f.doubled? + f.reordered?) as f64)),
+    column("storm s", 2, true, |f| f.storm_s),
+    column("SYN again", 0, false, |f| f.storm_syn_again.map(|count| count as f64)),
+];
+
+/// The yardstick's script for a dialect.
+fn yardstick(protocol: Protocol) -> &'static str {
+    if protocol == Protocol::Raw { "bare-raw" } else { "bare" }
+}
+
+/// Two tables, and a line for every row with something to say.
+pub(super) fn markdown(rows: &[Row]) -> String {
+    let mut out = String::new();
+    table(&mut out, rows, COLUMNS.iter().collect(), |row, column| {
+        let value = (column.value)(row.figures.as_ref()?)?;
+        Some(format!("{value:.*}", column.digits))
+    });
+    out.push_str("\nDivided by the yardstick of the same run (`bare-raw` for plain WebSocket, `bare` for the others):\n\n");
+    table(&mut out, rows, COLUMNS.iter().filter(|column| column.compared).collect(), |row, column| {
+        let protocol = row.description.as_ref()?.protocol;
+        let bare = rows.iter().find(|row| row.name == yardstick(protocol))?.figures.as_ref()?;
+        let (value, bare) = ((column.value)(row.figures.as_ref()?)?, (column.value)(bare)?);
+        (bare > 0.0).then(|| format!("{:.2}", value / bare))
+    });
+    out.push('\n');
+    for row in rows {
+        writeln!(out, "* {}", words(row)).expect("a String takes all");
+    }
+    out
+}
+
+/// The tables with what a reader must know of the run.
+pub(super) fn page(record: &Record) -> String {
+    let mut out = format!(
+        "# {} connections to each\n\nLinux {}, {} cores. {}\n\n    {}\n\n",
+        record.connections,
+        record.kernel,
+        record.cores,
+        record.note.unwrap_or_default(),
+        record.command
+    );
+    out.push_str(&markdown(record.rows));
+    out.push_str(LEGEND);
+    out
+}
+
+const LEGEND: &str = "
+idle B: user memory (RSS) of all processes, a connection, before any traffic; after traffic B: after the publications and one large
+message of each client; kept MiB: what is left when everybody has gone. handshake us: server CPU from SYN to ready; idle ns/s:
+server CPU a second of an idle connection, with the heartbeats of the next column. delivery us: server CPU of a delivered message; p50 to max: from
+when a publication should have gone out to each receipt, the last of 15,000 included. lost, doubled, reordered: of all that should have
+come. storm s: until all were back after all were reset at once; SYN again: connections whose accept queue was full meanwhile. A dash
+was not measured, or cannot be.
+";
+
+fn table(
+    out: &mut String,
+    rows: &[Row],
+    columns: Vec<&Column>,
+    cell: impl Fn(&Row, &Column) -> Option<String>,
+) {
+    let headings: Vec<&str> = columns.iter().map(|column| column.heading).collect();
+    writeln!(out, "| | {} |", headings.join(" | ")).expect("a String takes all");
+    writeln!(out, "| --- |{}", " ---: |".repeat(columns.len())).expect("a String takes all");
+    for row in rows {
+        let cells: Vec<String> =
+            columns.iter().map(|column| cell(row, column).unwrap_or_else(|| "-".to_owned())).collect();
+        writeln!(out, "| {} | {} |", row.name, cells.join(" | ")).expect("a String takes all");
+    }
+}
+
+fn words(row: &Row) -> String {
+    let mut parts = vec![format!("**{}**", row.name)];
+    if let Some(description) = &row.description {
+        parts.push(description.version.clone());
+        parts.extend([&description.settings, &description.note].into_iter().filter(|s| !s.is_empty()).cloned());
+    }
+    if let Some(figures) = &row.figures {
+        parts.push(format!("{} threads", figures.threads));
+        if figures.failures != "none" {
+            parts.push(format!("failures: {}", figures.failures));
+        }
+    }
+    if let Some(trouble) = &row.trouble {
+        parts.push(format!("**{}**", trouble.replace('\n', " ")));
+    }
+    parts.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::versus::peer::Description;
+
+    fn row(name: &str, idle_bytes: Option<f64>, trouble: Option<&str>) -> Row {
+        let description: Option<Description> = idle_bytes.map(|_| {
+            serde_json::from_str(r#"{"version":"1","protocol":"raw","target":"ws://127.0.0.1:1/"}"#).unwrap()
+        });
+        let figures = idle_bytes.map(|bytes| Figures { idle_bytes: Some(bytes), ..Figures::default() });
+        Row { name: name.to_owned(), description, figures, trouble: trouble.map(str::to_owned) }
+    }
+
+    #[test]
+    fn every_row_stays_and_is_divided_by_its_yardstick() {
+        let rows =
+            [row("bare-raw", Some(50.0), None), row("x", Some(125.0), None), row("y", None, Some("no compiler"))];
+        let text = markdown(&rows);
+        assert!(text.contains("| x | 125 | - |") && text.contains("| x | 2.50 | - |"), "{text}");
+        assert!(text.contains("| y | - | - |") && text.contains("**y**; **no compiler**"), "{text}");
+    }
+}
