@@ -11,6 +11,7 @@ pub mod check;
 pub mod clock;
 pub mod crew;
 pub mod engine;
+pub mod http1;
 pub mod observe;
 pub mod os;
 pub mod protocol;
