@@ -15,7 +15,7 @@ use crate::crew::{self, Crew, Plan};
 use crate::engine::{Collected, Goodbye, Pace, Reply};
 use crate::fleet::{self, Fleet, FleetOptions};
 use crate::protocol::{self, Protocol, Target, json_string};
-use crate::publish::Publisher;
+use crate::publish::{Credentials, Publisher};
 use crate::report::{Latency, Report};
 use crate::session::{Ended, Session};
 
@@ -86,6 +86,12 @@ pub struct Publishing {
     /// Bearer token of the publisher.
     #[arg(long, value_name = "KEY")]
     publish_key: Option<String>,
+    /// A header with which the publisher says who it is, such as "X-API-Key: secret".
+    #[arg(long, value_name = "NAME: VALUE", conflicts_with = "publish_key")]
+    publish_header: Option<String>,
+    /// Sign publications as Pusher's HTTP API wants it.
+    #[arg(long, value_name = "KEY:SECRET", conflicts_with_all = ["publish_key", "publish_header"])]
+    publish_pusher: Option<String>,
     /// Publications a second.
     #[arg(long, value_name = "PER_SECOND", default_value_t = 1.0)]
     publish_rate: f64,
@@ -95,6 +101,17 @@ pub struct Publishing {
     /// Length of the marked text.
     #[arg(long, value_name = "BYTES", default_value_t = 100)]
     bytes: usize,
+}
+
+impl Publishing {
+    fn credentials(&self) -> anyhow::Result<Credentials> {
+        Ok(match (&self.publish_key, &self.publish_header, &self.publish_pusher) {
+            (Some(key), ..) => Credentials::Bearer(key.clone()),
+            (_, Some(header), _) => Credentials::Header(header.clone()),
+            (.., Some(pair)) => Credentials::pusher(pair).context("--publish-pusher")?,
+            _ => Credentials::None,
+        })
+    }
 }
 
 /// A scenario and its own settings.
@@ -357,7 +374,7 @@ fn publish(
 ) -> anyhow::Result<Collected> {
     ensure!(publishing.publish_body.contains("{mark}"), "the publication's body has no {{mark}}");
     ensure!(publishing.publish_rate > 0.0, "the rate of publications must be above 0");
-    let mut publisher = Publisher::connect(&publishing.publish_url, publishing.publish_key.as_deref())?;
+    let mut publisher = Publisher::connect(&publishing.publish_url, &publishing.credentials()?)?;
     let receivers = session.crew.counts().ready_now();
     let before = session.crew.counts();
     let start_ns = now_ns();

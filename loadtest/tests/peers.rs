@@ -8,7 +8,7 @@ use std::time::Duration;
 use cableway_loadtest::bare;
 use cableway_loadtest::engine::{Counts, Engine, Failure, Goodbye, Pace, Reply, Saying, Settings, Sources};
 use cableway_loadtest::protocol::{self, Protocol, Script, Target};
-use cableway_loadtest::publish::Publisher;
+use cableway_loadtest::publish::{Credentials, Publisher};
 use cableway_loadtest::template::Template;
 use tungstenite::{Message, WebSocket, accept};
 
@@ -227,7 +227,7 @@ fn the_yardstick_speaks_enough_action_cable_to_be_subscribed_and_published_to() 
     let bare = yardstick(bare::Settings { protocol: Protocol::ActionCable, ..bare::Settings::default() });
     let engine = opened(&settings(bare.address, Protocol::ActionCable, 50));
     assert_eq!(engine.counts().ready_now(), 50);
-    let mut publisher = Publisher::connect(&format!("http://{}/_broadcast", bare.control), None).unwrap();
+    let mut publisher = Publisher::connect(&format!("http://{}/_broadcast", bare.control), &Credentials::None).unwrap();
     for number in 0..20 {
         publisher.post(&format!(r#"{{"identifier":"x","message":"{}"}}"#, protocol::mark(number, 1))).unwrap();
     }

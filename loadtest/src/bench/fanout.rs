@@ -12,7 +12,7 @@ use crate::clock::now_ns;
 use crate::engine::Pace;
 use crate::observe;
 use crate::protocol::{self, Protocol};
-use crate::publish::Publisher;
+use crate::publish::{Credentials, Publisher};
 
 const STREAM: &str = "room:7";
 const IDENTIFIER: &str = r#"{"channel":"$pubsub","stream_name":"room:7"}"#;
@@ -62,7 +62,7 @@ fn deliver(side: Side, options: &Options, connections: u32, repeat: u32) -> anyh
     let server = Running::start(side, options, &Want::quiet(protocol))?;
     let engine = super::clients(&server, protocol, connections, 0, (!plain).then_some(IDENTIFIER))?;
     super::open_all(&engine, connections, Pace::Window(OPENING_WINDOW))?;
-    let mut publisher = Publisher::connect(&server.publish_url, None)?;
+    let mut publisher = Publisher::connect(&server.publish_url, &Credentials::None)?;
 
     let (mut before, mut client_before) = (0.0, 0.0);
     for sequence in 0..WARM_UP + repeat {

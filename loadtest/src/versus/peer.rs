@@ -116,8 +116,7 @@ impl Peer {
             ("VERSUS_CABLEWAY", path(&options.server)?),
             ("VERSUS_LOADTEST", path(&std::env::current_exe()?)?),
         ];
-        for (name, binary) in
-            [("VERSUS_ANYCABLE_GO", &options.anycable_go), ("VERSUS_CENTRIFUGO", &options.centrifugo)]
+        for (name, binary) in [("VERSUS_ANYCABLE_GO", &options.anycable_go), ("VERSUS_CENTRIFUGO", &options.centrifugo)]
         {
             if let Some(binary) = binary {
                 environment.push((name, path(binary)?));

@@ -15,12 +15,7 @@ struct Column {
     compared: bool,
 }
 
-const fn column(
-    heading: &'static str,
-    digits: usize,
-    compared: bool,
-    value: fn(&Figures) -> Option<f64>,
-) -> Column {
+const fn column(heading: &'static str, digits: usize, compared: bool, value: fn(&Figures) -> Option<f64>) -> Column {
     Column { heading, value, digits, compared }
 }
 
@@ -54,7 +49,9 @@ pub(super) fn markdown(rows: &[Row]) -> String {
         let value = (column.value)(row.figures.as_ref()?)?;
         Some(format!("{value:.*}", column.digits))
     });
-    out.push_str("\nDivided by the yardstick of the same run (`bare-raw` for plain WebSocket, `bare` for the others):\n\n");
+    out.push_str(
+        "\nDivided by the yardstick of the same run (`bare-raw` for plain WebSocket, `bare` for the others):\n\n",
+    );
     table(&mut out, rows, COLUMNS.iter().filter(|column| column.compared).collect(), |row, column| {
         let protocol = row.description.as_ref()?.protocol;
         let bare = rows.iter().find(|row| row.name == yardstick(protocol))?.figures.as_ref()?;
@@ -92,12 +89,7 @@ come. storm s: until all were back after all were reset at once; SYN again: conn
 was not measured, or cannot be.
 ";
 
-fn table(
-    out: &mut String,
-    rows: &[Row],
-    columns: Vec<&Column>,
-    cell: impl Fn(&Row, &Column) -> Option<String>,
-) {
+fn table(out: &mut String, rows: &[Row], columns: Vec<&Column>, cell: impl Fn(&Row, &Column) -> Option<String>) {
     let headings: Vec<&str> = columns.iter().map(|column| column.heading).collect();
     writeln!(out, "| | {} |", headings.join(" | ")).expect("a String takes all");
     writeln!(out, "| --- |{}", " ---: |".repeat(columns.len())).expect("a String takes all");
@@ -132,9 +124,8 @@ mod tests {
     use crate::versus::peer::Description;
 
     fn row(name: &str, idle_bytes: Option<f64>, trouble: Option<&str>) -> Row {
-        let description: Option<Description> = idle_bytes.map(|_| {
-            serde_json::from_str(r#"{"version":"1","protocol":"raw","target":"ws://127.0.0.1:1/"}"#).unwrap()
-        });
+        let description: Option<Description> = idle_bytes
+            .map(|_| serde_json::from_str(r#"{"version":"1","protocol":"raw","target":"ws://127.0.0.1:1/"}"#).unwrap());
         let figures = idle_bytes.map(|bytes| Figures { idle_bytes: Some(bytes), ..Figures::default() });
         Row { name: name.to_owned(), description, figures, trouble: trouble.map(str::to_owned) }
     }
