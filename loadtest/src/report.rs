@@ -129,6 +129,8 @@ impl Report {
     fn rows(&self) -> Vec<(String, String)> {
         let mut rows = Vec::new();
         let mut row = |name: &str, value: &str| rows.push((name.to_owned(), value.to_owned()));
+        row("command", &self.command);
+        row("machine", &format!("Linux {}, {} cores", self.kernel, self.cores));
         for (name, value) in &self.facts {
             row(name, value);
         }

@@ -25,6 +25,11 @@ cargo xtask COMMAND
                          installs what is missing, or with --no-install only says what is and fails
   bench [NAME] [ARGS...] build the server and the load test in release, then run the comparison NAME
                          (all without one): `cableway-loadtest bench --help` lists names and arguments
+  load SCENARIO [ARGS...]
+                         build both in release, then run a scenario of the load test against as many server processes
+                         as it needs: `cableway-loadtest --help` lists scenarios, each one's --help its arguments
+  versus [ARGS...]       build both in release, then run Cableway and other servers under the same load
+                         (`cableway-loadtest versus --help`)
   simulate [ARGS...]     run whole shards in the deterministic simulator, in release
                          (`--seeds N` seeds, `--seed S` to replay one)
 ";
@@ -53,6 +58,8 @@ fn main() -> ExitCode {
     match args.next().as_deref() {
         Some("test") => test(&places, rest(&mut args)),
         Some("bench") => bench(&places, &rest(&mut args)),
+        Some("load") => load(&places, &rest(&mut args)),
+        Some("versus") => versus(&places, &rest(&mut args)),
         Some("simulate") => simulate(&places, &rest(&mut args)),
         Some("help" | "--help" | "-h") => {
             print!("{USAGE}");
@@ -88,6 +95,23 @@ fn test(places: &Places, args: Vec<String>) -> ExitCode {
 }
 
 fn bench(places: &Places, args: &[String]) -> ExitCode {
+    let all = ["all".to_owned()];
+    measure(places, |loadtest| loadtest.arg("bench").args(if args.is_empty() { &all } else { args }))
+}
+
+fn load(places: &Places, args: &[String]) -> ExitCode {
+    measure(places, |loadtest| loadtest.args(args).arg("--note").arg(provenance(places)))
+}
+
+fn versus(places: &Places, args: &[String]) -> ExitCode {
+    measure(places, |loadtest| {
+        let scripts = places.root.join("loadtest/versus/peers");
+        loadtest.arg("versus").arg("--scripts").arg(scripts).args(args).arg("--note").arg(provenance(places))
+    })
+}
+
+/// Builds server and load test as users get them, and runs the load test on the server.
+fn measure(places: &Places, arguments: impl FnOnce(command::Command) -> command::Command) -> ExitCode {
     let built = command::cargo(places)
         .args(["build", "--release", "--package", "cableway", "--bin", "cableway"])
         .args(["--package", "cableway-loadtest"])
@@ -96,14 +120,19 @@ fn bench(places: &Places, args: &[String]) -> ExitCode {
         return ExitCode::FAILURE;
     }
     let release = places.target.join("release");
-    let all = ["all".to_owned()];
-    let passed = command::Command::new(release.join("cableway-loadtest"), places)
-        .arg("bench")
-        .args(if args.is_empty() { &all } else { args })
-        .arg("--server")
-        .arg(release.join("cableway"))
-        .passes();
+    let loadtest = command::Command::new(release.join("cableway-loadtest"), places);
+    let passed = arguments(loadtest).arg("--server").arg(release.join("cableway")).passes();
     if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// When and of what a measurement is: a figure without is worth nothing later.
+fn provenance(places: &Places) -> String {
+    let first_line = |program: &str, args: &[&str]| {
+        let output = std::process::Command::new(program).args(args).current_dir(&places.root).output();
+        output.map_or_else(|_| "unknown".to_owned(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let date = first_line("date", &["-u", "+%Y-%m-%d %H:%M UTC"]);
+    format!("{date}, commit {}", first_line("git", &["describe", "--always", "--dirty", "--abbrev=12"]))
 }
 
 fn simulate(places: &Places, args: &[String]) -> ExitCode {

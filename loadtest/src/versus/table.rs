@@ -13,56 +13,76 @@ struct Column {
     digits: usize,
     /// Whether a ratio of it says something.
     compared: bool,
+    /// Below this a divisor is noise.
+    least: f64,
 }
 
-const fn column(heading: &'static str, digits: usize, compared: bool, value: fn(&Figures) -> Option<f64>) -> Column {
-    Column { heading, value, digits, compared }
+const fn column(
+    heading: &'static str,
+    digits: usize,
+    compared: bool,
+    least: f64,
+    value: fn(&Figures) -> Option<f64>,
+) -> Column {
+    Column { heading, value, digits, compared, least }
 }
 
 const COLUMNS: [Column; 15] = [
-    column("idle B", 0, true, |f| f.idle_bytes),
-    column("after traffic B", 0, true, |f| f.after_traffic_bytes),
-    column("kept MiB", 1, false, |f| f.kept_bytes.map(|bytes| bytes / 1_048_576.0)),
-    column("handshake us", 1, true, |f| f.handshake_cpu_us),
-    column("idle ns/s", 0, true, |f| f.idle_cpu_ns),
-    column("beats/min", 1, false, |f| f.heartbeats_per_minute),
-    column("delivery us", 2, true, |f| f.delivery_cpu_us),
-    column("p50 ms", 0, true, |f| f.delivery.as_ref().map(|l| l.p50_ms)),
-    column("p90 ms", 0, false, |f| f.delivery.as_ref().map(|l| l.p90_ms)),
-    column("p99 ms", 0, true, |f| f.delivery.as_ref().map(|l| l.p99_ms)),
-    column("max ms", 0, false, |f| f.delivery.as_ref().map(|l| l.max_ms)),
-    column("lost", 0, false, |f| f.lost.map(|lost| lost as f64)),
-    column("doubled + reordered", 0, false, |f| Some((f.doubled? + f.reordered?) as f64)),
-    column("storm s", 2, true, |f| f.storm_s),
-    column("SYN again", 0, false, |f| f.storm_syn_again.map(|count| count as f64)),
+    column("idle B", 0, true, 16.0, |f| f.idle_bytes),
+    column("after traffic B", 0, true, 16.0, |f| f.after_traffic_bytes),
+    column("kept MiB", 1, false, 0.001, |f| f.kept_bytes.map(|bytes| bytes / 1_048_576.0)),
+    column("handshake us", 1, true, 0.001, |f| f.handshake_cpu_us),
+    column("idle ns/s", 0, true, 50.0, |f| f.idle_cpu_ns),
+    column("beats/min", 1, false, 0.001, |f| f.heartbeats_per_minute),
+    column("delivery us", 2, true, 0.001, |f| f.delivery_cpu_us),
+    column("p50 ms", 0, true, 0.001, |f| f.delivery.as_ref().map(|l| l.p50_ms)),
+    column("p90 ms", 0, false, 0.001, |f| f.delivery.as_ref().map(|l| l.p90_ms)),
+    column("p99 ms", 0, true, 0.001, |f| f.delivery.as_ref().map(|l| l.p99_ms)),
+    column("max ms", 0, false, 0.001, |f| f.delivery.as_ref().map(|l| l.max_ms)),
+    column("lost", 0, false, 0.001, |f| f.lost.map(|lost| lost as f64)),
+    column("doubled + reordered", 0, false, 0.001, |f| Some((f.doubled? + f.reordered?) as f64)),
+    column("storm s", 2, true, 0.001, |f| f.storm_s),
+    column("SYN again", 0, false, 0.001, |f| f.storm_syn_again.map(|count| count as f64)),
 ];
 
-/// The yardstick's script for a dialect.
-fn yardstick(protocol: Protocol) -> &'static str {
-    if protocol == Protocol::Raw { "bare-raw" } else { "bare" }
+/// Which rows a ratio is taken to: those of one name for plain WebSocket, and of another for the other dialects.
+struct Reference {
+    raw: &'static str,
+    others: &'static str,
 }
 
-/// Two tables, and a line for every row with something to say.
+const CABLEWAY: Reference = Reference { raw: "cableway-raw", others: "cableway" };
+const YARDSTICK: Reference = Reference { raw: "bare-raw", others: "bare" };
+
+/// Three tables, and a line for every row with something to say.
 pub(super) fn markdown(rows: &[Row]) -> String {
     let mut out = String::new();
-    table(&mut out, rows, COLUMNS.iter().collect(), |row, column| {
+    let all: Vec<&Row> = rows.iter().collect();
+    table(&mut out, &all, COLUMNS.iter().collect(), |row, column| {
         let value = (column.value)(row.figures.as_ref()?)?;
         Some(format!("{value:.*}", column.digits))
     });
-    out.push_str(
-        "\nDivided by the yardstick of the same run (`bare-raw` for plain WebSocket, `bare` for the others):\n\n",
-    );
-    table(&mut out, rows, COLUMNS.iter().filter(|column| column.compared).collect(), |row, column| {
-        let protocol = row.description.as_ref()?.protocol;
-        let bare = rows.iter().find(|row| row.name == yardstick(protocol))?.figures.as_ref()?;
-        let (value, bare) = ((column.value)(row.figures.as_ref()?)?, (column.value)(bare)?);
-        (bare > 0.0).then(|| format!("{:.2}", value / bare))
-    });
+    out.push_str("\nDivided by Cableway (`cableway-raw` for plain WebSocket, `cableway` for the others):\n\n");
+    ratios(&mut out, rows, &all, &CABLEWAY);
+    out.push_str("\nDivided by the yardstick (`bare-raw` and `bare`), which is what the kernel itself costs:\n\n");
+    let ours: Vec<&Row> = rows.iter().filter(|row| row.name.starts_with("cableway")).collect();
+    ratios(&mut out, rows, &ours, &YARDSTICK);
     out.push('\n');
     for row in rows {
         writeln!(out, "* {}", words(row)).expect("a String takes all");
     }
     out
+}
+
+/// The compared columns of `shown`, divided by the row of `rows` that the reference names.
+fn ratios(out: &mut String, rows: &[Row], shown: &[&Row], reference: &Reference) {
+    table(out, shown, COLUMNS.iter().filter(|column| column.compared).collect(), |row, column| {
+        let raw = row.description.as_ref()?.protocol == Protocol::Raw;
+        let name = if raw { reference.raw } else { reference.others };
+        let one = rows.iter().find(|row| row.name == name)?.figures.as_ref()?;
+        let (value, one) = ((column.value)(row.figures.as_ref()?)?, (column.value)(one)?);
+        (one >= column.least).then(|| format!("{:.2}", value / one))
+    });
 }
 
 /// The tables with what a reader must know of the run.
@@ -89,7 +109,7 @@ come. storm s: until all were back after all were reset at once; SYN again: conn
 was not measured, or cannot be.
 ";
 
-fn table(out: &mut String, rows: &[Row], columns: Vec<&Column>, cell: impl Fn(&Row, &Column) -> Option<String>) {
+fn table(out: &mut String, rows: &[&Row], columns: Vec<&Column>, cell: impl Fn(&Row, &Column) -> Option<String>) {
     let headings: Vec<&str> = columns.iter().map(|column| column.heading).collect();
     writeln!(out, "| | {} |", headings.join(" | ")).expect("a String takes all");
     writeln!(out, "| --- |{}", " ---: |".repeat(columns.len())).expect("a String takes all");
@@ -131,9 +151,9 @@ mod tests {
     }
 
     #[test]
-    fn every_row_stays_and_is_divided_by_its_yardstick() {
+    fn every_row_stays_and_is_divided_by_ours() {
         let rows =
-            [row("bare-raw", Some(50.0), None), row("x", Some(125.0), None), row("y", None, Some("no compiler"))];
+            [row("cableway-raw", Some(50.0), None), row("x", Some(125.0), None), row("y", None, Some("no compiler"))];
         let text = markdown(&rows);
         assert!(text.contains("| x | 125 | - |") && text.contains("| x | 2.50 | - |"), "{text}");
         assert!(text.contains("| y | - | - |") && text.contains("**y**; **no compiler**"), "{text}");
