@@ -6,6 +6,7 @@
 //! meant to serve anybody.
 
 mod control;
+mod dialect;
 mod shard;
 
 use std::net::SocketAddr;
@@ -32,11 +33,11 @@ pub struct Settings {
     pub backlog: i32,
     /// Threads, each with its own listener on the same port (`SO_REUSEPORT`).
     pub shards: usize,
-    /// `raw` holds plain WebSockets; `actioncable` says welcome and confirms every subscription.
+    /// `raw` holds plain WebSockets; the others welcome everybody and confirm every subscription.
     pub protocol: Protocol,
     /// Heartbeat of every connection, spread evenly; none for none.
     pub ping_interval: Option<Duration>,
-    /// Send every message back.
+    /// Send every message back, when it holds plain WebSockets.
     pub echo: bool,
 }
 

@@ -249,7 +249,7 @@ fn clients(
     let address: SocketAddr = server.address;
     let path = match protocol {
         Protocol::Raw => "/echo",
-        Protocol::ActionCable => "/cable",
+        Protocol::ActionCable | Protocol::Pusher | Protocol::Centrifugo => "/cable",
     };
     let target = Target { authority: address.to_string(), path: path.to_owned() };
     Engine::start(&engine::Settings {

@@ -83,9 +83,9 @@ pub enum Goodbye {
 pub enum Reply {
     /// The next text or binary message, whatever it holds.
     Any,
-    /// Action Cable's `{"type":"pong"}`.
+    /// The protocol's answer to a client's ping.
     Pong,
-    /// An Action Cable message for the application.
+    /// A message for the application.
     Data,
 }
 

@@ -95,7 +95,7 @@ enum Run {
         /// Clients that do it at the same time.
         #[arg(long, default_value_t = 100)]
         at_once: u32,
-        /// What they say; with Action Cable the data of a message command.
+        /// What they say: with Action Cable the data of a message command, with Pusher that of a ping.
         #[arg(long, default_value = r#"{"action":"echo","text":"hello"}"#)]
         text: String,
     },

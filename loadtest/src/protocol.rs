@@ -1,11 +1,12 @@
-//! What a client says and how it reads what comes back: plain WebSocket, or Action Cable.
+//! What a client says and how it reads what comes back: plain WebSocket, Action Cable, Pusher, Centrifugo.
 //!
-//! Bytes and texts only. A waiting client must cost next to nothing, so messages are recognised by looking for a few
-//! words in place instead of parsing JSON; a server whose wording is unusual is still understood as long as it
-//! writes valid JSON with a top-level `type`.
+//! Bytes and texts only; no sockets and no state.
+
+mod recognise;
 
 use anyhow::{Context as _, bail};
-use memchr::memmem;
+
+pub use recognise::{Kind, activity_timeout_s, has_error, kind, wants_pong};
 
 use crate::template::Template;
 use crate::wire;
@@ -19,6 +20,23 @@ pub enum Protocol {
     /// Action Cable: wait for the welcome, subscribe, wait for the confirmation.
     #[value(name = "actioncable")]
     ActionCable,
+    /// Pusher, version 7: wait for the connection to be established, subscribe to a public channel, wait for the
+    /// confirmation; answer pings, and ping after a silence as long as the server says.
+    Pusher,
+    /// Centrifugo's bidirectional protocol, version 2, JSON: connect, subscribe, answer pings if asked to.
+    Centrifugo,
+}
+
+impl Protocol {
+    /// As it is written on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::ActionCable => "actioncable",
+            Self::Pusher => "pusher",
+            Self::Centrifugo => "centrifugo",
+        }
+    }
 }
 
 /// Where to connect, taken apart from a `ws://host:port/path` URL.
@@ -58,7 +76,7 @@ pub struct Script {
     before_key: String,
     /// The head from behind the key.
     after_key: String,
-    /// The Action Cable identifier to subscribe to; none means that the welcome is enough.
+    /// What to subscribe to, an Action Cable identifier or the name of a channel; none means that the welcome is enough.
     pub identifier: Option<Template>,
 }
 
@@ -91,62 +109,36 @@ impl Script {
 
     /// The text of the subscribe command, if this script has one.
     pub fn subscribe_text(&self, number: u32) -> Option<String> {
-        let identifier = self.identifier.as_ref()?.expand(number);
-        Some(format!(r#"{{"command":"subscribe","identifier":{}}}"#, json_string(&identifier)))
+        let identifier = json_string(&self.identifier.as_ref()?.expand(number));
+        Some(match self.protocol {
+            Protocol::Raw => return None,
+            Protocol::ActionCable => format!(r#"{{"command":"subscribe","identifier":{identifier}}}"#),
+            Protocol::Pusher => format!(r#"{{"event":"pusher:subscribe","data":{{"channel":{identifier}}}}}"#),
+            Protocol::Centrifugo => format!(r#"{{"id":2,"subscribe":{{"channel":{identifier}}}}}"#),
+        })
+    }
+
+    /// What is said as soon as the handshake is done, before any welcome.
+    pub fn greeting(&self) -> Option<&'static str> {
+        (self.protocol == Protocol::Centrifugo).then_some(r#"{"id":1,"connect":{}}"#)
+    }
+
+    /// The answer to a heartbeat; `wanted` is what the welcome said about that.
+    pub fn heartbeat_answer(&self, wanted: bool) -> Option<&'static str> {
+        match self.protocol {
+            Protocol::Pusher => Some(r#"{"event":"pusher:pong","data":{}}"#),
+            Protocol::Centrifugo if wanted => Some("{}"),
+            _ => None,
+        }
     }
 }
+
+/// The ping of a Pusher client.
+pub const PUSHER_PING: &str = r#"{"event":"pusher:ping","data":{}}"#;
 
 /// A Rust string as a JSON string, quotes included.
 pub fn json_string(text: &str) -> String {
     serde_json::to_string(text).expect("a string is always valid JSON")
-}
-
-/// What a server's message is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// The session may begin.
-    Welcome,
-    /// The protocol's heartbeat.
-    Ping,
-    /// Answer to a client's ping command.
-    Pong,
-    /// The subscription stands.
-    Confirm,
-    /// The subscription was refused.
-    Reject,
-    /// The server says goodbye.
-    Disconnect,
-    /// Something for the application.
-    Data,
-}
-
-/// Sorts an Action Cable message.
-pub fn kind(message: &[u8]) -> Kind {
-    // By far the most common one, and the only one an idle client ever sees.
-    if message.starts_with(br#"{"type":"ping""#) {
-        return Kind::Ping;
-    }
-    let Some(word) = type_word(message) else { return Kind::Data };
-    match word {
-        b"welcome" => Kind::Welcome,
-        b"ping" => Kind::Ping,
-        b"pong" => Kind::Pong,
-        b"confirm_subscription" => Kind::Confirm,
-        b"reject_subscription" => Kind::Reject,
-        b"disconnect" => Kind::Disconnect,
-        _ => Kind::Data,
-    }
-}
-
-/// The value of the first `"type"` key. A key inside the identifier has backslashes before its quotes and is not found;
-/// one inside `message` comes after the identifier of a data message, which is looked for first.
-fn type_word(message: &[u8]) -> Option<&[u8]> {
-    let at = memmem::find(message, br#""type""#)?;
-    if memmem::find(&message[..at], br#""message""#).is_some() {
-        return None;
-    }
-    let rest = message[at + 6..].trim_ascii_start().strip_prefix(b":")?.trim_ascii_start().strip_prefix(b"\"")?;
-    Some(&rest[..memchr::memchr(b'"', rest)?])
 }
 
 /// The mark that `broadcast` puts into what it publishes: `~SEQUENCE@NANOSECONDS~`, the time being when the message
@@ -168,23 +160,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_are_sorted_by_their_type() {
-        for (text, expected) in [
-            (r#"{"type":"ping","message":1790000000}"#, Kind::Ping),
-            (r#"{"message":1790000000, "type" : "ping"}"#, Kind::Data),
-            (r#"{"type": "welcome","sid":"x"}"#, Kind::Welcome),
-            (r#"{"type":"pong"}"#, Kind::Pong),
-            (r#"{"identifier":"{\"type\":\"ping\"}","type":"confirm_subscription"}"#, Kind::Confirm),
-            (r#"{"type":"reject_subscription","identifier":"x"}"#, Kind::Reject),
-            (r#"{"type":"disconnect","reason":"remote","reconnect":false}"#, Kind::Disconnect),
-            (r#"{"identifier":"x","message":{"type":"welcome"}}"#, Kind::Data),
-            ("hello", Kind::Data),
-        ] {
-            assert_eq!(kind(text.as_bytes()), expected, "{text}");
-        }
-    }
-
-    #[test]
     fn a_mark_is_found_in_any_envelope() {
         let text = format!(r#"{{"identifier":"x","message":"{}pad"}}"#, mark(17, 123_456_789_012));
         assert_eq!(find_mark(text.as_bytes()), Some((17, 123_456_789_012)));
@@ -200,6 +175,19 @@ mod tests {
         assert_eq!(Target::parse("ws://localhost").unwrap().authority, "localhost:80");
         assert!(Target::parse("wss://localhost/cable").unwrap_err().to_string().contains("TLS"));
         assert!(Target::parse("localhost:80").is_err());
+    }
+
+    #[test]
+    fn every_protocol_subscribes_in_its_own_words() {
+        let target = Target::parse("ws://127.0.0.1:1/").unwrap();
+        let text = |protocol| Script::new(protocol, &target, 0, Some("room-{n%10}")).subscribe_text(13);
+        assert_eq!(text(Protocol::Raw), None);
+        assert_eq!(text(Protocol::ActionCable).unwrap(), r#"{"command":"subscribe","identifier":"room-0000003"}"#);
+        assert_eq!(
+            text(Protocol::Pusher).unwrap(),
+            r#"{"event":"pusher:subscribe","data":{"channel":"room-0000003"}}"#
+        );
+        assert_eq!(text(Protocol::Centrifugo).unwrap(), r#"{"id":2,"subscribe":{"channel":"room-0000003"}}"#);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use md5::{Digest as _, Md5};
 use sha2::Sha256;
 
 use crate::http1::{self, Client};
+use crate::protocol;
 
 /// Longest part of an answer that an error repeats.
 const QUOTED_BYTES_MAX: usize = 200;
@@ -69,8 +70,8 @@ impl Publisher {
         Ok(Self { client: Client::connect(&authority)?, path, headers, credentials: credentials.clone() })
     }
 
-    /// Posts a body and waits for the answer. Anything but 2xx is an error, and so is an answer that begins with
-    /// `{"error"`: Centrifugo refuses with status 200.
+    /// Posts a body and waits for the answer. Anything but 2xx is an error, and so is an answer with a key `error`:
+    /// Centrifugo refuses with status 200.
     pub fn post(&mut self, body: &str) -> anyhow::Result<()> {
         let signed;
         let path = match &self.credentials {
@@ -86,7 +87,7 @@ impl Publisher {
             .request("POST", path, &self.headers, body.as_bytes())
             .context("a publication was not answered")?;
         let said = String::from_utf8_lossy(&answer.body[..answer.body.len().min(QUOTED_BYTES_MAX)]);
-        if !(200..300).contains(&answer.status) || said.trim_start().starts_with(r#"{"error""#) {
+        if !(200..300).contains(&answer.status) || protocol::has_error(&answer.body) {
             bail!("a publication was answered with status {} {}", answer.status, said.trim());
         }
         Ok(())

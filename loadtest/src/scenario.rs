@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 
 use crate::clock::now_ns;
@@ -36,6 +36,9 @@ pub struct Load {
     /// What Action Cable clients subscribe to; {n} is the client's number, {n%K} spreads them over K.
     #[arg(long, value_name = "JSON", default_value = r#"{"channel":"$pubsub","stream_name":"load"}"#)]
     identifier: String,
+    /// The channel that Pusher and Centrifugo clients subscribe to; {n} and {n%K} as above.
+    #[arg(long, value_name = "NAME", default_value = "load")]
+    channel: String,
     /// Subscribe to nothing: the welcome is enough.
     #[arg(long)]
     no_subscription: bool,
@@ -80,9 +83,10 @@ pub struct Publishing {
     /// Where publications are posted.
     #[arg(long, value_name = "URL")]
     publish_url: String,
-    /// The body of a publication; {mark} is where sequence number and time go.
-    #[arg(long, value_name = "TEXT", default_value = r#"{"stream":"load","data":"\"{mark}\""}"#)]
-    publish_body: String,
+    /// The body of a publication; {mark} is where sequence number and time go [default: what Cableway, a Pusher server
+    /// or Centrifugo take for the stream or channel "load"].
+    #[arg(long, value_name = "TEXT")]
+    publish_body: Option<String>,
     /// Bearer token of the publisher.
     #[arg(long, value_name = "KEY")]
     publish_key: Option<String>,
@@ -111,6 +115,23 @@ impl Publishing {
             (.., Some(pair)) => Credentials::pusher(pair).context("--publish-pusher")?,
             _ => Credentials::None,
         })
+    }
+
+    fn body(&self, load: &Load) -> anyhow::Result<String> {
+        let body = match (&self.publish_body, load.protocol) {
+            (Some(body), _) => body.clone(),
+            (None, Protocol::Raw | Protocol::ActionCable) => r#"{"stream":"load","data":"\"{mark}\""}"#.to_owned(),
+            (None, Protocol::Pusher | Protocol::Centrifugo) => {
+                ensure!(!load.channel.contains("{n"), "many channels: say with --publish-body what goes where");
+                let channel = json_string(&load.channel);
+                match load.protocol {
+                    Protocol::Pusher => format!(r#"{{"name":"load","channels":[{channel}],"data":"{{mark}}"}}"#),
+                    _ => format!(r#"{{"channel":{channel},"data":"{{mark}}"}}"#),
+                }
+            }
+        };
+        ensure!(body.contains("{mark}"), "the publication's body has no {{mark}}");
+        Ok(body)
     }
 }
 
@@ -252,14 +273,22 @@ fn plan(load: &Load, url: &str) -> anyhow::Result<Plan> {
         .with_context(|| format!("{} has no address", target.authority))?
         .next()
         .with_context(|| format!("{} has no address", target.authority))?;
-    ensure!(!load.identifier.contains('~'), "the identifier must not contain '~': marks of publications do");
-    let subscribes = load.protocol == Protocol::ActionCable && !load.no_subscription;
+    let subscription = match load.protocol {
+        Protocol::Raw => None,
+        Protocol::ActionCable => Some(&load.identifier),
+        Protocol::Pusher | Protocol::Centrifugo => Some(&load.channel),
+    };
+    let subscription = subscription.filter(|_| !load.no_subscription).cloned();
+    ensure!(
+        subscription.as_ref().is_none_or(|name| !name.contains('~')),
+        "what is subscribed to must not contain '~': marks of publications do"
+    );
     Ok(Plan {
         target: url.to_owned(),
         server,
         protocol: load.protocol,
         cookie_bytes: load.cookie_bytes,
-        identifier: subscribes.then(|| load.identifier.clone()),
+        identifier: subscription,
         connections: load.connections,
         first_number: 0,
         lanes: std::thread::available_parallelism().map_or(1, usize::from),
@@ -372,7 +401,7 @@ fn publish(
     from: u32,
     everybody: bool,
 ) -> anyhow::Result<Collected> {
-    ensure!(publishing.publish_body.contains("{mark}"), "the publication's body has no {{mark}}");
+    let body = publishing.body(load)?;
     ensure!(publishing.publish_rate > 0.0, "the rate of publications must be above 0");
     let mut publisher = Publisher::connect(&publishing.publish_url, &publishing.credentials()?)?;
     let receivers = session.crew.counts().ready_now();
@@ -388,7 +417,7 @@ fn publish(
         }
         let mut mark = protocol::mark(from + message, due_ns);
         mark.push_str(&"x".repeat(publishing.bytes.saturating_sub(mark.len())));
-        publisher.post(&publishing.publish_body.replace("{mark}", &mark))?;
+        publisher.post(&body.replace("{mark}", &mark))?;
         published += 1;
     }
     findings.published = from + published;
@@ -444,6 +473,8 @@ fn echo(
             let data = json_string(text);
             (vec![format!(r#"{{"command":"message","identifier":{identifier},"data":{data}}}"#)], Reply::Data)
         }
+        Protocol::Pusher => (vec![format!(r#"{{"event":"pusher:ping","data":{}}}"#, json_string(text))], Reply::Pong),
+        Protocol::Centrifugo => bail!("Centrifugo's clients have nothing to say that every server answers"),
     };
     let before = session.crew.counts();
     let began_s = session.elapsed_s();

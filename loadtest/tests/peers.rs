@@ -29,7 +29,11 @@ fn serve(handle: impl Fn(TcpStream) + Clone + Send + 'static) -> SocketAddr {
 
 fn settings(server: SocketAddr, protocol: Protocol, connections: u32) -> Settings {
     let target = Target { authority: server.to_string(), path: "/".into() };
-    let identifier = (protocol == Protocol::ActionCable).then_some(r#"{"channel":"Test","id":"{n}"}"#);
+    let identifier = match protocol {
+        Protocol::Raw => None,
+        Protocol::ActionCable => Some(r#"{"channel":"Test","id":"{n}"}"#),
+        Protocol::Pusher | Protocol::Centrifugo => Some("room-{n}"),
+    };
     Settings {
         server,
         script: Script::new(protocol, &target, 0, identifier),
@@ -170,22 +174,111 @@ fn every_kind_of_refusal_has_its_own_counter() {
     assert_eq!(engine.counts().ready_now(), 0);
 }
 
+/// Waits for one text of the client.
+fn heard(socket: &mut WebSocket<TcpStream>) -> String {
+    socket.read().unwrap().into_text().unwrap().to_string()
+}
+
+const ESTABLISHED: &str =
+    r#"{"event":"pusher:connection_established","data":"{\"socket_id\":\"1.1\",\"activity_timeout\":1}"}"#;
+const SUCCEEDED: &str = r#"{"event":"pusher_internal:subscription_succeeded","data":"{}","channel":"room-0000000"}"#;
+
 #[test]
-fn a_rejected_subscription_and_a_goodbye_are_failures_by_name() {
-    for (text, failure) in [
-        (r#"{"type":"reject_subscription","identifier":"x"}"#, Failure::Rejected),
-        (r#"{"type":"disconnect","reason":"unauthorized","reconnect":false}"#, Failure::Disconnected),
+fn a_refusal_and_a_goodbye_are_failures_by_name_in_every_protocol() {
+    use Protocol::{ActionCable, Centrifugo, Pusher};
+    let welcomed = r#"{"id":1,"connect":{"client":"c"}}"#;
+    let cable = r#"{"type":"welcome"}"#;
+    for (protocol, welcome, answer, failure) in [
+        (ActionCable, cable, r#"{"type":"reject_subscription","identifier":"x"}"#, Failure::Rejected),
+        (ActionCable, cable, r#"{"type":"disconnect","reason":"unauthorized"}"#, Failure::Disconnected),
+        (Pusher, ESTABLISHED, r#"{"event":"pusher:error","data":{"code":4009,"message":"no"}}"#, Failure::Rejected),
+        (Pusher, ESTABLISHED, r#"{"event":"pusher_internal:subscription_error","data":"{}"}"#, Failure::Rejected),
+        (Centrifugo, welcomed, r#"{"id":2,"error":{"code":103,"message":"no"}}"#, Failure::Rejected),
+        (Centrifugo, welcomed, r#"{"push":{"disconnect":{"code":3000,"reason":"x"}}}"#, Failure::Disconnected),
+        // Before the welcome nothing is subscribed to that could be rejected.
+        (Pusher, r#"{"event":"pusher:error","data":{"code":4001}}"#, "", Failure::Error),
+        (Centrifugo, r#"{"id":1,"error":{"code":109,"message":"no"}}"#, "", Failure::Error),
     ] {
         let server = serve(move |stream| {
             let mut socket = accept(stream).unwrap();
-            socket.send(Message::text(r#"{"type":"welcome"}"#)).unwrap();
-            let command = socket.read().unwrap().into_text().unwrap();
-            assert!(command.contains("subscribe"), "{command}");
-            socket.send(Message::text(text)).unwrap();
+            if protocol == Centrifugo {
+                assert_eq!(heard(&mut socket), r#"{"id":1,"connect":{}}"#);
+            }
+            socket.send(Message::text(welcome)).unwrap();
+            if !answer.is_empty() {
+                let command = heard(&mut socket);
+                assert!(command.contains("subscribe"), "{command}");
+                socket.send(Message::text(answer)).unwrap();
+            }
             let _ = socket.read();
         });
-        let counts = failures(&settings(server, Protocol::ActionCable, 2));
-        assert_eq!(counts.failures[failure as usize], 2, "{failure:?}");
+        let counts = failures(&settings(server, protocol, 2));
+        assert_eq!(counts.failures[failure as usize], 2, "{answer}: {}", counts.failure_words());
+    }
+}
+
+#[test]
+fn a_close_code_of_the_application_is_a_goodbye() {
+    let server = serve(|stream| {
+        let mut socket = accept(stream).unwrap();
+        let code = tungstenite::protocol::frame::coding::CloseCode::from(4201);
+        let _ = socket.close(Some(tungstenite::protocol::CloseFrame { code, reason: "".into() }));
+        while socket.read().is_ok() {}
+    });
+    let engine = opened(&settings(server, Protocol::Raw, 2));
+    assert!(engine.wait(LIMIT, |counts| counts.lost == 2));
+    assert_eq!(engine.counts().failures[Failure::Disconnected as usize], 2);
+}
+
+#[test]
+fn a_pusher_client_subscribes_answers_pings_and_pings_after_a_silence() {
+    let (seen, texts) = std::sync::mpsc::channel();
+    let server = serve(move |stream| {
+        let mut socket = accept(stream).unwrap();
+        socket.send(Message::text(ESTABLISHED)).unwrap();
+        seen.send(heard(&mut socket)).unwrap();
+        socket.send(Message::text(SUCCEEDED)).unwrap();
+        socket.send(Message::text(r#"{"event":"pusher:ping","data":"{}"}"#)).unwrap();
+        let data = protocol::mark(0, 1);
+        socket.send(Message::text(format!(r#"{{"event":"e","data":"{data}","channel":"x"}}"#))).unwrap();
+        while let Ok(message) = socket.read() {
+            let _ = seen.send(message.into_text().unwrap().to_string());
+        }
+    });
+    let engine = opened(&settings(server, Protocol::Pusher, 1));
+    let next = || texts.recv_timeout(LIMIT).unwrap();
+    assert_eq!(next(), r#"{"event":"pusher:subscribe","data":{"channel":"room-0000000"}}"#);
+    assert_eq!(next(), r#"{"event":"pusher:pong","data":{}}"#);
+    // The server asked for one after a second without a word.
+    assert_eq!(next(), protocol::PUSHER_PING);
+    assert_eq!((engine.counts().pings, engine.counts().marked, engine.counts().failed()), (1, 1, 0));
+}
+
+#[test]
+fn a_centrifugo_client_reads_several_replies_from_one_frame_and_answers_pings_if_asked_to() {
+    for (connected, answers) in [(r#"{"client":"c","ping":25,"pong":true}"#, true), (r#"{"client":"c"}"#, false)] {
+        let (seen, texts) = std::sync::mpsc::channel();
+        let server = serve(move |stream| {
+            let mut socket = accept(stream).unwrap();
+            seen.send(heard(&mut socket)).unwrap();
+            socket.send(Message::text(format!(r#"{{"id":1,"connect":{connected}}}"#))).unwrap();
+            seen.send(heard(&mut socket)).unwrap();
+            let push = |n| format!(r#"{{"push":{{"channel":"x","pub":{{"data":"{}"}}}}}}"#, protocol::mark(n, 1));
+            let replies = format!("{{\"id\":2,\"subscribe\":{{}}}}\n{{}}\n{}\n{}", push(0), push(1));
+            socket.send(Message::text(replies)).unwrap();
+            while let Ok(message) = socket.read() {
+                let _ = seen.send(message.into_text().unwrap().to_string());
+            }
+        });
+        let engine = opened(&settings(server, Protocol::Centrifugo, 1));
+        assert!(engine.wait(LIMIT, |counts| counts.marked == 2), "{:?}", engine.counts());
+        assert_eq!((engine.counts().pings, engine.counts().skipped, engine.counts().failed()), (1, 0, 0));
+        // Its end comes after whatever it had to answer.
+        engine.drop_share(1.0, Goodbye::Fin);
+        let mut expected = vec![r#"{"id":1,"connect":{}}"#, r#"{"id":2,"subscribe":{"channel":"room-0000000"}}"#];
+        expected.extend(answers.then_some("{}"));
+        assert_eq!(texts.iter().take(expected.len()).collect::<Vec<_>>(), expected);
+        assert!(texts.recv_timeout(Duration::from_millis(200)).is_err(), "nothing else was said");
     }
 }
 
@@ -223,18 +316,30 @@ fn the_yardstick_takes_a_head_in_pieces() {
 }
 
 #[test]
-fn the_yardstick_speaks_enough_action_cable_to_be_subscribed_and_published_to() {
-    let bare = yardstick(bare::Settings { protocol: Protocol::ActionCable, ..bare::Settings::default() });
-    let engine = opened(&settings(bare.address, Protocol::ActionCable, 50));
-    assert_eq!(engine.counts().ready_now(), 50);
-    let mut publisher = Publisher::connect(&format!("http://{}/_broadcast", bare.control), &Credentials::None).unwrap();
-    for number in 0..20 {
-        publisher.post(&format!(r#"{{"identifier":"x","message":"{}"}}"#, protocol::mark(number, 1))).unwrap();
+fn the_yardstick_speaks_enough_of_every_protocol_to_be_subscribed_and_published_to() {
+    for (protocol, before, behind) in [
+        (Protocol::ActionCable, r#"{"identifier":"x","message":""#, r#""}"#),
+        (Protocol::Pusher, r#"{"event":"e","channel":"x","data":""#, r#""}"#),
+        (Protocol::Centrifugo, r#"{"push":{"channel":"x","pub":{"data":""#, r#""}}}"#),
+    ] {
+        let bare = yardstick(bare::Settings {
+            protocol,
+            ping_interval: Some(Duration::from_millis(500)),
+            ..bare::Settings::default()
+        });
+        let engine = opened(&settings(bare.address, protocol, 50));
+        assert_eq!(engine.counts().ready_now(), 50);
+        let url = format!("http://{}/_broadcast", bare.control);
+        let mut publisher = Publisher::connect(&url, &Credentials::None).unwrap();
+        for number in 0..20 {
+            publisher.post(&format!("{before}{}{behind}", protocol::mark(number, 1))).unwrap();
+        }
+        let done = engine.wait(LIMIT, |counts| counts.marked == 1_000 && counts.pings > 50);
+        assert!(done, "{protocol:?}: {:?}", engine.counts());
+        let counts = engine.counts();
+        assert_eq!((counts.skipped, counts.reordered, counts.duplicated, counts.lost), (0, 0, 0, 0));
+        assert_eq!(engine.collect(20).missing_at_end, 0);
     }
-    assert!(engine.wait(LIMIT, |counts| counts.marked == 1_000), "{:?}", engine.counts());
-    let counts = engine.counts();
-    assert_eq!((counts.skipped, counts.reordered, counts.duplicated), (0, 0, 0));
-    assert_eq!(engine.collect(20).missing_at_end, 0);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use memchr::memmem;
 use rustix::buffer::spare_capacity;
@@ -12,7 +12,7 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::{self, RecvFlags, SendFlags, SocketFlags};
 
-use super::Settings;
+use super::{Settings, dialect};
 use crate::clock::now_ns;
 use crate::protocol::Protocol;
 use crate::wire::{self, opcode};
@@ -29,7 +29,6 @@ const WAKE: u64 = u64::MAX - 1;
 
 const ANSWER_BEFORE: &[u8] =
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ";
-const WELCOME: &[u8] = br#"{"type":"welcome"}"#;
 
 #[derive(Default)]
 struct Slot {
@@ -260,13 +259,7 @@ impl Shard {
         out.clear();
         out.extend_from_slice(ANSWER_BEFORE);
         out.extend_from_slice(&wire::accept_value(key));
-        match self.protocol {
-            Protocol::Raw => out.extend_from_slice(b"\r\n\r\n"),
-            Protocol::ActionCable => {
-                out.extend_from_slice(b"\r\nSec-WebSocket-Protocol: actioncable-v1-json\r\n\r\n");
-                wire::push_server_frame(&mut out, opcode::TEXT, WELCOME);
-            }
-        }
+        dialect::push_welcome(self.protocol, &mut out, index);
         let sent = self.transmit(index, &out);
         self.out = out;
         sent?;
@@ -281,8 +274,8 @@ impl Shard {
         match opcode {
             opcode::PING => wire::push_server_frame(&mut out, opcode::PONG, payload),
             opcode::CLOSE => wire::push_server_frame(&mut out, opcode::CLOSE, payload),
-            opcode::TEXT | opcode::BINARY if self.protocol == Protocol::ActionCable => {
-                push_cable_reply(&mut out, payload);
+            opcode::TEXT | opcode::BINARY if self.protocol != Protocol::Raw => {
+                dialect::push_reply(self.protocol, &mut out, payload);
             }
             opcode::TEXT | opcode::BINARY if self.echo => wire::push_server_frame(&mut out, opcode, payload),
             _ => {}
@@ -314,14 +307,7 @@ impl Shard {
         self.ping_last_ns = now;
         self.pings_due += self.slots.len() as f64 * elapsed as f64 / interval.as_nanos() as f64;
         let mut frame = Vec::with_capacity(64);
-        match self.protocol {
-            Protocol::Raw => wire::push_server_frame(&mut frame, opcode::PING, b""),
-            Protocol::ActionCable => {
-                let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-                let text = format!(r#"{{"type":"ping","message":{now_s}}}"#);
-                wire::push_server_frame(&mut frame, opcode::TEXT, text.as_bytes());
-            }
-        }
+        dialect::push_heartbeat(self.protocol, &mut frame);
         while self.pings_due >= 1.0 {
             self.pings_due -= 1.0;
             self.ping_next = (self.ping_next + 1) % self.slots.len().max(1);
@@ -380,29 +366,6 @@ fn key_of(head: &[u8]) -> Option<&[u8]> {
         let (name, value) = line.split_at_checked(NAME.len())?;
         name.eq_ignore_ascii_case(NAME).then(|| value.trim_ascii())
     })
-}
-
-/// Action Cable reduced to what a load test says: a subscription is confirmed, a ping answered, a message sent back.
-fn push_cable_reply(out: &mut Vec<u8>, command: &[u8]) {
-    #[derive(serde::Deserialize)]
-    struct Command {
-        command: String,
-        #[serde(default)]
-        identifier: String,
-        #[serde(default)]
-        data: String,
-    }
-    let Ok(command) = serde_json::from_slice::<Command>(command) else { return };
-    let identifier = crate::protocol::json_string(&command.identifier);
-    let reply = match command.command.as_str() {
-        "subscribe" => format!(r#"{{"type":"confirm_subscription","identifier":{identifier}}}"#),
-        "message" => {
-            format!(r#"{{"identifier":{identifier},"message":{}}}"#, crate::protocol::json_string(&command.data))
-        }
-        "ping" => r#"{"type":"pong"}"#.to_owned(),
-        _ => return,
-    };
-    wire::push_server_frame(out, opcode::TEXT, reply.as_bytes());
 }
 
 #[cfg(test)]

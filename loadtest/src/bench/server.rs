@@ -69,8 +69,8 @@ impl Running {
         command.args(["bare", "--listen", "127.0.0.1:0", "--backlog", &options.backlog.to_string()]);
         match want.protocol {
             Protocol::Raw => command.args(["--protocol", "raw", "--echo"]),
-            Protocol::ActionCable => {
-                command.args(["--protocol", "actioncable", "--ping-interval"]);
+            protocol => {
+                command.args(["--protocol", protocol.name(), "--ping-interval"]);
                 command.arg(want.ping_interval.as_secs_f64().to_string())
             }
         };

@@ -25,10 +25,12 @@ pub enum Failure {
     NoDescriptor,
     /// The server ended the stream or sent a close frame.
     Closed,
-    /// The server sent a `disconnect` message.
+    /// The server said goodbye: a message, or a close code of its own (3000 and up).
     Disconnected,
     /// The subscription was rejected.
     Rejected,
+    /// The server sent an error message.
+    Error,
     /// A frame broke the protocol.
     Frame,
     /// Another error of the operating system.
@@ -37,7 +39,7 @@ pub enum Failure {
 
 impl Failure {
     /// All of them, in the order of their counters.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Refused,
         Self::Reset,
         Self::Timeout,
@@ -48,6 +50,7 @@ impl Failure {
         Self::Closed,
         Self::Disconnected,
         Self::Rejected,
+        Self::Error,
         Self::Frame,
         Self::Other,
     ];
@@ -63,8 +66,9 @@ impl Failure {
             Self::NoPort => "no port",
             Self::NoDescriptor => "no descriptor",
             Self::Closed => "closed by server",
-            Self::Disconnected => "disconnect message",
+            Self::Disconnected => "told to disconnect",
             Self::Rejected => "subscription rejected",
+            Self::Error => "error message",
             Self::Frame => "broken frame",
             Self::Other => "other",
         }
@@ -130,7 +134,7 @@ counts! {
     retried,
     /// Whole messages received, all kinds.
     messages,
-    /// Heartbeats received: Action Cable pings and WebSocket pings.
+    /// Heartbeats received: the protocol's pings and WebSocket pings.
     pings,
     /// Marked messages received.
     marked,

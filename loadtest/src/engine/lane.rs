@@ -26,7 +26,7 @@ use super::slot::{Sequence, Slot, State};
 use super::source::Sources;
 use super::{Collected, Goodbye, Order, Pace, Saying, Settings};
 use crate::clock::now_ns;
-use crate::protocol::Script;
+use crate::protocol::{self, Script};
 
 /// Events taken from the kernel at once.
 const EVENTS_MAX: usize = 512;
@@ -36,6 +36,7 @@ const SCRATCH_BYTES: usize = 128 * 1024;
 
 /// How often deadlines, retries and slow readers are looked at.
 const TICK: Duration = Duration::from_millis(100);
+const TICKS_PER_SECOND: usize = 10;
 
 /// The token of the wake-up descriptor; slots are numbered below.
 const WAKE: u64 = u64::MAX;
@@ -85,6 +86,12 @@ pub(super) struct Lane {
     retries: VecDeque<(u64, u32)>,
     run: Option<SayingRun>,
     slow: Option<Slow>,
+    /// The clock of this turn, in seconds.
+    now_s: u32,
+    /// After how many seconds of silence the server wants a ping of its clients; 0: never.
+    silence_max_s: u32,
+    /// The slot whose silence is looked at next.
+    listen_next: usize,
 }
 
 /// Whether slot `index` belongs to a share of all, spread evenly.
@@ -137,6 +144,9 @@ impl Lane {
             retries: VecDeque::new(),
             run: None,
             slow: None,
+            now_s: 0,
+            silence_max_s: 0,
+            listen_next: 0,
         })
     }
 
@@ -151,6 +161,7 @@ impl Lane {
                 Err(error) => panic!("epoll_wait on a descriptor of ours cannot fail: {error}"),
             }
             let turn_began = now_ns();
+            self.now_s = (turn_began / 1_000_000_000) as u32;
             let mut woken = false;
             for event in &events {
                 match event.data.u64() {
@@ -286,6 +297,7 @@ impl Lane {
                 self.connect(index as usize, since_ns);
             }
         }
+        self.break_silences();
         if let Some(slow) = self.slow {
             let budget = (f64::from(slow.bytes_per_second) * TICK.as_secs_f64()) as usize;
             if budget > 0 {
@@ -293,6 +305,25 @@ impl Lane {
                     if chosen(index, slow.share) {
                         self.read(index, budget);
                     }
+                }
+            }
+        }
+    }
+
+    /// Sends a ping where nothing has come for as long as the server allows; every slot is looked at once a second.
+    fn break_silences(&mut self) {
+        if self.silence_max_s == 0 {
+            return;
+        }
+        for _ in 0..self.slots.len().div_ceil(TICKS_PER_SECOND) {
+            let index = self.listen_next;
+            self.listen_next = (index + 1) % self.slots.len();
+            let slot = &mut self.slots[index];
+            let silent = self.now_s.saturating_sub(slot.heard_s) >= self.silence_max_s;
+            if silent && slot.state == State::Ready && slot.to_say == 0 {
+                slot.heard_s = self.now_s;
+                if let Err(failure) = self.transmit_text(index, &[protocol::PUSHER_PING]) {
+                    self.fail(index, failure);
                 }
             }
         }

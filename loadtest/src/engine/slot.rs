@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 /// Where a connection is on its way to being ready.
 ///
 /// ```text
-/// Free -> Connecting -> Answering -+-> Ready                          raw
-///   ^                              +-> Welcoming -> Subscribing -> Ready   actioncable
+/// Free -> Connecting -> Answering -+-> Ready                               raw
+///   ^                              +-> Welcoming -> Subscribing -> Ready   the others
 ///   +------------------- any state, when it fails or is dropped
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub(super) enum State {
     Connecting,
     /// Request sent, waiting for the 101.
     Answering,
-    /// Waiting for the Action Cable welcome.
+    /// Waiting for the welcome.
     Welcoming,
     /// Waiting for the confirmation.
     Subscribing,
@@ -58,15 +58,19 @@ pub(super) struct Slot {
     pub skip: u32,
     /// Messages it still has to say.
     pub to_say: u32,
+    /// When something last came, in seconds of the lane's clock: some protocols want a ping after a silence.
+    pub heard_s: u32,
     /// How often it connected.
     pub attempt: u16,
     /// Where it is.
     pub state: State,
     /// The frame being skipped ends a message.
     pub skip_ends_message: bool,
+    /// The server wants its heartbeats answered.
+    pub answers_pings: bool,
 }
 
-// socket 4, times and pointer 16, sequence 16, counters 10, flags 2: 48 bytes, and room for one more word or two.
+// socket 4, times and pointer 20, sequence 16, counters 10, flags 3: 56 bytes with the gaps, and room for one more word.
 const _: () = assert!(size_of::<Slot>() <= 64);
 
 impl Slot {
@@ -78,9 +82,11 @@ impl Slot {
             socket: None,
             skip: 0,
             to_say: 0,
+            heard_s: 0,
             attempt: 0,
             state: State::Free,
             skip_ends_message: false,
+            answers_pings: false,
         }
     }
 

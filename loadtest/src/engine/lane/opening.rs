@@ -113,7 +113,12 @@ impl Lane {
         Counters::add(&self.counters.upgraded, 1);
         match self.script.protocol {
             Protocol::Raw => self.became_ready(index),
-            Protocol::ActionCable => self.slots[index].state = State::Welcoming,
+            Protocol::ActionCable | Protocol::Pusher | Protocol::Centrifugo => {
+                self.slots[index].state = State::Welcoming;
+                if let Some(greeting) = self.script.greeting() {
+                    self.transmit_text(index, &[greeting])?;
+                }
+            }
         }
         Ok(Some(length))
     }

@@ -37,6 +37,7 @@ impl Lane {
             let result = match received {
                 Ok(0) => Err(Failure::Closed),
                 Ok(count) => {
+                    self.slots[index].heard_s = self.now_s;
                     left = left.saturating_sub(count);
                     Counters::add(&self.counters.bytes, count as u64);
                     self.feed(index, &scratch[..count]).map(|()| count == take && left > 0)
@@ -144,7 +145,11 @@ impl Lane {
                 sent
             }
             opcode::PONG => Ok(()),
-            opcode::CLOSE => Err(Failure::Closed),
+            // RFC 6455 section 7.4.2: from 3000 on a code is the application's.
+            opcode::CLOSE => Err(match *payload {
+                [high, low, ..] if u16::from_be_bytes([high, low]) >= 3000 => Failure::Disconnected,
+                _ => Failure::Closed,
+            }),
             _ if header.fin && header.opcode != opcode::CONTINUATION => self.on_message(index, payload),
             _ => {
                 let fragments = &mut self.slots[index].transit().fragments;
@@ -161,26 +166,36 @@ impl Lane {
     }
 
     pub(super) fn on_message(&mut self, index: usize, message: &[u8]) -> Result<(), Failure> {
+        if self.script.protocol != Protocol::Centrifugo {
+            return self.on_text(index, message);
+        }
+        // Several replies may share a frame, a line each; no JSON text has a line feed inside a string.
+        for line in message.split(|byte| *byte == b'\n') {
+            self.on_text(index, line)?;
+            if self.slots[index].socket.is_none() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn on_text(&mut self, index: usize, message: &[u8]) -> Result<(), Failure> {
         Counters::add(&self.counters.messages, 1);
         if let Some((sequence, at_ns)) = protocol::find_mark(message) {
             self.on_marked(index, sequence, at_ns);
         }
-        let kind = match self.script.protocol {
-            Protocol::Raw => Kind::Data,
-            Protocol::ActionCable => protocol::kind(message),
-        };
-        match (kind, self.slots[index].state) {
-            (Kind::Ping, _) => Counters::add(&self.counters.pings, 1),
-            (Kind::Disconnect, _) => return Err(Failure::Disconnected),
-            (Kind::Welcome, State::Welcoming) => match self.script.subscribe_text(self.number(index)) {
-                Some(text) => {
-                    self.slots[index].state = State::Subscribing;
-                    return self.transmit_text(index, &[&text]);
+        match (protocol::kind(self.script.protocol, message), self.slots[index].state) {
+            (Kind::Ping, _) => {
+                Counters::add(&self.counters.pings, 1);
+                if let Some(answer) = self.script.heartbeat_answer(self.slots[index].answers_pings) {
+                    return self.transmit_text(index, &[answer]);
                 }
-                None => self.became_ready(index),
-            },
+            }
+            (Kind::Disconnect, _) => return Err(Failure::Disconnected),
+            (Kind::Welcome, State::Welcoming) => return self.on_welcome(index, message),
             (Kind::Confirm, State::Subscribing) => self.became_ready(index),
-            (Kind::Reject, State::Subscribing) => return Err(Failure::Rejected),
+            (Kind::Reject | Kind::Error, State::Subscribing) => return Err(Failure::Rejected),
+            (Kind::Error, _) => return Err(Failure::Error),
             (kind, State::Ready) if self.slots[index].to_say > 0 => {
                 let awaited = self.run.as_ref().is_some_and(|run| match run.saying.reply {
                     Reply::Any => true,
@@ -194,6 +209,25 @@ impl Lane {
             _ => {}
         }
         Ok(())
+    }
+
+    fn on_welcome(&mut self, index: usize, message: &[u8]) -> Result<(), Failure> {
+        match self.script.protocol {
+            Protocol::Centrifugo => self.slots[index].answers_pings = protocol::wants_pong(message),
+            // One server says the same to everybody.
+            Protocol::Pusher => self.silence_max_s = protocol::activity_timeout_s(message),
+            Protocol::Raw | Protocol::ActionCable => {}
+        }
+        match self.script.subscribe_text(self.number(index)) {
+            Some(text) => {
+                self.slots[index].state = State::Subscribing;
+                self.transmit_text(index, &[&text])
+            }
+            None => {
+                self.became_ready(index);
+                Ok(())
+            }
+        }
     }
 
     pub(super) fn on_marked(&mut self, index: usize, sequence: u32, at_ns: u64) {

@@ -1,0 +1,140 @@
+//! What the yardstick says: each protocol reduced to what a load test needs of it.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::Deserialize;
+
+use crate::protocol::{Protocol, json_string};
+use crate::wire::{self, opcode};
+
+/// Seconds of silence after which a Pusher client pings, and Centrifugo's clients miss a heartbeat.
+const SILENCE_S: u32 = 120;
+
+/// Appends the end of the 101, and what is said right behind it.
+pub(super) fn push_welcome(protocol: Protocol, out: &mut Vec<u8>, index: usize) {
+    match protocol {
+        Protocol::Raw | Protocol::Centrifugo => out.extend_from_slice(b"\r\n\r\n"),
+        Protocol::ActionCable => {
+            out.extend_from_slice(b"\r\nSec-WebSocket-Protocol: actioncable-v1-json\r\n\r\n");
+            wire::push_server_frame(out, opcode::TEXT, br#"{"type":"welcome"}"#);
+        }
+        Protocol::Pusher => {
+            out.extend_from_slice(b"\r\n\r\n");
+            let data = json_string(&format!(r#"{{"socket_id":"1.{index}","activity_timeout":{SILENCE_S}}}"#));
+            let text = format!(r#"{{"event":"pusher:connection_established","data":{data}}}"#);
+            wire::push_server_frame(out, opcode::TEXT, text.as_bytes());
+        }
+    }
+}
+
+/// Appends a heartbeat.
+pub(super) fn push_heartbeat(protocol: Protocol, out: &mut Vec<u8>) {
+    match protocol {
+        Protocol::Raw => wire::push_server_frame(out, opcode::PING, b""),
+        Protocol::ActionCable => {
+            let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+            let text = format!(r#"{{"type":"ping","message":{now_s}}}"#);
+            wire::push_server_frame(out, opcode::TEXT, text.as_bytes());
+        }
+        Protocol::Pusher => wire::push_server_frame(out, opcode::TEXT, br#"{"event":"pusher:ping","data":{}}"#),
+        Protocol::Centrifugo => wire::push_server_frame(out, opcode::TEXT, b"{}"),
+    }
+}
+
+/// Appends the answer to a client's message, if it gets one; plain WebSocket has none.
+pub(super) fn push_reply(protocol: Protocol, out: &mut Vec<u8>, message: &[u8]) {
+    let reply = match protocol {
+        Protocol::Raw => None,
+        Protocol::ActionCable => cable_reply(message),
+        Protocol::Pusher => pusher_reply(message),
+        Protocol::Centrifugo => centrifugo_reply(message),
+    };
+    if let Some(reply) = reply {
+        wire::push_server_frame(out, opcode::TEXT, reply.as_bytes());
+    }
+}
+
+/// A subscription is confirmed, a ping answered, a message sent back.
+fn cable_reply(message: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Command {
+        command: String,
+        #[serde(default)]
+        identifier: String,
+        #[serde(default)]
+        data: String,
+    }
+    let command: Command = serde_json::from_slice(message).ok()?;
+    let identifier = json_string(&command.identifier);
+    match command.command.as_str() {
+        "subscribe" => Some(format!(r#"{{"type":"confirm_subscription","identifier":{identifier}}}"#)),
+        "message" => Some(format!(r#"{{"identifier":{identifier},"message":{}}}"#, json_string(&command.data))),
+        "ping" => Some(r#"{"type":"pong"}"#.to_owned()),
+        _ => None,
+    }
+}
+
+/// A subscription is confirmed, a ping answered.
+fn pusher_reply(message: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Event {
+        event: String,
+        #[serde(default)]
+        data: serde_json::Value,
+    }
+    let event: Event = serde_json::from_slice(message).ok()?;
+    match event.event.as_str() {
+        "pusher:subscribe" => {
+            let channel = event.data.get("channel")?;
+            Some(format!(r#"{{"event":"pusher_internal:subscription_succeeded","data":"{{}}","channel":{channel}}}"#))
+        }
+        "pusher:ping" => Some(r#"{"event":"pusher:pong","data":"{}"}"#.to_owned()),
+        _ => None,
+    }
+}
+
+/// Connecting and subscribing succeed; the empty command is a pong.
+fn centrifugo_reply(message: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Command {
+        id: u32,
+        connect: Option<serde::de::IgnoredAny>,
+        subscribe: Option<serde::de::IgnoredAny>,
+    }
+    let command: Command = serde_json::from_slice(message).ok()?;
+    let id = command.id;
+    match (command.connect, command.subscribe) {
+        (Some(_), _) => Some(format!(r#"{{"id":{id},"connect":{{"client":"c","ping":{SILENCE_S},"pong":true}}}}"#)),
+        (_, Some(_)) => Some(format!(r#"{{"id":{id},"subscribe":{{}}}}"#)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{self, Kind, Script, Target};
+
+    #[test]
+    fn what_is_said_is_what_the_clients_understand() {
+        let target = Target::parse("ws://127.0.0.1:1/").unwrap();
+        let told = |protocol, message: &str| {
+            let mut out = Vec::new();
+            push_reply(protocol, &mut out, message.as_bytes());
+            (!out.is_empty()).then(|| protocol::kind(protocol, &out[2..]))
+        };
+        for protocol in [Protocol::ActionCable, Protocol::Pusher, Protocol::Centrifugo] {
+            let script = Script::new(protocol, &target, 0, Some("load"));
+            assert_eq!(told(protocol, &script.subscribe_text(0).unwrap()), Some(Kind::Confirm), "{protocol:?}");
+            let mut heartbeat = Vec::new();
+            push_heartbeat(protocol, &mut heartbeat);
+            assert_eq!(protocol::kind(protocol, &heartbeat[2..]), Kind::Ping, "{protocol:?}");
+            assert_eq!(told(protocol, script.heartbeat_answer(true).unwrap_or("{}")), None, "{protocol:?}");
+            if let Some(greeting) = script.greeting() {
+                assert_eq!(told(protocol, greeting), Some(Kind::Welcome));
+            }
+        }
+        assert_eq!(told(Protocol::Pusher, protocol::PUSHER_PING), Some(Kind::Pong));
+        assert_eq!(told(Protocol::ActionCable, r#"{"command":"ping"}"#), Some(Kind::Pong));
+    }
+}
