@@ -64,6 +64,16 @@ go_programs() {
     once go "$programs/go" go_build
 }
 
+tungstenite_build() {
+    cargo build --release --locked --manifest-path "$programs/tungstenite/Cargo.toml" \
+        --target-dir "$VERSUS_HOME/build/tungstenite"
+}
+
+tungstenite_program() {
+    need cargo "see https://rustup.rs"
+    once tungstenite "$programs/tungstenite" tungstenite_build
+}
+
 debian_unpack() {
     local package=$1 debs=$VERSUS_HOME/debian/$1.debs deb
     rm -rf "$debs" && mkdir -p "$debs/partial"
