@@ -64,6 +64,16 @@ go_programs() {
     once go "$programs/go" go_build
 }
 
+tungstenite_build() {
+    cargo build --release --locked --manifest-path "$programs/tungstenite/Cargo.toml" \
+        --target-dir "$VERSUS_HOME/build/tungstenite"
+}
+
+tungstenite_program() {
+    need cargo "see https://rustup.rs"
+    once tungstenite "$programs/tungstenite" tungstenite_build
+}
+
 debian_unpack() {
     local package=$1 debs=$VERSUS_HOME/debian/$1.debs deb
     rm -rf "$debs" && mkdir -p "$debs/partial"
@@ -86,16 +96,18 @@ debian() {
     fi
     need apt-get "install $1, then run this again"
     debian_unpack "$1" >&2 || fail "apt-get could not fetch $1"
+    # Again, because there may have been no libraries before.
+    debian_path
     command -v "$2" >/dev/null || fail "the package $1 has no command $2"
 }
 
+# What was unpacked comes after what the system has. Libraries are looked for in there first, but it has only those that
+# the system lacked.
 debian_path() {
     local root=$VERSUS_HOME/debian/root
-    if [ -d "$root" ]; then
-        export PATH=$PATH:$root/usr/sbin:$root/usr/bin
-        LD_LIBRARY_PATH=$(printf '%s:' "$root"/usr/lib/*-linux-gnu "$root"/lib/*-linux-gnu)${LD_LIBRARY_PATH-}
-        export LD_LIBRARY_PATH
-    fi
+    export PATH=$PATH:$root/usr/sbin:$root/usr/bin
+    LD_LIBRARY_PATH=$(printf '%s:' "$root"/usr/lib/*-linux-gnu "$root"/lib/*-linux-gnu)${LD_LIBRARY_PATH-}
+    export LD_LIBRARY_PATH
 }
 
 # A free port below those that the kernel hands to clients, so that none of thousands can take it in between.
@@ -198,6 +210,19 @@ hold() {
     fail "$name ended by itself with status $status"
 }
 
+# How many processes a proxy needs, with two sockets for a client, and how many clients each may then have: processes,
+# clients_each_max. A few descriptors are for other things; clients are not spread quite evenly.
+divide_clients() {
+    local clients_from clients_to
+    read -r clients_from clients_to </proc/sys/net/ipv4/ip_local_port_range
+    if [ "$VERSUS_CONNECTIONS" -ge $((clients_to - clients_from)) ]; then
+        fail "a proxy has $((clients_to - clients_from)) ports towards its backend's one address: not enough for $VERSUS_CONNECTIONS clients"
+    fi
+    clients_each_max=$((($(ulimit -n) - 200) / 2))
+    # shellcheck disable=SC2034 # for the peers
+    processes=$(((VERSUS_CONNECTIONS * 11 / 10 + clients_each_max - 1) / clients_each_max))
+}
+
 # The yardstick as something to proxy to: sets bare_address and bare_control, its process id in $!.
 run_bare() {
     local words
@@ -246,7 +271,6 @@ peer() {
         rm -rf "$scratch" && mkdir -p "$scratch"
         # Every server may hold as many sockets as the system lets it.
         ulimit -n "$(ulimit -Hn)"
-        debian_path
         peer_start
         ;;
     *) fail "usage: $0 install|start" ;;
