@@ -80,9 +80,10 @@ pub struct Load {
 /// How publications are made.
 #[derive(Debug, Clone, Args)]
 pub struct Publishing {
-    /// Where publications are posted.
-    #[arg(long, value_name = "URL")]
-    publish_url: String,
+    /// Where publications are posted; may be given several times, for servers that do not tell each other. Servers
+    /// that --server started are known.
+    #[arg(long = "publish-url", value_name = "URL", required_unless_present = "server")]
+    publish_urls: Vec<String>,
     /// The body of a publication; {mark} is where sequence number and time go [default: what Cableway, a Pusher server
     /// or Centrifugo take for the stream or channel "load"].
     #[arg(long, value_name = "TEXT")]
@@ -240,7 +241,7 @@ pub fn run(load: &Load, scenario: &Scenario) -> anyhow::Result<bool> {
     let crew = Crew::start(&plan(load, &target)?, processes)?;
     let mut session = Session::begin(crew, load.connections, pids)?;
     // Whatever a step ran into, what was seen until then is reported.
-    let mut collected = match steps(load, scenario, &mut session, &mut findings) {
+    let mut collected = match steps(load, fleet.as_ref(), scenario, &mut session, &mut findings) {
         Ok(collected) => collected,
         Err(error) => {
             findings.problem(format!("{error:#}"));
@@ -300,6 +301,7 @@ fn plan(load: &Load, url: &str) -> anyhow::Result<Plan> {
 
 fn steps(
     load: &Load,
+    fleet: Option<&Fleet>,
     scenario: &Scenario,
     session: &mut Session,
     findings: &mut Findings,
@@ -315,7 +317,7 @@ fn steps(
         Scenario::Connect => {}
         Scenario::Idle { hold } => idle(session, findings, Duration::from_secs_f64(*hold))?,
         Scenario::Broadcast(publishing) => {
-            let collected = publish(load, session, findings, publishing, 0, true)?;
+            let collected = publish(load, fleet, session, findings, publishing, 0, true)?;
             findings.latencies.push(Latency::new("publish to receipt", &collected.delivery_us));
             after_traffic(session)?;
         }
@@ -325,7 +327,7 @@ fn steps(
         }
         Scenario::Storm { share, goodbye } => storm(load, session, findings, *share, *goodbye)?,
         Scenario::Slow { share, read_rate, publishing } => {
-            slow(load, session, findings, *share, *read_rate, publishing)?;
+            slow(load, fleet, session, findings, *share, *read_rate, publishing)?;
         }
         Scenario::Churn { seconds, share, goodbye } => {
             churn(load, session, findings, *seconds, *share, *goodbye)?;
@@ -395,6 +397,7 @@ fn idle(session: &mut Session, findings: &mut Findings, hold: Duration) -> anyho
 /// Publishes and waits for the receipts. `from` is the first sequence number.
 fn publish(
     load: &Load,
+    fleet: Option<&Fleet>,
     session: &mut Session,
     findings: &mut Findings,
     publishing: &Publishing,
@@ -403,7 +406,9 @@ fn publish(
 ) -> anyhow::Result<Collected> {
     let body = publishing.body(load)?;
     ensure!(publishing.publish_rate > 0.0, "the rate of publications must be above 0");
-    let mut publisher = Publisher::connect(&publishing.publish_url, &publishing.credentials()?)?;
+    let credentials = publishing.credentials()?;
+    let urls = publishing.publish_urls.iter().chain(fleet.iter().flat_map(|fleet| &fleet.publish_urls));
+    let mut publishers = urls.map(|url| Publisher::connect(url, &credentials)).collect::<anyhow::Result<Vec<_>>>()?;
     let receivers = session.crew.counts().ready_now();
     let before = session.crew.counts();
     let start_ns = now_ns();
@@ -417,7 +422,8 @@ fn publish(
         }
         let mut mark = protocol::mark(from + message, due_ns);
         mark.push_str(&"x".repeat(publishing.bytes.saturating_sub(mark.len())));
-        publisher.post(&body.replace("{mark}", &mark))?;
+        let body = body.replace("{mark}", &mark);
+        publishers.iter_mut().try_for_each(|publisher| publisher.post(&body))?;
         published += 1;
     }
     findings.published = from + published;
@@ -538,17 +544,18 @@ fn storm(
 
 fn slow(
     load: &Load,
+    fleet: Option<&Fleet>,
     session: &mut Session,
     findings: &mut Findings,
     share: f64,
     read_rate: u32,
     publishing: &Publishing,
 ) -> anyhow::Result<()> {
-    let all_fast = publish(load, session, findings, publishing, 0, true)?;
+    let all_fast = publish(load, fleet, session, findings, publishing, 0, true)?;
     findings.latencies.push(Latency::new("publish to receipt, nobody slow", &all_fast.delivery_us));
     session.crew.slow(share.clamp(0.0, 1.0), read_rate)?;
     let before = session.crew.counts();
-    let some_slow = publish(load, session, findings, publishing, publishing.messages, false)?;
+    let some_slow = publish(load, fleet, session, findings, publishing, publishing.messages, false)?;
     findings.latencies.push(Latency::new("publish to receipt, with slow readers", &some_slow.delivery_us));
     session.snapshot("with slow readers")?;
     session.crew.slow(0.0, 0)?;

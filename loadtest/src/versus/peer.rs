@@ -65,10 +65,7 @@ impl Publish {
         Ok(match (&self.header, &self.pusher) {
             (None, None) => Credentials::None,
             (Some(header), None) => Credentials::Header(header.clone()),
-            (None, Some(pair)) => {
-                let (key, secret) = pair.split_once(':').context("publish.pusher is not KEY:SECRET")?;
-                Credentials::Pusher { key: key.to_owned(), secret: secret.to_owned() }
-            }
+            (None, Some(pair)) => Credentials::pusher(pair).context("publish.pusher")?,
             (Some(_), Some(_)) => bail!("a publisher has a header or a Pusher key, not both"),
         })
     }
