@@ -78,9 +78,13 @@ pub(super) fn markdown(rows: &[Row]) -> String {
 fn ratios(out: &mut String, rows: &[Row], shown: &[&Row], reference: &Reference) {
     table(out, shown, COLUMNS.iter().filter(|column| column.compared).collect(), |row, column| {
         let raw = row.description.as_ref()?.protocol == Protocol::Raw;
-        let name = if raw { reference.raw } else { reference.others };
-        let one = rows.iter().find(|row| row.name == name)?.figures.as_ref()?;
-        let (value, one) = ((column.value)(row.figures.as_ref()?)?, (column.value)(one)?);
+        let of = |name: &str| {
+            let figures = rows.iter().find(|row| row.name == name)?.figures.as_ref()?;
+            (column.value)(figures)
+        };
+        // Our own path for plain WebSocket only echoes: publications are compared across the dialects.
+        let one = of(if raw { reference.raw } else { reference.others }).or_else(|| of(reference.others))?;
+        let value = (column.value)(row.figures.as_ref()?)?;
         (one >= column.least).then(|| format!("{:.2}", value / one))
     });
 }
