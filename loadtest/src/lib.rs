@@ -12,6 +12,7 @@ pub mod clock;
 pub mod crew;
 pub mod engine;
 pub mod http1;
+pub mod metrics;
 pub mod observe;
 pub mod os;
 pub mod protocol;
