@@ -46,6 +46,8 @@ pub struct Fleet {
     pub address: SocketAddr,
     /// Where publications are posted: to each of them, for it reaches only the clients of that process.
     pub publish_urls: Vec<String>,
+    /// What each says of itself.
+    pub metrics_urls: Vec<String>,
 }
 
 impl Fleet {
@@ -59,7 +61,7 @@ impl Fleet {
             false => (None, None),
         };
         let address = server::free_address()?;
-        let mut fleet = Self { servers: Vec::new(), app, address, publish_urls: Vec::new() };
+        let mut fleet = Self { servers: Vec::new(), app, address, publish_urls: Vec::new(), metrics_urls: Vec::new() };
         for _ in 0..count {
             fleet
                 .add(path, options, count, app_address)
@@ -71,6 +73,7 @@ impl Fleet {
     fn add(&mut self, path: &Path, options: &FleetOptions, count: u32, app: Option<SocketAddr>) -> anyhow::Result<()> {
         let publish = server::free_address()?;
         let mut command = server::cableway(path, self.address.port(), publish.port());
+        command.args(["--metrics-port", &publish.port().to_string()]);
         command.args(["--echo-path", ECHO_PATH]);
         match app {
             Some(app) => command.args(["--rpc-host", &app.to_string()]),
@@ -85,6 +88,7 @@ impl Fleet {
         process.await_door(publish)?;
         self.servers.push(process);
         self.publish_urls.push(format!("http://{publish}/_broadcast"));
+        self.metrics_urls.push(format!("http://{publish}/metrics"));
         Ok(())
     }
 

@@ -13,6 +13,7 @@ pub mod crew;
 pub mod engine;
 pub mod fleet;
 pub mod http1;
+pub mod metrics;
 pub mod observe;
 pub mod os;
 pub mod protocol;

@@ -158,6 +158,35 @@ pub fn kernel_cost() -> io::Result<KernelCost> {
     })
 }
 
+/// Memory that could be used without swapping, bytes: of the machine, or what the control group leaves if that is less.
+pub fn memory_available_bytes() -> u64 {
+    let machine = field(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemAvailable:") * 1024;
+    let group = |name: &str| {
+        let text = fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?;
+        text.trim().parse::<u64>().ok()
+    };
+    match (group("memory.max"), group("memory.current")) {
+        (Some(most), Some(now)) => machine.min(most.saturating_sub(now)),
+        _ => machine,
+    }
+}
+
+/// IPv4 addresses of this machine that are not on loopback.
+pub fn addresses() -> io::Result<u64> {
+    // Every address has a line of its own kind in the kernel's table of local routes.
+    let routes = fs::read_to_string("/proc/net/fib_trie")?;
+    let mut found = std::collections::BTreeSet::new();
+    let mut last = "";
+    for line in routes.lines().map(str::trim) {
+        if let Some(address) = line.strip_prefix("|-- ") {
+            last = address;
+        } else if line.contains("/32 host LOCAL") && !last.starts_with("127.") {
+            found.insert(last);
+        }
+    }
+    Ok(found.len() as u64)
+}
+
 /// The number after `name` at the start of a line; 0 when there is none.
 fn field(text: &str, name: &str) -> u64 {
     text.lines()

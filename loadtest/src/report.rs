@@ -1,5 +1,6 @@
 //! What a run says at the end: a table for a person, JSON for a program, a page with curves for a manager.
 
+mod bottleneck;
 mod html;
 
 use std::fmt::Write as _;
@@ -9,7 +10,8 @@ use anyhow::Context as _;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use crate::engine::{Collected, Counts};
+use crate::engine::Counts;
+use crate::metrics::Calls;
 use crate::session::{Sample, Session, Snapshot};
 
 /// A distribution, in milliseconds.
@@ -77,6 +79,10 @@ pub struct Report {
     pub samples: Vec<Sample>,
     /// Longest turn of a client event loop, milliseconds.
     pub client_lag_ms_max: f64,
+    /// Why a metrics page of the server could not be read, the last time that happened.
+    pub metrics_unread: Option<String>,
+    /// Calls to the server's backend while they were watched, with the time in seconds.
+    pub backend_calls: Vec<(f64, Calls)>,
     /// Which side was busier.
     pub bottleneck: String,
     /// Why the run counts as failed.
@@ -88,7 +94,6 @@ impl Report {
     pub fn new(
         scenario: &'static str,
         session: &Session,
-        collected: &Collected,
         facts: Vec<(String, String)>,
         latencies: Vec<Latency>,
         mut problems: Vec<String>,
@@ -99,10 +104,11 @@ impl Report {
         let counts = session.crew.counts();
         let ended_at =
             std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let client_lag_ms_max = session.lag_us_max as f64 / 1e3;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             scenario,
-            command: std::env::args().collect::<Vec<_>>().join(" "),
+            command: std::env::args().map(|argument| quoted(&argument)).collect::<Vec<_>>().join(" "),
             ended_at,
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             cores,
@@ -111,10 +117,12 @@ impl Report {
             latencies,
             failures: counts.failure_words(),
             counts,
-            bottleneck: bottleneck(session, cores),
+            bottleneck: bottleneck::verdict(&session.samples, cores, client_lag_ms_max),
             snapshots: session.snapshots.clone(),
             samples: session.samples.clone(),
-            client_lag_ms_max: collected.lag_us_max as f64 / 1e3,
+            client_lag_ms_max,
+            metrics_unread: session.unread.clone(),
+            backend_calls: session.calls.clone(),
             problems,
         }
     }
@@ -155,9 +163,8 @@ impl Report {
             }
             if let (Some(first), true) = (first, snapshot.ready > 0) {
                 let each = |now: u64, then: u64| (now as f64 - then as f64) / snapshot.ready as f64;
-                if let (Some(now), Some(then)) = (&snapshot.server, &first.server) {
-                    write!(words, "; {:.0} B of user memory each", each(now.rss_bytes, then.rss_bytes))
-                        .expect("a String takes all");
+                if let (Some(now), Some(then)) = (snapshot.server_rss_bytes(), first.server_rss_bytes()) {
+                    write!(words, "; {:.0} B of user memory each", each(now, then)).expect("a String takes all");
                 }
                 write!(
                     words,
@@ -169,6 +176,22 @@ impl Report {
                 .expect("a String takes all");
             }
             row(&format!("memory: {}", snapshot.moment), &words);
+            if let Some(metrics) = &snapshot.metrics {
+                row(&format!("the server says: {}", snapshot.moment), &metrics.words());
+            }
+        }
+        let mut told = self.snapshots.iter().filter_map(|snapshot| snapshot.metrics.as_ref());
+        if let (Some(first), Some(last)) = (told.next(), told.next_back()) {
+            if let (Some(before), Some(calls)) = (&first.calls, &last.calls) {
+                row("calls to the backend, whole run", &calls.words_since(before));
+            }
+            let closed = last.closed_since(first);
+            if !closed.is_empty() {
+                row("connections that the server saw end", &closed);
+            }
+        }
+        if let Some(error) = &self.metrics_unread {
+            row("metrics page that could not be read", error);
         }
         row("client processes / longest turn", &format!("{} / {:.1} ms", self.processes, self.client_lag_ms_max));
         row("CPU", &self.bottleneck);
@@ -191,29 +214,24 @@ impl Report {
     }
 }
 
-/// Share of the machine that this tool may use before it says that it was the bottleneck itself.
-const BUSY: f64 = 0.6;
+/// An argument as a shell takes it.
+fn quoted(argument: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./:,%+@".contains(c);
+    if !argument.is_empty() && argument.chars().all(plain) {
+        return argument.to_owned();
+    }
+    format!("'{}'", argument.replace('\'', r"'\''"))
+}
 
-fn bottleneck(session: &Session, cores: usize) -> String {
-    let (Some(first), Some(last)) = (session.samples.first(), session.samples.last()) else {
-        return "the run was too short to tell".to_owned();
-    };
-    let seconds = (last.at_s - first.at_s).max(0.001);
-    let client = (last.client_cpu_us - first.client_cpu_us) / 1e6;
-    let server = (last.server_cpu_us - first.server_cpu_us) / 1e6;
-    let busiest = session
-        .samples
-        .windows(2)
-        .map(|pair| (pair[1].client_cpu_us - pair[0].client_cpu_us) / 1e6 / (pair[1].at_s - pair[0].at_s).max(0.001))
-        .fold(0.0, f64::max);
-    let mut words = format!("this tool {client:.2} s, at most {busiest:.2} of {cores} cores");
-    if server > 0.0 {
-        write!(words, "; server {server:.2} s; in {seconds:.0} s").expect("a String takes all");
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_can_be_pasted_into_a_shell() {
+        assert_eq!(quoted("--n=1"), "--n=1");
+        assert_eq!(quoted(r#"{"a":1}"#), r#"'{"a":1}'"#);
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+        assert_eq!(quoted(""), "''");
     }
-    if busiest > BUSY * cores as f64 {
-        words.push_str("; this tool was the bottleneck at its peak: latencies then are its own");
-    } else if server > 0.0 && server < client {
-        words.push_str("; the server needed less than its clients");
-    }
-    words
 }

@@ -14,6 +14,7 @@ use crate::clock::now_ns;
 use crate::crew::{self, Crew, Plan};
 use crate::engine::{Collected, Goodbye, Pace, Reply};
 use crate::fleet::{self, Fleet, FleetOptions};
+use crate::metrics::Calls;
 use crate::protocol::{self, Protocol, Target, json_string};
 use crate::publish::{Credentials, Publisher};
 use crate::report::{Latency, Report};
@@ -66,6 +67,10 @@ pub struct Load {
     /// A line for the report: what was tested, where.
     #[arg(long, value_name = "TEXT")]
     note: Option<String>,
+    /// A metrics page of the server in Prometheus' text form, http://HOST:PORT/PATH; may be given several times. What it
+    /// offers is reported: connections, memory, calls to the backend.
+    #[arg(long = "server-metrics", value_name = "URL")]
+    server_metrics: Vec<String>,
     /// Client processes [default: as many as the open-file limit makes necessary].
     #[arg(long, value_name = "N")]
     processes: Option<u32>,
@@ -232,28 +237,24 @@ pub fn run(load: &Load, scenario: &Scenario) -> anyhow::Result<bool> {
     }
     // Outlives the session: the clients go before their servers.
     let fleet = Fleet::start(&load.fleet, load.connections, descriptors)?;
-    let (target, mut pids) = (target(load, fleet.as_ref())?, load.pids.clone());
+    let target = target(load, fleet.as_ref())?;
+    let (mut pids, mut metrics) = (load.pids.clone(), load.server_metrics.clone());
     if let Some(fleet) = &fleet {
         findings.fact("server", fleet.words());
         pids.extend(fleet.pids());
+        metrics.extend_from_slice(&fleet.metrics_urls);
     }
     let processes = load.processes.unwrap_or_else(|| crew::processes_needed(load.connections, descriptors));
     let crew = Crew::start(&plan(load, &target)?, processes)?;
-    let mut session = Session::begin(crew, load.connections, pids)?;
+    let mut session = Session::begin(crew, load.connections, pids, &metrics)?;
     // Whatever a step ran into, what was seen until then is reported.
-    let mut collected = match steps(load, fleet.as_ref(), scenario, &mut session, &mut findings) {
-        Ok(collected) => collected,
-        Err(error) => {
-            findings.problem(format!("{error:#}"));
-            Collected::empty()
-        }
-    };
-    if let Ok(rest) = session.crew.collect(findings.published) {
-        collected.add(&rest);
+    if let Err(error) = steps(load, fleet.as_ref(), scenario, &mut session, &mut findings) {
+        findings.problem(format!("{error:#}"));
     }
+    // How late the clients were until the end; a worker that is gone has been reported above.
+    let _ = session.collect(findings.published);
     session.clear_line();
-    let report =
-        Report::new(scenario.name(), &session, &collected, findings.facts, findings.latencies, findings.problems);
+    let report = Report::new(scenario.name(), &session, findings.facts, findings.latencies, findings.problems);
     println!("{} on {target}\n{}", scenario.name(), report.text());
     report.write(load.json.as_deref(), load.html.as_deref())?;
     Ok(report.problems.is_empty())
@@ -305,13 +306,13 @@ fn steps(
     scenario: &Scenario,
     session: &mut Session,
     findings: &mut Findings,
-) -> anyhow::Result<Collected> {
+) -> anyhow::Result<()> {
     open(load, session, findings)?;
-    let ready_us = session.crew.collect(0)?.ready_us;
+    let ready_us = session.collect(0)?.ready_us;
     findings.latencies.push(Latency::new("connect until ready", &ready_us));
     session.snapshot("held")?;
     if session.interrupted() {
-        return Ok(Collected::empty());
+        return Ok(());
     }
     match scenario {
         Scenario::Connect => {}
@@ -333,7 +334,7 @@ fn steps(
             churn(load, session, findings, *seconds, *share, *goodbye)?;
         }
     }
-    Ok(Collected::empty())
+    Ok(())
 }
 
 fn open(load: &Load, session: &mut Session, findings: &mut Findings) -> anyhow::Result<()> {
@@ -442,7 +443,7 @@ fn publish(
         })?;
     }
     session.pause("receiving", LINGER)?;
-    let collected = session.crew.collect(from + published)?;
+    let collected = session.collect(from + published)?;
     let counts = session.crew.counts();
     let lost = counts.lost_between() - before.lost_between() + collected.missing_at_end;
     let doubled = counts.duplicated - before.duplicated;
@@ -495,7 +496,7 @@ fn echo(
     if ended == Ended::TimedOut || replies < expected {
         findings.problem(format!("{} of {expected} messages were not answered", expected - replies.min(expected)));
     }
-    let collected = session.crew.collect(0)?;
+    let collected = session.collect(0)?;
     findings.latencies.push(Latency::new("message to reply", &collected.reply_us));
     all_stayed(session, findings, before.lost);
     Ok(())
@@ -510,6 +511,7 @@ fn storm(
 ) -> anyhow::Result<()> {
     let before = session.crew.counts();
     let queue_before = crate::observe::queue_counters()?;
+    session.watch_calls(true);
     session.crew.drop_share(share.clamp(0.0, 1.0), goodbye)?;
     session.crew.open(Pace::Storm)?;
     let all = u64::from(load.connections);
@@ -522,13 +524,14 @@ fn storm(
     })?;
     let counts = session.crew.counts();
     let queue = crate::observe::queue_counters()?.since(queue_before);
-    let ready = session.crew.collect(0)?.ready_us;
+    let ready = session.collect(0)?.ready_us;
     let at = |quantile: f64| ready.value_at_quantile(quantile) as f64 / 1e6;
     findings.fact("dropped", (counts.ended - before.ended).to_string());
     findings.fact(
         "back: 50 %, 99 %, all",
         format!("{:.2} s, {:.2} s, {:.2} s", at(0.5), at(0.99), ready.max() as f64 / 1e6),
     );
+    findings.fact("refused or failed", counts.failures_since(&before).failure_words());
     findings.fact("tried again", (counts.retried - before.retried).to_string());
     findings.fact("sent a segment twice", (counts.retransmitted - before.retransmitted).to_string());
     findings.fact(
@@ -539,7 +542,34 @@ fn storm(
     if counts.ready_now() < all {
         findings.problem(format!("{} of {all} are back", counts.ready_now()));
     }
-    after_traffic(session)
+    // Disconnect calls of the clients that went are still under way.
+    session.pause("settling", SETTLE)?;
+    session.watch_calls(false);
+    findings.fact("calls to the backend", backend_calls(session));
+    session.snapshot("after traffic")
+}
+
+/// The calls of a storm in words.
+fn backend_calls(session: &Session) -> String {
+    let (Some((_, first)), Some((_, last))) = (session.calls.first(), session.calls.last()) else {
+        return "not observed: give --server-metrics of a server that counts them".to_owned();
+    };
+    let rate = |pair: &[(f64, Calls)]| {
+        let [(then_s, then), (now_s, now)] = pair else { return 0.0 };
+        now.made.saturating_sub(then.made) as f64 / (now_s - then_s).max(1e-3)
+    };
+    let peak = session.calls.windows(2).map(rate).fold(0.0, f64::max);
+    let mut words = format!("{}; at peak {peak:.0} a second", last.words_since(first));
+    if let Some(waiting) = session.calls.iter().filter_map(|(_, calls)| calls.waiting).max() {
+        words.push_str(&format!(", {waiting} waiting for their turn"));
+    }
+    if let Some(at_once) = last.at_once_max {
+        words.push_str(&format!(", {at_once} at once allowed"));
+    }
+    if let Some(queued) = last.queued {
+        words.push_str(&format!("; {queued} calls about clients that left still to come"));
+    }
+    words
 }
 
 fn slow(
@@ -602,7 +632,7 @@ fn churn(
     session.snapshot("everybody gone")?;
     let rss = |moment: &str| {
         let snapshot = session.snapshots.iter().find(|snapshot| snapshot.moment == moment)?;
-        Some(snapshot.server?.rss_bytes as f64)
+        Some(snapshot.server_rss_bytes()? as f64)
     };
     if let (Some(held), Some(churned)) = (rss("held"), rss("after churn")) {
         findings.fact("server memory after churn / before", format!("{:.3}", churned / held));

@@ -12,12 +12,15 @@ use anyhow::Context as _;
 use serde::Serialize;
 
 use crate::crew::Crew;
-use crate::engine::Counts;
+use crate::engine::{Collected, Counts};
+use crate::metrics::{Calls, Pages, ServerMetrics};
 use crate::observe::{self, KernelCost, ProcessCost};
 
 /// Between two samples, and two looks at a condition.
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_millis(2);
+/// Between two looks at the calls to the backend while their peak is wanted: the page costs the server something too.
+const CALLS_EVERY: Duration = Duration::from_millis(100);
 /// Between two progress lines when the output is a file.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
@@ -32,7 +35,7 @@ pub struct Sample {
     pub failed: u64,
     /// Messages received so far.
     pub messages: u64,
-    /// Resident memory of the watched server processes, 0 without any.
+    /// Resident memory of the watched server processes, or what the server says of it; 0 when nothing is known.
     pub server_rss_bytes: u64,
     /// Their CPU time so far, microseconds.
     pub server_cpu_us: f64,
@@ -51,6 +54,8 @@ pub struct Snapshot {
     pub ready: u64,
     /// The watched server processes, added.
     pub server: Option<ProcessCost>,
+    /// What the server says of itself.
+    pub metrics: Option<ServerMetrics>,
     /// The whole machine's kernel.
     pub kernel: KernelCost,
     /// Resident memory of this tool.
@@ -61,6 +66,13 @@ pub struct Snapshot {
     pub client_cpu_us: f64,
     /// Since the run began.
     pub at_s: f64,
+}
+
+impl Snapshot {
+    /// Resident memory of the server: as the kernel sees it, else as the server says.
+    pub fn server_rss_bytes(&self) -> Option<u64> {
+        self.server.map(|server| server.rss_bytes).or_else(|| self.metrics.as_ref()?.rss_bytes)
+    }
 }
 
 /// Why a wait ended.
@@ -82,7 +94,16 @@ pub struct Session {
     pub samples: Vec<Sample>,
     /// The named moments.
     pub snapshots: Vec<Snapshot>,
+    /// Calls to the backend while [`Session::watch_calls`] was on, with their time.
+    pub calls: Vec<(f64, Calls)>,
+    /// Longest turn of an event loop of the clients, microseconds.
+    pub lag_us_max: u64,
+    /// Why a metrics page could not be read, the last time that happened.
+    pub unread: Option<String>,
     pids: Vec<u32>,
+    pages: Pages,
+    calls_watched: bool,
+    next_calls: Instant,
     total: u32,
     began: Instant,
     next_sample: Instant,
@@ -93,8 +114,11 @@ pub struct Session {
 }
 
 impl Session {
-    /// Begins a run with clients that are not connected yet.
-    pub fn begin(crew: Crew, total: u32, pids: Vec<u32>) -> anyhow::Result<Self> {
+    /// Begins a run with clients that are not connected yet. `metrics` are the URLs of the server's metrics pages; that
+    /// they can be read is made sure of now.
+    pub fn begin(crew: Crew, total: u32, pids: Vec<u32>, metrics: &[String]) -> anyhow::Result<Self> {
+        let mut pages = Pages::connect(metrics)?;
+        pages.read()?;
         let interrupted = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&interrupted);
         ctrlc::set_handler(move || {
@@ -109,7 +133,13 @@ impl Session {
             crew,
             samples: Vec::new(),
             snapshots: Vec::new(),
+            calls: Vec::new(),
+            lag_us_max: 0,
+            unread: None,
             pids,
+            pages,
+            calls_watched: false,
+            next_calls: now,
             total,
             began: now,
             next_sample: now,
@@ -166,6 +196,13 @@ impl Session {
         })
     }
 
+    /// Takes what the clients have measured since the last time; see [`Crew::collect`].
+    pub fn collect(&mut self, expected: u32) -> anyhow::Result<Collected> {
+        let collected = self.crew.collect(expected)?;
+        self.lag_us_max = self.lag_us_max.max(collected.lag_us_max);
+        Ok(collected)
+    }
+
     /// Records everything about memory under a name.
     pub fn snapshot(&mut self, moment: &str) -> anyhow::Result<()> {
         let mut server: Option<ProcessCost> = None;
@@ -173,36 +210,80 @@ impl Session {
             let one = observe::process_cost(*pid).with_context(|| format!("process {pid} cannot be watched"))?;
             server.get_or_insert_default().add(&one);
         }
+        let metrics = self.read_metrics();
+        let server_cpu_us = match &server {
+            Some(server) => server.cpu_ns as f64 / 1e3,
+            None => metrics.as_ref().and_then(|metrics| metrics.cpu_s).unwrap_or(0.0) * 1e6,
+        };
         let (client_cpu_us, client_rss_bytes) = self.crew.cost();
         self.snapshots.push(Snapshot {
             moment: moment.to_owned(),
             ready: self.crew.counts().ready_now(),
             server,
+            metrics,
             kernel: observe::kernel_cost()?,
             client_rss_bytes,
-            server_cpu_us: server.map_or(0.0, |server| server.cpu_ns as f64 / 1e3),
+            server_cpu_us,
             client_cpu_us,
             at_s: self.elapsed_s(),
         });
-        Ok(())
+        // Short phases have their point on the curves too.
+        self.next_sample = Instant::now();
+        self.observe(&self.crew.counts())
+    }
+
+    /// Whether the calls to the backend are looked at, at once and then ten times a second, for their peak.
+    pub fn watch_calls(&mut self, on: bool) {
+        self.look_at_calls();
+        self.calls_watched = on;
+    }
+
+    fn look_at_calls(&mut self) {
+        self.next_calls = Instant::now() + CALLS_EVERY;
+        if let Some(calls) = self.read_metrics().and_then(|metrics| metrics.calls) {
+            self.calls.push((self.elapsed_s(), calls));
+        }
+    }
+
+    /// What the server says of itself now. A run goes on without, and says so at its end.
+    fn read_metrics(&mut self) -> Option<ServerMetrics> {
+        if self.pages.is_empty() {
+            return None;
+        }
+        match self.pages.read() {
+            Ok(metrics) => Some(metrics),
+            Err(error) => {
+                self.unread = Some(format!("{error:#}"));
+                None
+            }
+        }
     }
 
     fn observe(&mut self, counts: &Counts) -> anyhow::Result<()> {
         let now = Instant::now();
+        if self.calls_watched && now >= self.next_calls {
+            self.look_at_calls();
+        }
         if now < self.next_sample {
             return Ok(());
         }
         self.next_sample = now + SAMPLE_EVERY;
         self.crew.check()?;
         let (client_cpu_us, client_rss_bytes) = self.crew.cost();
-        let server_cpu = self.pids.iter().filter_map(|pid| observe::cpu_time(*pid).ok()).sum::<Duration>();
+        let (server_cpu_us, server_rss_bytes) = if self.pids.is_empty() {
+            let metrics = self.read_metrics().unwrap_or_default();
+            (metrics.cpu_s.unwrap_or(0.0) * 1e6, metrics.rss_bytes.unwrap_or(0))
+        } else {
+            let cpu = self.pids.iter().filter_map(|pid| observe::cpu_time(*pid).ok()).sum::<Duration>();
+            (cpu.as_secs_f64() * 1e6, self.pids.iter().map(|pid| observe::rss_bytes(*pid)).sum())
+        };
         let sample = Sample {
             at_s: self.elapsed_s(),
             ready: counts.ready_now(),
             failed: counts.failed(),
             messages: counts.messages,
-            server_rss_bytes: self.pids.iter().map(|pid| observe::rss_bytes(*pid)).sum(),
-            server_cpu_us: server_cpu.as_secs_f64() * 1e6,
+            server_rss_bytes,
+            server_cpu_us,
             client_rss_bytes,
             client_cpu_us,
         };

@@ -181,6 +181,11 @@ impl Counts {
         if words.is_empty() { "none".to_owned() } else { words.join(", ") }
     }
 
+    /// What happened since `before`.
+    pub fn failures_since(&self, before: &Self) -> Self {
+        Self { failures: std::array::from_fn(|kind| self.failures[kind] - before.failures[kind]), ..*self }
+    }
+
     /// Marked messages that were skipped and never came.
     pub fn lost_between(&self) -> u64 {
         self.skipped.saturating_sub(self.reordered)

@@ -3,13 +3,14 @@
 use std::fmt::Write as _;
 
 use super::Report;
+use crate::session::{Sample, Snapshot};
 
 const STYLE: &str = "\
 :root{color-scheme:light dark;--ink:#1c2330;--soft:#5d6878;--paper:#fff;--line:#dfe4ea;--a:#0b6bcb;--b:#c2410c;--bad:#b91c1c}\
 @media(prefers-color-scheme:dark){:root{--ink:#e6eaf0;--soft:#9aa5b4;--paper:#12161d;--line:#2a313c;--a:#5aa9f5;--b:#fb923c;--bad:#f87171}}\
 body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:1080px;margin:0 auto;padding:32px 20px}\
 h1{font-size:24px;margin:0 0 4px}h2{font-size:16px;margin:0 0 8px}p,code{color:var(--soft)}code{font-size:13px;overflow-wrap:anywhere}\
-.bad{color:var(--bad);font-weight:600}.good{font-weight:600}\
+.bad{color:var(--bad);font-weight:600}.good{color:var(--ink);font-weight:600}\
 table{border-collapse:collapse;width:100%;margin:16px 0 28px;font-variant-numeric:tabular-nums}\
 td,th{text-align:left;padding:6px 12px 6px 0;border-bottom:1px solid var(--line);vertical-align:top}th{color:var(--soft);font-weight:500}\
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(440px,1fr));gap:28px}@media(max-width:520px){.plots{grid-template-columns:1fr}}\
@@ -32,13 +33,13 @@ pub(super) fn page(report: &Report) -> String {
         out,
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\">\
          <title>cableway-loadtest {0}</title><style>{STYLE}</style><h1>{0}: {1} connections</h1>{verdict}\
-         <p>Linux {2}, {3} cores, {4} client process(es), ended at Unix time {5}<br><code>{6}</code></p><table>",
+         <p>Linux {2}, {3} cores, {4} client process(es), {5}<br><code>{6}</code></p><table>",
         report.scenario,
         report.samples.iter().map(|sample| sample.ready).max().unwrap_or(0),
         escape(&report.kernel),
         report.cores,
         report.processes,
-        report.ended_at,
+        utc(report.ended_at),
         escape(&report.command),
     )
     .expect("a String takes all");
@@ -60,37 +61,51 @@ pub(super) fn page(report: &Report) -> String {
             Curve { name: "failed", points: over_time(&|i| samples[i].failed as f64) },
         ],
     );
-    let base = report.snapshots.first().and_then(|first| first.server).map_or(0, |server| server.rss_bytes);
+    let base = report.snapshots.first().and_then(Snapshot::server_rss_bytes).unwrap_or(0);
     if base > 0 {
-        let each = |i: usize| {
-            let sample = samples[i];
-            if sample.ready < 100 { 0.0 } else { (sample.server_rss_bytes as f64 - base as f64) / sample.ready as f64 }
-        };
-        let curve = Curve { name: "bytes of server memory per connection", points: over_time(&each) };
+        // With few connections there the quotient says nothing about one.
+        let many = samples.iter().map(|sample| sample.ready).max().unwrap_or(0).max(2) / 2;
+        let points = samples.iter().filter(|sample| sample.ready >= many);
+        let each = |sample: &Sample| (sample.server_rss_bytes as f64 - base as f64) / sample.ready as f64;
+        let points = points.map(|sample| (sample.at_s, each(sample))).collect();
+        let curve = Curve { name: "bytes, while half of all or more were there", points };
         plot(&mut out, "User memory per connection", &[], &[curve]);
     }
-    let cores = |i: usize, cpu: &dyn Fn(usize) -> f64| {
-        if i == 0 {
-            return 0.0;
-        }
-        (cpu(i) - cpu(i - 1)) / 1e6 / (samples[i].at_s - samples[i - 1].at_s).max(0.001)
+    let cores = |cpu_us: &dyn Fn(&Sample) -> f64| {
+        rates(&samples.iter().map(|sample| (sample.at_s, cpu_us(sample) / 1e6)).collect::<Vec<_>>())
     };
-    plot(
-        &mut out,
-        "CPU in cores",
-        &[],
-        &[
-            Curve { name: "this tool", points: over_time(&|i| cores(i, &|i| samples[i].client_cpu_us)) },
-            Curve { name: "server", points: over_time(&|i| cores(i, &|i| samples[i].server_cpu_us)) },
-        ],
-    );
+    let mut curves = vec![Curve { name: "this tool", points: cores(&|sample| sample.client_cpu_us) }];
+    if samples.iter().any(|sample| sample.server_cpu_us > 0.0) {
+        curves.push(Curve { name: "server", points: cores(&|sample| sample.server_cpu_us) });
+    }
+    plot(&mut out, "CPU in cores", &[], &curves);
+    if !report.backend_calls.is_empty() {
+        let calls = &report.backend_calls;
+        let made: Vec<_> = calls.iter().map(|(at_s, calls)| (*at_s, calls.made as f64)).collect();
+        let waiting = calls.iter().filter_map(|(at_s, calls)| Some((*at_s, calls.waiting? as f64))).collect();
+        let curves = [Curve { name: "a second", points: rates(&made) }, Curve { name: "waiting", points: waiting }];
+        plot(&mut out, "Calls to the backend during the storm", &[], &curves);
+    }
     for latency in report.latencies.iter().filter(|latency| latency.count > 0) {
         let points = latency.curve.iter().enumerate().map(|(step, (_, ms))| (step as f64, *ms)).collect();
         let shares: Vec<String> = latency.curve.iter().map(|(share, _)| format!("{}", share * 100.0)).collect();
-        plot(&mut out, &latency.name, &shares, &[Curve { name: "milliseconds, by percentile", points }]);
+        plot(&mut out, &capitalized(&latency.name), &shares, &[Curve { name: "milliseconds, by percentile", points }]);
     }
     out.push_str("</div></html>\n");
     out
+}
+
+/// How fast a growing number grew, a second; points closer than a fifth of a second are taken together.
+fn rates(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let mut rates = Vec::new();
+    let Some(mut then) = points.first() else { return rates };
+    for now in points {
+        if now.0 - then.0 >= 0.2 {
+            rates.push((now.0, (now.1 - then.1) / (now.0 - then.0)));
+            then = now;
+        }
+    }
+    rates
 }
 
 fn row(out: &mut String, name: &str, value: &str) {
@@ -99,17 +114,18 @@ fn row(out: &mut String, name: &str, value: &str) {
 }
 
 /// Axes from 0 to a round number, four lines, one polyline per curve. `labels` name the points of the x axis; without
-/// them it is seconds.
+/// them it is seconds, named at round ones.
 fn plot(out: &mut String, title: &str, labels: &[String], curves: &[Curve<'_>]) {
     const WIDTH: f64 = 520.0;
     const HEIGHT: f64 = 220.0;
     const LEFT: f64 = 64.0;
+    const RIGHT: f64 = 20.0;
     const TOP: f64 = 24.0;
     const BOTTOM: f64 = 24.0;
     let all = || curves.iter().flat_map(|curve| &curve.points);
-    let x_max = all().map(|point| point.0).fold(1.0, f64::max);
+    let x_max = all().map(|point| point.0).fold(0.1, f64::max);
     let y_max = round_up(all().map(|point| point.1).fold(0.0, f64::max));
-    let x = |value: f64| LEFT + value / x_max * (WIDTH - LEFT - 8.0);
+    let x = |value: f64| LEFT + value / x_max * (WIDTH - LEFT - RIGHT);
     let y = |value: f64| HEIGHT - BOTTOM - value.max(0.0) / y_max * (HEIGHT - TOP - BOTTOM);
     write!(out, "<figure style=margin:0><h2>{}</h2><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=img>", escape(title))
         .expect("a String takes all");
@@ -125,14 +141,14 @@ fn plot(out: &mut String, title: &str, labels: &[String], curves: &[Curve<'_>]) 
         )
         .expect("a String takes all");
     }
-    let seconds = [0.0, 0.5, 1.0].map(|share| (x_max * share, format!("{} s", short(x_max * share))));
+    let step = round_up(x_max / 6.0);
+    let seconds = (0..=6).map(|count| f64::from(count) * step).take_while(|at| *at <= x_max * 1.001);
     let marks: Vec<(f64, String)> = match labels {
-        [] => seconds.to_vec(),
+        [] => seconds.map(|at| (at, format!("{} s", short(at)))).collect(),
         labels => labels.iter().enumerate().map(|(step, label)| (step as f64, label.clone())).collect(),
     };
     for (at, label) in marks {
-        let anchor = if at >= x_max { "end" } else { "middle" };
-        write!(out, "<text x={:.1} y={} text-anchor={anchor}>{label}</text>", x(at), HEIGHT - 6.0)
+        write!(out, "<text x={:.1} y={} text-anchor=middle>{label}</text>", x(at), HEIGHT - 6.0)
             .expect("a String takes all");
     }
     for (curve, class) in curves.iter().zip(["a", "b"]) {
@@ -172,6 +188,33 @@ fn short(value: f64) -> String {
     }
 }
 
+fn capitalized(text: &str) -> String {
+    let mut rest = text.chars();
+    rest.next().map_or_else(String::new, |first| first.to_uppercase().chain(rest).collect())
+}
+
+/// Unix time as a date and a time of day (proleptic Gregorian calendar, UTC).
+fn utc(unix_s: u64) -> String {
+    let (mut days, second) = (unix_s / 86_400, unix_s % 86_400);
+    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let mut year = 1970;
+    while days >= 365 + u64::from(leap(year)) {
+        days -= 365 + u64::from(leap(year));
+        year += 1;
+    }
+    let lengths = [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let mut month = 1;
+    for length in lengths {
+        if days < length {
+            break;
+        }
+        days -= length;
+        month += 1;
+    }
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year}-{month:02}-{:02} {hour:02}:{minute:02}:{second:02} UTC", days + 1)
+}
+
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
@@ -185,6 +228,25 @@ mod tests {
         for (value, top) in [(0.0, 1.0), (0.3, 0.4), (7.0, 8.0), (15_000.0, 20_000.0), (1e6, 1e6)] {
             assert!((round_up(value) - top).abs() < 1e-9, "{value}");
         }
+    }
+
+    #[test]
+    fn unix_time_becomes_a_date() {
+        for (unix_s, date) in [
+            (0, "1970-01-01 00:00:00 UTC"),
+            (951_782_399, "2000-02-28 23:59:59 UTC"),
+            (951_782_400, "2000-02-29 00:00:00 UTC"),
+            (1_795_274_109, "2026-11-21 15:15:09 UTC"),
+            (1_798_761_599, "2026-12-31 23:59:59 UTC"),
+        ] {
+            assert_eq!(utc(unix_s), date);
+        }
+    }
+
+    #[test]
+    fn a_rate_is_taken_over_a_fifth_of_a_second_or_more() {
+        assert_eq!(rates(&[(0.0, 0.0), (1.0, 5.0), (1.001, 50.0), (2.0, 7.0)]), [(1.0, 5.0), (2.0, 2.0)]);
+        assert!(rates(&[]).is_empty());
     }
 
     #[test]
