@@ -240,12 +240,20 @@ run_bare() {
     read -r _ bare_address _ bare_control <<<"$words"
 }
 
-# $VERSUS_CABLEWAY with its own defaults, whatever a deployment's variables say here: sets address and publish_url.
-run_cableway() {
-    local variable publish_port
-    for variable in $(compgen -e | grep -E '^(ANYCABLE|CABLEWAY)_'); do
-        unset "$variable"
+# unset_all PREFIX...: a deployment's variables must not change what is measured.
+unset_all() {
+    local prefix variable
+    for prefix; do
+        for variable in $(compgen -e | grep "^$prefix"); do
+            unset "$variable"
+        done
     done
+}
+
+# $VERSUS_CABLEWAY with its own defaults: sets address and publish_url.
+run_cableway() {
+    local publish_port
+    unset_all ANYCABLE_ CABLEWAY_
     free_port && publish_port=$free_port
     free_port
     run "$VERSUS_CABLEWAY" serve --ignore-config-path --host 127.0.0.1 --port "$free_port" --backlog "$VERSUS_BACKLOG" \
