@@ -41,16 +41,17 @@ once() {
     echo "$print" >"$stamp"
 }
 
-# The packages of programs/WHAT's lock file and its sources, in $VERSUS_HOME/WHAT.
-npm_ci() {
+# The packages of programs/WHAT's lock file and its sources, in $VERSUS_HOME/WHAT. None of them needs its install script.
+# Not `npm ci`: it refuses a lock file without the optional packages of other systems that a registry lacks.
+npm_install() {
     rm -rf "${VERSUS_HOME:?}/$1"
-    cp -R "$programs/$1" "$VERSUS_HOME/$1" && cd "$VERSUS_HOME/$1" && npm ci --no-audit --no-fund
+    cp -R "$programs/$1" "$VERSUS_HOME/$1" && cd "$VERSUS_HOME/$1" && npm install --ignore-scripts --no-audit --no-fund
 }
 
 npm_program() {
     need node "install Node.js 18 or newer"
     need npm "install Node.js with npm"
-    once "$1" "$programs/$1" npm_ci "$1"
+    once "$1" "$programs/$1" npm_install "$1"
 }
 
 go_build() {
@@ -75,10 +76,10 @@ tungstenite_program() {
 }
 
 debian_unpack() {
-    local package=$1 debs=$VERSUS_HOME/debian/$1.debs deb
+    local debs=$VERSUS_HOME/debian/$name deb
     rm -rf "$debs" && mkdir -p "$debs/partial"
     local apt=(apt-get install --download-only --reinstall --yes --no-install-recommends
-        -o "Dir::Cache::archives=$debs" -o Debug::NoLocking=1 "$package")
+        -o "Dir::Cache::archives=$debs" -o Debug::NoLocking=1 "$@")
     # A new machine's list of packages may be old or missing.
     "${apt[@]}" || { apt-get update && "${apt[@]}"; } || return
     for deb in "$debs"/*.deb; do
@@ -87,18 +88,20 @@ debian_unpack() {
     rm -rf "$debs"
 }
 
-# debian PACKAGE COMMAND: has the command of a Debian package. A system that lacks it gets the package unpacked in
-# $VERSUS_HOME, not installed: an installed one would start its service.
+# debian COMMAND PACKAGE...: has the command of Debian packages. A system that lacks it gets them unpacked in
+# $VERSUS_HOME, not installed: installed ones would start their services.
 debian() {
+    local command=$1
+    shift
     debian_path
-    if command -v "$2" >/dev/null; then
+    if command -v "$command" >/dev/null; then
         return
     fi
-    need apt-get "install $1, then run this again"
-    debian_unpack "$1" >&2 || fail "apt-get could not fetch $1"
+    need apt-get "install $*, then run this again"
+    debian_unpack "$@" >&2 || fail "apt-get could not fetch $*"
     # Again, because there may have been no libraries before.
     debian_path
-    command -v "$2" >/dev/null || fail "the package $1 has no command $2"
+    command -v "$command" >/dev/null || fail "the packages $* have no command $command"
 }
 
 # What was unpacked comes after what the system has. Libraries are looked for in there first, but it has only those that
@@ -190,6 +193,7 @@ announce() {
         say.text) texts+=",$(json_string "$value")" ;;
         say.bytes) say+=",\"bytes\":$value" ;;
         say.*) say+=",\"${key#*.}\":$(json_string "$value")" ;;
+        at_once) outer+=",\"at_once\":$value" ;;
         pids)
             # shellcheck disable=SC2086 # a list of numbers
             printf -v value ',%s' $value
@@ -236,12 +240,20 @@ run_bare() {
     read -r _ bare_address _ bare_control <<<"$words"
 }
 
-# $VERSUS_CABLEWAY with its own defaults, whatever a deployment's variables say here: sets address and publish_url.
-run_cableway() {
-    local variable publish_port
-    for variable in $(compgen -e | grep -E '^(ANYCABLE|CABLEWAY)_'); do
-        unset "$variable"
+# unset_all PREFIX...: a deployment's variables must not change what is measured.
+unset_all() {
+    local prefix variable
+    for prefix; do
+        for variable in $(compgen -e | grep "^$prefix"); do
+            unset "$variable"
+        done
     done
+}
+
+# $VERSUS_CABLEWAY with its own defaults: sets address and publish_url.
+run_cableway() {
+    local publish_port
+    unset_all ANYCABLE_ CABLEWAY_
     free_port && publish_port=$free_port
     free_port
     run "$VERSUS_CABLEWAY" serve --ignore-config-path --host 127.0.0.1 --port "$free_port" --backlog "$VERSUS_BACKLOG" \
