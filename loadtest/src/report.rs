@@ -166,14 +166,15 @@ impl Report {
                 if let (Some(now), Some(then)) = (snapshot.server_rss_bytes(), first.server_rss_bytes()) {
                     write!(words, "; {:.0} B of user memory each", each(now, then)).expect("a String takes all");
                 }
-                write!(
-                    words,
-                    "; kernel, both ends, {:.0} B each; this tool {:.0} B each",
-                    each(snapshot.kernel.slab_bytes, first.kernel.slab_bytes)
-                        + each(snapshot.kernel.tcp_buffer_bytes, first.kernel.tcp_buffer_bytes),
-                    each(snapshot.client_rss_bytes, first.client_rss_bytes)
-                )
-                .expect("a String takes all");
+                let kernel = each(snapshot.kernel.slab_bytes, first.kernel.slab_bytes)
+                    + each(snapshot.kernel.tcp_buffer_bytes, first.kernel.tcp_buffer_bytes);
+                // It is the whole machine's: what others give back hides what a small run takes.
+                match kernel >= 0.0 {
+                    true => write!(words, "; kernel, both ends, {kernel:.0} B each").expect("a String takes all"),
+                    false => words.push_str("; kernel: hidden by what others on this machine gave back"),
+                }
+                write!(words, "; this tool {:.0} B each", each(snapshot.client_rss_bytes, first.client_rss_bytes))
+                    .expect("a String takes all");
             }
             row(&format!("memory: {}", snapshot.moment), &words);
             if let Some(metrics) = &snapshot.metrics {

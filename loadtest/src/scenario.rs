@@ -386,7 +386,7 @@ fn idle(session: &mut Session, findings: &mut Findings, hold: Duration) -> anyho
     findings.fact("heartbeats received", format!("{:.0} a second", (counts.pings - before.pings) as f64 / held_s));
     session.snapshot("after holding")?;
     let [.., held, after] = &session.snapshots[..] else { return Ok(()) };
-    if after.server.is_some() && after.ready > 0 {
+    if after.server_cpu_us > 0.0 && after.ready > 0 {
         let cpu_us = after.server_cpu_us - held.server_cpu_us;
         let each_ns = cpu_us * 1e3 / held_s / after.ready as f64;
         findings.fact("server CPU while holding", format!("{each_ns:.0} ns a second and connection"));

@@ -117,8 +117,8 @@ impl Session {
     /// Begins a run with clients that are not connected yet. `metrics` are the URLs of the server's metrics pages; that
     /// they can be read is made sure of now.
     pub fn begin(crew: Crew, total: u32, pids: Vec<u32>, metrics: &[String]) -> anyhow::Result<Self> {
-        let mut pages = Pages::connect(metrics)?;
-        pages.read()?;
+        let mut pages = Pages::connect(metrics).context("the server's metrics")?;
+        pages.read().context("the server's metrics")?;
         let interrupted = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&interrupted);
         ctrlc::set_handler(move || {

@@ -1,9 +1,11 @@
 //! Every scenario small, from the command line to the files it writes, with the yardstick as the server.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
+use cableway_loadtest::publish::{Credentials, Publisher};
 use serde_json::Value;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_cableway-loadtest");
@@ -16,8 +18,12 @@ struct Bare {
 
 impl Bare {
     fn start() -> Self {
+        Self::speaking("actioncable")
+    }
+
+    fn speaking(protocol: &str) -> Self {
         let mut child = Command::new(PROGRAM)
-            .args(["bare", "--listen", "127.0.0.1:0", "--protocol", "actioncable", "--ping-interval", "1"])
+            .args(["bare", "--listen", "127.0.0.1:0", "--protocol", protocol, "--ping-interval", "1"])
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -31,13 +37,18 @@ impl Bare {
         }
     }
 
-    /// Runs a scenario with 200 clients; its exit status and what it wrote.
+    /// Runs a scenario with 200 clients, watching the server's process; its exit status and what it wrote.
     fn run(&self, arguments: &[&str]) -> (Output, Value, String) {
+        let pid = self.child.id().to_string();
+        self.run_unwatched(&[arguments, &["--pid", &pid]].concat())
+    }
+
+    fn run_unwatched(&self, arguments: &[&str]) -> (Output, Value, String) {
         let files = tempfile::tempdir().unwrap();
         let (json, html) = (files.path().join("report.json"), files.path().join("report.html"));
         let output = Command::new(PROGRAM)
             .arg(arguments[0])
-            .args(["--target", &self.target, "-n", "200", "--pid", &self.child.id().to_string()])
+            .args(["--target", &self.target, "-n", "200"])
             .args(["--json".as_ref(), json.as_os_str(), "--html".as_ref(), html.as_os_str()])
             .args(&arguments[1..])
             .output()
@@ -52,6 +63,7 @@ impl Bare {
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stdout));
         assert_eq!(report["problems"], serde_json::json!([]));
         assert!(report["snapshots"][0]["server"]["rss_bytes"].as_u64().unwrap() > 0);
+        assert!(!report["bottleneck"].as_str().unwrap().contains("too short"), "{}", report["bottleneck"]);
         assert!(html.contains("<svg") && html.contains("The run is clean") && !html.contains("src="));
         report
     }
@@ -104,6 +116,136 @@ fn a_storm_a_ramp_and_a_coming_and_going_end_with_everybody_there() {
     assert_eq!(bare.clean(&["connect", "--rate", "400"])["counts"]["ready"], 200);
     let churned = bare.clean(&["churn", "--seconds", "2", "--share", "0.25"]);
     assert!(churned["counts"]["ended"].as_u64().unwrap() >= 250);
+}
+
+#[test]
+fn pusher_and_centrifugo_clients_subscribe_are_published_to_and_answer_heartbeats() {
+    for (protocol, body) in [
+        ("pusher", r#"{"event":"e","channel":"load","data":"{mark}"}"#),
+        ("centrifugo", r#"{"push":{"channel":"load","pub":{"data":"{mark}"}}}"#),
+    ] {
+        let bare = Bare::speaking(protocol);
+        let spread = ["--protocol", protocol, "--channel", "load-{n%10}"];
+        let idle = bare.clean(&[&["idle", "--hold", "2"][..], &spread].concat());
+        assert!(idle["counts"]["pings"].as_u64().unwrap() > 100, "{protocol}");
+        let publishing =
+            ["--publish-url", &bare.publish_url, "--publish-body", body, "--messages", "5", "--publish-rate", "50"];
+        let report = bare.clean(&[&["broadcast"][..], &spread, &publishing].concat());
+        assert_eq!(report["counts"]["marked"], 1_000, "{protocol}");
+    }
+    let pusher = Bare::speaking("pusher").clean(&["echo", "--protocol", "pusher", "--rounds", "2"]);
+    assert_eq!(pusher["counts"]["replies"], 400);
+    let (output, report, _) = Bare::speaking("centrifugo").run(&["echo", "--protocol", "centrifugo"]);
+    assert!(!output.status.success() && report["problems"][0].as_str().unwrap().contains("nothing to say"));
+}
+
+/// A door for publications in front of the yardstick's, with the habits of other servers: answers in chunks, and closes
+/// after each. Passes bodies on; every head goes to the receiver.
+fn door(behind: String) -> (String, std::sync::mpsc::Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/apps/1/events", listener.local_addr().unwrap());
+    let (heads, received) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut publisher = Publisher::connect(&behind, &Credentials::None).unwrap();
+        for mut stream in listener.incoming().flatten() {
+            let mut requests = BufReader::new(stream.try_clone().unwrap());
+            let (mut head, mut length) = (String::new(), 0);
+            while !head.ends_with("\r\n\r\n") {
+                let start = head.len();
+                if requests.read_line(&mut head).unwrap() == 0 {
+                    break;
+                }
+                if let Some(value) = head[start..].strip_prefix("Content-Length: ") {
+                    length = value.trim().parse().unwrap();
+                }
+            }
+            if length == 0 {
+                continue;
+            }
+            let mut body = vec![0; length];
+            requests.read_exact(&mut body).unwrap();
+            publisher.post(std::str::from_utf8(&body).unwrap()).unwrap();
+            let answer =
+                b"HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n";
+            stream.write_all(answer).unwrap();
+            let _ = heads.send(head);
+        }
+    });
+    (url, received)
+}
+
+#[test]
+fn a_publisher_says_who_it_is_in_every_way_and_lives_with_chunks_and_closed_connections() {
+    for (option, value, expected) in [
+        ("--publish-key", "k", "\r\nAuthorization: Bearer k\r\n"),
+        ("--publish-header", "X-API-Key: secret", "\r\nX-API-Key: secret\r\n"),
+        ("--publish-pusher", "app:secret", "POST /apps/1/events?auth_key=app&auth_timestamp="),
+    ] {
+        // One each: it takes one publisher at a time.
+        let bare = Bare::start();
+        let (url, heads) = door(bare.publish_url.clone());
+        let mut arguments = vec!["broadcast", option, value];
+        arguments.extend(bare.publishing());
+        let at = arguments.iter().position(|argument| *argument == bare.publish_url).unwrap();
+        arguments[at] = &url;
+        assert_eq!(bare.clean(&arguments)["counts"]["marked"], 1_000);
+        let heads: Vec<String> = heads.try_iter().collect();
+        assert_eq!(heads.len(), 5);
+        assert!(heads.iter().all(|head| head.contains(expected)), "{heads:?}");
+    }
+    let two = ["broadcast", "--target", "ws://h/", "--publish-url", "http://h/", "--publish-key", "k"];
+    let output = Command::new(PROGRAM).args(two).args(["--publish-pusher", "a:b"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot be used with"), "{output:?}");
+}
+
+/// A page of metrics whose calls grow with every look.
+fn page() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/metrics", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        let mut calls = 0;
+        for mut stream in listener.incoming().flatten() {
+            let mut requests = BufReader::new(stream.try_clone().unwrap());
+            let mut line = String::new();
+            while requests.read_line(&mut line).is_ok_and(|read| read > 0) {
+                if line == "\r\n" {
+                    calls += 100;
+                    let body = format!(
+                        "process_resident_memory_bytes 5e7\nserver_clients_num 200\nserver_rpc_call_total {calls}\n\
+                         server_rpc_overloaded_total {}\nserver_connections_closed_total{{cause=\"bored\"}} {calls}\n",
+                        calls / 10
+                    );
+                    write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+                }
+                line.clear();
+            }
+        }
+    });
+    url
+}
+
+#[test]
+fn a_server_that_only_shows_its_metrics_is_watched_and_what_it_does_not_show_is_left_out() {
+    let bare = Bare::start();
+    let (output, report, html) = bare.run_unwatched(&["storm", "--server-metrics", &page()]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    let metrics = &report["snapshots"][1]["metrics"];
+    assert_eq!((&metrics["connections"], &metrics["rss_bytes"]), (&200.into(), &50_000_000.into()));
+    assert!(metrics["cpu_s"].is_null() && report["snapshots"][1]["server"].is_null());
+    assert!(report["samples"][0]["server_rss_bytes"] == 50_000_000);
+    for expected in ["a second", "refused (too many waiting)", "bored", "server's CPU is not known", "47.7 MiB"] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+    assert!(!text.contains("timed out") && !text.contains("not observed"), "{text}");
+    assert!(html.contains("Calls to the backend"));
+
+    let (output, ..) = bare.run_unwatched(&["storm"]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("not observed"));
+    // A page that cannot be read is noticed before the run, not after an hour.
+    let nobody = ["idle", "--target", &bare.target, "--server-metrics", "http://127.0.0.1:1/metrics"];
+    let output = Command::new(PROGRAM).args(nobody).output().unwrap();
+    assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains("metrics"), "{output:?}");
 }
 
 #[test]

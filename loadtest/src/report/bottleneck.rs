@@ -32,7 +32,8 @@ fn peak(samples: &[Sample], cpu_us: impl Fn(&Sample) -> f64) -> f64 {
 
 /// CPU of both sides and what follows from it. `lag_ms` is the longest turn of an event loop of this tool.
 pub(super) fn verdict(samples: &[Sample], cores: usize, lag_ms: f64) -> String {
-    let (Some(first), Some(last)) = (samples.first(), samples.last()) else {
+    let ends = samples.first().zip(samples.last());
+    let Some((first, last)) = ends.filter(|(first, last)| last.at_s - first.at_s >= APART_S) else {
         return "the run was too short to tell".to_owned();
     };
     let seconds = last.at_s - first.at_s;
