@@ -1,0 +1,173 @@
+//! What a person can say of a run on the command line, and the plan that follows from it.
+
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+
+use anyhow::{Context as _, ensure};
+use clap::Args;
+
+use crate::crew::Plan;
+use crate::fleet::{self, Fleet, FleetOptions};
+use crate::protocol::{Protocol, Target, json_string};
+use crate::publish::Credentials;
+
+/// What every scenario needs to know.
+#[derive(Debug, Clone, Args)]
+pub struct Load {
+    /// The server: ws://HOST:PORT/PATH.
+    #[arg(long, value_name = "URL", required_unless_present = "server", conflicts_with = "server")]
+    pub(super) target: Option<String>,
+    #[command(flatten)]
+    pub(super) fleet: FleetOptions,
+    /// Clients.
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 1000)]
+    pub(super) connections: u32,
+    /// What they speak.
+    #[arg(long, value_enum, default_value = "actioncable")]
+    pub(super) protocol: Protocol,
+    /// What Action Cable clients subscribe to; {n} is the client's number, {n%K} spreads them over K.
+    #[arg(long, value_name = "JSON", default_value = r#"{"channel":"$pubsub","stream_name":"load"}"#)]
+    pub(super) identifier: String,
+    /// The channel that Pusher and Centrifugo clients subscribe to; {n} and {n%K} as above.
+    #[arg(long, value_name = "NAME", default_value = "load")]
+    pub(super) channel: String,
+    /// Subscribe to nothing: the welcome is enough.
+    #[arg(long)]
+    pub(super) no_subscription: bool,
+    /// Length of the Cookie header's value.
+    #[arg(long, value_name = "BYTES", default_value_t = 0)]
+    pub(super) cookie_bytes: usize,
+    /// Connects a second; without it as fast as the server takes them.
+    #[arg(long, value_name = "PER_SECOND")]
+    pub(super) rate: Option<f64>,
+    /// Connections that may be unfinished at a time when no rate is given.
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub(super) window: u32,
+    /// Addresses to connect from, comma separated [default: as many of 127.0.0.0/8 as needed].
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    pub(super) sources: Vec<IpAddr>,
+    /// How long a connection may take until it is ready, and how long anything else is waited for.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
+    pub(super) timeout: f64,
+    /// Try again this long after a failure; without it a failure is final.
+    #[arg(long, value_name = "MS")]
+    pub(super) retry_after: Option<u64>,
+    /// A process of the server, to watch its memory and CPU; may be given several times.
+    #[arg(long = "pid", value_name = "PID")]
+    pub(super) pids: Vec<u32>,
+    /// A line for the report: what was tested, where.
+    #[arg(long, value_name = "TEXT")]
+    pub(super) note: Option<String>,
+    /// A metrics page of the server in Prometheus' text form, http://HOST:PORT/PATH; may be given several times. What it
+    /// offers is reported: connections, memory, calls to the backend.
+    #[arg(long = "server-metrics", value_name = "URL")]
+    pub(super) server_metrics: Vec<String>,
+    /// Client processes [default: as many as the open-file limit makes necessary].
+    #[arg(long, value_name = "N")]
+    pub(super) processes: Option<u32>,
+    /// Write everything to this file as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(super) json: Option<PathBuf>,
+    /// Write a page with curves to this file.
+    #[arg(long, value_name = "FILE")]
+    pub(super) html: Option<PathBuf>,
+}
+
+/// How publications are made.
+#[derive(Debug, Clone, Args)]
+pub struct Publishing {
+    /// Where publications are posted; may be given several times, for servers that do not tell each other. Servers
+    /// that --server started are known.
+    #[arg(long = "publish-url", value_name = "URL", required_unless_present = "server")]
+    pub(super) publish_urls: Vec<String>,
+    /// The body of a publication; {mark} is where sequence number and time go [default: what Cableway, a Pusher server
+    /// or Centrifugo take for the stream or channel "load"].
+    #[arg(long, value_name = "TEXT")]
+    pub(super) publish_body: Option<String>,
+    /// Bearer token of the publisher.
+    #[arg(long, value_name = "KEY")]
+    pub(super) publish_key: Option<String>,
+    /// A header with which the publisher says who it is, such as "X-API-Key: secret".
+    #[arg(long, value_name = "NAME: VALUE", conflicts_with = "publish_key")]
+    pub(super) publish_header: Option<String>,
+    /// Sign publications as Pusher's HTTP API wants it.
+    #[arg(long, value_name = "KEY:SECRET", conflicts_with_all = ["publish_key", "publish_header"])]
+    pub(super) publish_pusher: Option<String>,
+    /// Publications a second.
+    #[arg(long, value_name = "PER_SECOND", default_value_t = 1.0)]
+    pub(super) publish_rate: f64,
+    /// Publications.
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub(super) messages: u32,
+    /// Length of the marked text.
+    #[arg(long, value_name = "BYTES", default_value_t = 100)]
+    pub(super) bytes: usize,
+}
+
+impl Publishing {
+    pub(super) fn credentials(&self) -> anyhow::Result<Credentials> {
+        Ok(match (&self.publish_key, &self.publish_header, &self.publish_pusher) {
+            (Some(key), ..) => Credentials::Bearer(key.clone()),
+            (_, Some(header), _) => Credentials::Header(header.clone()),
+            (.., Some(pair)) => Credentials::pusher(pair).context("--publish-pusher")?,
+            _ => Credentials::None,
+        })
+    }
+
+    pub(super) fn body(&self, load: &Load) -> anyhow::Result<String> {
+        let body = match (&self.publish_body, load.protocol) {
+            (Some(body), _) => body.clone(),
+            (None, Protocol::Raw | Protocol::ActionCable) => r#"{"stream":"load","data":"\"{mark}\""}"#.to_owned(),
+            (None, Protocol::Pusher | Protocol::Centrifugo) => {
+                ensure!(!load.channel.contains("{n"), "many channels: say with --publish-body what goes where");
+                let channel = json_string(&load.channel);
+                match load.protocol {
+                    Protocol::Pusher => format!(r#"{{"name":"load","channels":[{channel}],"data":"{{mark}}"}}"#),
+                    _ => format!(r#"{{"channel":{channel},"data":"{{mark}}"}}"#),
+                }
+            }
+        };
+        ensure!(body.contains("{mark}"), "the publication's body has no {{mark}}");
+        Ok(body)
+    }
+}
+
+/// Where clients connect: what was given, or the servers that were started.
+pub(super) fn target(load: &Load, fleet: Option<&Fleet>) -> anyhow::Result<String> {
+    let Some(fleet) = fleet else { return load.target.clone().context("no --target was given") };
+    let path = if load.protocol == Protocol::Raw { fleet::ECHO_PATH } else { "/cable" };
+    Ok(format!("ws://{}{path}", fleet.address))
+}
+
+pub(super) fn plan(load: &Load, url: &str) -> anyhow::Result<Plan> {
+    let target = Target::parse(url)?;
+    let server: SocketAddr = target
+        .authority
+        .to_socket_addrs()
+        .with_context(|| format!("{} has no address", target.authority))?
+        .next()
+        .with_context(|| format!("{} has no address", target.authority))?;
+    let subscription = match load.protocol {
+        Protocol::Raw => None,
+        Protocol::ActionCable => Some(&load.identifier),
+        Protocol::Pusher | Protocol::Centrifugo => Some(&load.channel),
+    };
+    let subscription = subscription.filter(|_| !load.no_subscription).cloned();
+    ensure!(
+        subscription.as_ref().is_none_or(|name| !name.contains('~')),
+        "what is subscribed to must not contain '~': marks of publications do"
+    );
+    Ok(Plan {
+        target: url.to_owned(),
+        server,
+        protocol: load.protocol,
+        cookie_bytes: load.cookie_bytes,
+        identifier: subscription,
+        connections: load.connections,
+        first_number: 0,
+        lanes: std::thread::available_parallelism().map_or(1, usize::from),
+        sources: load.sources.clone(),
+        ready_timeout_ms: (load.timeout * 1e3) as u64,
+        retry_after_ms: load.retry_after,
+    })
+}
