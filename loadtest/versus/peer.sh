@@ -7,6 +7,7 @@
 versus=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 name=$(basename "$0")
 : "${VERSUS_HOME:?is the directory where peers are installed}"
+VERSUS_HOME=$(mkdir -p "$VERSUS_HOME" && cd "$VERSUS_HOME" && pwd)
 : "${VERSUS_CONNECTIONS:=15000}" "${VERSUS_BACKLOG:=4096}"
 export VERSUS_HOME VERSUS_CONNECTIONS VERSUS_BACKLOG
 
@@ -28,6 +29,16 @@ need() {
     command -v "$1" >/dev/null || fail "$1 is missing: $2"
 }
 
+# attempt WHAT COMMAND...: fails with the first thing that looks like a reason in what the command printed.
+attempt() {
+    local what=$1 log=$VERSUS_HOME/$1.log reason
+    shift
+    if ! (set -o pipefail && "$@" 2>&1 | tee "$log" >&2); then
+        reason=$(grep -i -m1 'err\|fatal\|unable\|fail' "$log" || tail -n 1 "$log")
+        fail "$what cannot be installed: $reason"
+    fi
+}
+
 # once WHAT SOURCE COMMAND...: runs the command, unless it went well before for the same source directory.
 once() {
     local what=$1 source=$2 stamp=$VERSUS_HOME/$1.installed print
@@ -36,8 +47,7 @@ once() {
     if [ "$(cat "$stamp" 2>/dev/null)" = "$print" ]; then
         return
     fi
-    mkdir -p "$VERSUS_HOME"
-    "$@" >&2 || fail "$what: $1 failed"
+    attempt "$what" "$@"
     echo "$print" >"$stamp"
 }
 
@@ -60,7 +70,7 @@ go_build() {
 
 go_programs() {
     if [ ! -x "$VERSUS_HOME/go/$name" ]; then
-        need go "apt-get install golang-go, or see https://go.dev/doc/install"
+        need go "install Go 1.23 or newer (apt-get install golang-go, or see https://go.dev/doc/install)"
     fi
     once go "$programs/go" go_build
 }
@@ -98,7 +108,7 @@ debian() {
         return
     fi
     need apt-get "install $*, then run this again"
-    debian_unpack "$@" >&2 || fail "apt-get could not fetch $*"
+    attempt "$name" debian_unpack "$@"
     # Again, because there may have been no libraries before.
     debian_path
     command -v "$command" >/dev/null || fail "the packages $* have no command $command"
