@@ -12,6 +12,9 @@ const CONNECTIONS: &str = "300";
 
 const BROADCAST_KEY: &str = "smoke";
 
+/// Who is compared: servers of every dialect and kind of script that install in seconds.
+const PEERS: &str = "cableway,cableway-app,cableway-raw,bare,bare-raw,ws";
+
 /// A server that ends with this value.
 struct Server {
     child: Child,
@@ -60,8 +63,8 @@ fn endpoint(line: &str) -> Option<String> {
 }
 
 /// Runs every scenario that needs no app; each counts as one test.
-pub fn run(places: &Places, server: &Path, loadtest: &Path) -> Result<Count, String> {
-    let server = Server::start(places, server)?;
+pub fn run(places: &Places, binary: &Path, loadtest: &Path) -> Result<Count, String> {
+    let server = Server::start(places, binary)?;
     let target = format!("ws://{}/cable", server.address);
     let publish = format!("http://{}/_broadcast", server.address);
     let publishing =
@@ -75,13 +78,24 @@ pub fn run(places: &Places, server: &Path, loadtest: &Path) -> Result<Count, Str
         ("churn", &["--seconds", "3"]),
     ];
     let mut count = Count::default();
+    let mut tell = |passed: bool| count.add(Count { passed: u64::from(passed), failed: u64::from(!passed) });
     for (scenario, options) in scenarios {
         let command = Command::new(loadtest, places).arg(scenario).args(["--target", &target, "-n", CONNECTIONS]);
-        match command.args(options).passes() {
-            true => count.passed += 1,
-            false => count.failed += 1,
-        }
+        tell(command.args(options).passes());
     }
+    // As on a machine with a low limit of open files: several servers and several client processes.
+    let fleet = ["--server-processes", "2", "--server-app", "--processes", "2", "-n", CONNECTIONS, "--hold", "3"];
+    tell(Command::new(loadtest, places).arg("idle").args(fleet).arg("--server").arg(binary).passes());
+    let versus = Command::new(loadtest, places)
+        .arg("versus")
+        .arg("--scripts")
+        .arg(places.root.join("loadtest/versus/peers"))
+        .args(["--peers", PEERS, "-n", CONNECTIONS, "--messages", "3", "--idle", "2", "--settle", "1"])
+        .arg("--home")
+        .arg(places.target.join("versus"))
+        .arg("--server")
+        .arg(binary);
+    tell(versus.passes());
     Ok(count)
 }
 
