@@ -25,7 +25,7 @@ pub struct FleetOptions {
     /// Put a small app server behind them, called through gRPC for every connect and subscribe. Without it clients are let in
     /// unasked and streams are public.
     #[arg(long, requires = "server")]
-    server_app: bool,
+    pub(crate) server_app: bool,
 }
 
 /// Where clients that speak plain WebSocket connect on a started server.
@@ -77,7 +77,7 @@ impl Fleet {
         command.args(["--echo-path", ECHO_PATH]);
         match app {
             Some(app) => command.args(["--rpc-host", &app.to_string()]),
-            None => command.args(["--norpc", "--noauth"]),
+            None => command.args(["--public", "--norpc"]),
         };
         if count as usize > std::thread::available_parallelism().map_or(1, usize::from) {
             // More processes than cores already.

@@ -137,7 +137,7 @@ pub fn cableway(path: &Path, port: u16, publish_port: u16) -> Command {
             command.env_remove(&name);
         }
     }
-    command.args(["serve", "--host", "127.0.0.1", "--port", &port.to_string(), "--public"]);
+    command.args(["serve", "--host", "127.0.0.1", "--port", &port.to_string()]);
     command.args(["--http-broadcast-port", &publish_port.to_string()]);
     command
 }

@@ -267,7 +267,7 @@ run_cableway() {
     free_port && publish_port=$free_port
     free_port
     run "$VERSUS_CABLEWAY" serve --ignore-config-path --host 127.0.0.1 --port "$free_port" --backlog "$VERSUS_BACKLOG" \
-        --public --http-broadcast-port "$publish_port" "$@"
+        --http-broadcast-port "$publish_port" "$@"
     await "$free_port" "$publish_port"
     # shellcheck disable=SC2034 # for the peers
     address=127.0.0.1:$free_port publish_url=http://127.0.0.1:$publish_port/_broadcast

@@ -13,7 +13,7 @@ const CONNECTIONS: &str = "300";
 const BROADCAST_KEY: &str = "smoke";
 
 /// Who is compared: servers of every dialect and kind of script that install in seconds.
-const PEERS: &str = "cableway,cableway-app,cableway-raw,bare,bare-raw,ws";
+const PEERS: &str = "cableway,cableway-app,bare-raw,ws";
 
 /// A server that ends with this value.
 struct Server {

@@ -54,7 +54,12 @@ pub const ALL: &[Step] = &[
         needs: &[Need::Node, NPM, Need::ClientPackages, CHROMIUM],
         run: demo,
     },
-    Step { name: "smoke", what: "the load test's scenarios in small, against the real binary", needs: &[], run: smoke },
+    Step {
+        name: "smoke",
+        what: "the load test's scenarios in small, against the real binary",
+        needs: &[Need::Node, NPM],
+        run: smoke,
+    },
 ];
 
 /// Runs the steps whose names contain one of `filters` (all without any), and sums up.

@@ -83,7 +83,7 @@ impl Running {
     fn start_cableway(path: &Path, options: &Options, want: &Want) -> anyhow::Result<Self> {
         let (address, publish) = (server::free_address()?, server::free_address()?);
         let mut command = server::cableway(path, address.port(), publish.port());
-        command.args(["--echo-path", "/echo", "--backlog", &options.backlog.to_string()]);
+        command.args(["--public", "--echo-path", "/echo", "--backlog", &options.backlog.to_string()]);
         command.args(["--ping-interval", &format!("{}s", want.ping_interval.as_secs())]);
         match want.app {
             Some(app) => {

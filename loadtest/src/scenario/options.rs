@@ -25,9 +25,10 @@ pub struct Load {
     /// What they speak.
     #[arg(long, value_enum, default_value = "actioncable")]
     pub(super) protocol: Protocol,
-    /// What Action Cable clients subscribe to; {n} is the client's number, {n%K} spreads them over K.
-    #[arg(long, value_name = "JSON", default_value = r#"{"channel":"$pubsub","stream_name":"load"}"#)]
-    pub(super) identifier: String,
+    /// What Action Cable clients subscribe to; {n} is the client's number, {n%K} spreads them over K [default: the public
+    /// stream "load"; with --server-app a channel of the app].
+    #[arg(long, value_name = "JSON")]
+    identifier: Option<String>,
     /// The channel that Pusher and Centrifugo clients subscribe to; {n} and {n%K} as above.
     #[arg(long, value_name = "NAME", default_value = "load")]
     pub(super) channel: String,
@@ -104,6 +105,17 @@ pub struct Publishing {
     pub(super) bytes: usize,
 }
 
+impl Load {
+    /// What Action Cable clients subscribe to.
+    pub(super) fn identifier(&self) -> &str {
+        match &self.identifier {
+            Some(identifier) => identifier,
+            None if self.fleet.server_app => r#"{"channel":"LoadChannel"}"#,
+            None => r#"{"channel":"$pubsub","stream_name":"load"}"#,
+        }
+    }
+}
+
 impl Publishing {
     pub(super) fn credentials(&self) -> anyhow::Result<Credentials> {
         Ok(match (&self.publish_key, &self.publish_header, &self.publish_pusher) {
@@ -149,10 +161,10 @@ pub(super) fn plan(load: &Load, url: &str) -> anyhow::Result<Plan> {
         .with_context(|| format!("{} has no address", target.authority))?;
     let subscription = match load.protocol {
         Protocol::Raw => None,
-        Protocol::ActionCable => Some(&load.identifier),
-        Protocol::Pusher | Protocol::Centrifugo => Some(&load.channel),
+        Protocol::ActionCable => Some(load.identifier()),
+        Protocol::Pusher | Protocol::Centrifugo => Some(load.channel.as_str()),
     };
-    let subscription = subscription.filter(|_| !load.no_subscription).cloned();
+    let subscription = subscription.filter(|_| !load.no_subscription).map(str::to_owned);
     ensure!(
         subscription.as_ref().is_none_or(|name| !name.contains('~')),
         "what is subscribed to must not contain '~': marks of publications do"

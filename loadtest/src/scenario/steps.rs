@@ -198,7 +198,7 @@ fn echo(
     let (texts, reply) = match load.protocol {
         Protocol::Raw => (vec![text.to_owned()], Reply::Any),
         Protocol::ActionCable => {
-            let identifier = json_string(&load.identifier);
+            let identifier = json_string(load.identifier());
             let data = json_string(text);
             (vec![format!(r#"{{"command":"message","identifier":{identifier},"data":{data}}}"#)], Reply::Data)
         }
