@@ -37,6 +37,8 @@ pub struct Description {
     pub publish: Option<Publish>,
     /// What a client can say and have answered.
     pub say: Option<Say>,
+    /// Handshakes that may be unfinished at a time, and clients that may say something at a time, where it refuses more.
+    pub at_once: Option<u32>,
     /// The processes that count; all of the group without.
     #[serde(default)]
     pub pids: Vec<u32>,

@@ -100,9 +100,11 @@ fn steps(
     let settle = Duration::from_secs_f64(options.settle);
     let description = &running.description;
     let engine = &*engine_place.insert(clients(running, connections)?);
+    let at_most = |usual: u32| description.at_once.map_or(usual, |at_once| usual.min(at_once.max(1)));
+    let (opening, large_at_once) = (Pace::Window(at_most(OPENING_WINDOW)), at_most(LARGE_AT_ONCE));
 
     let warm_up = WARM_UP.min(connections);
-    engine.open_below(warm_up, Pace::Window(OPENING_WINDOW));
+    engine.open_below(warm_up, opening);
     engine.wait(PATIENCE, |counts| counts.ready + counts.failed() >= u64::from(warm_up));
     ensure!(engine.counts().ready >= u64::from(warm_up), "warm-up failed: {}", engine.counts().failure_words());
     if let Some(publish) = &description.publish {
@@ -110,7 +112,7 @@ fn steps(
         publisher.post(&publish.body.replace("{mark}", "warm"))?;
     }
     if let Some(say) = &description.say {
-        say_large(engine, say, warm_up, figures)?;
+        say_large(engine, say, warm_up, large_at_once, figures)?;
     }
     std::thread::sleep(LINGER);
     leave(engine)?;
@@ -120,7 +122,7 @@ fn steps(
 
     let cpu = Cpu::now(running)?;
     let began = Instant::now();
-    engine.open(Pace::Window(OPENING_WINDOW));
+    engine.open(opening);
     let all = u64::from(connections);
     engine.wait(PATIENCE, |counts| counts.ready_now() + counts.failed() >= all);
     let took_s = began.elapsed().as_secs_f64();
@@ -147,7 +149,7 @@ fn steps(
         publications(running, engine, publish, options.messages, figures)?;
     }
     if let Some(say) = &description.say {
-        say_large(engine, say, connections, figures)?;
+        say_large(engine, say, connections, large_at_once, figures)?;
     }
     std::thread::sleep(settle);
     figures.after_traffic_bytes = Some(per_connection(running.cost()?.rss_bytes, before.rss_bytes));
@@ -219,11 +221,11 @@ fn publications(
     Ok(())
 }
 
-fn say_large(engine: &Engine, say: &Say, connections: u32, figures: &mut Figures) -> anyhow::Result<()> {
+fn say_large(engine: &Engine, say: &Say, connections: u32, at_once: u32, figures: &mut Figures) -> anyhow::Result<()> {
     let pad = "x".repeat(say.bytes);
     let texts = say.texts.iter().map(|text| Template::new(&text.replace("{pad}", &pad))).collect();
     let before = engine.counts();
-    engine.say(Saying { texts, reply: say.reply, rounds: 1, at_once: LARGE_AT_ONCE });
+    engine.say(Saying { texts, reply: say.reply, rounds: 1, at_once });
     let expected = u64::from(connections).min(before.ready_now());
     engine.wait(PATIENCE, |counts| counts.said - before.said >= expected);
     let unanswered = expected.saturating_sub(engine.counts().replies - before.replies);
