@@ -12,9 +12,8 @@
 
 mod command;
 mod effect;
-mod names;
 mod reply;
-mod streams;
+mod subscription;
 
 use std::time::Duration;
 
@@ -22,13 +21,13 @@ use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use crate::model::{
-    CloseCause, CommandKind, DisconnectReason, Env, Name, Names, Now, Request, Routed, Sid, State, Tick, Verdict, tick,
+    CloseCause, CommandKind, DisconnectReason, Env, Now, Request, Routed, Sid, State, Tick, Topic, Verdict, tick,
     tick_after,
 };
 use crate::proto::cable;
 use crate::proto::handshake::Subprotocol;
 
-use streams::Streams;
+use subscription::{Answerer, Subscription};
 
 pub use effect::{Effect, Note, PingPrecision, Tally};
 
@@ -79,8 +78,8 @@ pub struct Context<'a> {
     pub rules: &'a Rules,
     /// The time.
     pub now: Now,
-    /// Where names are shared.
-    pub names: &'a mut Names,
+    /// The topic of an identifier and a stream, shared with those who follow it already.
+    pub topic: &'a dyn Fn(&str, &str) -> Topic,
     /// Who answers for a channel: this server or the app.
     pub route: &'a dyn Fn(&str) -> Routed,
     /// Where effects go, in order.
@@ -152,8 +151,8 @@ pub struct Session {
     disconnectable: bool,
 }
 
-// sid 16, env 8, cstate 8, subscriptions 48, call 8, two deadlines 8, interval 4, four bytes.
-const _: () = assert!(size_of::<Session>() <= 104);
+// sid 16, env 8, cstate 8, subscriptions 32, call 8, two deadlines 8, interval 4, four bytes.
+const _: () = assert!(size_of::<Session>() == 88);
 
 /// No deadline.
 const NEVER: Tick = Tick::MAX;
@@ -163,26 +162,6 @@ enum Phase {
     Connecting,
     Open,
     Over,
-}
-
-/// One session on one identifier.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Subscription {
-    identifier: Name,
-    streams: Streams,
-    /// The app's state for this channel.
-    istate: State,
-    by: Answerer,
-}
-
-/// Who confirmed a subscription.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum Answerer {
-    App,
-    /// This server, for a signed or public stream.
-    Here {
-        whisper: bool,
-    },
 }
 
 /// What the app is asked about at the moment.
@@ -319,21 +298,26 @@ impl Session {
         if due && ctx.rules.has_backend {
             ctx.emit(Effect::Disconnect(Box::new(Request::Disconnect {
                 identifiers: self.identifiers().into(),
-                subscriptions: subscriptions.iter().map(|s| (s.identifier.as_str().into(), s.istate.clone())).collect(),
+                subscriptions: subscriptions.iter().map(|s| (s.identifier().into(), s.istate())).collect(),
                 env: self.env.clone(),
                 cstate: self.cstate.clone(),
             })));
         }
         self.disconnectable = false;
         self.phase = Phase::Over;
-        for subscription in subscriptions {
-            detach(subscription, ctx);
-        }
+        subscriptions.iter().for_each(|subscription| detach(subscription, ctx));
     }
 
-    /// Every subscription and stream, to attach them again after the session was read back.
-    pub fn attachments(&self) -> impl Iterator<Item = (&Name, &Name)> {
-        self.subscriptions.iter().flat_map(|s| s.streams.iter().map(move |stream| (&s.identifier, stream)))
+    /// What it follows, to attach it again after the session was read back.
+    pub fn topics(&self) -> impl Iterator<Item = &Topic> {
+        self.subscriptions.iter().flat_map(Subscription::topics)
+    }
+
+    /// Replaces every topic by the shared one with the same texts, as after reading a session back.
+    pub fn share_topics(&mut self, shared: impl Fn(&str, &str) -> Topic) {
+        for subscription in &mut self.subscriptions {
+            subscription.share(|topic| shared(topic.identifier(), topic.stream()));
+        }
     }
 
     /// Lets the client in on our own word, without the app.
@@ -371,38 +355,34 @@ impl Session {
     }
 
     fn find(&self, identifier: &str) -> Option<usize> {
-        self.subscriptions.iter().position(|s| s.identifier.as_str() == identifier)
+        self.subscriptions.iter().position(|s| s.identifier() == identifier)
     }
 
-    /// Follows one more stream under a subscription; a stream twice under one identifier counts once.
+    /// Follows one more stream under a subscription. A stream twice under one identifier counts once, and to the
+    /// stream without a name nobody can publish.
     fn follow(&mut self, at: usize, stream: &str, ctx: &mut Context<'_>) {
         let subscription = &mut self.subscriptions[at];
-        if subscription.streams.iter().any(|known| known.as_str() == stream) {
+        if stream.is_empty() || subscription.topics().any(|known| known.stream() == stream) {
             return;
         }
-        if subscription.streams.len() == STREAMS_MAX {
+        if subscription.topics().count() == STREAMS_MAX {
             return ctx.fail(Note::LimitReached("streams per subscription"));
         }
-        let stream = ctx.names.get(stream);
-        ctx.emit(Effect::Attach { identifier: subscription.identifier.clone(), stream: stream.clone() });
-        subscription.streams.push(stream);
+        let topic = (ctx.topic)(subscription.identifier(), stream);
+        ctx.emit(Effect::Attach(topic.clone()));
+        subscription.push(topic);
     }
 
     /// Stops following the streams that `stop` names.
     fn unfollow(&mut self, at: usize, stop: impl Fn(&str) -> bool, ctx: &mut Context<'_>) {
         let subscription = &mut self.subscriptions[at];
-        for stream in subscription.streams.take_out(stop) {
-            ctx.emit(Effect::Detach { identifier: subscription.identifier.clone(), stream });
-        }
+        subscription.take_out(stop).into_iter().for_each(|topic| ctx.emit(Effect::Detach(topic)));
     }
 }
 
-/// Undoes a subscription; every name it held is given back.
-fn detach(subscription: Subscription, ctx: &mut Context<'_>) {
-    for stream in subscription.streams.into_iter() {
-        ctx.emit(Effect::Detach { identifier: subscription.identifier.clone(), stream });
-    }
-    ctx.emit(Effect::Release(subscription.identifier));
+/// Stops every stream of a subscription that is over.
+fn detach(subscription: &Subscription, ctx: &mut Context<'_>) {
+    subscription.topics().for_each(|topic| ctx.emit(Effect::Detach(topic.clone())));
 }
 
 /// The interval a client asked for, in milliseconds: bounded; 0 or less turns pings off; what is no integer is

@@ -38,11 +38,12 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 
 use crate::hub::Hub;
 use crate::identity::StreamRouter;
-use crate::model::{Answer, Call, CallError, Names, Now, Publication, Reply, Sid, TICK_MS, tick};
+use crate::model::{Answer, Call, CallError, Now, Publication, Reply, Sid, TICK_MS, tick};
 use crate::proto::frame::{self, Event, Limits, Opcode};
 use crate::proto::handshake;
 use crate::session::{self, Context, Effect, Session, Tally};
@@ -116,9 +117,9 @@ pub struct Shard<W: World> {
     slots: Slots<W::Socket>,
     wheel: Wheel,
     hub: Hub,
-    names: Names,
     /// First slot of each chain of sessions with the same connection identifiers.
     identities: HashTable<u32>,
+    hasher: FixedState,
     scratch: Box<[u8]>,
     /// Bytes that were read behind a command that runs, by slot; at most a scratch buffer each.
     stashed: HashMap<u32, Vec<u8>>,
@@ -161,8 +162,8 @@ impl<W: World> Shard<W> {
             slots: Slots::new(shard),
             wheel: Wheel::new(tick(now.mono)),
             hub: Hub::new(seed),
-            names: Names::new(seed),
             identities: HashTable::new(),
+            hasher: FixedState::with_seed(seed),
             // Written to, not only reserved: its pages are paid for at boot and not by some later connection.
             scratch: vec![1; SCRATCH_BYTES].into(),
             stashed: HashMap::new(),
@@ -284,7 +285,6 @@ impl<W: World> Shard<W> {
     pub fn holds_nothing(&self) -> bool {
         self.slots.used() == 0
             && self.hub.is_empty()
-            && self.names.is_empty()
             && self.identities.is_empty()
             && self.stashed.is_empty()
             && self.handshakes == 0
@@ -430,8 +430,9 @@ impl<W: World> Shard<W> {
         let mut effects = std::mem::take(&mut self.effects);
         let (Stage::Session(session) | Stage::Orphan(session)) = &mut self.slots[index].stage else { return };
         let route = |identifier: &str| self.settings.router.route(identifier);
-        let (rules, names) = (&self.settings.session, &mut self.names);
-        input(session, &mut Context { rules, now: self.now, names, route: &route, effects: &mut effects });
+        let topic = |identifier: &str, stream: &str| self.hub.topic(identifier, stream);
+        let (rules, now) = (&self.settings.session, self.now);
+        input(session, &mut Context { rules, now, topic: &topic, route: &route, effects: &mut effects });
         self.carry_out(index, &mut effects);
         self.effects = effects;
         self.set_timer(index);
@@ -460,28 +461,12 @@ impl<W: World> Shard<W> {
                 }
                 Effect::Cancel => self.world.cancel(self.slots.key(index)),
                 Effect::Open => self.session_opened(index),
-                Effect::Attach { identifier, stream } if self.is_live(index) => {
-                    self.hub.attach(index, &identifier, &stream);
-                }
+                Effect::Attach(topic) if self.is_live(index) => self.hub.attach(index, &topic),
                 // An effect before this one has closed the connection, and nobody would detach it any more.
-                Effect::Attach { identifier, stream } => {
-                    self.names.release(stream);
-                    self.names.release(identifier);
-                }
-                Effect::Detach { identifier, stream } => {
-                    self.hub.detach(index, &identifier, &stream);
-                    self.names.release(stream);
-                    self.names.release(identifier);
-                }
-                Effect::Release(name) => self.names.release(name),
+                Effect::Attach(_) => {}
+                Effect::Detach(topic) => self.hub.detach(index, &topic),
                 Effect::Whisper { stream, message } => {
-                    let publication = Publication {
-                        stream: stream.as_str().into(),
-                        message: message.into(),
-                        exclude: self.sid(index),
-                        kind: None,
-                    };
-                    self.names.release(stream);
+                    let publication = Publication { stream, message, exclude: self.sid(index), kind: None };
                     self.world.publish(Arc::new(publication));
                 }
                 Effect::Close { code, reason, cause } => {

@@ -1,99 +1,89 @@
 //! The subscribers of one stream, in groups by channel identifier.
 
-use hashbrown::HashTable;
-use hashbrown::hash_table::Entry;
+use foldhash::fast::FixedState;
 
-use crate::model::Name;
+use crate::model::Topic;
 
 use super::members::{Crowds, Members};
-use super::shrink;
+use super::shelf::{Keyed, Shelf};
 
-/// Subscribers with one identifier.
+/// Subscribers of one stream with one identifier.
+#[derive(Clone)]
 pub(super) struct Group {
-    pub identifier: Name,
+    pub topic: Topic,
     pub members: Members,
 }
 
-/// Most streams have all their subscribers under one identifier, so that case holds no table.
-pub(super) enum Groups {
-    One(Group),
-    Many(Box<Table>),
+impl Keyed for Group {
+    fn key(&self) -> &str {
+        self.topic.identifier()
+    }
 }
 
-/// Groups side by side and an index to find them: half the memory of groups in a table, whose free places are as
-/// large as its full ones.
-#[derive(Default)]
-pub(super) struct Table {
-    groups: Vec<Group>,
-    places: HashTable<u32>,
+/// Most streams have all their subscribers under one identifier, so that case holds no shelf.
+pub(super) enum Groups {
+    One(Group),
+    /// Two at least.
+    Many(Box<Shelf<Group>>),
 }
 
 const _: () = assert!(size_of::<Group>() == 16 && size_of::<Groups>() == 16);
 
+impl Keyed for Groups {
+    fn key(&self) -> &str {
+        self.as_slice()[0].topic.stream()
+    }
+}
+
 impl Groups {
     /// Every group.
-    pub fn iter(&self) -> impl Iterator<Item = &Group> {
+    pub fn as_slice(&self) -> &[Group] {
         match self {
-            Groups::One(group) => std::slice::from_ref(group).iter(),
-            Groups::Many(table) => table.groups.iter(),
+            Groups::One(group) => std::slice::from_ref(group),
+            Groups::Many(groups) => groups.as_slice(),
         }
     }
 
-    /// The group of an identifier. `None` when there was none: then it has been made, with this member.
-    pub fn find_or_add(&mut self, identifier: &Name, hash: impl Fn(&Name) -> u64, member: u32) -> Option<&mut Group> {
-        if matches!(self, Groups::One(group) if group.identifier != *identifier) {
-            let Groups::One(only) = std::mem::replace(self, Groups::Many(Box::default())) else { return None };
-            let Groups::Many(table) = self else { return None };
-            table.places.insert_unique(hash(&only.identifier), 0, |_| 0);
-            table.groups.push(only);
-        }
-        let table = match self {
-            Groups::One(group) => return Some(group),
-            Groups::Many(table) => &mut **table,
+    /// The topic of a group as its members share it.
+    pub fn topic(&self, identifier: &str, hasher: &FixedState) -> Option<&Topic> {
+        let group = match self {
+            Groups::One(group) => Some(group).filter(|group| group.key() == identifier),
+            Groups::Many(groups) => groups.find(identifier, hasher),
         };
-        let (groups, places) = (&mut table.groups, &mut table.places);
-        let is_it = |&at: &u32| groups[at as usize].identifier == *identifier;
-        match places.entry(hash(identifier), is_it, |&at| hash(&groups[at as usize].identifier)) {
-            Entry::Occupied(entry) => Some(&mut groups[*entry.get() as usize]),
-            Entry::Vacant(entry) => {
-                entry.insert(groups.len() as u32);
-                groups.push(Group { identifier: identifier.clone(), members: Members::One(member) });
-                None
-            }
-        }
+        group.map(|group| &group.topic)
     }
 
-    /// Removes a member and tells whether anybody is left: 0 when not. `None` when the member was not there.
-    pub fn remove(
-        &mut self,
-        identifier: &Name,
-        member: u32,
-        hash: impl Fn(&Name) -> u64,
-        crowds: &mut Crowds,
-    ) -> Option<usize> {
-        let table = match self {
-            Groups::One(group) if group.identifier == *identifier => return group.members.remove(member, crowds),
+    /// Adds a member; false when it was there already.
+    pub fn insert(&mut self, topic: &Topic, member: u32, hasher: &FixedState, crowds: &mut Crowds) -> bool {
+        if let Groups::One(only) = self {
+            if only.topic == *topic {
+                return only.members.insert(member, crowds);
+            }
+            let mut groups = Box::new(Shelf::new());
+            groups.find_or_add(only.key(), hasher, || only.clone());
+            *self = Groups::Many(groups);
+        }
+        let Groups::Many(groups) = self else { return false };
+        let group = || Group { topic: topic.clone(), members: Members::One(member) };
+        let known = groups.find_or_add(topic.identifier(), hasher, group);
+        known.is_none_or(|group| group.members.insert(member, crowds))
+    }
+
+    /// Removes a member and tells whether anybody is left. `None` when the member was not there. Groups without a
+    /// member are to be dropped.
+    pub fn remove(&mut self, topic: &Topic, member: u32, hasher: &FixedState, crowds: &mut Crowds) -> Option<bool> {
+        let groups = match self {
+            Groups::One(only) if only.topic == *topic => return Some(only.members.remove(member, crowds)? > 0),
             Groups::One(_) => return None,
-            Groups::Many(table) => &mut **table,
+            Groups::Many(groups) => groups,
         };
-        let (groups, places) = (&mut table.groups, &mut table.places);
-        let place = places.find_entry(hash(identifier), |&at| groups[at as usize].identifier == *identifier).ok()?;
-        let at = *place.get();
-        if groups[at as usize].members.remove(member, crowds)? == 0 {
-            place.remove();
-            groups.swap_remove(at as usize);
-            if let Some(moved) = groups.get(at as usize) {
-                // The last group has taken the empty place.
-                let last = groups.len() as u32;
-                if let Some(place) = places.find_mut(hash(&moved.identifier), |&at| at == last) {
-                    *place = at;
-                }
-            }
-            shrink(places, |&at| hash(&groups[at as usize].identifier));
-            if groups.capacity() > 64 && groups.len() < groups.capacity() / 8 {
-                groups.shrink_to(groups.len() * 2);
+        let group = groups.find_mut(topic.identifier(), hasher)?;
+        if group.members.remove(member, crowds)? == 0 {
+            groups.remove(topic.identifier(), hasher);
+            if let [only] = groups.as_slice() {
+                *self = Groups::One(only.clone());
             }
         }
-        Some(groups.len())
+        Some(true)
     }
 }

@@ -8,26 +8,43 @@ use triomphe::ThinArc;
 /// URL and proxied headers of an upgrade request, as every RPC call carries them (`contracts/rpc-grpc.md`
 /// section 2), and the connection identifiers once they are known.
 ///
-/// Kept for the life of a session, so it is one shared allocation behind one word. The texts stand one after the
-/// other, each ended by a NUL, which neither a URL nor a header name or value can contain (RFC 9110 section 5.5); an
-/// empty header name ends the headers, and the identifiers, which may be any text, come last.
+/// Kept for the life of a session, so it is one shared allocation behind one word, and what nearly every session has
+/// in common is not spelled out. First comes the URL; then each header behind a mark, a control byte, which neither a
+/// URL nor a header name or value can contain (RFC 9110 section 5.5); then the identifiers, which may be any text,
+/// behind a NUL.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Env(ThinArc<(), u8>);
 
-/// Header names that nearly every session has, as one byte each. No header name begins with such a byte.
-const SHORT: [(&str, &str); 2] = [("cookie", "\x01"), ("REMOTE_ADDR", "\x02")];
+/// Marks the header `cookie`, whose name is left out.
+const COOKIE: u8 = 1;
+/// Marks the header `REMOTE_ADDR`.
+const REMOTE_ADDR: u8 = 2;
+/// Marks any other header: its name, a colon and its value follow.
+const OTHER: u8 = 3;
+
+/// Left out of a URL that begins with it.
+const SCHEME: &str = "http://";
 
 impl Env {
-    /// Packs a URL and headers. A NUL inside a value ends it there; a header without a name is left out.
+    /// Packs a URL and headers. A text that contains a mark or a NUL ends there; a header without a name is left out.
     pub fn new<'a>(url: &str, headers: impl IntoIterator<Item = (&'a str, &'a str)>) -> Env {
         fn put(packed: &mut String, text: &str) {
-            packed.push_str(text.split('\0').next().unwrap_or_default());
-            packed.push('\0');
+            // The smallest byte is found many at a time, the first mark is not; and there hardly ever is one.
+            let clean = text.bytes().min().is_none_or(|least| least > OTHER);
+            packed.push_str(if clean { text } else { &text[..mark(text).unwrap_or(text.len())] });
         }
-        let mut packed = String::with_capacity(url.len() + 2);
-        put(&mut packed, url);
+        let mut packed = String::with_capacity(512);
+        put(&mut packed, url.strip_prefix(SCHEME).filter(|rest| !is_absolute(rest)).unwrap_or(url));
         for (name, value) in headers.into_iter().filter(|(name, _)| !name.is_empty()) {
-            put(&mut packed, SHORT.iter().find(|(long, _)| *long == name).map_or(name, |(_, short)| short));
+            match name {
+                "cookie" => packed.push(COOKIE.into()),
+                "REMOTE_ADDR" => packed.push(REMOTE_ADDR.into()),
+                _ => {
+                    packed.push(OTHER.into());
+                    put(&mut packed, name);
+                    packed.push(':');
+                }
+            }
             put(&mut packed, value);
         }
         packed.push('\0');
@@ -36,50 +53,60 @@ impl Env {
 
     /// The same request with these connection identifiers.
     pub fn with_identifiers(&self, identifiers: &str) -> Env {
-        let known = self.identifiers().len();
-        let request = &self.text()[..self.text().len() - known];
-        Env(ThinArc::from_header_and_slice((), [request, identifiers].concat().as_bytes()))
+        let (request, _) = self.halves();
+        Env(ThinArc::from_header_and_slice((), [request, "\0", identifiers].concat().as_bytes()))
     }
 
     /// The absolute URL, `http://` or `https://`.
-    pub fn url(&self) -> &str {
-        self.text().split('\0').next().unwrap_or_default()
+    pub fn url(&self) -> String {
+        let (request, _) = self.halves();
+        let url = &request[..mark(request).unwrap_or(request.len())];
+        if is_absolute(url) { url.to_owned() } else { [SCHEME, url].concat() }
     }
 
     /// Header names and values, in the order given.
     pub fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
-        let mut texts = self.text().split('\0').skip(1);
+        let (request, _) = self.halves();
+        let mut rest = mark(request).map_or("", |at| &request[at..]);
         std::iter::from_fn(move || {
-            let name = texts.next().filter(|name| !name.is_empty())?;
-            let name = SHORT.iter().find(|(_, short)| *short == name).map_or(name, |(long, _)| long);
-            Some((name, texts.next()?))
+            let (kind, behind) = rest.split_at_checked(1)?;
+            let header;
+            (header, rest) = behind.split_at(mark(behind).unwrap_or(behind.len()));
+            match kind.as_bytes() {
+                [COOKIE] => Some(("cookie", header)),
+                [REMOTE_ADDR] => Some(("REMOTE_ADDR", header)),
+                _ => header.split_once(':'),
+            }
         })
     }
 
     /// Who the client is: what Connect returned, byte for byte; empty until then.
     pub fn identifiers(&self) -> &str {
-        let text = self.text();
-        let mut at = text.find('\0').map_or(text.len(), |end| end + 1);
-        loop {
-            let name = text[at..].find('\0').unwrap_or(0);
-            at += name + 1;
-            if name == 0 {
-                return text.get(at..).unwrap_or_default();
-            }
-            at += text[at..].find('\0').map_or(text.len() - at, |end| end + 1);
-        }
+        self.halves().1
     }
 
-    fn text(&self) -> &str {
+    /// The request, and the identifiers.
+    fn halves(&self) -> (&str, &str) {
         // The thin pointer forgets the type; checking a few hundred bytes again takes some ten nanoseconds.
-        std::str::from_utf8(&self.0.slice).expect("made from text")
+        let text = std::str::from_utf8(&self.0.slice).expect("made from text");
+        text.split_once('\0').unwrap_or((text, ""))
     }
+}
+
+/// Where the first mark is, or a NUL.
+fn mark(text: &str) -> Option<usize> {
+    text.bytes().position(|byte| byte <= OTHER)
+}
+
+fn is_absolute(url: &str) -> bool {
+    url.starts_with(SCHEME) || url.starts_with("https://")
 }
 
 impl fmt::Debug for Env {
     /// Header values are left out: they hold cookies and tokens.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let url = self.url().split('?').next().unwrap_or_default();
+        let url = self.url();
+        let url = url.split('?').next().unwrap_or_default();
         f.debug_struct("Env").field("url", &url).finish_non_exhaustive()
     }
 }
@@ -109,7 +136,7 @@ mod tests {
     fn url_headers_and_identifiers_read_back() {
         let given = [("cookie", "a=1; b=2"), ("x-empty", ""), ("REMOTE_ADDR", "::1")];
         let env = Env::new("http://h/cable", given);
-        assert_eq!((env.url(), env.identifiers()), ("http://h/cable", ""));
+        assert_eq!((env.url().as_str(), env.identifiers()), ("http://h/cable", ""));
         assert_eq!(env.headers().collect::<Vec<_>>(), given);
         for identifiers in ["{\"user\":\"7\"}", "", "odd\0text\0\0", "ä"] {
             let known = env.with_identifiers("someone else").with_identifiers(identifiers);
@@ -117,6 +144,12 @@ mod tests {
             assert_eq!(known.url(), "http://h/cable");
             assert_eq!(known.headers().collect::<Vec<_>>(), given);
         }
+        for url in ["http://h/cable", "https://h/cable", "http://https://h", "http://http://h", "http://"] {
+            assert_eq!(Env::new(url, given).url(), url);
+        }
+        let cut = Env::new("http://h/a\x01b", [("cookie", "a\0b"), ("x-\x02", "a:\x03"), ("x", ":")]);
+        assert_eq!(cut.url(), "http://h/a");
+        assert_eq!(cut.headers().collect::<Vec<_>>(), [("cookie", "a"), ("x-", "a:"), ("x", ":")]);
         let bare = Env::new("http://h/", []);
         assert_eq!((bare.headers().count(), bare.identifiers()), (0, ""));
         assert_eq!(bare.with_identifiers("x").identifiers(), "x");

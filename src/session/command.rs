@@ -1,11 +1,9 @@
 //! What a client says: commands, one at a time (`contracts/action-cable.md` sections 3 and 4).
 
-use crate::model::{CommandKind, Request, Routed, State};
+use crate::model::{CommandKind, Request, Routed, Topic};
 use crate::proto::cable::{self, Command};
 
-use super::{
-    Answerer, Context, Effect, Note, Pending, Phase, SUBSCRIPTIONS_MAX, Session, Streams, Subscription, Tally,
-};
+use super::{Answerer, Context, Effect, Note, Pending, Phase, SUBSCRIPTIONS_MAX, Session, Subscription, Tally};
 
 impl Session {
     /// A message of the client. Must not be called while [`Session::is_waiting`].
@@ -54,9 +52,8 @@ impl Session {
         }
         match (ctx.route)(identifier) {
             Routed::Stream { name, whisper, .. } => {
-                let at = self.record(identifier, Answerer::Here { whisper }, ctx);
+                self.record(identifier, &name, Answerer::Here { whisper }, ctx);
                 ctx.say(|out| cable::write::confirm_subscription(out, identifier));
-                self.follow(at, &name, ctx);
                 if history {
                     self.history(identifier, ctx);
                 }
@@ -69,10 +66,11 @@ impl Session {
         }
     }
 
-    /// Notes down a confirmed subscription and tells where.
-    pub(super) fn record(&mut self, identifier: &str, by: Answerer, ctx: &mut Context<'_>) -> usize {
-        let identifier = ctx.names.get(identifier);
-        self.subscriptions.push(Subscription { identifier, streams: Streams::default(), istate: State::default(), by });
+    /// Notes down a confirmed subscription with its first stream, if that has a name, and tells where.
+    pub(super) fn record(&mut self, identifier: &str, stream: &str, by: Answerer, ctx: &mut Context<'_>) -> usize {
+        let subscription = Subscription::new((ctx.topic)(identifier, stream), by);
+        subscription.topics().for_each(|topic| ctx.emit(Effect::Attach(topic.clone())));
+        self.subscriptions.push(subscription);
         self.subscriptions.len() - 1
     }
 
@@ -89,7 +87,7 @@ impl Session {
     /// Drops a subscription with its state and all its streams.
     pub(super) fn forget(&mut self, at: usize, ctx: &mut Context<'_>) {
         let subscription = self.subscriptions.remove(at);
-        super::detach(subscription, ctx);
+        super::detach(&subscription, ctx);
         self.subscriptions.shrink_to_fit();
     }
 
@@ -110,7 +108,7 @@ impl Session {
             data,
             env: self.env.clone(),
             cstate: self.cstate.clone(),
-            istate: at.map_or_else(State::default, |at| self.subscriptions[at].istate.clone()),
+            istate: at.map(|at| self.subscriptions[at].istate()).unwrap_or_default(),
         })));
     }
 
@@ -119,24 +117,21 @@ impl Session {
     fn whisper(&mut self, identifier: &str, data: &str, ctx: &mut Context<'_>) {
         let Some(at) = self.find(identifier) else { return };
         let subscription = &self.subscriptions[at];
-        let stream = match (subscription.by, subscription.istate.get("$w")) {
-            (_, Some(stream)) => ctx.names.get(stream),
-            (Answerer::Here { whisper: true }, None) => match subscription.streams.first() {
-                Some(stream) => stream.clone(),
-                None => return,
-            },
-            _ => return,
+        let stream = match (subscription.state("$w"), subscription.by) {
+            (Some(stream), _) => Some(stream),
+            (None, Answerer::Here { whisper: true }) => subscription.topics().next().map(Topic::stream),
+            (None, _) => None,
         };
+        let Some(stream) = stream else { return };
         let message = if data == "null" { "\"null\"" } else { data };
-        ctx.emit(Effect::Whisper { stream: stream.clone(), message: message.to_owned() });
-        ctx.emit(Effect::Release(stream));
+        ctx.emit(Effect::Whisper { stream: stream.into(), message: message.into() });
     }
 
     /// Without a broker there is no history: a request for it is refused, unless there is no stream it could
     /// have been about.
     pub(super) fn history(&mut self, identifier: &str, ctx: &mut Context<'_>) {
         let Some(at) = self.find(identifier) else { return };
-        let nothing_to_miss = self.subscriptions[at].streams.len() == 0;
+        let nothing_to_miss = self.subscriptions[at].topics().next().is_none();
         let answer = if nothing_to_miss { cable::write::confirm_history } else { cable::write::reject_history };
         ctx.say(|out| answer(out, identifier));
     }

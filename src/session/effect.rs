@@ -1,6 +1,8 @@
 //! What a session wants done. The session decides, the shard carries out, in order.
 
-use crate::model::{CallError, CloseCause, CommandKind, Name, Request};
+use std::sync::Arc;
+
+use crate::model::{CallError, CloseCause, CommandKind, Request, Topic};
 
 /// One thing to do for a session.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,27 +22,15 @@ pub enum Effect {
     /// The client is known and welcome from here on.
     Open,
     /// Deliver publications of a stream under an identifier.
-    Attach {
-        /// The channel identifier.
-        identifier: Name,
-        /// The stream.
-        stream: Name,
-    },
-    /// Stop that. The names are given back.
-    Detach {
-        /// The channel identifier.
-        identifier: Name,
-        /// The stream.
-        stream: Name,
-    },
-    /// Give a name back that the session no longer holds.
-    Release(Name),
+    Attach(Topic),
+    /// Stop that.
+    Detach(Topic),
     /// Publish to a stream on behalf of this client, to everybody but it.
     Whisper {
         /// The stream.
-        stream: Name,
+        stream: Arc<str>,
         /// JSON text.
-        message: String,
+        message: Arc<str>,
     },
     /// Close the connection once everything before is sent.
     Close {

@@ -59,7 +59,8 @@ impl Session {
         // The app has heard of this session, whatever it thinks of the subscription.
         self.disconnectable = true;
         if reply.status == Status::Success {
-            let at = self.record(identifier, Answerer::App, ctx);
+            let first = reply.streams.first().map_or("", String::as_str);
+            let at = self.record(identifier, first, Answerer::App, ctx);
             self.apply(at, reply, ctx);
             if history {
                 self.history(identifier, ctx);
@@ -91,7 +92,7 @@ impl Session {
         for stream in std::mem::take(&mut reply.streams) {
             self.follow(at, &stream, ctx);
         }
-        self.subscriptions[at].istate.merge(std::mem::take(&mut reply.istate));
+        self.subscriptions[at].merge(std::mem::take(&mut reply.istate));
         self.cstate.merge(std::mem::take(&mut reply.cstate));
         if reply.presence.is_some() {
             ctx.emit(Effect::Note(Note::NoBroker("presence")));

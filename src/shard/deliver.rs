@@ -1,5 +1,6 @@
 //! The way down: publications, pings and answers into outboxes, and outboxes into sockets.
 
+use std::hash::BuildHasher;
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
@@ -236,7 +237,7 @@ impl<W: World> Shard<W> {
             &publication.stream,
             |identifier| {
                 text.clear();
-                cable::write::publication(&mut text, identifier.as_str(), &publication);
+                cable::write::publication(&mut text, identifier, &publication);
                 frames.push(frame::encode(Opcode::Text, &text));
                 frames.len() as u32 - 1
             },
@@ -271,9 +272,9 @@ impl<W: World> Shard<W> {
             let Some(Eviction(disconnect)) = self.evictions.front() else { return };
             let (identifiers, reconnect) = (Arc::clone(&disconnect.identifiers), disconnect.reconnect);
             let slots = &self.slots;
-            let first = self
-                .identities
-                .find(self.names.hash(&identifiers), |&first| identifiers_of(&slots[first].stage) == &*identifiers);
+            let first = self.identities.find(self.hasher.hash_one(&*identifiers), |&first| {
+                identifiers_of(&slots[first].stage) == &*identifiers
+            });
             match first.copied() {
                 // Closing a session takes it off the front of its chain, so this comes to the end.
                 Some(first) => self.session_input(first, |session, ctx| session.remote_disconnect(reconnect, ctx)),

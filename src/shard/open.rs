@@ -1,5 +1,6 @@
 //! How a connection becomes an open WebSocket: accept, read the request, answer it.
 
+use std::hash::BuildHasher;
 use std::net::SocketAddr;
 
 use crate::model::{CloseCause, Sid};
@@ -135,13 +136,9 @@ impl<W: World> Shard<W> {
         };
         let mut effects = std::mem::take(&mut self.effects);
         let route = |identifier: &str| settings.router.route(identifier);
-        let mut ctx = Context {
-            rules: &settings.session,
-            now: self.now,
-            names: &mut self.names,
-            route: &route,
-            effects: &mut effects,
-        };
+        let topic = |identifier: &str, stream: &str| self.hub.topic(identifier, stream);
+        let mut ctx =
+            Context { rules: &settings.session, now: self.now, topic: &topic, route: &route, effects: &mut effects };
         let session = Session::open(opening, &mut ctx);
         self.slots[index].stage = Stage::Session(Box::new(session));
         self.carry_out(index, &mut effects);
@@ -176,9 +173,9 @@ impl<W: World> Shard<W> {
         let identifiers = session.identifiers();
         let slots = &self.slots;
         let entry = self.identities.entry(
-            self.names.hash(identifiers),
+            self.hasher.hash_one(identifiers),
             |&first| identifiers_of(&slots[first].stage) == identifiers,
-            |&first| self.names.hash(identifiers_of(&slots[first].stage)),
+            |&first| self.hasher.hash_one(identifiers_of(&slots[first].stage)),
         );
         match entry {
             hashbrown::hash_table::Entry::Vacant(entry) => {
@@ -202,7 +199,7 @@ impl<W: World> Shard<W> {
         self.slots[index].flags &= !flag::INDEXED;
         self.metrics.counters.clients_num.add(-1);
         let identifiers = identifiers_of(&self.slots[index].stage);
-        let hash = self.names.hash(identifiers);
+        let hash = self.hasher.hash_one(identifiers);
         let Chain { previous, next } = self.slots[index].peers;
         if previous == NONE {
             let Ok(mut entry) = self.identities.find_entry(hash, |&first| first == index) else { return };
@@ -211,7 +208,7 @@ impl<W: World> Shard<W> {
                 entry.remove();
                 if self.identities.capacity() > 64 && self.identities.len() < self.identities.capacity() / 8 {
                     let slots = &self.slots;
-                    let hasher = |&first: &u32| self.names.hash(identifiers_of(&slots[first].stage));
+                    let hasher = |&first: &u32| self.hasher.hash_one(identifiers_of(&slots[first].stage));
                     self.identities.shrink_to(self.identities.len() * 2, hasher);
                 }
             } else {

@@ -14,8 +14,9 @@ use super::outbox::Outbox;
 /// Marks the end of a chain of slots, and a slot that is in none.
 pub(super) const NONE: u32 = u32::MAX;
 
-/// Slots in a block: 64 KiB worth, so the allocator serves a block from whole pages.
-const BLOCK: usize = 1024;
+/// Slots in a block: 512 KiB worth. A block comes from the kernel in whole pages and one more for the allocator's
+/// header, which for blocks of 64 KiB would be 4 bytes a slot.
+const BLOCK: usize = 8192;
 
 /// One connection. Parked, it is this and what its session holds: no buffer, no task.
 pub(super) struct Slot<S> {

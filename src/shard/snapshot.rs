@@ -10,7 +10,7 @@ use super::slots::Stage;
 use super::{Shard, World};
 
 impl<W: World> Shard<W> {
-    /// Writes every session out, reads it back in its place with its names shared again, and attaches it to its
+    /// Writes every session out, reads it back in its place with its topics shared again, and attaches it to its
     /// streams. Nobody outside can tell.
     ///
     /// # Errors
@@ -23,14 +23,12 @@ impl<W: World> Shard<W> {
             if read != **session {
                 return Err(serde::de::Error::custom("a session reads back as another one"));
             }
-            read.share_names(&mut self.names);
-            for (identifier, stream) in session.attachments() {
-                self.hub.detach(index, identifier, stream);
+            session.topics().for_each(|topic| self.hub.detach(index, topic));
+            for topic in read.topics() {
+                self.hub.attach(index, topic);
             }
-            for (identifier, stream) in read.attachments() {
-                self.hub.attach(index, identifier, stream);
-            }
-            std::mem::replace(&mut **session, read).release_names(&mut self.names);
+            read.share_topics(|identifier, stream| self.hub.topic(identifier, stream));
+            **session = read;
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! Writes calls as protobuf, straight from [`crate::model`]: no copy of a URL, a cookie or a state is made on the
-//! way. What it writes is what prost would write for [`super::messages`]; a test compares the two.
+//! Writes calls as protobuf, straight from [`crate::model`]: no copy of a cookie or a state is made on the way. What
+//! it writes is what prost would write for [`super::messages`]; a test compares the two.
 
 use bytes::{BufMut, Bytes};
 use prost::encoding::encode_varint;
@@ -39,7 +39,7 @@ pub(super) fn encode(request: &Request) -> Bytes {
 
 fn env<'a>(env: &Env, cstate: &State, istate: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<u8> {
     let mut message = Vec::with_capacity(384);
-    text(&mut message, 1, env.url());
+    text(&mut message, 1, &env.url());
     env.headers().for_each(|(name, value)| entry(&mut message, 2, name, value));
     cstate.iter().for_each(|(key, value)| entry(&mut message, 3, key, value));
     istate.into_iter().for_each(|(key, value)| entry(&mut message, 4, key, value));
@@ -159,9 +159,9 @@ mod tests {
         let bytes = encode(&Request::Disconnect {
             identifiers: "".into(),
             subscriptions: vec![],
-            env: Env::new("", []),
+            env: Env::new("http://h/", []),
             cstate: State::default(),
         });
-        assert_eq!(bytes.as_ref(), [5 << 3 | 2, 0]);
+        assert_eq!(bytes.as_ref(), b"\x2a\x0b\x0a\x09http://h/");
     }
 }

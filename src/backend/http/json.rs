@@ -60,7 +60,7 @@ fn body<S: Serializer>(
         map.serialize_entry("subscriptions", subscriptions)?;
     }
     let headers = Texts(env.headers().map(|(name, value)| (name, value.into())).collect());
-    map.serialize_entry("env", &EnvBody { url: env.url(), headers, cstate: Texts::of(cstate), istate })?;
+    map.serialize_entry("env", &EnvBody { url: &env.url(), headers, cstate: Texts::of(cstate), istate })?;
     map.end()
 }
 
