@@ -144,8 +144,9 @@ free_port() {
     done
 }
 
-# Servers that were started, in order. Each is ended when this script is.
-servers=()
+# Servers that were started, in order, and processes that these have started outside this process group. Each is ended
+# when this script is.
+servers=() strays=()
 
 # run COMMAND...: starts a server; its process id is in $!, its output in the log.
 run() {
@@ -153,31 +154,42 @@ run() {
     servers+=($!)
 }
 
+# Tenths of a second that servers have to end, before they are made to.
+ends_ds_max=50
+
 # Asked a second time, servers that let their clients go in peace stop waiting for them.
 end_servers() {
+    local waited
     trap '' TERM INT
     trap - EXIT
     if [ ${#servers[@]} -gt 0 ]; then
-        kill -TERM "${servers[@]}" 2>/dev/null || :
+        kill -TERM "${servers[@]}" "${strays[@]}" 2>/dev/null || :
         sleep 0.2
-        kill -TERM "${servers[@]}" 2>/dev/null || :
+        kill -TERM "${servers[@]}" "${strays[@]}" 2>/dev/null || :
+        for ((waited = 0; waited < ends_ds_max; waited++)); do
+            kill -0 "${servers[@]}" "${strays[@]}" 2>/dev/null || break
+            sleep 0.1
+        done
+        kill -KILL "${servers[@]}" "${strays[@]}" 2>/dev/null || :
         wait
     fi
 }
 
-# Waits until somebody accepts on each port, or a server is gone.
+# How many sockets listen on a port.
+listeners() {
+    cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -c "^ *[0-9]*: [0-9A-F]*:$(printf %04X "$1") 0*:0000 0A"
+}
+
+# await PORT [COUNT]: waits until as many sockets listen on the port, or a server is gone.
 await() {
-    local port server waited
-    for port; do
-        waited=0
-        until (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do
-            for server in "${servers[@]}"; do
-                kill -0 "$server" 2>/dev/null || fail "$name ended before it accepted on port $port"
-            done
-            waited=$((waited + 1))
-            [ $waited -lt $((accepts_s_max * 20)) ] || fail "$name does not accept on port $port"
-            sleep 0.05
+    local server waited=0
+    until [ "$(listeners "$1")" -ge "${2-1}" ]; do
+        for server in "${servers[@]}"; do
+            kill -0 "$server" 2>/dev/null || fail "$name ended before it accepted on port $1"
         done
+        waited=$((waited + 1))
+        [ $waited -lt $((accepts_s_max * 20)) ] || fail "$name does not accept on port $1"
+        sleep 0.05
     done
 }
 
@@ -268,7 +280,8 @@ run_cableway() {
     free_port
     run "$VERSUS_CABLEWAY" serve --ignore-config-path --host 127.0.0.1 --port "$free_port" --backlog "$VERSUS_BACKLOG" \
         --http-broadcast-port "$publish_port" "$@"
-    await "$free_port" "$publish_port"
+    await "$free_port"
+    await "$publish_port"
     # shellcheck disable=SC2034 # for the peers
     address=127.0.0.1:$free_port publish_url=http://127.0.0.1:$publish_port/_broadcast
 }
