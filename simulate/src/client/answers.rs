@@ -1,0 +1,386 @@
+//! How clients read what comes back, and what they hold the server to: the answer to the upgrade, replies in order,
+//! pings, publications, close frames.
+
+use std::time::Duration;
+
+use cableway::model::CloseCause;
+use serde_json::Value;
+
+use super::{ACCEPT, Aim, Due, Reading};
+use crate::frames::{self, op};
+use crate::model::{Expect, Item, Phase, Step, close_payload, quoted};
+use crate::scenario::{Ident, Route};
+use crate::world::Sim;
+
+impl Sim {
+    pub(super) fn parse(&mut self, c: usize) {
+        loop {
+            if self.violation.is_some() {
+                return;
+            }
+            let client = &mut self.clients[c];
+            match client.reading {
+                Reading::Head => {
+                    let Some(end) = client.buffer.windows(4).position(|four| four == b"\r\n\r\n") else { return };
+                    let head: Vec<u8> = client.buffer.drain(..end + 4).collect();
+                    match String::from_utf8(head) {
+                        Ok(head) => self.response(c, &head),
+                        Err(_) => self.fail(format!("client {c}: a response head that is not text")),
+                    }
+                }
+                Reading::Body(len) => {
+                    if client.buffer.len() < len {
+                        return;
+                    }
+                    client.buffer.drain(..len);
+                    client.reading = Reading::Done;
+                }
+                Reading::Done => {
+                    if !client.buffer.is_empty() {
+                        let bytes = client.buffer.len();
+                        self.fail(format!("client {c}: {bytes} bytes after the end"));
+                    }
+                    return;
+                }
+                Reading::Frames => match frames::read(&client.buffer) {
+                    Ok(None) => return,
+                    Ok(Some((frame, len))) => {
+                        client.buffer.drain(..len);
+                        self.frame(c, frame);
+                    }
+                    Err(broken) => self.fail(format!("client {c}: {broken}")),
+                },
+            }
+        }
+    }
+
+    pub(super) fn response(&mut self, c: usize, head: &str) {
+        let status: u16 = head.get(9..12).and_then(|status| status.parse().ok()).unwrap_or(0);
+        let header = |name: &str| {
+            head.lines().find_map(|line| line.split_once(": ").filter(|(key, _)| key.eq_ignore_ascii_case(name)))
+        };
+        self.trace(|| format!("client {c}: response {status}"));
+        let client = &self.clients[c];
+        if status == 101 {
+            let wanted = if client.aim == Aim::Echo || client.offered.is_empty() {
+                None
+            } else if client.offered.contains("actioncable-v1-json") {
+                Some("actioncable-v1-json")
+            } else {
+                Some(client.offered)
+            };
+            if !matches!(client.aim, Aim::Cable | Aim::Echo)
+                || header("sec-websocket-accept").map(|(_, value)| value) != Some(ACCEPT)
+                || header("sec-websocket-protocol").map(|(_, value)| value) != wanted
+            {
+                return self.fail(format!("client {c} ({:?}): a wrong upgrade: {head:?}", client.aim));
+            }
+            let now = self.mono;
+            let client = &mut self.clients[c];
+            client.reading = Reading::Frames;
+            client.upgraded_at = Some(now);
+            if client.aim == Aim::Cable {
+                self.upgraded(c);
+            }
+            return;
+        }
+        let allowed = match client.aim {
+            Aim::Bad(status) => status,
+            Aim::Stall => 408,
+            Aim::Cable | Aim::Echo => 503,
+            Aim::Other => 503,
+        };
+        let length = header("content-length").and_then(|(_, value)| value.parse().ok());
+        let timeout = self.scenario.settings.handshake_timeout;
+        let timed_out = status == 408 && self.mono >= client.connected_at + timeout;
+        match length {
+            Some(length) if status == 503 || timed_out || status == allowed => {
+                self.clients[c].reading = Reading::Body(length);
+            }
+            _ => self.fail(format!("client {c} ({:?}): a response it must not get: {head:?}", self.clients[c].aim)),
+        }
+    }
+
+    /// The client's session exists; where the server decides alone, it has decided.
+    pub fn upgraded(&mut self, c: usize) {
+        let rules = &self.scenario.settings.session;
+        let model = &mut self.clients[c].model;
+        if model.phase != Phase::Connecting || model.waiting.is_some() {
+            return;
+        }
+        if rules.no_auth {
+            model.expect(Expect::Welcome);
+            model.let_in("");
+        } else if !rules.has_backend {
+            model.expect(Expect::Text(
+                "{\"type\":\"disconnect\",\"reason\":\"unauthorized\",\"reconnect\":false}".into(),
+            ));
+            model.over("Auth Failed", 1000);
+        }
+    }
+
+    pub(super) fn frame(&mut self, c: usize, frame: frames::Frame) {
+        let text = || String::from_utf8_lossy(&frame.payload[..frame.payload.len().min(200)]).into_owned();
+        self.trace(|| format!("client {c} gets opcode {} {:?}", frame.opcode, text()));
+        let client = &mut self.clients[c];
+        if client.farewell.is_some() && frame.opcode != op::CLOSE {
+            return self.fail(format!("client {c}: {:?} after the disconnect message", text()));
+        }
+        match frame.opcode {
+            op::CLOSE => return self.closed(c, &frame.payload),
+            op::PING if frame.payload.is_empty() && self.scenario.settings.session.native_pings => {
+                if client.answers_pings && !client.left && !client.silent {
+                    let key = self.rng.next().to_be_bytes();
+                    let pong = frames::frame(op::PONG, true, &[], [key[0], key[1], key[2], key[3]]);
+                    self.clients[c].out.extend(pong);
+                }
+                return;
+            }
+            op::TEXT if client.aim == Aim::Cable => match String::from_utf8(frame.payload.clone()) {
+                Ok(text) => return self.text(c, &text),
+                Err(_) => return self.fail(format!("client {c}: text that is not UTF-8")),
+            },
+            _ => {}
+        }
+        self.reply(
+            c,
+            &|expect| {
+                matches!(expect, Expect::Frame(opcode, payload)
+            if *opcode == frame.opcode && *payload == frame.payload)
+            },
+            &text,
+        );
+    }
+
+    pub(super) fn text(&mut self, c: usize, text: &str) {
+        if self.clients[c].model.expected.front().is_some_and(|front| *front == Expect::Text(text.into())) {
+            self.clients[c].model.expected.pop_front();
+            self.clients[c].replies_read += 1;
+            return;
+        }
+        let Ok(value) = serde_json::from_str::<Value>(text) else {
+            return self.fail(format!("client {c}: not JSON: {text}"));
+        };
+        let message = &value["message"];
+        if message.get("p").is_some() || message.get("w").is_some() {
+            return self.publication(c, text, &value);
+        }
+        match value["type"].as_str() {
+            Some("ping") => return self.ping(c, text, message),
+            Some("disconnect") => {
+                let reason = value["reason"].as_str().unwrap_or_default().to_owned();
+                let reconnect = value["reconnect"].as_bool().unwrap_or_default();
+                self.clients[c].farewell = Some((reason, reconnect));
+                return;
+            }
+            _ => {}
+        }
+        let welcome = value["type"] == "welcome" && value["sid"].as_str().is_some_and(|sid| sid.len() == 21);
+        if welcome {
+            let client = &mut self.clients[c];
+            let sid = value["sid"].as_str().unwrap_or_default();
+            if client.sid.as_deref().is_some_and(|known| known != sid) {
+                return self.fail(format!("client {c}: two session ids"));
+            }
+            client.sid = Some(sid.into());
+        }
+        self.reply(
+            c,
+            &|expect| match expect {
+                Expect::Text(expected) => expected == text,
+                Expect::Welcome => welcome,
+                Expect::Frame(..) => false,
+            },
+            &|| text.to_owned(),
+        );
+    }
+
+    /// Something that has its place among the replies.
+    pub(super) fn reply(&mut self, c: usize, fits: &dyn Fn(&Expect) -> bool, what: &dyn Fn() -> String) {
+        while self.clients[c].model.expected.is_empty() {
+            match self.advance(c) {
+                Step::Done => {}
+                Step::Blocked(_) | Step::Waiting => {
+                    return self.fail(format!("client {c}: {} before its turn: the app is not done", what()));
+                }
+                Step::Empty => return self.fail(format!("client {c}: {} which nothing asked for", what())),
+            }
+        }
+        let client = &mut self.clients[c];
+        if !client.model.expected.front().is_some_and(fits) {
+            let expected = format!("{:?}", client.model.expected.front());
+            return self.fail(format!("client {c}: {} instead of {expected}", what()));
+        }
+        client.model.expected.pop_front();
+        client.replies_read += 1;
+        if !client.model.whispers.is_empty() {
+            self.fail(format!("client {c}: a whisper was not published before the reply to what followed it"));
+        }
+    }
+
+    /// Who the client is, as the server knows it.
+    pub fn identifiers(&self, c: usize) -> String {
+        let client = &self.clients[c];
+        match &client.sid {
+            Some(sid) if self.scenario.settings.session.no_auth => format!("{{\"sid\":\"{sid}\"}}"),
+            _ => client.model.identifiers.clone(),
+        }
+    }
+
+    /// Takes one item off the client's queue as far as the app is not needed.
+    pub fn advance(&mut self, c: usize) -> Step {
+        let step = self.clients[c].model.step();
+        self.clients[c].model.changes.clear();
+        step
+    }
+
+    pub(super) fn closed(&mut self, c: usize, payload: &[u8]) {
+        let blocked = self.net.conn(c).ever_blocked;
+        let rules = &self.scenario.settings;
+        let draining = self.draining;
+        let now = self.mono;
+        let identifiers = self.identifiers(c);
+        let client = &mut self.clients[c];
+        client.saw_close = true;
+        client.reading = Reading::Done;
+        let may_be_slow = blocked && rules.outbox_bytes_max > 0;
+        if let Some((reason, reconnect)) = client.farewell.clone() {
+            let pong_ms = rules.session.pong_timeout_ms;
+            let no_pong = pong_ms > 0
+                && (!client.prompt || client.ping_at.is_some_and(|at| now >= at + Duration::from_millis(pong_ms)))
+                && (rules.session.native_pings || client.offered == "actioncable-v1-ext-json");
+            let (code, words, fits, cause) = match reason.as_str() {
+                "server_restart" => (1001, "Server restart", draining && reconnect, CloseCause::ServerRestart),
+                "remote" => {
+                    let demanded = self.evicted.contains(&(identifiers.clone(), reconnect));
+                    (1000, "Closed remotely", demanded, CloseCause::Remote)
+                }
+                "too_slow" => (1000, "", may_be_slow && reconnect, CloseCause::TooSlow),
+                "no_pong" => (1000, "No Pong", no_pong && reconnect, CloseCause::NoPong),
+                _ => (0, "", false, CloseCause::Http),
+            };
+            client.seen_cause = Some(cause);
+            if !fits || payload != close_payload(code, words) {
+                self.fail(format!(
+                    "client {c}: told {reason:?} ({reconnect}) without cause, or closed with {payload:?}"
+                ));
+            }
+            return;
+        }
+        if client.aim == Aim::Echo {
+            let restart = draining && payload == close_payload(1001, "Server restart");
+            if restart || (may_be_slow && payload == close_payload(1000, "")) {
+                return;
+            }
+        }
+        let payload = payload.to_vec();
+        self.reply(c, &|expect| *expect == Expect::Frame(op::CLOSE, payload.clone()), &|| format!("close {payload:?}"));
+    }
+
+    pub(super) fn ping(&mut self, c: usize, text: &str, message: &Value) {
+        let rules = &self.scenario.settings.session;
+        let now = self.mono;
+        let client = &mut self.clients[c];
+        let Some(value) = message.as_u64() else { return self.fail(format!("client {c}: {text}")) };
+        let shortest = Duration::from_millis(rules.ping_interval_ms);
+        client.pings += 1;
+        // The first comes after half an interval at the earliest.
+        let elapsed = now.saturating_sub(client.connected_at);
+        let too_soon = rules.ping_interval_ms == 0 || shortest * (client.pings * 2 - 1) > elapsed * 2;
+        let pings = client.pings;
+        if too_soon || value < client.ping_value || text != format!("{{\"type\":\"ping\",\"message\":{value}}}") {
+            return self.fail(format!("client {c}: a wrong ping {text}, number {pings}"));
+        }
+        client.ping_value = value;
+        client.ping_at = Some(now);
+        if client.answers_pings && !client.left && !client.silent && client.out.is_empty() {
+            let key = self.key();
+            let pong = if self.rng.chance(500) {
+                frames::frame(op::PONG, true, b"", key)
+            } else {
+                frames::frame(op::TEXT, true, b"{\"command\":\"pong\"}", key)
+            };
+            self.clients[c].out.extend(pong);
+        }
+    }
+
+    pub(super) fn publication(&mut self, c: usize, text: &str, value: &Value) {
+        let identifier = value["identifier"].as_str().unwrap_or_default().to_owned();
+        let Some(&p) = self.by_text.get(&value["message"].to_string()) else {
+            return self.fail(format!("client {c}: a message that nobody published: {text}"));
+        };
+        let published = &self.published[p];
+        let kind = published.kind.as_ref().map_or(String::new(), |kind| format!("\"type\":{},", quoted(kind)));
+        let wanted = format!("{{{kind}\"identifier\":{},\"message\":{}}}", quoted(&identifier), published.text);
+        let stream = published.stream.clone();
+        let client = &mut self.clients[c];
+        let Some(due) = client.ledger.remove(&(identifier.clone(), p)) else {
+            let why = "twice, or without a subscription, or although excluded";
+            return self.fail(format!("client {c}: publication {p} of {stream} under {identifier}: {why}"));
+        };
+        if wanted != text {
+            return self.fail(format!("client {c}: {text} instead of {wanted}"));
+        }
+        if due.floor > client.replies_read {
+            return self.fail(format!("client {c}: publication {p} overtook a reply that was due before it"));
+        }
+        let last = client.last_seen.insert((identifier.clone(), stream.clone()), p);
+        if last.is_some_and(|last| last > p) {
+            return self.fail(format!("client {c}: publication {p} of {stream} came after {last:?}"));
+        }
+        let older: Vec<usize> = client
+            .ledger
+            .range((identifier.clone(), 0)..(identifier.clone(), p))
+            .map(|((_, q), _)| *q)
+            .filter(|q| self.published[*q].stream == stream)
+            .collect();
+        for q in older {
+            if client.ledger.remove(&(identifier.clone(), q)).is_some_and(|due| due.must) {
+                return self.fail(format!("client {c}: publication {q} of {stream} under {identifier} is lost"));
+            }
+        }
+    }
+
+    /// The shard has got publication `p`: notes who may and who must get it.
+    pub fn note_publication(&mut self, p: usize) {
+        let published = &self.published[p];
+        for (c, client) in self.clients.iter_mut().enumerate() {
+            if client.aim != Aim::Cable || client.ended || published.exclude == Some(c) {
+                continue;
+            }
+            let floor = client.model.expected_total;
+            let items = &client.model.items;
+            for sub in &client.model.subs {
+                if sub.streams.contains(&published.stream) {
+                    let leaving = |item: &Item| matches!(item, Item::Unsubscribe(i) if i.text == sub.identifier);
+                    let must = sub.by_app || !items.iter().any(leaving);
+                    client.ledger.insert((sub.identifier.clone(), p), Due { must, floor });
+                }
+            }
+            for item in items {
+                if let Item::Subscribe(Ident { text, route: Route::Stream { name, .. } }) = item
+                    && *name == published.stream
+                {
+                    client.ledger.entry((text.clone(), p)).or_insert(Due { must: false, floor: 0 });
+                }
+            }
+        }
+    }
+
+    /// A stream is attached from here on; what the shard still holds may come too.
+    pub fn attached(&mut self, c: usize, identifier: &str, stream: &str) {
+        for p in self.drained..self.published.len() {
+            let published = &self.published[p];
+            if published.stream == stream && published.exclude != Some(c) {
+                let due = Due { must: false, floor: 0 };
+                self.clients[c].ledger.entry((identifier.into(), p)).or_insert(due);
+            }
+        }
+    }
+
+    /// A stream is or may be detached from here on; what the shard still holds need not come.
+    pub fn detached(&mut self, c: usize, identifier: &str) {
+        let (from, to) = ((identifier.to_owned(), self.drained), (identifier.to_owned(), usize::MAX));
+        self.clients[c].ledger.range_mut(from..to).for_each(|(_, due)| due.must = false);
+    }
+}
