@@ -123,6 +123,12 @@ debian_path() {
     export LD_LIBRARY_PATH
 }
 
+# Whether somebody accepts on the port. Asked by connecting: the kernel's list of sockets takes long to read where there
+# are many.
+accepts() {
+    (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null
+}
+
 # A free port below those that the kernel hands to clients, so that none of thousands can take it in between.
 ports_taken=" "
 free_port() {
@@ -133,8 +139,7 @@ free_port() {
     fi
     while :; do
         port=$((10000 + (RANDOM * 32768 + RANDOM) % (clients_from - 10000)))
-        if [ "${ports_taken#* "$port" }" = "$ports_taken" ] &&
-            ! grep -q "^ *[0-9]*: [0-9A-F]*:$(printf %04X "$port") " /proc/net/tcp /proc/net/tcp6 2>/dev/null; then
+        if [ "${ports_taken#* "$port" }" = "$ports_taken" ] && ! accepts "$port"; then
             ports_taken+="$port "
             # In a variable, not on standard output: a subshell would forget what it took.
             # shellcheck disable=SC2034
@@ -175,15 +180,10 @@ end_servers() {
     fi
 }
 
-# How many sockets listen on a port.
-listeners() {
-    cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -c "^ *[0-9]*: [0-9A-F]*:$(printf %04X "$1") 0*:0000 0A"
-}
-
-# await PORT [COUNT]: waits until as many sockets listen on the port, or a server is gone.
+# await PORT: waits until somebody accepts on the port, or a server is gone.
 await() {
     local server waited=0
-    until [ "$(listeners "$1")" -ge "${2-1}" ]; do
+    until accepts "$1"; do
         for server in "${servers[@]}"; do
             kill -0 "$server" 2>/dev/null || fail "$name ended before it accepted on port $1"
         done
