@@ -102,6 +102,7 @@ pub fn processes_needed(connections: u32, descriptor_limit: u64) -> u32 {
 enum Order {
     Start { plan: Plan, all: u32 },
     Open(Pace),
+    StopOpening,
     Drop { share: f64, goodbye: Goodbye },
     Say { texts: Vec<String>, reply: Reply, rounds: u32, at_once: u32 },
     Slow { share: f64, bytes_per_second: u32 },
@@ -182,6 +183,15 @@ impl Crew {
                 };
                 order_all(workers, &Order::Open(pace))?;
             }
+        }
+        Ok(())
+    }
+
+    /// See [`Engine::stop_opening`].
+    pub fn stop_opening(&mut self) -> anyhow::Result<()> {
+        match &mut self.members {
+            Members::Here(engine) => engine.stop_opening(),
+            Members::Processes(workers) => order_all(workers, &Order::StopOpening)?,
         }
         Ok(())
     }
@@ -381,6 +391,7 @@ pub fn work() -> anyhow::Result<()> {
         match order {
             Order::Start { .. } => bail!("started already"),
             Order::Open(pace) => running.open(pace),
+            Order::StopOpening => running.stop_opening(),
             Order::Drop { share, goodbye } => running.drop_share(share, goodbye),
             Order::Say { texts, reply, rounds, at_once } => running.say(saying(&texts, reply, rounds, at_once)),
             Order::Slow { share, bytes_per_second } => running.slow(share, bytes_per_second),

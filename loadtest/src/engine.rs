@@ -201,6 +201,11 @@ impl Engine {
         self.order(|| Order::Open { pace, since_ns, only_numbers_below: number });
     }
 
+    /// Begins no more connections; those that have begun go on.
+    pub fn stop_opening(&self) {
+        self.open_below(0, Pace::Window(1));
+    }
+
     /// Gives up a share of the connections that are open, 0 to 1, spread evenly over the numbers.
     pub fn drop_share(&self, share: f64, goodbye: Goodbye) {
         self.order(|| Order::Drop { share, goodbye });

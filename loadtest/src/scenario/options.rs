@@ -44,6 +44,9 @@ pub struct Load {
     /// Connections that may be unfinished at a time when no rate is given.
     #[arg(long, value_name = "N", default_value_t = 512)]
     pub(super) window: u32,
+    /// Stop opening when less memory than this is free or could be freed by forgetting cached files.
+    #[arg(long, value_name = "MIB", default_value_t = 512)]
+    pub(super) leave_memory: u64,
     /// Addresses to connect from, comma separated [default: as many of 127.0.0.0/8 as needed].
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     pub(super) sources: Vec<IpAddr>,

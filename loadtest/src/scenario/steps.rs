@@ -1,6 +1,6 @@
 //! The steps of each scenario over a session, and what they find.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
 
@@ -10,6 +10,7 @@ use crate::clock::now_ns;
 use crate::engine::{Collected, Goodbye, Pace, Reply};
 use crate::fleet::Fleet;
 use crate::metrics::Calls;
+use crate::observe;
 use crate::protocol::{self, Protocol, json_string};
 use crate::publish::Publisher;
 use crate::report::Latency;
@@ -69,9 +70,22 @@ fn open(load: &Load, session: &mut Session, findings: &mut Findings) -> anyhow::
         + load.rate.map_or(Duration::from_secs(3600), |rate| {
             Duration::from_secs_f64(f64::from(load.connections) / rate.max(0.001))
         });
+    let leave_bytes = load.leave_memory << 20;
+    let mut short = false;
+    let mut look_at = Instant::now();
     session.wait("opening", limit, |counts| {
-        counts.ready_now() >= all || (!retries && counts.ready + counts.failed() >= all)
+        if Instant::now() >= look_at {
+            look_at += Duration::from_secs(1);
+            short = observe::free_memory_bytes().is_ok_and(|free| free < leave_bytes);
+        }
+        short || counts.ready_now() >= all || (!retries && counts.ready + counts.failed() >= all)
     })?;
+    if short {
+        // Rather fewer connections than a kernel that ends processes to get memory.
+        session.crew.stop_opening()?;
+        session.pause("stopping", SETTLE)?;
+        findings.problem(format!("opening stopped: less than {} MiB of memory were left", load.leave_memory));
+    }
     let counts = session.crew.counts();
     let took_s = session.elapsed_s() - began_s;
     findings.fact("opened", format!("{} of {all} in {took_s:.1} s", counts.ready));
@@ -232,7 +246,7 @@ fn storm(
     goodbye: Goodbye,
 ) -> anyhow::Result<()> {
     let before = session.crew.counts();
-    let queue_before = crate::observe::queue_counters()?;
+    let queue_before = observe::queue_counters()?;
     session.watch_calls(true);
     session.crew.drop_share(share.clamp(0.0, 1.0), goodbye)?;
     session.crew.open(Pace::Storm)?;
@@ -245,7 +259,7 @@ fn storm(
         dropped > 0 && counts.ready_now() + failed >= all && back + failed >= dropped
     })?;
     let counts = session.crew.counts();
-    let queue = crate::observe::queue_counters()?.since(queue_before);
+    let queue = observe::queue_counters()?.since(queue_before);
     let ready = session.collect(0)?.ready_us;
     let at = |quantile: f64| ready.value_at_quantile(quantile) as f64 / 1e6;
     findings.fact("dropped", (counts.ended - before.ended).to_string());
