@@ -105,12 +105,13 @@ pub(super) fn page(record: &Record) -> String {
 }
 
 const LEGEND: &str = "
-idle B: user memory (RSS) of all processes, a connection, before any traffic; after traffic B: after the publications and one large
-message of each client; kept MiB: what is left when everybody has gone. handshake us: server CPU from SYN to ready; idle ns/s:
-server CPU a second of an idle connection, with the heartbeats of the next column. delivery us: server CPU of a delivered message; p50 to max: from
-when a publication should have gone out to each receipt, the last of 15,000 included. lost, doubled, reordered: of all that should have
-come. storm s: until all were back after all were reset at once; SYN again: connections whose accept queue was full meanwhile. A dash
-was not measured, or cannot be.
+idle B: user memory (RSS) of all processes, a connection, before any traffic; after traffic B: after the publications and
+one large message of each client; kept MiB: what is left when everybody has gone. handshake us: server CPU from SYN to
+ready; idle ns/s: server CPU a second of an idle connection, with the heartbeats of the next column. delivery us: server
+CPU of a delivered message, without what idling costs in that time; p50 to max: from when a publication should have gone
+out to each receipt, the last receiver included. lost, doubled, reordered: of all that should have come. storm s: until
+all were back after all were reset at once; SYN again: connections whose accept queue was full meanwhile. A dash was not
+measured, or cannot be.
 ";
 
 fn table(out: &mut String, rows: &[&Row], columns: Vec<&Column>, cell: impl Fn(&Row, &Column) -> Option<String>) {

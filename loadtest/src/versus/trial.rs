@@ -53,7 +53,7 @@ pub struct Figures {
     pub idle_cpu_ns: Option<f64>,
     /// Heartbeats a minute that it got meanwhile.
     pub heartbeats_per_minute: Option<f64>,
-    /// Server CPU of a delivered message.
+    /// Server CPU of a delivered message, without what idling costs in that time.
     pub delivery_cpu_us: Option<f64>,
     /// The same of this tool.
     pub delivery_client_cpu_us: Option<f64>,
@@ -142,11 +142,13 @@ fn steps(
     let (pings, cpu, began) = (engine.counts().pings, Cpu::now(running)?, Instant::now());
     std::thread::sleep(Duration::from_secs_f64(options.idle));
     let seconds = began.elapsed().as_secs_f64();
-    figures.idle_cpu_ns = Some(cpu.since(running)?.server * 1e3 / seconds / ready as f64);
+    let used = cpu.since(running)?;
+    let idling = Cpu { server: used.server / seconds, client: used.client / seconds };
+    figures.idle_cpu_ns = Some(idling.server * 1e3 / ready as f64);
     figures.heartbeats_per_minute = Some((engine.counts().pings - pings) as f64 / ready as f64 / seconds * 60.0);
 
     if let Some(publish) = &description.publish {
-        publications(running, engine, publish, options.messages, figures)?;
+        publications(running, engine, publish, options.messages, &idling, figures)?;
     }
     if let Some(say) = &description.say {
         say_large(engine, say, connections, large_at_once, figures)?;
@@ -193,10 +195,11 @@ fn publications(
     engine: &Engine,
     publish: &Publish,
     messages: u32,
+    idling: &Cpu,
     figures: &mut Figures,
 ) -> anyhow::Result<()> {
     let mut publisher = Publisher::connect(&publish.url, &publish.credentials()?)?;
-    let (before, cpu) = (engine.counts(), Cpu::now(running)?);
+    let (before, cpu, began) = (engine.counts(), Cpu::now(running)?, Instant::now());
     let receivers = before.ready_now();
     let start_ns = now_ns();
     for sequence in 0..messages {
@@ -209,10 +212,13 @@ fn publications(
     let expected = u64::from(messages) * receivers;
     engine.wait(PATIENCE, |counts| counts.marked - before.marked + counts.lost - before.lost >= expected);
     std::thread::sleep(LINGER);
-    let (used, counts, collected) = (cpu.since(running)?, engine.counts(), engine.collect(messages));
+    let (used, seconds) = (cpu.since(running)?, began.elapsed().as_secs_f64());
+    let (counts, collected) = (engine.counts(), engine.collect(messages));
     let marked = counts.marked - before.marked;
-    figures.delivery_cpu_us = Some(used.server / marked.max(1) as f64);
-    figures.delivery_client_cpu_us = Some(used.client / marked.max(1) as f64);
+    // Heartbeats go on meanwhile, in one server each three seconds and in another never.
+    let each = |used: f64, idling: f64| Some((used - idling * seconds).max(0.0) / marked.max(1) as f64);
+    figures.delivery_cpu_us = each(used.server, idling.server);
+    figures.delivery_client_cpu_us = each(used.client, idling.client);
     figures.delivery = Some(Latency::new("publish to receipt", &collected.delivery_us));
     figures.doubled = Some(counts.duplicated - before.duplicated);
     figures.reordered = Some(counts.reordered - before.reordered);
@@ -257,7 +263,7 @@ fn storm(engine: &Engine, all: u64, figures: &mut Figures) -> anyhow::Result<()>
     Ok(())
 }
 
-/// CPU time of both sides at one moment, and since then.
+/// CPU time of both sides in microseconds: at one moment, since then, or a second.
 struct Cpu {
     server: f64,
     client: f64,
