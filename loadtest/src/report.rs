@@ -129,7 +129,9 @@ impl Report {
 
     /// The table.
     pub fn text(&self) -> String {
-        let rows = self.rows();
+        let machine = format!("Linux {}, {} cores", self.kernel, self.cores);
+        let mut rows = vec![("command".to_owned(), self.command.clone()), ("machine".to_owned(), machine)];
+        rows.append(&mut self.rows());
         rows.iter().fold(String::new(), |out, (name, value)| out + &format!("  {name:<44} {value}\n"))
     }
 
@@ -137,8 +139,6 @@ impl Report {
     fn rows(&self) -> Vec<(String, String)> {
         let mut rows = Vec::new();
         let mut row = |name: &str, value: &str| rows.push((name.to_owned(), value.to_owned()));
-        row("command", &self.command);
-        row("machine", &format!("Linux {}, {} cores", self.kernel, self.cores));
         for (name, value) in &self.facts {
             row(name, value);
         }
