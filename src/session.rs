@@ -21,15 +21,15 @@ use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use crate::model::{
-    CloseCause, CommandKind, DisconnectReason, Env, Now, Request, Routed, Sid, State, Tick, Topic, Verdict, tick,
-    tick_after,
+    CloseCause, CommandKind, DisconnectMode, DisconnectReason, Env, Now, PingPrecision, Request, Routed, Sid, State,
+    Tick, Topic, Verdict, tick, tick_after,
 };
 use crate::proto::cable;
 use crate::proto::handshake::Subprotocol;
 
 use subscription::{Answerer, Subscription};
 
-pub use effect::{Effect, Note, PingPrecision, Tally};
+pub use effect::{Effect, Note, Tally};
 
 /// Subscriptions of one session. Phoenix and Action Cable have no limit; the busiest real clients hold dozens.
 pub const SUBSCRIPTIONS_MAX: usize = 1024;
@@ -58,18 +58,6 @@ pub struct Rules {
     pub no_auth: bool,
     /// When the app is told that a session is over.
     pub disconnect_mode: DisconnectMode,
-}
-
-/// When the app is told that a session is over (`contracts/rpc-grpc.md` section 7).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DisconnectMode {
-    /// When the app has been asked about this session: Connect, or a Subscribe that it answered.
-    #[default]
-    Auto,
-    /// For every session that was let in.
-    Always,
-    /// Never.
-    Never,
 }
 
 /// What a session is told and may use while it handles one input.
@@ -297,7 +285,6 @@ impl Session {
         let subscriptions = std::mem::take(&mut self.subscriptions);
         if due && ctx.rules.has_backend {
             ctx.emit(Effect::Disconnect(Box::new(Request::Disconnect {
-                identifiers: self.identifiers().into(),
                 subscriptions: subscriptions.iter().map(|s| (s.identifier().into(), s.istate())).collect(),
                 env: self.env.clone(),
                 cstate: self.cstate.clone(),

@@ -114,9 +114,8 @@ async fn disconnect_carries_channel_states_as_json_text_without_the_empty_ones()
     let caller = Caller::to(&app);
     let mut call = disconnect(1);
     call.request = Request::Disconnect {
-        identifiers: "who".into(),
         subscriptions: vec![("a".into(), [("room", "7")].into_iter().collect()), ("b".into(), State::default())],
-        env: env(),
+        env: env().with_identifiers("who"),
         cstate: [("k", "v")].into_iter().collect(),
     };
     caller.backend.disconnect(call).unwrap();

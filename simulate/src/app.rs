@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use cableway::model::{
-    Call, CallError, CommandKind, CommandReply, ConnectReply, Env, Publication, Reply, Request, SlotKey, Status,
+    Call, CallError, CommandKind, CommandReply, ConnectReply, DisconnectMode, Env, Publication, Reply, Request,
+    SlotKey, Status,
 };
-use cableway::session::DisconnectMode;
 
 use crate::model::{Change, Phase, Step, about, quoted, same_state};
 use crate::world::Sim;
@@ -53,7 +53,7 @@ impl Sim {
                 }
                 None
             }
-            Request::Command { command, identifier, identifiers, data, cstate, istate, .. } => {
+            Request::Command { command, identifier, data, env, cstate, istate } => {
                 self.upgraded(c);
                 let wanted = loop {
                     match self.advance(c) {
@@ -69,9 +69,9 @@ impl Sim {
                 let no_state = Default::default();
                 let known = model.find(&wanted.identifier).map_or(&no_state, |at| &model.subs[at].istate);
                 let known = if wanted.kind == CommandKind::Subscribe { &no_state } else { known };
-                let identifiers_fit = model.identifiers == **identifiers || rules.no_auth;
+                let identifiers_fit = model.identifiers == env.identifiers() || rules.no_auth;
                 if wanted.kind != *command || *wanted.identifier != **identifier || wanted.data != *data {
-                    self.fail(format!("client {c}: {command:?} {identifier} {data}, and {wanted:?} is due"));
+                    self.fail(format!("client {c}: {command:?} {identifier:?} {data}, and {wanted:?} is due"));
                 } else if !identifiers_fit || !same_state(&model.cstate, cstate) || !same_state(known, istate) {
                     self.fail(format!("client {c}: a call with wrong identifiers or state: {:?}", call.request));
                 } else if !model.whispers.is_empty() {
@@ -123,7 +123,7 @@ impl Sim {
 
     /// A session is over.
     pub fn on_disconnect(&mut self, call: &Call) {
-        let Request::Disconnect { identifiers, subscriptions, env, cstate } = &call.request else {
+        let Request::Disconnect { subscriptions, env, cstate } = &call.request else {
             return self.fail("a disconnect that is none".into());
         };
         let Some(c) = self.client_of(env) else { return };
@@ -147,7 +147,7 @@ impl Sim {
         if !due || !rules.has_backend {
             return self.fail(format!("client {c}: a Disconnect that is not due"));
         }
-        if (*model.identifiers != **identifiers && !rules.no_auth) || !same_state(&model.cstate, cstate) {
+        if (model.identifiers != env.identifiers() && !rules.no_auth) || !same_state(&model.cstate, cstate) {
             return self.fail(format!("client {c}: Disconnect with wrong identifiers or state"));
         }
         // How many of the last items the shard has handled cannot be seen; one of the numbers must fit.

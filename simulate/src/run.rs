@@ -7,8 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cableway::model::{Answer, Call, CloseCause, Publication, RemoteDisconnect, Sid, SlotKey};
-use cableway::session::DisconnectMode;
+use cableway::model::{Answer, Call, CloseCause, DisconnectMode, Publication, RemoteDisconnect, Sid, SlotKey};
 use cableway::shard::{Delivery, Message, Shard, ShardMetrics};
 
 use crate::client::Aim;

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cableway::identity::{Secret, StreamRouter, StreamSettings, sign_stream};
+use cableway::model::{DisconnectMode, PingPrecision};
 use cableway::proto::frame::Limits;
 use cableway::proto::handshake::{Origins, PathPattern, Rules};
-use cableway::session::{self, DisconnectMode, PingPrecision};
+use cableway::session;
 use cableway::shard::{ProxyRules, Settings, Tokens};
 
 use crate::model::quoted;

@@ -1,15 +1,13 @@
 //! Channel states as JSON text: Disconnect carries one per channel (`contracts/rpc-grpc.md` section 2).
 
-use std::sync::Arc;
-
 use serde::Serializer;
 
-use crate::model::State;
+use crate::model::{ChannelIdentifier, State};
 
 /// The JSON object of each state that has anything in it.
-pub(super) fn non_empty(subscriptions: &[(Arc<str>, State)]) -> impl Iterator<Item = (&str, String)> {
+pub(super) fn non_empty(subscriptions: &[(ChannelIdentifier, State)]) -> impl Iterator<Item = (&str, String)> {
     let filled = subscriptions.iter().filter(|(_, state)| !state.is_empty());
-    filled.map(|(identifier, state)| (identifier.as_ref(), text(state)))
+    filled.map(|(identifier, state)| (&**identifier, text(state)))
 }
 
 fn text(state: &State) -> String {

@@ -9,9 +9,9 @@ use triomphe::ThinArc;
 /// section 2), and the connection identifiers once they are known.
 ///
 /// Kept for the life of a session, so it is one shared allocation behind one word, and what nearly every session has
-/// in common is not spelled out. First comes the URL; then each header behind a mark, a control byte, which neither a
-/// URL nor a header name or value can contain (RFC 9110 section 5.5); then the identifiers, which may be any text,
-/// behind a NUL.
+/// in common is not spelled out. First come four bytes that say how long the request is; then the request: the URL, and
+/// each header behind a mark, a control byte, which neither a URL nor a header name or value can contain (RFC 9110
+/// section 5.5); then the identifiers, which may be any text.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Env(ThinArc<(), u8>);
 
@@ -27,6 +27,9 @@ const SCHEME: &str = "http://";
 
 impl Env {
     /// Packs a URL and headers. A text that contains a mark or a NUL ends there; a header without a name is left out.
+    ///
+    /// # Panics
+    /// On a request of 4 GiB; a head is bounded far below.
     pub fn new<'a>(url: &str, headers: impl IntoIterator<Item = (&'a str, &'a str)>) -> Env {
         fn put(packed: &mut String, text: &str) {
             // The smallest byte is found many at a time, the first mark is not; and there hardly ever is one.
@@ -47,26 +50,30 @@ impl Env {
             }
             put(&mut packed, value);
         }
-        packed.push('\0');
-        Env(ThinArc::from_header_and_slice((), packed.as_bytes()))
+        Env::pack(packed.as_bytes(), "")
     }
 
     /// The same request with these connection identifiers.
     pub fn with_identifiers(&self, identifiers: &str) -> Env {
-        let (request, _) = self.halves();
-        Env(ThinArc::from_header_and_slice((), [request, "\0", identifiers].concat().as_bytes()))
+        Env::pack(self.halves().0, identifiers)
+    }
+
+    fn pack(request: &[u8], identifiers: &str) -> Env {
+        let len = u32::try_from(request.len()).expect("a request head is bounded");
+        let packed = [&len.to_le_bytes(), request, identifiers.as_bytes()].concat();
+        Env(ThinArc::from_header_and_slice((), &packed))
     }
 
     /// The absolute URL, `http://` or `https://`.
     pub fn url(&self) -> String {
-        let (request, _) = self.halves();
+        let request = self.request();
         let url = &request[..mark(request).unwrap_or(request.len())];
         if is_absolute(url) { url.to_owned() } else { [SCHEME, url].concat() }
     }
 
     /// Header names and values, in the order given.
     pub fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
-        let (request, _) = self.halves();
+        let request = self.request();
         let mut rest = mark(request).map_or("", |at| &request[at..]);
         std::iter::from_fn(move || {
             let (kind, behind) = rest.split_at_checked(1)?;
@@ -82,15 +89,23 @@ impl Env {
 
     /// Who the client is: what Connect returned, byte for byte; empty until then.
     pub fn identifiers(&self) -> &str {
-        self.halves().1
+        text(self.halves().1)
+    }
+
+    fn request(&self) -> &str {
+        text(self.halves().0)
     }
 
     /// The request, and the identifiers.
-    fn halves(&self) -> (&str, &str) {
-        // The thin pointer forgets the type; checking a few hundred bytes again takes some ten nanoseconds.
-        let text = std::str::from_utf8(&self.0.slice).expect("made from text");
-        text.split_once('\0').unwrap_or((text, ""))
+    fn halves(&self) -> (&[u8], &[u8]) {
+        let (len, texts) = self.0.slice.split_first_chunk().expect("made with a length");
+        texts.split_at(u32::from_le_bytes(*len) as usize)
     }
+}
+
+/// Checked again each time because the thin pointer forgets the type; a few hundred bytes take some ten nanoseconds.
+fn text(half: &[u8]) -> &str {
+    std::str::from_utf8(half).expect("made from text")
 }
 
 /// Where the first mark is, or a NUL.

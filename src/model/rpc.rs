@@ -1,9 +1,7 @@
 //! Calls to the app and its answers, independent of how they travel (`contracts/rpc-grpc.md`).
 
-use std::sync::Arc;
-
 use super::state::StateChanges;
-use super::{Env, Sid, SlotKey, State};
+use super::{ChannelIdentifier, Env, Sid, SlotKey, State};
 
 /// One call to the app on behalf of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,12 +27,10 @@ pub enum Request {
         /// Which command.
         command: CommandKind,
         /// The channel identifier, as the client wrote it.
-        identifier: Arc<str>,
-        /// Who the client is: what Connect returned.
-        identifiers: Arc<str>,
+        identifier: ChannelIdentifier,
         /// Only for [`CommandKind::Message`], else empty.
         data: String,
-        /// The upgrade request.
+        /// The upgrade request, and who the client is.
         env: Env,
         /// Connection state.
         cstate: State,
@@ -43,11 +39,9 @@ pub enum Request {
     },
     /// The session is over. Nobody waits for the answer.
     Disconnect {
-        /// Who the client was.
-        identifiers: Arc<str>,
         /// Channels still subscribed, each with its state (empty ones are not sent).
-        subscriptions: Vec<(Arc<str>, State)>,
-        /// The upgrade request.
+        subscriptions: Vec<(ChannelIdentifier, State)>,
+        /// The upgrade request, and who the client was.
         env: Env,
         /// Connection state.
         cstate: State,

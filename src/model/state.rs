@@ -1,13 +1,14 @@
 //! The app's own state, kept for it between calls.
 
 use serde::{Deserialize, Serialize};
+use triomphe::Arc;
 
 /// Connection state or channel state: a small map of texts that the app gives us in one answer and gets
 /// back with the next call (`contracts/rpc-grpc.md` section 3).
 ///
-/// Most sessions have none, so an empty state is one null pointer.
+/// Most sessions have none, so an empty state is one null pointer. A call to the app shares the session's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct State(Option<Box<Entries>>);
+pub struct State(Option<Arc<Entries>>);
 
 /// Keys and values, sorted by key.
 type Entries = Vec<(Box<str>, Box<str>)>;
@@ -35,8 +36,11 @@ impl State {
 
     /// Applies changes: an empty value removes its key, any other value sets it, other keys stay.
     pub fn merge(&mut self, changes: StateChanges) {
+        if changes.is_empty() {
+            return;
+        }
+        let entries = Arc::make_mut(self.0.get_or_insert_default());
         for (key, value) in changes {
-            let entries = self.0.get_or_insert_default();
             match (entries.binary_search_by(|(k, _)| k.as_ref().cmp(&key)), value.is_empty()) {
                 (Ok(at), true) => drop(entries.remove(at)),
                 (Ok(at), false) => entries[at].1 = value.into(),
@@ -44,11 +48,9 @@ impl State {
                 (Err(at), false) => entries.insert(at, (key.into(), value.into())),
             }
         }
-        if let Some(entries) = &mut self.0 {
-            entries.shrink_to_fit();
-            if entries.is_empty() {
-                self.0 = None;
-            }
+        entries.shrink_to_fit();
+        if entries.is_empty() {
+            self.0 = None;
         }
     }
 }

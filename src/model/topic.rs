@@ -1,6 +1,7 @@
 //! What a publication is delivered by: a stream, and the channel identifier it is read under.
 
 use std::fmt;
+use std::ops::Deref;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use triomphe::ThinArc;
@@ -66,6 +67,49 @@ impl<'de> Deserialize<'de> for Topic {
 }
 
 const _: () = assert!(size_of::<Topic>() == 8);
+
+/// A channel identifier on its own, for whoever needs no stream. A subscription's shares the text of its topic.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ChannelIdentifier(Topic);
+
+impl ChannelIdentifier {
+    /// The identifier of a topic.
+    pub fn of(topic: &Topic) -> ChannelIdentifier {
+        ChannelIdentifier(topic.clone())
+    }
+}
+
+impl From<&str> for ChannelIdentifier {
+    fn from(identifier: &str) -> ChannelIdentifier {
+        ChannelIdentifier(Topic::new(identifier, ""))
+    }
+}
+
+impl Deref for ChannelIdentifier {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        self.0.identifier()
+    }
+}
+
+impl fmt::Debug for ChannelIdentifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&**self, f)
+    }
+}
+
+impl Serialize for ChannelIdentifier {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ChannelIdentifier {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(String::deserialize(deserializer)?.as_str().into())
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -9,8 +9,8 @@ use crate::identity::{Jwt, Secret, StreamRouter, StreamSettings};
 use crate::os::listener::{Keepalive, ListenerOptions};
 use crate::proto::frame::Limits;
 use crate::proto::handshake::{Origins, PathPattern, Rules};
-use crate::session;
 use crate::shard::{self, ProxyRules, Tokens};
+use crate::{model, session};
 
 use super::StartError;
 use super::observe::Observer;
@@ -75,18 +75,18 @@ fn session(config: &Config) -> session::Rules {
     session::Rules {
         ping_interval_ms: config.ws.ping_interval.as_millis() as u64,
         ping_precision: match config.ws.ping_timestamp_precision {
-            PingPrecision::Seconds => session::PingPrecision::Seconds,
-            PingPrecision::Milliseconds => session::PingPrecision::Milliseconds,
-            PingPrecision::Nanoseconds => session::PingPrecision::Nanoseconds,
+            PingPrecision::Seconds => model::PingPrecision::Seconds,
+            PingPrecision::Milliseconds => model::PingPrecision::Milliseconds,
+            PingPrecision::Nanoseconds => model::PingPrecision::Nanoseconds,
         },
         pong_timeout_ms: config.ws.pong_timeout.as_millis() as u64,
         native_pings: config.ws.native_pings,
         has_backend: config.rpc_implementation() != RpcImplementation::None,
         no_auth: config.app.noauth,
         disconnect_mode: match config.disconnect.mode {
-            DisconnectMode::Auto => session::DisconnectMode::Auto,
-            DisconnectMode::Always => session::DisconnectMode::Always,
-            DisconnectMode::Never => session::DisconnectMode::Never,
+            DisconnectMode::Auto => model::DisconnectMode::Auto,
+            DisconnectMode::Always => model::DisconnectMode::Always,
+            DisconnectMode::Never => model::DisconnectMode::Never,
         },
     }
 }

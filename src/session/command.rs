@@ -104,7 +104,6 @@ impl Session {
         ctx.emit(Effect::Call(Box::new(Request::Command {
             command: kind,
             identifier: identifier.into(),
-            identifiers: self.identifiers().into(),
             data,
             env: self.env.clone(),
             cstate: self.cstate.clone(),

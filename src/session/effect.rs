@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::model::{CallError, CloseCause, CommandKind, Request, Topic};
+use crate::model::{CallError, CloseCause, CommandKind, PingPrecision, Request, Topic};
 
 /// One thing to do for a session.
 #[derive(Clone, Debug, PartialEq)]
@@ -93,37 +93,4 @@ pub enum Note {
 /// The word for a call in notes.
 pub(super) fn word(command: Option<CommandKind>) -> &'static str {
     command.map_or("connect", CommandKind::as_str)
-}
-
-/// Precision of ping timestamps.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub enum PingPrecision {
-    /// Seconds.
-    #[default]
-    Seconds,
-    /// Milliseconds.
-    Milliseconds,
-    /// Nanoseconds.
-    Nanoseconds,
-}
-
-impl PingPrecision {
-    /// Reads `s`, `ms` or `ns`.
-    pub fn parse(text: &str) -> Option<PingPrecision> {
-        match text {
-            "s" => Some(PingPrecision::Seconds),
-            "ms" => Some(PingPrecision::Milliseconds),
-            "ns" => Some(PingPrecision::Nanoseconds),
-            _ => None,
-        }
-    }
-
-    /// The timestamp of a ping sent now.
-    pub fn timestamp(self, unix: std::time::Duration) -> u128 {
-        match self {
-            PingPrecision::Seconds => u128::from(unix.as_secs()),
-            PingPrecision::Milliseconds => unix.as_millis(),
-            PingPrecision::Nanoseconds => unix.as_nanos(),
-        }
-    }
 }

@@ -5,10 +5,9 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::model::{RemoteDisconnect, Sid, tick, tick_after};
+use crate::model::{PingPrecision, RemoteDisconnect, Sid, tick, tick_after};
 use crate::proto::cable;
 use crate::proto::frame::{self, Opcode};
-use crate::session::PingPrecision;
 
 use super::inbox::Delivery;
 use super::open::identifiers_of;
@@ -43,7 +42,7 @@ struct Receiver {
 /// A ping as it was sent last: everybody pinged in the same second gets the same bytes.
 #[derive(Default)]
 pub(super) struct PingFrame {
-    timestamp: u128,
+    timestamp: u64,
     frame: Option<Arc<[u8]>>,
 }
 
@@ -162,7 +161,7 @@ impl<W: World> Shard<W> {
         let timestamp = precision.timestamp(self.now.unix);
         let encode = || {
             let mut text = Vec::new();
-            cable::write::ping(&mut text, timestamp as u64);
+            cable::write::ping(&mut text, timestamp);
             frame::encode(Opcode::Text, &text)
         };
         let frame = match precision {

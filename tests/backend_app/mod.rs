@@ -219,10 +219,9 @@ pub fn connect(index: u32) -> Call {
 pub fn command(index: u32) -> Call {
     let request = Request::Command {
         command: CommandKind::Message,
-        identifier: index.to_string().into(),
-        identifiers: "who".into(),
+        identifier: index.to_string().as_str().into(),
         data: "data".into(),
-        env: env(),
+        env: env().with_identifiers("who"),
         cstate: State::default(),
         istate: State::default(),
     };
@@ -232,9 +231,8 @@ pub fn command(index: u32) -> Call {
 /// A Disconnect whose identifiers are the index.
 pub fn disconnect(index: u32) -> Call {
     let request = Request::Disconnect {
-        identifiers: index.to_string().into(),
         subscriptions: vec![],
-        env: env(),
+        env: env().with_identifiers(&index.to_string()),
         cstate: State::default(),
     };
     Call { key: key(index), sid: sid(index), request }

@@ -17,15 +17,15 @@ pub(super) fn encode(request: &Request) -> Bytes {
         Request::Connect { env: upgrade } => {
             field(&mut message, 3, &env(upgrade, &State::default(), []));
         }
-        Request::Command { command, identifier, identifiers, data, env: upgrade, cstate, istate } => {
+        Request::Command { command, identifier, data, env: upgrade, cstate, istate } => {
             text(&mut message, 1, command.as_str());
             text(&mut message, 2, identifier);
-            text(&mut message, 3, identifiers);
+            text(&mut message, 3, upgrade.identifiers());
             text(&mut message, 4, data);
             field(&mut message, 5, &env(upgrade, cstate, istate.iter()));
         }
-        Request::Disconnect { identifiers, subscriptions, env: upgrade, cstate } => {
-            text(&mut message, 1, identifiers);
+        Request::Disconnect { subscriptions, env: upgrade, cstate } => {
+            text(&mut message, 1, upgrade.identifiers());
             for (identifier, _) in subscriptions {
                 field(&mut message, 2, identifier.as_bytes());
             }
@@ -109,9 +109,8 @@ mod tests {
         let bytes = encode(&Request::Command {
             command: CommandKind::Message,
             identifier: "chan".into(),
-            identifiers: "who".into(),
             data: long.clone(),
-            env: upgrade(),
+            env: upgrade().with_identifiers("who"),
             cstate: [("_s_", "1"), ("k", long.as_str())].into_iter().collect(),
             istate: [("room", "7")].into_iter().collect(),
         });
@@ -134,12 +133,11 @@ mod tests {
     #[test]
     fn disconnect_carries_channel_states_as_json_text_and_leaves_empty_ones_out() {
         let bytes = encode(&Request::Disconnect {
-            identifiers: "who".into(),
             subscriptions: vec![
                 ("a".into(), [("room", "7"), ("q\"", "<é>")].into_iter().collect()),
                 ("b".into(), State::default()),
             ],
-            env: upgrade(),
+            env: upgrade().with_identifiers("who"),
             cstate: [("k", "v")].into_iter().collect(),
         });
         let expected = messages::DisconnectRequest {
@@ -157,7 +155,6 @@ mod tests {
     #[test]
     fn empty_texts_are_left_out() {
         let bytes = encode(&Request::Disconnect {
-            identifiers: "".into(),
             subscriptions: vec![],
             env: Env::new("http://h/", []),
             cstate: State::default(),

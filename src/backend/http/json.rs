@@ -24,19 +24,26 @@ pub(super) fn encode(request: &Request) -> Bytes {
     let none = || Texts(BTreeMap::new());
     let written = match request {
         Request::Connect { env } => body(&mut serializer, &[], &[], env, &State::default(), none()),
-        Request::Command { command, identifier, identifiers, data, env, cstate, istate } => {
+        Request::Command { command, identifier, data, env, cstate, istate } => {
             let fields = [
                 ("command", command.as_str()),
                 ("identifier", identifier),
-                ("connection_identifiers", identifiers),
+                ("connection_identifiers", env.identifiers()),
                 ("data", data),
             ];
             body(&mut serializer, &fields, &[], env, cstate, Texts::of(istate))
         }
-        Request::Disconnect { identifiers, subscriptions, env, cstate } => {
-            let channels: Vec<&str> = subscriptions.iter().map(|(identifier, _)| identifier.as_ref()).collect();
+        Request::Disconnect { subscriptions, env, cstate } => {
+            let channels: Vec<&str> = subscriptions.iter().map(|(identifier, _)| &**identifier).collect();
             let states = state_json::non_empty(subscriptions).map(|(identifier, state)| (identifier, state.into()));
-            body(&mut serializer, &[("identifiers", identifiers)], &channels, env, cstate, Texts(states.collect()))
+            body(
+                &mut serializer,
+                &[("identifiers", env.identifiers())],
+                &channels,
+                env,
+                cstate,
+                Texts(states.collect()),
+            )
         }
     };
     // Neither memory nor maps of texts fail to take what is written.
