@@ -243,9 +243,8 @@ mod tests {
         let request = Request::Command {
             command: CommandKind::Message,
             identifier: r#"{"channel":"RoomChannel"}"#.into(),
-            identifiers: r#"{"user":"7"}"#.into(),
             data: r#"{"action":"say"}"#.into(),
-            env,
+            env: env.with_identifiers(r#"{"user":"7"}"#),
             cstate: [("_s_", "x")].into_iter().collect(),
             istate: [("room", "7")].into_iter().collect(),
         };
@@ -254,12 +253,11 @@ mod tests {
             r#"{"command":"message","identifier":"{\"channel\":\"RoomChannel\"}","connection_identifiers":"{\"user\":\"7\"}","data":"{\"action\":\"say\"}","env":{"url":"https://ws.app.test/cable","headers":{"cookie":"_s=abc"},"cstate":{"_s_":"x"},"istate":{"room":"7"}}}"#
         );
         let request = Request::Disconnect {
-            identifiers: r#"{"user":"7"}"#.into(),
             subscriptions: vec![
                 (r#"{"channel":"RoomChannel"}"#.into(), [("room", "7")].into_iter().collect()),
                 ("empty".into(), State::default()),
             ],
-            env: Env::new("https://ws.app.test/cable", []),
+            env: Env::new("https://ws.app.test/cable", []).with_identifiers(r#"{"user":"7"}"#),
             cstate: State::default(),
         };
         assert_eq!(
