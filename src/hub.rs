@@ -6,27 +6,33 @@
 //! is detached before its slot is reused.
 
 mod groups;
+mod index_set;
 mod members;
-mod shelf;
+mod stream_key;
 
-use foldhash::fast::FixedState;
+use std::hash::BuildHasher;
+
 use hashbrown::HashTable;
 
 use crate::model::Topic;
 
 use groups::{Group, Groups};
-use members::{Crowds, Members};
-use shelf::Shelf;
+use index_set::{IndexSet, Keyed};
+use members::{MemberSets, Members};
+
+pub use stream_key::{StreamHasher, StreamKey};
 
 /// Streams and subscribers of one shard.
 pub struct Hub {
-    hasher: FixedState,
-    streams: Shelf<Groups>,
-    crowds: Crowds,
+    hasher: StreamHasher,
+    /// For identifiers, which clients choose.
+    identifier_hasher: foldhash::fast::RandomState,
+    streams: IndexSet<Groups>,
+    sets: MemberSets,
     attachments: usize,
 }
 
-/// Gives memory back after a crowd has left, yet does not shrink and grow again around one size.
+/// Gives memory back after many have left, yet does not shrink and grow again around one size.
 fn shrink<T>(table: &mut HashTable<T>, hasher: impl Fn(&T) -> u64) {
     if table.capacity() > 64 && table.len() < table.capacity() / 8 {
         table.shrink_to(table.len() * 2, hasher);
@@ -34,44 +40,61 @@ fn shrink<T>(table: &mut HashTable<T>, hasher: impl Fn(&T) -> u64) {
 }
 
 impl Hub {
-    /// An empty hub; `seed` keys the hash of names, which clients may choose, and should be random outside of tests.
-    pub fn new(seed: u64) -> Hub {
-        let hasher = FixedState::with_seed(seed);
-        Hub { hasher, streams: Shelf::new(), crowds: Crowds::default(), attachments: 0 }
+    /// An empty hub. `hasher` is the node's.
+    pub fn new(hasher: StreamHasher) -> Hub {
+        Hub {
+            hasher,
+            identifier_hasher: foldhash::fast::RandomState::default(),
+            streams: IndexSet::new(),
+            sets: MemberSets::default(),
+            attachments: 0,
+        }
     }
 
     /// The topic of a stream and an identifier, shared with those who follow it already.
     pub fn topic(&self, identifier: &str, stream: &str) -> Topic {
-        let groups = self.streams.find(stream, &self.hasher);
-        let shared = groups.and_then(|groups| groups.topic(identifier, &self.hasher));
+        let groups = self.streams.find(stream, |stream| self.hasher.table_hash(stream));
+        let shared = groups.and_then(|groups| groups.topic(identifier, |text| self.identifier_hasher.hash_one(text)));
         shared.cloned().unwrap_or_else(|| Topic::new(identifier, stream))
     }
 
-    /// Adds a subscriber. A second time for the same topic changes nothing.
-    pub fn attach(&mut self, member: u32, topic: &Topic) {
+    /// Adds a subscriber. A second time for the same topic changes nothing. Gives the stream's key if it is the first
+    /// that this shard follows with that key.
+    pub fn attach(&mut self, member: u32, topic: &Topic) -> Option<StreamKey> {
+        let Hub { hasher, identifier_hasher, streams, sets, attachments } = self;
         let groups = || Groups::One(Group { topic: topic.clone(), members: Members::One(member) });
-        let known = self.streams.find_or_add(topic.stream(), &self.hasher, groups);
-        let added = known.is_none_or(|groups| groups.insert(topic, member, &self.hasher, &mut self.crowds));
-        self.attachments += usize::from(added);
-    }
-
-    /// Removes a subscriber. A stream or group without subscribers is forgotten.
-    pub fn detach(&mut self, member: u32, topic: &Topic) {
-        let Some(groups) = self.streams.find_mut(topic.stream(), &self.hasher) else { return };
-        let Some(others) = groups.remove(topic, member, &self.hasher, &mut self.crowds) else { return };
-        self.attachments -= 1;
-        if !others {
-            self.streams.remove(topic.stream(), &self.hasher);
+        if let Some(known) = streams.find_or_add(topic.stream(), |stream| hasher.table_hash(stream), groups) {
+            let added = known.insert(topic, member, |text| identifier_hasher.hash_one(text), sets);
+            *attachments += usize::from(added);
+            return None;
         }
+        *attachments += 1;
+        let key = hasher.key(topic.stream());
+        (self.streams_with(key) == 1).then_some(key)
     }
 
-    /// Visits the subscribers of a stream, group by group. `enter` is called once for a group with its
-    /// identifier and gives what `visit` gets with each member: the encoded frame.
-    pub fn for_each<T>(&self, stream: &str, mut enter: impl FnMut(&str) -> T, mut visit: impl FnMut(u32, &T)) {
-        let Some(groups) = self.streams.find(stream, &self.hasher) else { return };
+    /// Removes a subscriber. A stream or group without subscribers is forgotten. Gives the stream's key if this shard
+    /// follows none with that key any more.
+    pub fn detach(&mut self, member: u32, topic: &Topic) -> Option<StreamKey> {
+        let Hub { hasher, identifier_hasher, streams, sets, attachments } = self;
+        let groups = streams.find_mut(topic.stream(), |stream| hasher.table_hash(stream))?;
+        let others = groups.remove(topic, member, |text| identifier_hasher.hash_one(text), sets)?;
+        *attachments -= 1;
+        if others {
+            return None;
+        }
+        streams.remove(topic.stream(), |stream| hasher.table_hash(stream));
+        let key = hasher.key(topic.stream());
+        (self.streams_with(key) == 0).then_some(key)
+    }
+
+    /// Visits the subscribers of a stream, group by group. `enter` is called once for a group and gives what `visit`
+    /// gets with each member.
+    pub fn for_each<T>(&self, stream: &str, mut enter: impl FnMut(&Topic) -> T, mut visit: impl FnMut(u32, &T)) {
+        let Some(groups) = self.streams.find(stream, |stream| self.hasher.table_hash(stream)) else { return };
         for group in groups.as_slice() {
-            let shared = enter(group.topic.identifier());
-            group.members.for_each(&self.crowds, |member| visit(member, &shared));
+            let shared = enter(&group.topic);
+            group.members.for_each(&self.sets, |member| visit(member, &shared));
         }
     }
 
@@ -87,7 +110,12 @@ impl Hub {
 
     /// True when nothing is subscribed: what a shard without sessions must be.
     pub fn is_empty(&self) -> bool {
-        self.streams.as_slice().is_empty() && self.attachments == 0 && self.crowds.is_empty()
+        self.streams.as_slice().is_empty() && self.attachments == 0 && self.sets.is_empty()
+    }
+
+    fn streams_with(&self, key: StreamKey) -> usize {
+        let same = self.streams.with_hash(key.spread());
+        same.filter(|groups| self.hasher.key(groups.key()) == key).count()
     }
 }
 
@@ -95,16 +123,20 @@ impl Hub {
 mod tests {
     use super::*;
 
+    fn hub() -> Hub {
+        Hub::new(StreamHasher::new(7))
+    }
+
     fn receivers(hub: &Hub, stream: &str) -> Vec<(String, u32)> {
         let mut seen = Vec::new();
-        hub.for_each(stream, str::to_owned, |m, id| seen.push((id.clone(), m)));
+        hub.for_each(stream, |topic| topic.identifier().to_owned(), |m, id| seen.push((id.clone(), m)));
         seen.sort();
         seen
     }
 
     #[test]
     fn every_subscriber_is_visited_once_per_identifier() {
-        let mut hub = Hub::new(7);
+        let mut hub = hub();
         let (a, b) = (Topic::new("a", "room"), Topic::new("b", "room"));
         for member in 0..3 {
             hub.attach(member, &a);
@@ -118,9 +150,11 @@ mod tests {
 
     #[test]
     fn a_publication_is_encoded_once_for_each_identifier() {
-        let mut hub = Hub::new(7);
+        let mut hub = hub();
         let (a, b) = (Topic::new("a", "room"), Topic::new("b", "room"));
-        (0..100).for_each(|member| hub.attach(member, if member % 2 == 0 { &a } else { &b }));
+        for member in 0..100 {
+            hub.attach(member, if member % 2 == 0 { &a } else { &b });
+        }
         let mut entered = 0;
         hub.for_each("room", |_| entered += 1, |_, _| {});
         assert_eq!(entered, 2);
@@ -128,7 +162,7 @@ mod tests {
 
     #[test]
     fn detaching_everybody_leaves_nothing() {
-        let mut hub = Hub::new(7);
+        let mut hub = hub();
         for round in 0..3 {
             let topic = |member: u32| Topic::new(&format!("id {}", member % 50), &format!("stream {}", member % 20));
             for member in 0..500u32 {
@@ -145,7 +179,7 @@ mod tests {
 
     #[test]
     fn detaching_what_was_never_attached_changes_nothing() {
-        let mut hub = Hub::new(7);
+        let mut hub = hub();
         let (a, b) = (Topic::new("a", "room"), Topic::new("b", "room"));
         hub.attach(1, &a);
         hub.detach(2, &a);
@@ -155,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_topic_is_shared_with_those_who_follow_it() {
-        let mut hub = Hub::new(7);
+        let mut hub = hub();
         for (identifier, stream) in [("a", "room"), ("b", "room"), ("a", "hall")] {
             let topic = hub.topic(identifier, stream);
             hub.attach(1, &topic);
@@ -165,5 +199,32 @@ mod tests {
         hub.detach(1, &Topic::new("a", "room"));
         hub.detach(1, &Topic::new("a", "hall"));
         assert!(hub.is_empty());
+    }
+
+    #[test]
+    fn the_first_and_the_last_subscriber_of_a_key_are_told() {
+        let mut hub = hub();
+        let (a, b) = (Topic::new("a", "room"), Topic::new("b", "room"));
+        let key = StreamHasher::new(7).key("room");
+        assert_eq!(hub.attach(1, &a), Some(key));
+        assert_eq!((hub.attach(2, &a), hub.attach(1, &b)), (None, None));
+        assert_eq!((hub.detach(1, &a), hub.detach(3, &b), hub.detach(1, &b)), (None, None, None));
+        assert_eq!(hub.detach(2, &a), Some(key));
+        assert_eq!(hub.detach(2, &a), None);
+    }
+
+    #[test]
+    fn a_key_is_followed_until_the_last_of_its_streams_is_gone() {
+        // Two names with one key: found by trying, because 38 bits cannot be asked for.
+        let hasher = StreamHasher::new(7);
+        let mut seen = std::collections::HashMap::new();
+        let (one, other) = (0u32..)
+            .find_map(|n| seen.insert(hasher.key(&n.to_string()), n).map(|m| (m.to_string(), n.to_string())))
+            .unwrap();
+        let (one, other) = (Topic::new("i", &one), Topic::new("i", &other));
+        let mut hub = hub();
+        assert!(hub.attach(1, &one).is_some());
+        assert_eq!((hub.attach(1, &other), hub.detach(1, &one)), (None, None));
+        assert!(hub.detach(1, &other).is_some());
     }
 }

@@ -6,10 +6,11 @@
 
 mod boot;
 mod capacity;
+mod followers;
 mod observe;
 mod publish;
+mod services;
 mod settings;
-mod wires;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -28,12 +29,12 @@ use crate::front::{Front, FrontMetrics, Routes};
 use crate::model::Answer;
 use crate::os::clock::Clock;
 use crate::os::{limits, listener};
-use crate::shard::{self, Inbox, Kernel, KernelSettings, Message, Shard, ShardMetrics};
+use crate::shard::{self, Epoll, EpollSettings, Inbox, Message, Shard, ShardMetrics};
 
 use capacity::Capacity;
 use observe::Observer;
 use publish::ToShards;
-use wires::Wires;
+use services::{NodeServices, Shared};
 
 pub use observe::Facts;
 pub use settings::ExtraRoutes;
@@ -124,10 +125,10 @@ impl Node {
         let shard_settings = Arc::new(settings::shard(&config, &secrets)?);
         let shard_metrics: Arc<[_]> = (0..shards as u16).map(|n| Arc::new(ShardMetrics::new(n))).collect();
         let front_metrics = Arc::new(FrontMetrics::default());
-        let publisher = Arc::new(ToShards::new(Arc::clone(&inboxes)));
+        let publisher = Arc::new(ToShards::new(Arc::clone(&inboxes), shard_settings.stream_hasher.clone()));
         let draining = Arc::new(AtomicBool::new(false));
         let front = Arc::new(OnceLock::new());
-        let wires = Arc::new(Wires::new(
+        let shared = Arc::new(Shared::new(
             Arc::clone(&backend),
             Arc::clone(&publisher),
             Arc::clone(&front),
@@ -141,7 +142,7 @@ impl Node {
             shards: Arc::clone(&shard_metrics),
             front: Arc::clone(&front_metrics),
             backend: Arc::clone(&backend),
-            wires: Arc::clone(&wires),
+            shared: Arc::clone(&shared),
             publisher: Arc::clone(&publisher),
             listeners: Arc::clone(&listeners),
             draining: Arc::clone(&draining),
@@ -160,19 +161,18 @@ impl Node {
         let mut threads = Vec::with_capacity(shards);
         let (ready, all_ready) = std::sync::mpsc::channel::<()>();
         for (shard, inbox) in (0..shards as u16).zip(inboxes.iter()) {
-            let kernel = Kernel::new(KernelSettings {
-                shard,
+            let machine = Epoll::new(EpollSettings {
                 listeners: std::mem::take(&mut of_shards[usize::from(shard)]),
                 clock,
-                neighbours: Arc::clone(&wires) as Arc<_>,
                 inbox: Arc::clone(inbox),
                 sockets_max: capacity.sockets_max,
             })?;
+            let services = NodeServices { shard, shared: Arc::clone(&shared) };
             let metrics = Arc::clone(&shard_metrics[usize::from(shard)]);
             let settings = Arc::clone(&shard_settings);
             let ready = ready.clone();
             let run = move || {
-                let engine = Shard::new(shard, kernel, settings, metrics);
+                let engine = Shard::new(shard, machine, services, settings, metrics);
                 drop(ready);
                 if let Err(error) = shard::run(engine) {
                     tracing::error!(shard, %error, "a shard stopped; its connections are lost");

@@ -105,10 +105,10 @@ fn read(stream: &[u8], mut cuts: Cuts, limits: &Limits) -> Outcome {
 
 fn look_at(event: Event<'_>, limits: &Limits) -> Said {
     match event {
-        Event::Message { kind, payload } => {
-            assert!(payload.len() <= limits.message_bytes_max);
-            assert!(kind == Kind::Binary || std::str::from_utf8(&payload).is_ok());
-            Said::Message(kind, payload.into_vec())
+        Event::Message(message) => {
+            assert!(message.bytes().len() <= limits.message_bytes_max);
+            assert!(message.kind() == Kind::Binary || std::str::from_utf8(message.bytes()).is_ok());
+            Said::Message(message.kind(), message.bytes().to_vec())
         }
         Event::Ping(payload) => {
             assert!(payload.len() <= CONTROL_BYTES_MAX);

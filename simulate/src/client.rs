@@ -83,6 +83,8 @@ pub struct Client {
     connected_at: Duration,
     pub accepted_at: Option<Duration>,
     ping_at: Option<Duration>,
+    /// The first ping since the client sent anything.
+    ping_waits: Option<Duration>,
     ping_value: u64,
     pings: u32,
     emptied_at: Duration,
@@ -153,6 +155,7 @@ impl Sim {
             connected_at: self.mono,
             accepted_at: None,
             ping_at: None,
+            ping_waits: None,
             ping_value: 0,
             pings: 0,
             emptied_at: self.mono,
@@ -161,7 +164,8 @@ impl Sim {
             seen_cause: None,
         };
         self.clients.push(client);
-        self.trace(|| format!("client {c} connects: {aim:?}"));
+        let pongs = self.clients[c].answers_pings;
+        self.trace(|| format!("client {c} connects: {aim:?}, answers pings: {pongs}"));
         // Some say more before they are answered.
         if matches!(aim, Aim::Cable | Aim::Echo) && self.rng.chance(300) {
             for _ in 0..self.rng.between(1, 5) {
@@ -216,6 +220,9 @@ impl Sim {
         }
         let n = self.net.client_send(c, &bytes);
         client.out.drain(..n);
+        if n > 0 {
+            client.ping_waits = None;
+        }
         n
     }
 

@@ -13,10 +13,11 @@
 //!
 //! * `scenario` draws the conditions of a run; `run` decides what happens next and checks the end.
 //! * `net` is the kernel: pipes and an edge-triggered poller. `world` is the shard's view of it all.
-//! * `client` sends, reads and checks what comes; `app` checks calls and answers them.
+//! * `client` sends, reads and checks what comes; `app` checks calls and answers them, `broker` questions for history.
 //! * `model` says what a session must do: the second opinion that everything is compared with.
 
 mod app;
+mod broker;
 mod client;
 mod frames;
 mod model;

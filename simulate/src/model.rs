@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use cableway::model::{CallError, CommandKind, CommandReply, Reply, State, Status};
+use cableway::model::{AppReply, BrokerReply, CommandKind, CommandReply, Reply, State, Status};
 
 use crate::frames::op;
 use crate::scenario::{Ident, Route};
@@ -13,7 +13,8 @@ use crate::scenario::{Ident, Route};
 /// Something a client sent whose handling can be seen, in the order in which it has to be handled.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Item {
-    Subscribe(Ident),
+    /// Whether it asks for history too.
+    Subscribe(Ident, bool),
     Unsubscribe(Ident),
     Message(Ident, String),
     Ping,
@@ -70,10 +71,11 @@ pub struct Sub {
     pub istate: BTreeMap<String, String>,
 }
 
-/// A call that the app must get.
+/// A question that must be asked: a call that the app must get, or history that the broker is asked for.
 #[derive(Clone, Debug)]
 pub struct Wanted {
-    pub kind: CommandKind,
+    /// `None`: history.
+    pub kind: Option<CommandKind>,
     pub identifier: String,
     pub data: String,
 }
@@ -166,18 +168,22 @@ impl Model {
     }
 
     fn wants(&self, item: &Item) -> Option<Wanted> {
-        if !self.has_backend || self.echo {
+        if self.echo {
             return None;
         }
         let (kind, ident, data) = match item {
-            Item::Subscribe(ident) if self.find(&ident.text).is_none() && ident.route == Route::App => {
-                (CommandKind::Subscribe, ident, String::new())
+            Item::History(ident) if self.find(&ident.text).is_some_and(|at| !self.subs[at].streams.is_empty()) => {
+                (None, ident, String::new())
+            }
+            _ if !self.has_backend => return None,
+            Item::Subscribe(ident, _) if self.find(&ident.text).is_none() && ident.route == Route::App => {
+                (Some(CommandKind::Subscribe), ident, String::new())
             }
             Item::Unsubscribe(ident) if self.find(&ident.text).is_some_and(|at| self.subs[at].by_app) => {
-                (CommandKind::Unsubscribe, ident, String::new())
+                (Some(CommandKind::Unsubscribe), ident, String::new())
             }
             Item::Message(ident, data) if self.find(&ident.text).is_some() => {
-                (CommandKind::Message, ident, data.clone())
+                (Some(CommandKind::Message), ident, data.clone())
             }
             _ => return None,
         };
@@ -192,7 +198,7 @@ impl Model {
                 self.expect(Expect::Frame(op::CLOSE, payload));
                 self.phase = Phase::Over;
             }
-            Item::Subscribe(ident) => self.subscribe(ident),
+            Item::Subscribe(ident, history) => self.subscribe(ident, history),
             Item::Unsubscribe(ident) => {
                 if let Some(at) = self.find(&ident.text) {
                     self.forget(at);
@@ -208,10 +214,11 @@ impl Model {
                     self.whispers.push_back((stream, data));
                 }
             }
+            // With a stream the broker is asked.
             Item::History(ident) => {
-                let Some(at) = self.find(&ident.text) else { return };
-                let word = if self.subs[at].streams.is_empty() { "confirm_history" } else { "reject_history" };
-                self.say(about(word, &ident.text));
+                if self.find(&ident.text).is_some() {
+                    self.say(about("confirm_history", &ident.text));
+                }
             }
             Item::Presence(ident) => {
                 if self.find(&ident.text).is_some() {
@@ -225,15 +232,18 @@ impl Model {
         }
     }
 
-    fn subscribe(&mut self, ident: Ident) {
+    fn subscribe(&mut self, ident: Ident, history: bool) {
         if self.find(&ident.text).is_some() {
             return;
         }
         match ident.route {
-            Route::Stream { name, whisper } => {
+            Route::Stream { ref name, whisper } => {
                 self.say(about("confirm_subscription", &ident.text));
                 self.add(&ident.text, false, whisper);
-                self.follow(self.subs.len() - 1, &name);
+                self.follow(self.subs.len() - 1, name);
+                if history {
+                    self.items.push_front(Item::History(ident));
+                }
             }
             Route::Rejected | Route::App => self.say(about("reject_subscription", &ident.text)),
         }
@@ -268,31 +278,50 @@ impl Model {
         self.phase = Phase::Open;
     }
 
-    /// The app has answered the call that runs.
-    pub fn answer(&mut self, result: &Result<Reply, CallError>) {
+    /// The question that is open is answered.
+    pub fn answer(&mut self, reply: &Reply) {
         let Some(waiting) = self.waiting.take() else { return };
-        let Some(wanted) = waiting else { return self.connected(result) };
-        self.items.pop_front();
-        let Ok(Reply::Command(reply)) = result else { return };
-        if reply.status == Status::Error {
-            return;
+        let Some(wanted) = waiting else { return self.connected(reply) };
+        let item = self.items.pop_front();
+        match (wanted.kind, reply) {
+            (None, Reply::Broker(Ok(BrokerReply::History(missed)))) => {
+                for publication in missed {
+                    let identifier = quoted(&wanted.identifier);
+                    self.say(format!("{{\"identifier\":{identifier},\"message\":{}}}", publication.message));
+                }
+                self.say(about("confirm_history", &wanted.identifier));
+            }
+            (None, Reply::Broker(Err(_))) => self.say(about("reject_history", &wanted.identifier)),
+            (Some(kind), Reply::App(Ok(AppReply::Command(reply)))) if reply.status != Status::Error => {
+                self.carried_out(kind, &wanted.identifier, reply);
+                if let Some(Item::Subscribe(ident, true)) = item
+                    && reply.status == Status::Success
+                    && !reply.disconnect
+                {
+                    self.items.push_front(Item::History(ident));
+                }
+            }
+            _ => {}
         }
+    }
+
+    fn carried_out(&mut self, kind: CommandKind, identifier: &str, reply: &CommandReply) {
         let success = reply.status == Status::Success;
-        match wanted.kind {
+        match kind {
             CommandKind::Subscribe => {
                 self.disconnectable = true;
                 if success {
-                    self.add(&wanted.identifier, true, false);
+                    self.add(identifier, true, false);
                     self.apply(self.subs.len() - 1, reply);
                 }
             }
             CommandKind::Unsubscribe => {
-                if let Some(at) = self.find(&wanted.identifier) {
+                if let Some(at) = self.find(identifier) {
                     self.forget(at);
                 }
             }
             CommandKind::Message => {
-                if let Some(at) = self.find(&wanted.identifier) {
+                if let Some(at) = self.find(identifier) {
                     self.apply(at, reply);
                 }
             }
@@ -317,15 +346,15 @@ impl Model {
         merge(&mut self.subs[at].istate, &reply.istate);
     }
 
-    fn connected(&mut self, result: &Result<Reply, CallError>) {
-        match result {
-            Ok(Reply::Connect(reply)) if reply.status == Status::Success => {
+    fn connected(&mut self, reply: &Reply) {
+        match reply {
+            Reply::App(Ok(AppReply::Connect(reply))) if reply.status == Status::Success => {
                 self.disconnectable = true;
                 merge(&mut self.cstate, &reply.cstate);
                 self.let_in(&reply.identifiers);
                 reply.transmissions.iter().for_each(|text| self.say(text.clone()));
             }
-            Ok(Reply::Connect(reply)) if reply.status == Status::Failure => {
+            Reply::App(Ok(AppReply::Connect(reply))) if reply.status == Status::Failure => {
                 reply.transmissions.iter().for_each(|text| self.say(text.clone()));
                 self.over("Auth Failed", 1000);
             }

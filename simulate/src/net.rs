@@ -9,6 +9,8 @@ use std::collections::VecDeque;
 use std::io::{ErrorKind, IoSlice};
 use std::time::Duration;
 
+use cableway::model::SlotKey;
+
 use crate::rng::Rng;
 
 /// Number of a connection; they are never reused within a run.
@@ -32,6 +34,8 @@ pub struct Conn {
     /// The server has let go of its end.
     pub server_gone: bool,
     watch: Option<Watch>,
+    /// What the server watched it under last: no other connection ever was.
+    token: Option<u64>,
     /// Stands in the poller's list.
     queued: bool,
     /// A write met the limit and room has not been reported since.
@@ -99,6 +103,7 @@ impl Net {
             server_shut: false,
             server_gone: false,
             watch: None,
+            token: None,
             queued: false,
             no_space: false,
             blocked: false,
@@ -149,12 +154,24 @@ impl Net {
     pub fn watch(&mut self, id: ConnId, token: u64, write: bool) {
         let conn = &mut self.conns[id];
         conn.watch = Some(Watch { token, write });
+        conn.token = Some(token);
         if !conn.has_room() {
             conn.no_space = true;
         }
         if conn.state().is_some_and(|event| event.readable || event.writable || event.hangup) {
             self.wake(id, false);
         }
+    }
+
+    /// Which connection a slot holds, or held until its socket was gone.
+    pub fn holder_of(&self, key: SlotKey) -> Option<ConnId> {
+        let token = u64::from(key.generation) << 32 | u64::from(key.index);
+        self.conns.iter().position(|conn| conn.token == Some(token))
+    }
+
+    /// The server is not told of this connection any more.
+    pub fn unwatch(&mut self, id: ConnId) {
+        self.conns[id].watch = None;
     }
 
     /// The server reads.

@@ -7,12 +7,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cableway::model::{Answer, Call, CloseCause, DisconnectMode, Publication, RemoteDisconnect, Sid, SlotKey};
-use cableway::shard::{Delivery, Message, Shard, ShardMetrics};
+use cableway::model::{Answer, CloseCause, DisconnectMode, Publication, RemoteDisconnect, Sid, SlotKey};
+use cableway::shard::{Delivery, Message, Readiness, Shard, ShardMetrics};
 
 use crate::client::Aim;
 use crate::model::Phase;
-use crate::world::{Published, Seams, Sim};
+use crate::world::{Open, Published, Seams, Sim, Socket};
 
 /// Turns in a row that move neither the clock nor a client, after which the shard is said to spin.
 const TURNS_MAX: usize = 1_000;
@@ -31,7 +31,7 @@ pub struct Summary {
 enum Post {
     Answer(SlotKey),
     /// An answer that nobody waits for.
-    Late(SlotKey, Call),
+    Late(SlotKey, Open),
     Publish(Arc<Publication>),
     Disconnect(RemoteDisconnect),
     Drain(Duration),
@@ -39,7 +39,7 @@ enum Post {
 
 struct Run {
     sim: Rc<RefCell<Sim>>,
-    shard: Shard<Seams>,
+    shard: Shard<Seams, Seams>,
     metrics: Arc<ShardMetrics>,
     inbox: VecDeque<Post>,
     turns: u64,
@@ -53,7 +53,7 @@ pub fn run(seed: u64, trace: bool) -> Result<Summary, String> {
     let sim = Rc::new(RefCell::new(Sim::new(seed, trace)));
     let metrics = Arc::new(ShardMetrics::new(0));
     let settings = Arc::clone(&sim.borrow().scenario.settings);
-    let shard = Shard::new(0, Seams(Rc::clone(&sim)), settings, Arc::clone(&metrics));
+    let shard = Shard::new(0, Seams(Rc::clone(&sim)), Seams(Rc::clone(&sim)), settings, Arc::clone(&metrics));
     let mut run = Run { sim, shard, metrics, inbox: VecDeque::new(), turns: 0 };
     let outcome = run.play();
     let sim = run.sim.borrow();
@@ -150,9 +150,33 @@ impl Run {
                 let rewrite = sim.rng.chance(rewrites);
                 drop(sim);
                 if rewrite {
-                    self.shard.rewrite_sessions().map_err(|error| format!("sessions do not read back: {error}"))?;
+                    self.rewrite()?;
                 }
                 self.turn();
+            }
+        }
+        Ok(())
+    }
+
+    /// Some connections are taken apart and put together again.
+    fn rewrite(&mut self) -> Result<(), String> {
+        if self.shard.is_delivering() {
+            return Ok(());
+        }
+        let keys: Vec<_> = self.shard.keys().collect();
+        for key in keys {
+            if self.sim.borrow_mut().rng.chance(500) {
+                continue;
+            }
+            let Some(apart) = self.shard.take_apart(key) else { return Err(format!("{key:?} cannot be taken apart")) };
+            let together = self.shard.put_together(apart.socket, &apart.state);
+            let key = together.map_err(|(_, error)| format!("a connection cannot be put together: {error}"))?;
+            self.sim.borrow_mut().moved(apart.key, key);
+            for post in &mut self.inbox {
+                match post {
+                    Post::Answer(old) | Post::Late(old, _) if *old == apart.key => *old = key,
+                    _ => {}
+                }
             }
         }
         Ok(())
@@ -183,7 +207,8 @@ impl Run {
                 }
             }
             if let Some(event) = events.get(n) {
-                self.shard.ready(event.token, event.readable, event.writable, event.hangup);
+                let (readable, writable, hangup) = (event.readable, event.writable, event.hangup);
+                self.shard.ready(event.token, Readiness { readable, writable, hangup });
             }
             // The world does not wait for the shard.
             let sim = &mut *self.sim.borrow_mut();
@@ -203,21 +228,21 @@ impl Run {
     /// Something reaches the shard.
     fn deliver(&mut self, post: Post) {
         let mut sim = self.sim.borrow_mut();
-        let message = match post {
+        let message: Message<Socket> = match post {
             Post::Answer(key) => {
                 // Canceled in the meantime: it comes as a late answer, or not at all.
                 let Some(at) = sim.running.iter().position(|(running, ..)| *running == key) else { return };
-                let (key, c, call) = sim.running.remove(at);
+                let (key, c, question) = sim.running.remove(at);
                 sim.clients[c].running = None;
-                let result = sim.make_answer(&call);
-                sim.trace(|| format!("answer for client {c}: {result:?}"));
-                sim.apply(c, &result);
-                Message::Answer(Answer { key, result })
+                let reply = sim.make_answer(&question);
+                sim.trace(|| format!("answer for client {c}: {reply:?}"));
+                sim.apply(c, &reply);
+                Message::Answer(Answer { key, reply })
             }
-            Post::Late(key, call) => {
+            Post::Late(key, question) => {
                 sim.trace(|| "a late answer".into());
-                let result = sim.make_answer(&call);
-                Message::Answer(Answer { key, result })
+                let reply = sim.make_answer(&question);
+                Message::Answer(Answer { key, reply })
             }
             Post::Publish(publication) => {
                 sim.trace(|| format!("publication {}: {publication:?}", sim.published.len()));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use cableway::hub::StreamHasher;
 use cableway::identity::{Secret, StreamRouter, StreamSettings, sign_stream};
 use cableway::model::{DisconnectMode, PingPrecision};
 use cableway::proto::frame::Limits;
@@ -86,6 +87,8 @@ impl Scenario {
         let router = StreamSettings { secret: knows_secret.then_some(secret), public, whisper, ..Default::default() };
         let path = |text: &str| PathPattern::parse(text).expect("a sound path");
         let settings = Settings {
+            listeners: Vec::new(),
+            stream_hasher: StreamHasher::new(rng.next()),
             handshake: Rules {
                 cable_paths: vec![path("/cable")],
                 echo_path: Some(path("/echo")),

@@ -1,15 +1,16 @@
 //! Everything around the shard: what a run consists of, and the seams through which the shard touches it.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::io::{self, ErrorKind, IoSlice};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cableway::model::{Call, CallError, Now, Publication, SlotKey};
-use cableway::shard::{Accepted, World};
+use cableway::hub::StreamKey;
+use cableway::model::{BrokerQuestion, Call, Now, Publication, Question, Reply, Request, Sid, SlotKey};
+use cableway::shard::{Accepted, Incoming, Interest, Machine, Received, Services};
 
 use crate::client::{Aim, Client};
 use crate::net::{ConnId, Net};
@@ -25,6 +26,13 @@ pub struct Published {
     pub exclude: Option<usize>,
 }
 
+/// A question that is open.
+#[derive(Clone)]
+pub enum Open {
+    App(Call),
+    Broker(BrokerQuestion),
+}
+
 /// One run: clients, network, app, clock, and what was noted down to check them.
 pub struct Sim {
     pub rng: Rng,
@@ -32,10 +40,10 @@ pub struct Sim {
     pub mono: Duration,
     pub net: Net,
     pub clients: Vec<Client>,
-    /// Calls that run, by key; the client.
-    pub running: Vec<(SlotKey, usize, Call)>,
-    /// Keys of calls that were canceled: an answer may still come.
-    pub canceled: Vec<(SlotKey, Call)>,
+    /// Questions that are open, by key; the client.
+    pub running: Vec<(SlotKey, usize, Open)>,
+    /// Keys of questions that were canceled: an answer may still come.
+    pub canceled: Vec<(SlotKey, Open)>,
     /// Publications in the order in which the shard got them.
     pub published: Vec<Published>,
     pub by_text: BTreeMap<String, usize>,
@@ -46,6 +54,8 @@ pub struct Sim {
     /// Remote disconnects that were demanded.
     pub evicted: BTreeSet<(String, bool)>,
     pub present: BTreeSet<String>,
+    /// Streams that the shard wants.
+    pub followed: HashSet<StreamKey>,
     pub open: usize,
     pub accepted: u64,
     pub turned_away: u64,
@@ -82,6 +92,7 @@ impl Sim {
             whispered: VecDeque::new(),
             evicted: BTreeSet::new(),
             present: BTreeSet::new(),
+            followed: HashSet::new(),
             open: 0,
             accepted: 0,
             turned_away: 0,
@@ -111,6 +122,31 @@ impl Sim {
         }
     }
 
+    /// A connection has another key now; whoever is to answer its question has to know.
+    pub fn moved(&mut self, from: SlotKey, to: SlotKey) {
+        for (key, c, _) in &mut self.running {
+            if *key == from {
+                *key = to;
+                self.clients[*c].running = Some(to);
+            }
+        }
+    }
+
+    /// What becomes of a question.
+    pub fn make_answer(&mut self, question: &Open) -> Reply {
+        match question {
+            Open::App(call) => Reply::App(self.app_answer(call)),
+            Open::Broker(question) => self.broker_answer(question),
+        }
+    }
+
+    fn watch_listener(&mut self, watch: bool) {
+        if self.watching == watch {
+            self.fail(format!("watch_listener({watch}) twice"));
+        }
+        self.watching = watch;
+    }
+
     /// Runs of one seed must have equal digests.
     pub fn digest_mix(&mut self, word: u64) {
         self.digest = (self.digest ^ word).wrapping_mul(0x0100_0000_01b3).rotate_left(23);
@@ -134,7 +170,7 @@ impl Drop for Socket {
     }
 }
 
-impl World for Seams {
+impl Machine for Seams {
     type Socket = Socket;
 
     fn now(&mut self) -> Now {
@@ -169,15 +205,16 @@ impl World for Seams {
         }
         sim.clients[conn].accepted_at = Some(sim.mono);
         sim.trace(|| format!("the shard accepts {conn}"));
-        Accepted::Socket(Socket { sim: Rc::clone(&self.0), conn }, SocketAddr::from(([127, 0, 0, 1], 4000)))
+        let socket = Socket { sim: Rc::clone(&self.0), conn };
+        Accepted::Connection(Incoming { socket, peer: SocketAddr::from(([127, 0, 0, 1], 4000)), listener: 0 })
     }
 
-    fn watch_listener(&mut self, watch: bool) {
-        let sim = &mut *self.0.borrow_mut();
-        if sim.watching == watch {
-            sim.fail(format!("watch_listener({watch}) twice"));
-        }
-        sim.watching = watch;
+    fn pause_listening(&mut self) {
+        self.0.borrow_mut().watch_listener(false);
+    }
+
+    fn resume_listening(&mut self) {
+        self.0.borrow_mut().watch_listener(true);
     }
 
     fn stop_listening(&mut self) {
@@ -189,17 +226,29 @@ impl World for Seams {
         }
     }
 
-    fn watch(&mut self, socket: &Socket, token: u64, write: bool, _again: bool) -> io::Result<()> {
+    fn watch(&mut self, socket: &Socket, token: u64) -> io::Result<()> {
+        self.set_interest(socket, token, Interest::Read)
+    }
+
+    fn set_interest(&mut self, socket: &Socket, token: u64, interest: Interest) -> io::Result<()> {
         let sim = &mut *self.0.borrow_mut();
         if sim.rng.chance(sim.scenario.faults) {
             sim.net.conn(socket.conn).faulty = true;
             return Err(io::Error::from_raw_os_error(28));
         }
-        sim.net.watch(socket.conn, token, write);
+        sim.net.watch(socket.conn, token, interest == Interest::ReadWrite);
         Ok(())
     }
 
-    fn read(&mut self, socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
+    fn unwatch(&mut self, socket: &Socket) {
+        self.0.borrow_mut().net.unwatch(socket.conn);
+    }
+
+    fn peer(&self, _socket: &Socket) -> Option<SocketAddr> {
+        None
+    }
+
+    fn read(&mut self, socket: &Socket, buffer: &mut [u8]) -> io::Result<Received> {
         let sim = &mut *self.0.borrow_mut();
         if sim.rng.chance(10) {
             return Err(ErrorKind::Interrupted.into());
@@ -210,7 +259,9 @@ impl World for Seams {
         }
         let got = sim.net.server_read(socket.conn, buffer);
         sim.trace(|| format!("the shard reads {got:?} from {}", socket.conn));
-        Ok(got?)
+        // A socket that decrypts, for one, may say so at any time.
+        got.map(|bytes| Received { bytes, maybe_more: bytes == buffer.len() || sim.rng.chance(100) })
+            .map_err(Into::into)
     }
 
     fn write(&mut self, socket: &Socket, bytes: &[IoSlice<'_>]) -> io::Result<usize> {
@@ -237,8 +288,10 @@ impl World for Seams {
             sim.fail(format!("client {}: shut twice", socket.conn));
         }
     }
+}
 
-    fn hand_over(&mut self, socket: Socket, _peer: SocketAddr, read: Vec<u8>) -> Result<(), Socket> {
+impl Services<Socket> for Seams {
+    fn serve_http(&mut self, socket: Socket, _peer: SocketAddr, read: Vec<u8>) -> Result<(), Socket> {
         let mut guard = self.0.borrow_mut();
         let sim = &mut *guard;
         let c = socket.conn;
@@ -258,39 +311,56 @@ impl World for Seams {
         Ok(())
     }
 
-    fn call(&mut self, call: Call) -> Result<(), CallError> {
-        self.0.borrow_mut().on_call(call)
+    fn ask(&mut self, key: SlotKey, sid: Sid, question: Question) -> Option<Reply> {
+        let sim = &mut *self.0.borrow_mut();
+        match question {
+            Question::App(request) => sim.on_call(Call { key, sid, request }).err().map(|error| Reply::App(Err(error))),
+            Question::Broker(question) => sim.on_broker_question(key, sid, question),
+        }
     }
 
     fn cancel(&mut self, key: SlotKey) {
         self.0.borrow_mut().on_cancel(key);
     }
 
-    fn disconnect(&mut self, call: Call) {
-        self.0.borrow_mut().on_disconnect(&call);
+    fn tell(&mut self, key: SlotKey, sid: Sid, request: Request) {
+        self.0.borrow_mut().on_disconnect(&Call { key, sid, request });
     }
 
-    fn publish(&mut self, publication: Arc<Publication>) {
-        self.0.borrow_mut().on_whisper(publication);
+    fn publish(&mut self, publication: Publication) {
+        self.0.borrow_mut().on_whisper(Arc::new(publication));
     }
 
-    fn identifiers_present(&mut self, identifiers: &str, present: bool) {
+    fn follow(&mut self, stream: StreamKey) {
         let sim = &mut *self.0.borrow_mut();
-        let changed = if present { sim.present.insert(identifiers.into()) } else { sim.present.remove(identifiers) };
-        if !changed {
-            sim.fail(format!("identifiers_present({identifiers:?}, {present}) twice"));
+        if !sim.followed.insert(stream) {
+            sim.fail(format!("{stream:?} followed twice"));
         }
     }
 
-    fn count_open(&mut self, open: bool) -> bool {
+    fn unfollow(&mut self, stream: StreamKey) {
         let sim = &mut *self.0.borrow_mut();
-        if !open {
-            match sim.open.checked_sub(1) {
-                Some(fewer) => sim.open = fewer,
-                None => sim.fail("more WebSockets closed than opened".into()),
-            }
-            return true;
+        if !sim.followed.remove(&stream) {
+            sim.fail(format!("{stream:?} is not followed"));
         }
+    }
+
+    fn identity_came(&mut self, identifiers: &str) {
+        let sim = &mut *self.0.borrow_mut();
+        if !sim.present.insert(identifiers.into()) {
+            sim.fail(format!("identity {identifiers:?} came twice"));
+        }
+    }
+
+    fn identity_left(&mut self, identifiers: &str) {
+        let sim = &mut *self.0.borrow_mut();
+        if !sim.present.remove(identifiers) {
+            sim.fail(format!("identity {identifiers:?} left twice"));
+        }
+    }
+
+    fn try_open(&mut self) -> bool {
+        let sim = &mut *self.0.borrow_mut();
         let room = sim.open < sim.scenario.open_max;
         if room {
             sim.open += 1
@@ -298,5 +368,17 @@ impl World for Seams {
             sim.refused_open += 1
         }
         room
+    }
+
+    fn reopened(&mut self) {
+        self.0.borrow_mut().open += 1;
+    }
+
+    fn closed(&mut self) {
+        let sim = &mut *self.0.borrow_mut();
+        match sim.open.checked_sub(1) {
+            Some(fewer) => sim.open = fewer,
+            None => sim.fail("more WebSockets closed than opened".into()),
+        }
     }
 }

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use super::attempt::{self, Limits, Outcome, Transport};
 use super::{Answers, BackendMetrics};
-use crate::model::{Answer, Call, CallError, Reply, SlotKey};
+use crate::model::{Answer, AppReply, Call, CallError, SlotKey};
 
 /// Rounds of "finish, then start" in one turn of the driver, so that an app that answers at once, call after
 /// call, does not keep the runtime's thread for itself.
@@ -187,7 +187,7 @@ async fn drive<T: Transport>(shared: Arc<Shared>, transport: Arc<T>, limits: Lim
 
             for key in refused.drain(..) {
                 shared.metrics.rpc_overloaded_total.inc();
-                answers(Answer { key, result: Err(CallError::Overloaded) });
+                answers(Answer::of_app(key, Err(CallError::Overloaded)));
             }
             if starting.is_empty() {
                 if let Some(deadline) = next_expiry {
@@ -235,14 +235,14 @@ fn finish(
         Done::Session => {
             handles.remove(&key);
             let result = match result {
-                Ok(Outcome::Connect(reply)) => Ok(Reply::Connect(reply)),
-                Ok(Outcome::Command(reply)) => Ok(Reply::Command(*reply)),
+                Ok(Outcome::Connect(reply)) => Ok(AppReply::Connect(reply)),
+                Ok(Outcome::Command(reply)) => Ok(AppReply::Command(*reply)),
                 Ok(Outcome::Disconnect(..)) => return,
                 // The session is closed: nobody waits.
                 Err(CallError::Canceled) => return shared.metrics.rpc_canceled_total.inc(),
                 Err(error) => Err(error),
             };
-            answers(Answer { key, result });
+            answers(Answer::of_app(key, result));
         }
         // A disconnector that has stopped waiting (shutdown deadline) needs no answer.
         Done::Disconnector(done) => drop(done.send(result)),

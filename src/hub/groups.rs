@@ -1,11 +1,9 @@
 //! The subscribers of one stream, in groups by channel identifier.
 
-use foldhash::fast::FixedState;
-
 use crate::model::Topic;
 
-use super::members::{Crowds, Members};
-use super::shelf::{Keyed, Shelf};
+use super::index_set::{IndexSet, Keyed};
+use super::members::{MemberSets, Members};
 
 /// Subscribers of one stream with one identifier.
 #[derive(Clone)]
@@ -20,11 +18,11 @@ impl Keyed for Group {
     }
 }
 
-/// Most streams have all their subscribers under one identifier, so that case holds no shelf.
+/// Most streams have all their subscribers under one identifier, so that case holds no index set.
 pub(super) enum Groups {
     One(Group),
     /// Two at least.
-    Many(Box<Shelf<Group>>),
+    Many(Box<IndexSet<Group>>),
 }
 
 const _: () = assert!(size_of::<Group>() == 16 && size_of::<Groups>() == 16);
@@ -45,41 +43,47 @@ impl Groups {
     }
 
     /// The topic of a group as its members share it.
-    pub fn topic(&self, identifier: &str, hasher: &FixedState) -> Option<&Topic> {
+    pub fn topic(&self, identifier: &str, hash: impl Fn(&str) -> u64) -> Option<&Topic> {
         let group = match self {
             Groups::One(group) => Some(group).filter(|group| group.key() == identifier),
-            Groups::Many(groups) => groups.find(identifier, hasher),
+            Groups::Many(groups) => groups.find(identifier, &hash),
         };
         group.map(|group| &group.topic)
     }
 
     /// Adds a member; false when it was there already.
-    pub fn insert(&mut self, topic: &Topic, member: u32, hasher: &FixedState, crowds: &mut Crowds) -> bool {
+    pub fn insert(&mut self, topic: &Topic, member: u32, hash: impl Fn(&str) -> u64, sets: &mut MemberSets) -> bool {
         if let Groups::One(only) = self {
             if only.topic == *topic {
-                return only.members.insert(member, crowds);
+                return only.members.insert(member, sets);
             }
-            let mut groups = Box::new(Shelf::new());
-            groups.find_or_add(only.key(), hasher, || only.clone());
+            let mut groups = Box::new(IndexSet::new());
+            groups.find_or_add(only.key(), &hash, || only.clone());
             *self = Groups::Many(groups);
         }
         let Groups::Many(groups) = self else { return false };
         let group = || Group { topic: topic.clone(), members: Members::One(member) };
-        let known = groups.find_or_add(topic.identifier(), hasher, group);
-        known.is_none_or(|group| group.members.insert(member, crowds))
+        let known = groups.find_or_add(topic.identifier(), &hash, group);
+        known.is_none_or(|group| group.members.insert(member, sets))
     }
 
     /// Removes a member and tells whether anybody is left. `None` when the member was not there. Groups without a
     /// member are to be dropped.
-    pub fn remove(&mut self, topic: &Topic, member: u32, hasher: &FixedState, crowds: &mut Crowds) -> Option<bool> {
+    pub fn remove(
+        &mut self,
+        topic: &Topic,
+        member: u32,
+        hash: impl Fn(&str) -> u64,
+        sets: &mut MemberSets,
+    ) -> Option<bool> {
         let groups = match self {
-            Groups::One(only) if only.topic == *topic => return Some(only.members.remove(member, crowds)? > 0),
+            Groups::One(only) if only.topic == *topic => return Some(only.members.remove(member, sets)? > 0),
             Groups::One(_) => return None,
             Groups::Many(groups) => groups,
         };
-        let group = groups.find_mut(topic.identifier(), hasher)?;
-        if group.members.remove(member, crowds)? == 0 {
-            groups.remove(topic.identifier(), hasher);
+        let group = groups.find_mut(topic.identifier(), &hash)?;
+        if group.members.remove(member, sets)? == 0 {
+            groups.remove(topic.identifier(), &hash);
             if let [only] = groups.as_slice() {
                 *self = Groups::One(only.clone());
             }

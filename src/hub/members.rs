@@ -1,4 +1,4 @@
-//! The members of one group: one in place, or a crowd in a table of its own.
+//! The members of one group: one in place, or several in a set of their own.
 
 use std::hash::BuildHasher;
 
@@ -12,13 +12,13 @@ use super::shrink;
 pub(super) enum Members {
     /// A stream of one user has one subscriber, so that case holds no table.
     One(u32),
-    /// The number of a table in [`Crowds`].
-    Crowd(u32),
+    /// Its number in [`MemberSets`].
+    Set(u32),
 }
 
-/// The tables of all groups with more than one member. By number, because a pointer would take a group's place twice.
+/// The sets of all groups with more than one member. By number, because a pointer would take a group's place twice.
 #[derive(Default)]
-pub(super) struct Crowds {
+pub(super) struct MemberSets {
     tables: Vec<HashTable<u32>>,
     free: Vec<u32>,
 }
@@ -28,7 +28,7 @@ fn hash(member: &u32) -> u64 {
     FxBuildHasher.hash_one(member)
 }
 
-impl Crowds {
+impl MemberSets {
     /// True when no group has more than one member.
     pub fn is_empty(&self) -> bool {
         self.tables.len() == self.free.len()
@@ -50,18 +50,18 @@ impl Crowds {
 
 impl Members {
     /// Adds a member; false when it was there already.
-    pub fn insert(&mut self, member: u32, crowds: &mut Crowds) -> bool {
+    pub fn insert(&mut self, member: u32, sets: &mut MemberSets) -> bool {
         match *self {
             Members::One(only) if only == member => false,
             Members::One(only) => {
                 let mut table = HashTable::with_capacity(2);
                 table.insert_unique(hash(&only), only, hash);
                 table.insert_unique(hash(&member), member, hash);
-                *self = Members::Crowd(crowds.make(table));
+                *self = Members::Set(sets.make(table));
                 true
             }
-            Members::Crowd(number) => {
-                let table = &mut crowds.tables[number as usize];
+            Members::Set(number) => {
+                let table = &mut sets.tables[number as usize];
                 match table.entry(hash(&member), |m| *m == member, hash) {
                     hashbrown::hash_table::Entry::Occupied(_) => false,
                     hashbrown::hash_table::Entry::Vacant(entry) => {
@@ -74,17 +74,17 @@ impl Members {
     }
 
     /// Removes a member and tells how many are left; `None` when it was not there. A group of none is to be dropped.
-    pub fn remove(&mut self, member: u32, crowds: &mut Crowds) -> Option<usize> {
+    pub fn remove(&mut self, member: u32, sets: &mut MemberSets) -> Option<usize> {
         match *self {
             Members::One(only) => (only == member).then_some(0),
-            Members::Crowd(number) => {
-                let table = &mut crowds.tables[number as usize];
+            Members::Set(number) => {
+                let table = &mut sets.tables[number as usize];
                 table.find_entry(hash(&member), |m| *m == member).ok()?.remove();
                 shrink(table, hash);
                 let left = table.len();
                 if left == 0 {
                     *table = HashTable::new();
-                    crowds.free.push(number);
+                    sets.free.push(number);
                 }
                 Some(left)
             }
@@ -92,10 +92,10 @@ impl Members {
     }
 
     /// Visits every member.
-    pub fn for_each(&self, crowds: &Crowds, mut visit: impl FnMut(u32)) {
+    pub fn for_each(&self, sets: &MemberSets, mut visit: impl FnMut(u32)) {
         match *self {
             Members::One(only) => visit(only),
-            Members::Crowd(number) => crowds.tables[number as usize].iter().for_each(|member| visit(*member)),
+            Members::Set(number) => sets.tables[number as usize].iter().for_each(|member| visit(*member)),
         }
     }
 }

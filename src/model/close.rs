@@ -1,7 +1,7 @@
 //! Why connections end: the closed list of causes, and the words clients are told.
 
-macro_rules! causes {
-    ($($(#[doc = $doc:literal])+ $name:ident => $label:literal,)+) => {
+macro_rules! endings {
+    ($($(#[doc = $doc:literal])+ $name:ident = $label:literal, $ending:expr;)+) => {
         /// Why a connection ended. Every connection a shard accepted ends with exactly one of these and is
         /// counted under it, in `connections_closed_total{cause="…"}`.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -20,59 +20,108 @@ macro_rules! causes {
                     $(CloseCause::$name => $label,)+
                 }
             }
+
+            /// What the client is told.
+            pub fn ending(self) -> Ending {
+                match self {
+                    $(CloseCause::$name => $ending,)+
+                }
+            }
         }
     };
 }
 
-causes! {
+/// The last that a client hears of us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Nothing: the peer is gone, or somebody else has the socket.
+    Silent,
+    /// An HTTP response instead of the upgrade. Which status is said by the rule that was broken.
+    Response,
+    /// A close frame, and before it a disconnect message where the dialect has one and this cause has a word.
+    Close {
+        /// RFC 6455 section 7.4. A client that closes gets its own code back.
+        code: u16,
+        /// For the close frame; short.
+        reason: &'static str,
+        /// The disconnect message.
+        disconnect: Option<Disconnect>,
+    },
+}
+
+/// A disconnect message (`contracts/action-cable.md` section 6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Disconnect {
+    /// Why.
+    pub reason: DisconnectReason,
+    /// Whether the client is told to come back. An app that disconnects somebody says so itself.
+    pub reconnect: bool,
+}
+
+const fn close(code: u16, reason: &'static str) -> Ending {
+    Ending::Close { code, reason, disconnect: None }
+}
+
+const fn disconnect(code: u16, close: &'static str, reason: DisconnectReason, reconnect: bool) -> Ending {
+    Ending::Close { code, reason: close, disconnect: Some(Disconnect { reason, reconnect }) }
+}
+
+use DisconnectReason as Word;
+use Ending::{Response, Silent};
+
+// Cause, label, and what the client is told: close code, close reason, disconnect word, whether to come back. The close
+// reason of a broken rule is the rule's.
+endings! {
     /// The client sent a close frame.
-    ClientClosed => "client_closed",
+    ClientClosed = "client_closed", close(1000, "");
     /// The client ended the byte stream without a close frame.
-    ClientGone => "client_gone",
+    ClientGone = "client_gone", Silent;
     /// The peer reset the connection.
-    PeerReset => "peer_reset",
+    PeerReset = "peer_reset", Silent;
     /// The kernel gave the peer up: keepalive probes or sent data stayed unacknowledged.
-    PeerTimeout => "peer_timeout",
+    PeerTimeout = "peer_timeout", Silent;
     /// Reading or writing failed in another way.
-    IoError => "io_error",
-    /// The client broke the framing rules (1002).
-    ProtocolError => "protocol_error",
-    /// A text message was not UTF-8 (1007).
-    InvalidUtf8 => "invalid_utf8",
-    /// A message was over the size or fragment limit (1009).
-    MessageTooBig => "message_too_big",
+    IoError = "io_error", Silent;
+    /// The client broke the framing rules.
+    ProtocolError = "protocol_error", close(1002, "");
+    /// A text message was not UTF-8.
+    InvalidUtf8 = "invalid_utf8", close(1007, "");
+    /// A message was over the size or fragment limit.
+    MessageTooBig = "message_too_big", close(1009, "");
     /// The outbox was full.
-    TooSlow => "too_slow",
+    TooSlow = "too_slow", disconnect(1000, "", Word::TooSlow, true);
     /// Bytes could not be written within the write time-out.
-    WriteTimeout => "write_timeout",
+    WriteTimeout = "write_timeout", Silent;
     /// No sign of life after a ping within the pong time-out.
-    NoPong => "no_pong",
+    NoPong = "no_pong", disconnect(1000, "No Pong", Word::NoPong, true);
     /// The app or the token refused the client.
-    Unauthorized => "unauthorized",
+    Unauthorized = "unauthorized", disconnect(1000, "Auth Failed", Word::Unauthorized, false);
+    /// The client's token was over before it came.
+    TokenExpired = "token_expired", disconnect(1000, "Auth Failed", Word::TokenExpired, false);
     /// Asking whether the client may connect failed.
-    AuthError => "auth_error",
+    AuthError = "auth_error", close(1011, "Auth Error");
     /// The app's answer to a command asked to disconnect.
-    CommandDisconnect => "command_disconnect",
+    CommandDisconnect = "command_disconnect", close(1000, "Closed by the app");
     /// The app asked to disconnect these identifiers.
-    Remote => "remote",
+    Remote = "remote", disconnect(1000, "Closed remotely", Word::Remote, false);
     /// This server is shutting down.
-    ServerRestart => "server_restart",
+    ServerRestart = "server_restart", disconnect(1001, "Server restart", Word::ServerRestart, true);
     /// The upgrade request did not arrive within the handshake time-out.
-    HandshakeTimeout => "handshake_timeout",
+    HandshakeTimeout = "handshake_timeout", Response;
     /// The upgrade request was refused (4xx).
-    HandshakeRefused => "handshake_refused",
+    HandshakeRefused = "handshake_refused", Response;
     /// The peer left before its request was complete.
-    HandshakeGone => "handshake_gone",
+    HandshakeGone = "handshake_gone", Silent;
     /// Answered 503: `--max-conn` is reached.
-    MaxConnections => "max_connections",
+    MaxConnections = "max_connections", Response;
     /// Answered 503: too many connections have not finished their request.
-    TooManyHandshakes => "too_many_handshakes",
+    TooManyHandshakes = "too_many_handshakes", Response;
     /// Answered 503: this server is shutting down.
-    Draining => "draining",
+    Draining = "draining", Response;
     /// Answered 503: no descriptors are left.
-    NoDescriptors => "no_descriptors",
+    NoDescriptors = "no_descriptors", Response;
     /// An ordinary HTTP request: handed to the HTTP server, which owns the socket from here on.
-    Http => "http",
+    Http = "http", Silent;
 }
 
 /// The `reason` of a `disconnect` message (`contracts/action-cable.md` section 6).

@@ -70,18 +70,9 @@ impl CommandKind {
     }
 }
 
-/// What comes back for a [`Call`] that somebody waits for (all but Disconnect).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
-    /// The call's key.
-    pub key: SlotKey,
-    /// The app's reply, or why there is none.
-    pub result: Result<Reply, CallError>,
-}
-
 /// The app's reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reply {
+pub enum AppReply {
     /// To [`Request::Connect`].
     Connect(ConnectReply),
     /// To [`Request::Command`].

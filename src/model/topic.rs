@@ -31,6 +31,11 @@ impl Topic {
         text(self.halves().0)
     }
 
+    /// Whether this is the channel identifier. Cheaper than comparing it as a text.
+    pub fn has_identifier(&self, identifier: &str) -> bool {
+        self.halves().0 == identifier.as_bytes()
+    }
+
     /// The stream.
     pub fn stream(&self) -> &str {
         text(self.halves().1)
@@ -69,8 +74,17 @@ impl<'de> Deserialize<'de> for Topic {
 const _: () = assert!(size_of::<Topic>() == 8);
 
 /// A channel identifier on its own, for whoever needs no stream. A subscription's shares the text of its topic.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct ChannelIdentifier(Topic);
+
+impl PartialEq for ChannelIdentifier {
+    /// Whatever stream the shared text has beside it.
+    fn eq(&self, other: &ChannelIdentifier) -> bool {
+        self.0.has_identifier(other)
+    }
+}
+
+impl Eq for ChannelIdentifier {}
 
 impl ChannelIdentifier {
     /// The identifier of a topic.

@@ -18,7 +18,7 @@ use crate::telemetry::{Collect, Families};
 
 use super::capacity::Capacity;
 use super::publish::ToShards;
-use super::wires::Wires;
+use super::services::Shared;
 
 /// How often the log may warn about one kind of trouble.
 const WARN_EVERY: Duration = Duration::from_secs(10);
@@ -58,7 +58,7 @@ pub(super) struct Parts {
     pub shards: Arc<[Arc<ShardMetrics>]>,
     pub front: Arc<FrontMetrics>,
     pub backend: Arc<Backend>,
-    pub wires: Arc<Wires>,
+    pub shared: Arc<Shared>,
     pub publisher: Arc<ToShards>,
     pub listeners: Arc<Mutex<Vec<TcpListener>>>,
     pub draining: Arc<AtomicBool>,
@@ -104,7 +104,7 @@ impl Observer {
         let sum = |read: fn(&ShardMetrics) -> u64| self.parts.shards.iter().map(|shard| read(shard)).sum::<u64>();
         Facts {
             clients: sum(|shard| shard.counters.clients_num.get().max(0) as u64),
-            websockets: self.parts.wires.open(),
+            websockets: self.parts.shared.open(),
             capacity: self.parts.capacity.clients,
             resident_bytes: process::resident_bytes().unwrap_or(0),
             resident_bytes_at_boot: self.booted_with.load(Relaxed),
@@ -117,7 +117,7 @@ impl Observer {
 
     /// What must be true for this server to get new clients.
     pub(super) fn checks(&self) -> Vec<Check> {
-        let open = self.parts.wires.open();
+        let open = self.parts.shared.open();
         vec![
             Check { name: "not_draining", ok: !self.parts.draining.load(Relaxed) },
             Check { name: "backend_reachable", ok: self.backend_reachable.load(Relaxed) },
@@ -127,14 +127,14 @@ impl Observer {
 
     /// All metrics, as Prometheus reads them.
     pub(super) fn metrics_text(&self) -> String {
-        let Parts { config, shards, front, backend, wires, publisher, listeners, .. } = &self.parts;
+        let Parts { config, shards, front, backend, shared, publisher, listeners, .. } = &self.parts;
         let mut families = Families::new(config.metrics.tags.0.clone());
         for shard in shards.iter() {
             shard.collect(&[], &mut families);
         }
         front.collect(&[], &mut families);
         backend.metrics().collect(&[], &mut families);
-        wires.metrics.collect(&[], &mut families);
+        shared.metrics.collect(&[], &mut families);
         publisher.metrics.collect(&[], &mut families);
         self.node_metrics().collect(&[], &mut families);
         for (at, listener) in listeners.lock().unwrap_or_else(PoisonError::into_inner).iter().enumerate() {
@@ -157,7 +157,7 @@ impl Observer {
         let facts = self.facts();
         let node = NodeMetrics::default();
         let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-        node.clients_uniq_num.set(self.parts.wires.identities() as i64);
+        node.clients_uniq_num.set(self.parts.shared.identities() as i64);
         node.websockets_num.set(gauge(facts.websockets));
         node.websockets_max.set(gauge(facts.capacity));
         node.mem_sys_bytes.set(gauge(facts.resident_bytes));
@@ -223,7 +223,7 @@ impl Observer {
                  --disconnect-backlog-size)",
             ),
             (
-                self.parts.wires.metrics.whispers_dropped_total.get(),
+                self.parts.shared.metrics.whispers_dropped_total.get(),
                 "whispers dropped: more publications wait than are delivered",
             ),
             (

@@ -3,14 +3,18 @@
 use std::sync::Arc;
 
 use crate::front::{Handover, Publisher};
+use crate::hub::StreamHasher;
 use crate::metrics;
 use crate::model::{Publication, RemoteDisconnect};
 use crate::shard::{Inbox, Message};
 
-/// Hands publications to all shards of this node. Which of them has subscribers only the shard knows: asking would
-/// cost a lock, and a shard without any drops it after one look.
+use super::followers::Followers;
+
+/// Hands publications to the shards of this node that follow their streams.
 pub struct ToShards {
     inboxes: Arc<[Arc<Inbox>]>,
+    hasher: StreamHasher,
+    pub(super) followers: Followers,
     pub(super) metrics: DeliveryMetrics,
 }
 
@@ -23,17 +27,18 @@ metrics! {
 }
 
 impl ToShards {
-    pub(super) fn new(inboxes: Arc<[Arc<Inbox>]>) -> ToShards {
-        ToShards { inboxes, metrics: DeliveryMetrics::default() }
+    pub(super) fn new(inboxes: Arc<[Arc<Inbox>]>, hasher: StreamHasher) -> ToShards {
+        ToShards { inboxes, hasher, followers: Followers::default(), metrics: DeliveryMetrics::default() }
     }
 
     /// Hands a publication over if there is room everywhere; tells whether nobody missed it.
-    pub(super) fn try_publish(&self, publication: &Arc<Publication>) -> bool {
+    pub(super) fn try_publish(&self, publication: Publication) -> bool {
         self.metrics.broadcast_msg_total.inc();
         let mut everywhere = true;
-        for inbox in self.inboxes.iter() {
-            everywhere &= inbox.try_publish(Arc::clone(publication));
-        }
+        let publication = Arc::new(publication);
+        self.followers.for_each(self.hasher.key(&publication.stream), |shard| {
+            everywhere &= self.inboxes[usize::from(shard)].try_publish(Arc::clone(&publication));
+        });
         everywhere
     }
 }
@@ -43,8 +48,10 @@ impl Publisher for ToShards {
         Box::pin(async move {
             for publication in publications.into_iter().map(Arc::new) {
                 self.metrics.broadcast_msg_total.inc();
-                for inbox in self.inboxes.iter() {
-                    inbox.publish(Arc::clone(&publication)).await;
+                let mut shards = Vec::new();
+                self.followers.for_each(self.hasher.key(&publication.stream), |shard| shards.push(shard));
+                for shard in shards {
+                    self.inboxes[usize::from(shard)].publish(Arc::clone(&publication)).await;
                 }
             }
             Ok(())

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::backend::{self, GrpcTarget, Target, TlsSettings};
 use crate::config::{Config, DisconnectMode, ListenOn, PingPrecision, RpcImplementation, Secrets};
 use crate::front::{self, Cors, MetricsRoute, PublishRoute, ReadyRoute, Routes};
+use crate::hub::StreamHasher;
 use crate::identity::{Jwt, Secret, StreamRouter, StreamSettings};
 use crate::os::listener::{Keepalive, ListenerOptions};
 use crate::proto::frame::Limits;
@@ -45,6 +46,8 @@ pub(super) fn shard(config: &Config, secrets: &Secrets) -> Result<shard::Setting
     };
     let token_param = jwt.is_some().then(|| config.jwt.param.clone());
     Ok(shard::Settings {
+        listeners: Vec::new(),
+        stream_hasher: StreamHasher::new(rand::random()),
         handshake: Rules {
             cable_paths: config.ws.paths.iter().map(path).collect::<Result<_, _>>()?,
             echo_path: config.ws.echo_path.as_ref().map(path).transpose()?,

@@ -18,7 +18,10 @@ mod unfinished;
 mod utf8;
 mod violation;
 
+use std::borrow::Cow;
 use std::ops::{Deref, DerefMut};
+
+use serde::{Deserialize, Serialize};
 
 pub use encode::{close, encode, encode_parts, header};
 pub use header::{CLOSE_REASON_BYTES_MAX, CONTROL_BYTES_MAX, HeaderBytes, Opcode, close_code_is_legal};
@@ -47,13 +50,8 @@ impl Limits {
 /// What the frames said.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event<'a> {
-    /// A whole message. The payload of a text message is valid UTF-8.
-    Message {
-        /// Text or binary.
-        kind: Kind,
-        /// All fragments joined, unmasked.
-        payload: Payload<'a>,
-    },
+    /// A whole message.
+    Message(Message<'a>),
     /// A ping, to be answered by a pong with the same payload (at most [`CONTROL_BYTES_MAX`]).
     Ping(Payload<'a>),
     /// A pong.
@@ -63,8 +61,35 @@ pub enum Event<'a> {
     Close(Option<(u16, Payload<'a>)>),
 }
 
+/// A whole message: all fragments joined, unmasked.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Message<'a> {
+    /// Known to be UTF-8: nobody has to check it again.
+    Text(Cow<'a, str>),
+    /// Any bytes.
+    Binary(Payload<'a>),
+}
+
+impl Message<'_> {
+    /// Text or binary.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Message::Text(_) => Kind::Text,
+            Message::Binary(_) => Kind::Binary,
+        }
+    }
+
+    /// The payload.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Message::Text(text) => text.as_bytes(),
+            Message::Binary(payload) => payload,
+        }
+    }
+}
+
 /// What a message holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
     /// Valid UTF-8.
     Text,
@@ -124,7 +149,7 @@ impl Payload<'_> {
 ///
 /// Give every read to [`next`](Self::next) again and again until it says `None`; then all of it was used. After a
 /// [`Violation`] the connection has to be failed with its close code, and the reader has let go of everything.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct FrameReader(Option<Box<Unfinished>>);
 
 // A parked connection pays for this and nothing else: one pointer, null.
@@ -203,14 +228,17 @@ impl FrameReader {
             // first frame needs the kind.
             let kind = if opcode == Opcode::Binary { Kind::Binary } else { Kind::Text };
             if whole_here && fin && opcode != Opcode::Continuation {
-                if kind == Kind::Text && std::str::from_utf8(bytes).is_err() {
-                    return Err(Violation::TextNotUtf8);
-                }
                 self.park_if_idle();
-                return Ok(Some(Event::Message { kind, payload: Payload::Borrowed(bytes) }));
+                return Ok(Some(Event::Message(match kind {
+                    Kind::Text => {
+                        let text = std::str::from_utf8(bytes).map_err(|_| Violation::TextNotUtf8)?;
+                        Message::Text(Cow::Borrowed(text))
+                    }
+                    Kind::Binary => Message::Binary(Payload::Borrowed(bytes)),
+                })));
             }
             let unfinished = self.unfinished();
-            let message = unfinished.message.get_or_insert_with(|| unfinished::Message::new(kind));
+            let message = unfinished.message.get_or_insert_with(|| unfinished::OpenMessage::new(kind));
             // How long the message will be is known only in its last frame.
             let bytes_max =
                 if fin { message.len() + bytes.len() + len - frame.arrived } else { limits.message_bytes_max };
@@ -222,8 +250,7 @@ impl FrameReader {
             message.end_fragment();
             if fin && let Some(message) = unfinished.message.take() {
                 self.park_if_idle();
-                let (kind, payload) = message.finish()?;
-                return Ok(Some(Event::Message { kind, payload: Payload::Owned(payload) }));
+                return Ok(Some(Event::Message(message.finish()?)));
             }
         }
     }
@@ -233,7 +260,8 @@ impl FrameReader {
         if input.is_empty() {
             return Ok(None);
         }
-        let open = self.0.as_ref().and_then(|unfinished| unfinished.message.as_ref()).map(unfinished::Message::open);
+        let open =
+            self.0.as_ref().and_then(|unfinished| unfinished.message.as_ref()).map(unfinished::OpenMessage::open);
         if let Some(begun) = self.0.as_deref_mut().filter(|unfinished| unfinished.header_len > 0) {
             let kept = usize::from(begun.header_len);
             let more = input.len().min(begun.header.len() - kept);

@@ -1,7 +1,7 @@
 //! The HTTP upgrade: a request head in, a 101 or a refusal out.
 //!
 //! Every rule by which a request becomes a WebSocket stands here and in the files below, and nowhere else
-//! (`contracts/action-cable.md` section 1, RFC 6455 section 4.2). Nothing here reads a socket: the door gives the bytes
+//! (`contracts/action-cable.md` section 1, RFC 6455 section 4.2). Nothing here reads a socket: the shard gives the bytes
 //! it has to [`parse_head`], the head to [`answer`], and writes what comes back. What follows the head in the same
 //! bytes is the client's first frames and is not looked at.
 
@@ -16,6 +16,8 @@ pub use head::{HEAD_BYTES_MAX, HEADERS_MAX, Head, Parsed, Slots, may_end, parse_
 pub use origin::Origins;
 pub use path::{PathPattern, PathPatternError};
 pub use response::{Refusal, head_too_large, timed_out, unavailable};
+
+use super::Dialect;
 
 /// What this server upgrades, and for whom.
 #[derive(Clone, Debug)]
@@ -39,28 +41,6 @@ pub enum Route {
     Echo,
 }
 
-/// What client and server agreed to speak.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Subprotocol {
-    /// `actioncable-v1-json`
-    Base,
-    /// `actioncable-v1-ext-json`
-    Ext,
-}
-
-impl Subprotocol {
-    /// In the order in which they are preferred, whatever the client's order is.
-    pub const ALL: [Subprotocol; 2] = [Subprotocol::Base, Subprotocol::Ext];
-
-    /// The name in `Sec-WebSocket-Protocol`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Subprotocol::Base => "actioncable-v1-json",
-            Subprotocol::Ext => "actioncable-v1-ext-json",
-        }
-    }
-}
-
 /// What becomes of a request.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Answer {
@@ -68,8 +48,8 @@ pub enum Answer {
     Upgrade {
         /// Who serves it.
         route: Route,
-        /// What both speak. `None`: nothing was offered that we know, and the session speaks the base protocol.
-        protocol: Option<Subprotocol>,
+        /// What both speak: what was agreed upon, or the base dialect when nothing was offered that we know.
+        dialect: Dialect,
         /// The 101, whole.
         response: Vec<u8>,
     },
@@ -93,8 +73,9 @@ pub fn answer(head: &Head<'_, '_>, rules: &Rules) -> Answer {
     };
     match check(head, rules) {
         Ok(key) => {
-            let protocol = if route == Route::Cable { negotiate(head) } else { None };
-            Answer::Upgrade { route, protocol, response: response::switching(key, protocol, &rules.version_header) }
+            let agreed = if route == Route::Cable { negotiate(head) } else { None };
+            let response = response::switching(key, agreed, &rules.version_header);
+            Answer::Upgrade { route, dialect: agreed.unwrap_or_default(), response }
         }
         Err(status) => Answer::Refuse(response::refused(status)),
     }
@@ -128,6 +109,7 @@ fn is_key(key: &[u8]) -> bool {
 }
 
 /// The first of ours that the client also offers.
-fn negotiate(head: &Head<'_, '_>) -> Option<Subprotocol> {
-    Subprotocol::ALL.into_iter().find(|ours| head.offered_protocols().any(|offered| offered == ours.name()))
+fn negotiate(head: &Head<'_, '_>) -> Option<Dialect> {
+    let offers = |ours: &Dialect| head.offered_protocols().any(|offered| offered == ours.language().subprotocol());
+    Dialect::ALL.into_iter().find(offers)
 }

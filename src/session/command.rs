@@ -1,121 +1,140 @@
 //! What a client says: commands, one at a time (`contracts/action-cable.md` sections 3 and 4).
 
-use crate::model::{CommandKind, Request, Routed, Topic};
-use crate::proto::cable::{self, Command};
+use crate::model::{
+    BrokerQuestion, ChannelIdentifier, CommandKind, HistoryRequest, Question, Request, Routed, State, Topic,
+};
+use crate::proto::cable::Command;
+use crate::proto::frame::Message;
 
-use super::{Answerer, Context, Effect, Note, Pending, Phase, SUBSCRIPTIONS_MAX, Session, Subscription, Tally};
+use super::{
+    Activity, Answerer, Asked, Context, Effect, LogEvent, SUBSCRIPTIONS_MAX, Session, SessionCounter, Subscription,
+};
 
 impl Session {
     /// A message of the client. Must not be called while [`Session::is_waiting`].
-    pub fn message(&mut self, payload: &[u8], ctx: &mut Context<'_>) {
+    pub fn message(&mut self, message: &Message<'_>, ctx: &mut Context<'_>) {
         debug_assert!(!self.is_waiting());
-        if self.phase != Phase::Open {
+        if self.is_over() {
             return;
         }
         self.alive();
-        let command = match cable::parse(payload) {
+        let command = match self.dialect.language().parse(message) {
             Ok(Some(command)) => command,
             Ok(None) => return,
-            Err(bad) => return ctx.fail(Note::BadCommand(bad.to_string())),
+            Err(bad) => return ctx.fail(LogEvent::BadCommand(bad.to_string())),
         };
-        ctx.emit(Effect::Count(Tally::ClientMessage));
+        ctx.emit(Effect::Count(SessionCounter::ClientMessage));
         match command {
-            Command::Subscribe { identifier, history, .. } => self.subscribe(&identifier, history.is_some(), ctx),
+            Command::Subscribe { identifier, history, .. } => {
+                self.subscribe(&identifier, history.map(|history| history.to_owned()), ctx);
+            }
             Command::Unsubscribe { identifier } => self.unsubscribe(&identifier, ctx),
-            Command::Message { identifier, data } => match self.find(&identifier) {
-                Some(_) if !ctx.rules.has_backend => ctx.fail(Note::NothingToPerformOn),
-                Some(at) => self.call_app(CommandKind::Message, &identifier, data.into_owned(), Some(at), false, ctx),
-                None => ctx.fail(Note::NotSubscribed("message")),
-            },
-            Command::Ping => ctx.say(cable::write::pong),
+            Command::Message { identifier, data } => self.perform(&identifier, data.into_owned(), ctx),
+            Command::Ping => self.say(ctx, |language, out| language.write_pong(out)),
             Command::Pong => {}
             Command::Whisper { identifier, data } => self.whisper(&identifier, data, ctx),
-            Command::History { identifier, .. } => match self.find(&identifier) {
-                Some(_) => self.history(&identifier, ctx),
-                None => ctx.fail(Note::NotSubscribed("history")),
+            Command::History { identifier, request } => match self.subscriptions.find(&identifier) {
+                Some(at) => self.history(at, request.to_owned(), ctx),
+                None => ctx.fail(LogEvent::NotSubscribed("history")),
             },
-            Command::Presence { identifier, .. } => match self.find(&identifier) {
-                Some(_) => ctx.say(|out| cable::write::presence_error(out, &identifier)),
-                None => ctx.fail(Note::NotSubscribed("presence")),
+            Command::Presence { identifier, .. } => match self.subscriptions.find(&identifier) {
+                Some(_) => self.say(ctx, |language, out| language.write_presence_error(out, &identifier)),
+                None => ctx.fail(LogEvent::NotSubscribed("presence")),
             },
-            Command::Join { .. } | Command::Leave { .. } => ctx.fail(Note::NoBroker("presence")),
+            Command::Join { .. } | Command::Leave { .. } => ctx.fail(LogEvent::NoBroker("presence")),
         }
     }
 
-    fn subscribe(&mut self, identifier: &str, history: bool, ctx: &mut Context<'_>) {
-        if self.find(identifier).is_some() {
-            return ctx.fail(Note::AlreadySubscribed);
+    fn subscribe(&mut self, identifier: &str, history: Option<HistoryRequest>, ctx: &mut Context<'_>) {
+        if self.subscriptions.find(identifier).is_some() {
+            return ctx.fail(LogEvent::AlreadySubscribed);
         }
         if self.subscriptions.len() == SUBSCRIPTIONS_MAX {
-            ctx.fail(Note::LimitReached("subscriptions per session"));
-            return ctx.say(|out| cable::write::reject_subscription(out, identifier));
+            ctx.fail(LogEvent::LimitReached("subscriptions per session"));
+            return self.reject(identifier, ctx);
         }
         match (ctx.route)(identifier) {
             Routed::Stream { name, whisper, .. } => {
-                self.record(identifier, &name, Answerer::Here { whisper }, ctx);
-                ctx.say(|out| cable::write::confirm_subscription(out, identifier));
-                if history {
-                    self.history(identifier, ctx);
+                let at = self.record(identifier, &name, Answerer::Here { whisper }, ctx);
+                self.say(ctx, |language, out| language.write_confirm(out, identifier));
+                if let Some(history) = history {
+                    self.history(at, history, ctx);
                 }
             }
-            Routed::Rejected => ctx.say(|out| cable::write::reject_subscription(out, identifier)),
-            Routed::Backend if !ctx.rules.has_backend => {
-                ctx.say(|out| cable::write::reject_subscription(out, identifier))
+            Routed::Backend if ctx.rules.has_backend => {
+                let call =
+                    AppCall { kind: CommandKind::Subscribe, data: String::new(), istate: State::default(), history };
+                self.ask_app(identifier.into(), call, ctx);
             }
-            Routed::Backend => self.call_app(CommandKind::Subscribe, identifier, String::new(), None, history, ctx),
+            Routed::Rejected | Routed::Backend => self.reject(identifier, ctx),
         }
+    }
+
+    fn reject(&mut self, identifier: &str, ctx: &mut Context<'_>) {
+        self.say(ctx, |language, out| language.write_reject(out, identifier));
     }
 
     /// Notes down a confirmed subscription with its first stream, if that has a name, and tells where.
     pub(super) fn record(&mut self, identifier: &str, stream: &str, by: Answerer, ctx: &mut Context<'_>) -> usize {
         let subscription = Subscription::new((ctx.topic)(identifier, stream), by);
-        subscription.topics().for_each(|topic| ctx.emit(Effect::Attach(topic.clone())));
+        subscription.as_ref().topics().for_each(|topic| ctx.emit(Effect::Attach(topic.clone())));
         self.subscriptions.push(subscription);
         self.subscriptions.len() - 1
     }
 
     fn unsubscribe(&mut self, identifier: &str, ctx: &mut Context<'_>) {
-        match self.find(identifier).map(|at| (at, self.subscriptions[at].by)) {
-            None => ctx.fail(Note::NotSubscribed("unsubscribe")),
+        let found = self.subscriptions.find(identifier);
+        match found.and_then(|at| Some((at, self.subscriptions.get(at)?.by))) {
+            None => ctx.fail(LogEvent::NotSubscribed("unsubscribe")),
             Some((at, Answerer::Here { .. })) => self.forget(at, ctx),
-            Some((at, Answerer::App)) => {
-                self.call_app(CommandKind::Unsubscribe, identifier, String::new(), Some(at), false, ctx);
-            }
+            Some((at, Answerer::App)) => self.ask_about(at, CommandKind::Unsubscribe, String::new(), ctx),
+        }
+    }
+
+    fn perform(&mut self, identifier: &str, data: String, ctx: &mut Context<'_>) {
+        match self.subscriptions.find(identifier) {
+            Some(_) if !ctx.rules.has_backend => ctx.fail(LogEvent::NothingToPerformOn),
+            Some(at) => self.ask_about(at, CommandKind::Message, data, ctx),
+            None => ctx.fail(LogEvent::NotSubscribed("message")),
         }
     }
 
     /// Drops a subscription with its state and all its streams.
     pub(super) fn forget(&mut self, at: usize, ctx: &mut Context<'_>) {
         let subscription = self.subscriptions.remove(at);
-        super::detach(&subscription, ctx);
-        self.subscriptions.shrink_to_fit();
+        super::detach(subscription.as_ref(), ctx);
     }
 
-    fn call_app(
-        &mut self,
-        kind: CommandKind,
-        identifier: &str,
-        data: String,
-        at: Option<usize>,
-        history: bool,
-        ctx: &mut Context<'_>,
-    ) {
-        self.call = Some(Box::new(Pending::Command { kind, identifier: identifier.into(), history }));
-        ctx.emit(Effect::Call(Box::new(Request::Command {
+    /// Asks the app to carry out a command on a subscription that stands.
+    fn ask_about(&mut self, at: usize, kind: CommandKind, data: String, ctx: &mut Context<'_>) {
+        let Some(subscription) = self.subscriptions.get(at) else { return };
+        let call = AppCall { kind, data, istate: subscription.istate(), history: None };
+        self.ask_app(subscription.shared_identifier(), call, ctx);
+    }
+
+    fn ask_app(&mut self, identifier: ChannelIdentifier, call: AppCall, ctx: &mut Context<'_>) {
+        let AppCall { kind, data, istate, history } = call;
+        let request = Request::Command {
             command: kind,
-            identifier: identifier.into(),
+            identifier: identifier.clone(),
             data,
             env: self.env.clone(),
             cstate: self.cstate.clone(),
-            istate: at.map(|at| self.subscriptions[at].istate()).unwrap_or_default(),
-        })));
+            istate,
+        };
+        self.ask(Asked::Command { kind, identifier, history }, Question::App(request), ctx);
+    }
+
+    fn ask(&mut self, asked: Asked, question: Question, ctx: &mut Context<'_>) {
+        self.activity = Some(Box::new(Activity::Asking(asked)));
+        ctx.emit(Effect::Ask(Box::new(question)));
     }
 
     /// Whispers go to the stream that the app (`$w`) or the stream's own rules name; without one they are
     /// ignored in silence, as the contract has it.
     fn whisper(&mut self, identifier: &str, data: &str, ctx: &mut Context<'_>) {
-        let Some(at) = self.find(identifier) else { return };
-        let subscription = &self.subscriptions[at];
+        let found = self.subscriptions.find(identifier);
+        let Some(subscription) = found.and_then(|at| self.subscriptions.get(at)) else { return };
         let stream = match (subscription.state("$w"), subscription.by) {
             (Some(stream), _) => Some(stream),
             (None, Answerer::Here { whisper: true }) => subscription.topics().next().map(Topic::stream),
@@ -126,12 +145,26 @@ impl Session {
         ctx.emit(Effect::Whisper { stream: stream.into(), message: message.into() });
     }
 
-    /// Without a broker there is no history: a request for it is refused, unless there is no stream it could
-    /// have been about.
-    pub(super) fn history(&mut self, identifier: &str, ctx: &mut Context<'_>) {
-        let Some(at) = self.find(identifier) else { return };
-        let nothing_to_miss = self.subscriptions[at].topics().next().is_none();
-        let answer = if nothing_to_miss { cable::write::confirm_history } else { cable::write::reject_history };
-        ctx.say(|out| answer(out, identifier));
+    /// The client wants what it missed. Without a stream there is nothing it could have missed; else the broker knows.
+    pub(super) fn history(&mut self, at: usize, since: HistoryRequest, ctx: &mut Context<'_>) {
+        let Some(subscription) = self.subscriptions.get(at) else { return };
+        let streams: Vec<Box<str>> = subscription.topics().map(|topic| topic.stream().into()).collect();
+        if streams.is_empty() {
+            let identifier = subscription.identifier();
+            return self.say(ctx, |language, out| language.write_confirm_history(out, identifier));
+        }
+        let identifier = subscription.shared_identifier();
+        let question = Question::Broker(BrokerQuestion::History { streams, since });
+        self.ask(Asked::History { identifier }, question, ctx);
     }
+}
+
+/// A command for the app, without what the session knows anyway.
+struct AppCall {
+    kind: CommandKind,
+    /// Only for [`CommandKind::Message`].
+    data: String,
+    istate: State,
+    /// To be asked for when the app says yes.
+    history: Option<HistoryRequest>,
 }

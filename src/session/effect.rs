@@ -1,26 +1,24 @@
 //! What a session wants done. The session decides, the shard carries out, in order.
 
-use std::sync::Arc;
-
-use crate::model::{CallError, CloseCause, CommandKind, PingPrecision, Request, Topic};
+use crate::model::{BrokerError, CallError, CloseCause, CommandKind, PingPrecision, Question, Request, Topic};
 
 /// One thing to do for a session.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
-    /// Send this text to the client. Always UTF-8.
+    /// Send this message to the client, written in its dialect. Always UTF-8.
     Send(Vec<u8>),
     /// Send a heartbeat with the time in this precision.
     Ping(PingPrecision),
-    /// Send a WebSocket ping frame.
+    /// Send the carrier's own ping.
     NativePing,
-    /// Ask the app. Input waits until its answer is given to the session.
-    Call(Box<Request>),
+    /// Ask. Input waits until the answer is given to the session.
+    Ask(Box<Question>),
     /// Tell the app that the session is over. Nobody waits for an answer.
-    Disconnect(Box<Request>),
-    /// The running call's answer is not wanted any more.
+    Tell(Box<Request>),
+    /// The answer to the open question is not wanted any more.
     Cancel,
     /// The client is known and welcome from here on.
-    Open,
+    LetIn,
     /// Deliver publications of a stream under an identifier.
     Attach(Topic),
     /// Stop that.
@@ -28,28 +26,21 @@ pub enum Effect {
     /// Publish to a stream on behalf of this client, to everybody but it.
     Whisper {
         /// The stream.
-        stream: Arc<str>,
+        stream: Box<str>,
         /// JSON text.
-        message: Arc<str>,
+        message: Box<str>,
     },
-    /// Close the connection once everything before is sent.
-    Close {
-        /// RFC 6455 section 7.4.
-        code: u16,
-        /// For the close frame; short.
-        reason: &'static str,
-        /// Counted.
-        cause: CloseCause,
-    },
+    /// Close the connection once everything before is sent. What the close frame says is the cause's.
+    Close(CloseCause),
     /// Count something.
-    Count(Tally),
+    Count(SessionCounter),
     /// A line for the log, at debug: the peer's or the app's fault, never ours.
-    Note(Note),
+    Log(LogEvent),
 }
 
 /// Things sessions count; names are those of the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tally {
+pub enum SessionCounter {
     /// `failed_auths_total`
     FailedAuth,
     /// `client_msg_total`
@@ -60,7 +51,7 @@ pub enum Tally {
 
 /// Why something was not done, for the log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Note {
+pub enum LogEvent {
     /// Could not be read.
     #[error("client message not understood: {0}")]
     BadCommand(String),
@@ -85,12 +76,15 @@ pub enum Note {
     /// The call brought no answer.
     #[error("{0} failed: {1}")]
     CallFailed(&'static str, CallError),
+    /// The broker had no answer.
+    #[error("{0} failed: {1}")]
+    BrokerFailed(&'static str, BrokerError),
     /// The answer is for another question.
-    #[error("app server's answer does not fit the call")]
+    #[error("the answer does not fit the question")]
     WrongAnswer,
 }
 
-/// The word for a call in notes.
+/// The word for a call in the log.
 pub(super) fn word(command: Option<CommandKind>) -> &'static str {
     command.map_or("connect", CommandKind::as_str)
 }

@@ -3,46 +3,43 @@
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
-use std::time::Duration;
 
-use crate::model::{CallError, CloseCause, Reply, tick, tick_after};
-use crate::proto::frame::{self, FrameReader};
-use crate::proto::handshake;
+use crate::model::{CloseCause, Ending, Reply};
+use crate::proto::frame::{FrameReader, Violation};
 
 use super::slots::{Stage, flag};
-use super::{Accepting, LINGER, Shard, World};
+use super::{LINGER, Machine, Services, Shard};
 
-/// Clients a shard sends away in a second of draining, at least: a node with few of them goes quickly, one with
-/// many spreads them over the time it was given, so that the other nodes are not stormed.
-const DRAIN_RATE_MIN: f64 = 2_000.0;
-
-/// How often a draining shard sends the next few away.
-const DRAIN_STEP: Duration = Duration::from_millis(20);
-
-/// Emptying a shard before it stops.
-pub(super) struct Drain {
-    started: Duration,
-    over: Duration,
-    /// Connections there were at the start.
-    total: usize,
-    /// Slots below this one have been told.
-    told: u32,
-    /// Connections told so far.
-    sent_away: usize,
-    step_at: Duration,
-    end: u32,
-}
-
-impl Drain {
-    pub fn next_wake(&self, now: Duration) -> Option<Duration> {
-        (self.told < self.end).then_some(self.step_at.max(now))
+impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
+    /// Ends a connection in good order, with the close frame of the cause.
+    pub(super) fn close(&mut self, index: u32, cause: CloseCause) {
+        let Ending::Close { code, reason, .. } = cause.ending() else { return self.gone(index, cause) };
+        let last = self.slots[index].form.carrier.close(Some(code), reason);
+        self.close_with(index, last, cause);
     }
-}
 
-impl<W: World> Shard<W> {
+    /// Ends a connection whose client broke a rule of its carrier.
+    pub(super) fn violated(&mut self, index: u32, violation: Violation) {
+        self.log(index, || format!("client broke a rule: {violation}"));
+        let last = self.slots[index].form.carrier.close(Some(violation.close_code()), violation.reason());
+        self.close_with(index, last, violation.cause());
+    }
+
+    /// The client sent a close frame: its code goes back, and nothing more is expected of it.
+    pub(super) fn client_closes(&mut self, index: u32, code: Option<u16>) {
+        self.slots[index].flags |= flag::PEER_SHUT;
+        let last = self.slots[index].form.carrier.close(code, "");
+        self.close_with(index, last, CloseCause::ClientClosed);
+    }
+
+    /// Answers a request with something else than an upgrade, and closes.
+    pub(super) fn refuse(&mut self, index: u32, response: Vec<u8>, cause: CloseCause) {
+        self.close_with(index, Some(response.into()), cause);
+    }
+
     /// Ends a connection in good order: `last` is written after what waits already, then our half is shut, and
     /// the socket goes when the peer has shut its half too, or after a while.
-    pub(super) fn close(&mut self, index: u32, last: Option<Arc<[u8]>>, cause: CloseCause) {
+    fn close_with(&mut self, index: u32, last: Option<Arc<[u8]>>, cause: CloseCause) {
         if !self.is_live(index) {
             return;
         }
@@ -56,14 +53,16 @@ impl<W: World> Shard<W> {
         }
         outbox.last = true;
         self.mark_dirty(index);
-        let due = self.now.mono + self.settings.write_timeout + LINGER;
-        self.wheel.set(&mut self.slots, index, tick(due));
+        self.linger(index, self.settings.write_timeout + LINGER);
     }
 
     /// Ends a connection whose socket is of no use any more.
     pub(super) fn gone(&mut self, index: u32, cause: CloseCause) {
         if !self.is_live(index) {
-            return self.free_closing(index);
+            if matches!(self.slots[index].stage, Stage::Closing) {
+                self.free(index);
+            }
+            return;
         }
         let slot = &mut self.slots[index];
         if matches!(&slot.stage, Stage::Session(session) if session.is_waiting()) {
@@ -76,25 +75,37 @@ impl<W: World> Shard<W> {
             slot.socket = None;
             slot.outbox = None;
             slot.reader = FrameReader::new();
-            self.stashed.remove(&index);
+            self.stashes.remove(&index);
             self.wheel.clear(&mut self.slots, index);
             return;
         }
+        self.drop_now(index, cause);
+    }
+
+    /// Ends a connection at once; a question that is open for it is dropped.
+    pub(super) fn drop_now(&mut self, index: u32, cause: CloseCause) {
         self.leave(index, cause);
         self.free(index);
     }
 
-    /// The last answer for a client that is gone.
-    pub(super) fn answer_orphan(&mut self, index: u32, result: Result<Reply, CallError>) {
-        self.session_input(index, |session, ctx| session.answer(result, ctx));
-        self.session_input(index, |session, ctx| session.end(ctx));
-        self.free(index);
+    /// The last answer for a client that is gone. When the session asks again because of it, one more is awaited.
+    pub(super) fn answer_orphan(&mut self, index: u32, reply: Reply) {
+        let generation = self.slots[index].generation;
+        self.session_input(index, |session, ctx| session.answer(reply, ctx));
+        // An answer that came at once has ended it.
+        if self.slots[index].generation != generation {
+            return;
+        }
+        if matches!(&self.slots[index].stage, Stage::Orphan(session) if !session.is_waiting()) {
+            self.session_input(index, |session, ctx| session.end(ctx));
+            self.free(index);
+        }
     }
 
     /// Reading or writing failed.
     pub(super) fn failed(&mut self, index: u32, error: &io::Error) {
         let cause = match error.kind() {
-            _ if matches!(self.slots[index].stage, Stage::Door(_)) => CloseCause::HandshakeGone,
+            _ if matches!(self.slots[index].stage, Stage::Handshake(_)) => CloseCause::HandshakeGone,
             ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::ConnectionAborted => CloseCause::PeerReset,
             // ETIMEDOUT: keepalive probes or data stayed without acknowledgement. The two unreachables are what
             // the same looks like behind a router that answers for the peer.
@@ -118,41 +129,8 @@ impl<W: World> Shard<W> {
         if self.slots[index].generation != generation {
             return;
         }
-        let at_the_door = matches!(self.slots[index].stage, Stage::Door(_));
-        self.gone(index, if at_the_door { CloseCause::HandshakeGone } else { CloseCause::ClientGone });
-    }
-
-    /// The client sent a close frame: its code goes back, and nothing more is expected of it.
-    pub(super) fn client_closes(&mut self, index: u32, code: Option<u16>) {
-        self.slots[index].flags |= flag::PEER_SHUT;
-        self.close(index, Some(frame::close(code, "")), CloseCause::ClientClosed);
-    }
-
-    /// A deadline of the connection has passed.
-    pub(super) fn due(&mut self, index: u32) {
-        let now = self.now.mono;
-        let slot = &mut self.slots[index];
-        let stalled_until = slot.outbox.as_ref().and_then(|outbox| outbox.stalled_until);
-        let (waiting, stalled) = (stalled_until.is_some(), stalled_until.is_some_and(|due| due <= tick(now)));
-        match &slot.stage {
-            Stage::Free | Stage::Orphan(_) => {}
-            Stage::Closing => self.free(index),
-            Stage::Door(door) if door.head.is_empty() => self.gone(index, CloseCause::HandshakeTimeout),
-            Stage::Door(_) => self.refuse(index, handshake::timed_out().response, CloseCause::HandshakeTimeout),
-            Stage::Echo | Stage::Session(_) if stalled => {
-                self.metrics.counters.failed_server_msg_total.inc();
-                self.metrics.counters.timeout_server_msg_total.inc();
-                self.gone_by_us(index, CloseCause::WriteTimeout);
-            }
-            Stage::Echo => self.set_timer(index),
-            Stage::Session(_) => self.session_input(index, |session, ctx| session.due(waiting, ctx)),
-        }
-    }
-
-    /// Ends a connection at once on our own decision; a call that runs for it is dropped.
-    fn gone_by_us(&mut self, index: u32, cause: CloseCause) {
-        self.leave(index, cause);
-        self.free(index);
+        let in_handshake = matches!(self.slots[index].stage, Stage::Handshake(_));
+        self.gone(index, if in_handshake { CloseCause::HandshakeGone } else { CloseCause::ClientGone });
     }
 
     /// Everything is written of a connection that is to be closed.
@@ -162,107 +140,55 @@ impl<W: World> Shard<W> {
         if slot.flags & flag::PEER_SHUT != 0 {
             return self.free(index);
         }
-        self.world.shut(socket);
-        let due = self.now.mono + LINGER;
-        self.wheel.set(&mut self.slots, index, tick(due));
-    }
-
-    /// Sets the slot's timer to the nearest of its deadlines.
-    pub(super) fn set_timer(&mut self, index: u32) {
-        let slot = &self.slots[index];
-        let stalled = slot.outbox.as_ref().and_then(|outbox| outbox.stalled_until);
-        let deadline = match &slot.stage {
-            Stage::Free | Stage::Closing | Stage::Orphan(_) => return,
-            Stage::Door(door) => Some(tick_after(door.accepted_at + self.settings.handshake_timeout)),
-            Stage::Echo => None,
-            Stage::Session(session) => session.deadline(),
-        };
-        match [deadline, stalled].into_iter().flatten().min() {
-            Some(due) => self.wheel.set(&mut self.slots, index, due),
-            None => self.wheel.clear(&mut self.slots, index),
-        }
-    }
-
-    /// Starts to send everybody away, within the time given.
-    pub(super) fn start_drain(&mut self, over: Duration) {
-        if self.drain.is_some() {
-            return;
-        }
-        self.world.stop_listening();
-        self.accepting = Accepting::No;
-        let total = self.slots.used();
-        let over = over.min(Duration::from_secs_f64(total as f64 / DRAIN_RATE_MIN));
-        let now = self.now.mono;
-        let end = self.slots.end();
-        self.drain = Some(Drain { started: now, over, total, told: 0, sent_away: 0, step_at: now, end });
-    }
-
-    /// Sends the next few away: as many as bring the number told in line with the time that has passed.
-    pub(super) fn go_on_draining(&mut self) {
-        let now = self.now.mono;
-        let Some(drain) = &mut self.drain else { return };
-        if now < drain.step_at {
-            return;
-        }
-        let passed = now.saturating_sub(drain.started) + DRAIN_STEP;
-        let share = if drain.over.is_zero() { 1.0 } else { passed.as_secs_f64() / drain.over.as_secs_f64() };
-        let target = (drain.total as f64 * share).ceil() as usize;
-        drain.step_at = now + DRAIN_STEP;
-        let (mut told, mut sent_away, end) = (drain.told, drain.sent_away, drain.end);
-        while told < end && sent_away < target {
-            let index = told;
-            told += 1;
-            match self.slots[index].stage {
-                Stage::Free | Stage::Closing | Stage::Orphan(_) => continue,
-                Stage::Door(_) => self.refuse(index, handshake::unavailable(1).response, CloseCause::Draining),
-                Stage::Echo => {
-                    let last = frame::close(Some(1001), "Server restart");
-                    self.close(index, Some(last), CloseCause::ServerRestart);
-                }
-                Stage::Session(_) => self.session_input(index, |session, ctx| session.server_restart(ctx)),
-            }
-            sent_away += 1;
-        }
-        if let Some(drain) = &mut self.drain {
-            (drain.told, drain.sent_away) = (told, sent_away);
-        }
+        self.machine.shut(socket);
+        self.linger(index, LINGER);
     }
 
     /// True for a connection whose end has not been counted yet.
     pub(super) fn is_live(&self, index: u32) -> bool {
-        matches!(self.slots[index].stage, Stage::Door(_) | Stage::Echo | Stage::Session(_))
+        matches!(self.slots[index].stage, Stage::Handshake(_) | Stage::Echo | Stage::Session(_))
     }
 
     /// Undoes everything that stands elsewhere for this connection, and counts why it ended.
-    fn leave(&mut self, index: u32, cause: CloseCause) {
+    pub(super) fn leave(&mut self, index: u32, cause: CloseCause) {
         self.uncount(index, cause);
         if matches!(self.slots[index].stage, Stage::Session(_)) {
             self.session_input(index, |session, ctx| session.end(ctx));
         }
-        self.stashed.remove(&index);
+        self.stashes.remove(&index);
     }
 
     fn uncount(&mut self, index: u32, cause: CloseCause) {
+        self.log(index, || format!("connection ends: {}", cause.label()));
         self.metrics.closed(cause);
         match &self.slots[index].stage {
-            Stage::Door(_) => self.handshakes -= 1,
-            Stage::Session(_) => self.session_closed(index),
+            Stage::Handshake(_) => self.handshakes -= 1,
+            Stage::Session(_) => self.unindex(index),
             _ => {}
         }
         if self.slots[index].flags & flag::COUNTED != 0 {
             self.slots[index].flags &= !flag::COUNTED;
-            self.world.count_open(false);
+            self.services.closed();
         }
     }
 
-    fn free_closing(&mut self, index: u32) {
-        if matches!(self.slots[index].stage, Stage::Closing) {
-            self.free(index);
-        }
-    }
-
-    fn free(&mut self, index: u32) {
+    pub(super) fn free(&mut self, index: u32) {
         self.wheel.clear(&mut self.slots, index);
         drop(self.slots.remove(index));
+    }
+
+    /// A line for the log at debug, with whom it is about. Nothing is looked up or formatted when nobody wants it.
+    pub(super) fn log(&self, index: u32, line: impl FnOnce() -> String) {
+        if !tracing::enabled!(target: "cableway::connection", tracing::Level::DEBUG) {
+            return;
+        }
+        let slot = &self.slots[index];
+        let peer = match &slot.stage {
+            Stage::Handshake(handshake) => Some(handshake.peer),
+            _ => slot.socket.as_ref().and_then(|socket| self.machine.peer(socket)),
+        };
+        let peer = peer.map(tracing::field::display);
+        let sid = self.sid(index).map(tracing::field::display);
+        tracing::debug!(target: "cableway::connection", sid, peer, "{}", line());
     }
 }

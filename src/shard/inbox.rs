@@ -13,19 +13,29 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::model::{Answer, Publication, RemoteDisconnect};
 use crate::os::poll::Waker;
 
+use super::Incoming;
+use super::epoll::Socket;
+
 /// Publications that one shard holds and has not delivered. More wait at the door they came through.
 pub const PUBLICATIONS_MAX: usize = 1024;
 
 /// Something for a shard.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "answers are most of what comes; a box would be one allocation for each")]
-pub enum Message {
-    /// The app has answered.
+pub enum Message<S> {
+    /// A session's question is answered.
     Answer(Answer),
     /// To be delivered.
     Publication(Delivery),
     /// Sessions to be sent away.
     Disconnect(RemoteDisconnect),
+    /// A connection that somebody else has begun to read from.
+    Adopt {
+        /// The connection.
+        incoming: Incoming<S>,
+        /// What was read.
+        read: Vec<u8>,
+    },
     /// Send everybody away within this time and stop accepting.
     Drain {
         /// How long it may take.
@@ -52,7 +62,7 @@ pub struct Inbox {
 
 #[derive(Debug, Default)]
 struct State {
-    messages: Vec<Message>,
+    messages: Vec<Message<Socket>>,
     /// The shard waits for events, or is about to: the next message has to wake it.
     asleep: bool,
     /// The shard has ended: everything is dropped.
@@ -74,7 +84,7 @@ impl Inbox {
     }
 
     /// Puts a message in. Never waits. A shard that is at work is not woken: it looks here before it sleeps.
-    pub fn put(&self, message: Message) {
+    pub fn put(&self, message: Message<Socket>) {
         let mut state = self.state();
         if state.closed {
             return;
@@ -101,7 +111,7 @@ impl Inbox {
     }
 
     /// Moves everything into `into`, which is empty.
-    pub(super) fn take(&self, into: &mut Vec<Message>) {
+    pub(super) fn take(&self, into: &mut Vec<Message<Socket>>) {
         let mut state = self.state();
         state.asleep = false;
         std::mem::swap(&mut state.messages, into);

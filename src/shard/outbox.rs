@@ -6,7 +6,11 @@
 use std::io::IoSlice;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 use smallvec::SmallVec;
+
+use crate::model::Tick;
 
 /// Frames in one `writev`. Linux takes 1024 (`IOV_MAX`); with more than this the copy dominates anyway.
 const FRAMES_PER_WRITE: usize = 64;
@@ -22,12 +26,23 @@ pub(super) struct Outbox {
     /// Bytes over all frames that are not out.
     bytes: usize,
     /// When the connection is given up unless some byte gets out before; set after a short write.
-    pub stalled_until: Option<u32>,
+    pub stalled_until: Option<Tick>,
     /// Close the connection once everything is out.
     pub last: bool,
     /// The client is being told that it is too slow: what is said to it now is the last, so it is let in although
     /// the half of a long frame that is still here may be over the limit on its own.
     pub given_up: bool,
+}
+
+/// An outbox without a clock.
+#[derive(Serialize, Deserialize)]
+pub(super) struct OutboxState {
+    frames: Vec<ByteBuf>,
+    /// Bytes of the first frame that the peer has already.
+    head_written: usize,
+    stalled_ticks_left: Option<Tick>,
+    last: bool,
+    given_up: bool,
 }
 
 impl Outbox {
@@ -68,6 +83,32 @@ impl Outbox {
         drop(slices);
         self.advance(written);
         Ok(written)
+    }
+
+    /// What is needed to go on elsewhere; `now` is the tick of the clock here.
+    pub fn take_apart(self, now: Tick) -> OutboxState {
+        OutboxState {
+            frames: self.frames[self.done..].iter().map(|frame| ByteBuf::from(&**frame)).collect(),
+            head_written: self.head_written,
+            stalled_ticks_left: self.stalled_until.map(|until| until.saturating_sub(now)),
+            last: self.last,
+            given_up: self.given_up,
+        }
+    }
+
+    /// Goes on with what another one left. What cannot be is made harmless: more written than there is, for instance.
+    pub fn put_together(state: OutboxState, now: Tick) -> Outbox {
+        let frames: SmallVec<[Arc<[u8]>; 2]> = state.frames.iter().map(|frame| Arc::from(frame.as_slice())).collect();
+        let head_written = state.head_written.min(frames.first().map_or(0, |frame| frame.len()));
+        Outbox {
+            bytes: frames.iter().map(|frame| frame.len()).sum::<usize>() - head_written,
+            frames,
+            done: 0,
+            head_written,
+            stalled_until: state.stalled_ticks_left.map(|left| now.saturating_add(left)),
+            last: state.last,
+            given_up: state.given_up,
+        }
     }
 
     fn advance(&mut self, mut written: usize) {

@@ -2,13 +2,14 @@
 //!
 //! Slots stand in blocks that never move, so a shard with a million connections never copies them to grow and
 //! holds no half-empty doubling. Free slots are chained through their timer links. Blocks are kept once made:
-//! a crowd that left usually comes back.
+//! many that left at once usually come back.
 
 use crate::model::SlotKey;
 use crate::proto::frame::FrameReader;
+use crate::proto::{Carrier, Dialect};
 use crate::session::Session;
 
-use super::door::Door;
+use super::handshake::Handshake;
 use super::outbox::Outbox;
 
 /// Marks the end of a chain of slots, and a slot that is in none.
@@ -29,7 +30,7 @@ pub(super) struct Slot<S> {
     /// Chain of the wheel's bucket, or of free slots.
     pub timer: Chain,
     /// Chain of the slots with the same connection identifiers.
-    pub peers: Chain,
+    pub same_identity: Chain,
     /// What the connection is at.
     pub stage: Stage,
     /// The rest of an unfinished frame or message; nothing between messages.
@@ -38,6 +39,18 @@ pub(super) struct Slot<S> {
     pub outbox: Option<Box<Outbox>>,
     /// Small facts, see [`flag`].
     pub flags: u8,
+    /// How its messages are written.
+    pub form: Form,
+    /// Which listener it came through.
+    pub listener: u8,
+}
+
+/// What decides the bytes of a message to many: receivers of one form share them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Form {
+    pub carrier: Carrier,
+    /// Means something once there is a session.
+    pub dialect: Dialect,
 }
 
 /// Bits of [`Slot::flags`].
@@ -74,27 +87,27 @@ impl Chain {
 /// What a connection is at.
 ///
 /// ```text
-/// accept -> Door -> Echo ----------> Closing -> free
-///            |  \-> Session -------> Closing -> free
-///            |        \-> Orphan -------------> free     (socket gone, an answer of the app is awaited)
-///            \-> handed over to the HTTP server, or refused -> Closing -> free
+/// accept or adopt -> Handshake -> Echo ----------> Closing -> free
+///                     |     \-> Session -------> Closing -> free
+///                     |           \-> Orphan -------------> free     (socket gone, an answer is awaited)
+///                     \-> served by the HTTP server, or refused -> Closing -> free
 /// ```
 pub(super) enum Stage {
     Free,
     /// Waiting for the upgrade request.
-    Door(Box<Door>),
-    /// An open WebSocket that gets back what it says.
+    Handshake(Box<Handshake>),
+    /// Open, without a session: each message goes back as it came.
     Echo,
-    /// An open WebSocket that speaks Action Cable.
+    /// Open, with a session.
     Session(Box<Session>),
-    /// The socket is gone, but the app is still at work on this client's last command; when it answers, the
+    /// The socket is gone, but somebody is still at work on this client's last command; when the answer comes, the
     /// session ends as if the client had left then.
     Orphan(Box<Session>),
     /// The last bytes are on their way and our half is or will be shut; what the peer still sends is dropped.
     Closing,
 }
 
-// socket 4, generation 4, due 4, timer 8, peers 8, stage 16, reader 8, outbox 8, flags 1, padding 3.
+// socket 4, generation 4, due 4, timer 8, same_identity 8, stage 16, reader 8, outbox 8, flags 1, form 2, listener 1.
 const _: () = assert!(size_of::<Slot<std::os::fd::OwnedFd>>() == 64);
 
 pub(super) struct Slots<S> {
@@ -111,10 +124,10 @@ impl<S> Slots<S> {
     }
 
     /// Takes a free slot into use and names it.
-    pub fn insert(&mut self, socket: S, stage: Stage) -> u32 {
+    pub fn insert(&mut self, socket: S, listener: u8, stage: Stage) -> u32 {
         self.used += 1;
         if self.free == NONE {
-            return self.append(socket, stage);
+            return self.append(socket, listener, stage);
         }
         let index = self.free;
         let slot = &mut self[index];
@@ -123,6 +136,8 @@ impl<S> Slots<S> {
         slot.stage = stage;
         slot.timer = Chain::LOOSE;
         slot.flags = 0;
+        slot.form = Form::default();
+        slot.listener = listener;
         self.free = next;
         index
     }
@@ -174,7 +189,7 @@ impl<S> Slots<S> {
         self.blocks.last().map_or(0, |last| (self.blocks.len() - 1) * BLOCK + last.len()) as u32
     }
 
-    fn append(&mut self, socket: S, stage: Stage) -> u32 {
+    fn append(&mut self, socket: S, listener: u8, stage: Stage) -> u32 {
         let index = self.end();
         if (index as usize).is_multiple_of(BLOCK) {
             self.blocks.push(Vec::with_capacity(BLOCK));
@@ -184,11 +199,13 @@ impl<S> Slots<S> {
             generation: 0,
             due: 0,
             timer: Chain::LOOSE,
-            peers: Chain::LOOSE,
+            same_identity: Chain::LOOSE,
             stage,
             reader: FrameReader::new(),
             outbox: None,
             flags: 0,
+            form: Form::default(),
+            listener,
         };
         self.blocks[index as usize / BLOCK].push(slot);
         index
@@ -216,12 +233,12 @@ mod tests {
     #[test]
     fn a_key_of_a_reused_slot_finds_nothing() {
         let mut slots = Slots::new(3);
-        let index = slots.insert('a', Stage::Echo);
+        let index = slots.insert('a', 0, Stage::Echo);
         let key = slots.key(index);
         assert_eq!(slots.find(key), Some(index));
         assert_eq!(slots.remove(index), Some('a'));
         assert_eq!(slots.find(key), None);
-        assert_eq!(slots.insert('b', Stage::Echo), index);
+        assert_eq!(slots.insert('b', 0, Stage::Echo), index);
         assert_eq!(slots.find(key), None);
         assert_eq!(slots.find(SlotKey { shard: 3, index: 1 << 30, generation: 0 }), None);
     }
@@ -229,15 +246,15 @@ mod tests {
     #[test]
     fn all_slots_are_used_before_a_block_is_added() {
         let mut slots = Slots::new(0);
-        let indexes: Vec<_> = (0..BLOCK as u32).map(|n| slots.insert(n, Stage::Echo)).collect();
+        let indexes: Vec<_> = (0..BLOCK as u32).map(|n| slots.insert(n, 0, Stage::Echo)).collect();
         assert_eq!((slots.used(), slots.end(), slots.blocks.len()), (BLOCK, BLOCK as u32, 1));
-        slots.insert(0, Stage::Echo);
+        slots.insert(0, 0, Stage::Echo);
         assert_eq!((slots.end(), slots.blocks.len()), (BLOCK as u32 + 1, 2));
         for index in indexes {
             slots.remove(index);
         }
         assert_eq!(slots.used(), 1);
-        (0..BLOCK as u32).for_each(|n| assert!(slots.insert(n, Stage::Echo) < BLOCK as u32));
+        (0..BLOCK as u32).for_each(|n| assert!(slots.insert(n, 0, Stage::Echo) < BLOCK as u32));
         assert_eq!(slots.blocks.len(), 2);
     }
 }

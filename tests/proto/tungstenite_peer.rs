@@ -43,8 +43,8 @@ fn ours(bytes: &[u8], cut_max: usize, random: &mut StdRng) -> (Vec<Seen>, End, O
         let mut input = &mut piece[..];
         loop {
             seen.push(match reader.next(&mut input, &limits) {
-                Ok(Some(Event::Message { kind: Kind::Text, payload })) => Seen::Text(string(payload)),
-                Ok(Some(Event::Message { kind: Kind::Binary, payload })) => Seen::Binary(payload.into_vec()),
+                Ok(Some(Event::Message(frame::Message::Text(text)))) => Seen::Text(text.into_owned()),
+                Ok(Some(Event::Message(frame::Message::Binary(payload)))) => Seen::Binary(payload.into_vec()),
                 Ok(Some(Event::Ping(payload))) => Seen::Ping(payload.into_vec()),
                 Ok(Some(Event::Pong(payload))) => Seen::Pong(payload.into_vec()),
                 Ok(Some(Event::Close(said))) => {

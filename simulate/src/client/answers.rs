@@ -247,7 +247,7 @@ impl Sim {
         if let Some((reason, reconnect)) = client.farewell.clone() {
             let pong_ms = rules.session.pong_timeout_ms;
             let no_pong = pong_ms > 0
-                && (!client.prompt || client.ping_at.is_some_and(|at| now >= at + Duration::from_millis(pong_ms)))
+                && (!client.prompt || client.ping_waits.is_some_and(|at| now >= at + Duration::from_millis(pong_ms)))
                 && (rules.session.native_pings || client.offered == "actioncable-v1-ext-json");
             let (code, words, fits, cause) = match reason.as_str() {
                 "server_restart" => (1001, "Server restart", draining && reconnect, CloseCause::ServerRestart),
@@ -293,6 +293,7 @@ impl Sim {
         }
         client.ping_value = value;
         client.ping_at = Some(now);
+        client.ping_waits.get_or_insert(now);
         if client.answers_pings && !client.left && !client.silent && client.out.is_empty() {
             let key = self.key();
             let pong = if self.rng.chance(500) {
@@ -358,7 +359,7 @@ impl Sim {
                 }
             }
             for item in items {
-                if let Item::Subscribe(Ident { text, route: Route::Stream { name, .. } }) = item
+                if let Item::Subscribe(Ident { text, route: Route::Stream { name, .. } }, _) = item
                     && *name == published.stream
                 {
                     client.ledger.entry((text.clone(), p)).or_insert(Due { must: false, floor: 0 });

@@ -17,7 +17,7 @@ impl Sim {
     pub(super) fn send(&mut self, c: usize, item: Item, payload: &[u8]) {
         self.trace(|| format!("client {c} says {item:?}"));
         match &item {
-            Item::Subscribe(Ident { text, route: Route::Stream { name, .. } }) => {
+            Item::Subscribe(Ident { text, route: Route::Stream { name, .. } }, _) => {
                 let (text, name) = (text.clone(), name.clone());
                 self.attached(c, &text, &name);
             }
@@ -83,7 +83,8 @@ impl Sim {
             format!("{{\"command\":\"{command}\",\"identifier\":{}{more}}}", quoted(&ident.text))
         };
         let (item, text) = match self.rng.below(100) {
-            0..=39 => (Item::Subscribe(ident.clone()), named("subscribe", "")),
+            0..=34 => (Item::Subscribe(ident.clone(), false), named("subscribe", "")),
+            35..=39 => (Item::Subscribe(ident.clone(), true), named("subscribe", ",\"history\":{\"since\":1}")),
             40..=54 => (Item::Unsubscribe(ident.clone()), named("unsubscribe", "")),
             55..=69 => {
                 let data = format!("data {n} {}", "x".repeat(self.rng.pick(&[0, 0, 10, 2_000])));

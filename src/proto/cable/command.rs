@@ -5,7 +5,8 @@ use std::borrow::Cow;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::proto::json::{Fields, Object, Text, skip, text, text_of};
+use crate::model;
+use crate::proto::json::{Fields, Object, Text, skip, text, text_of, text_only};
 
 /// How much of an unknown command's name is kept for the log, in characters. A name is a peer's text and may
 /// be as long as a message; the longest known one has 11.
@@ -108,8 +109,8 @@ pub struct PresenceRequest<'a> {
 #[derive(Debug, thiserror::Error)]
 pub enum BadCommand {
     /// Not one JSON object, or a field has the wrong type.
-    #[error("a command is one JSON object such as {{\"command\":\"subscribe\",\"identifier\":\"…\"}}")]
-    Unreadable(#[source] serde_json::Error),
+    #[error("a command is one JSON object such as {{\"command\":\"subscribe\",\"identifier\":\"…\"}}: {0}")]
+    Unreadable(serde_json::Error),
     /// There is no `command`.
     #[error("the message has no command: add \"command\", one of {KNOWN}")]
     NoCommand,
@@ -134,9 +135,16 @@ const KNOWN: &str = "subscribe, unsubscribe, message, ping, pong, history, whisp
 
 /// Reads one client message. `Ok(None)` for JSON `null`, which is ignored.
 ///
-/// One pass over the bytes, plus one over an encoded `data`; time and memory are in proportion to the length.
+/// One pass over the bytes, plus one over a `data` that came before the command's name; time and memory are in proportion
+/// to the length.
 pub fn parse(bytes: &[u8]) -> Result<Option<Command<'_>>, BadCommand> {
     let read: Option<Object<Message<'_>>> = serde_json::from_slice(bytes).map_err(BadCommand::Unreadable)?;
+    read.map(|object| object.0.into_command()).transpose()
+}
+
+/// The same for a message that is known to be UTF-8 already.
+pub(super) fn parse_text(text: &str) -> Result<Option<Command<'_>>, BadCommand> {
+    let read: Option<Object<Message<'_>>> = serde_json::from_str(text).map_err(BadCommand::Unreadable)?;
     read.map(|object| object.0.into_command()).transpose()
 }
 
@@ -145,9 +153,33 @@ pub fn parse(bytes: &[u8]) -> Result<Option<Command<'_>>, BadCommand> {
 struct Message<'a> {
     command: Option<Cow<'a, str>>,
     identifier: Option<Cow<'a, str>>,
-    data: Option<&'a RawValue>,
+    data: Option<Data<'a>>,
     history: Option<HistoryRequest<'a>>,
     presence: Option<PresenceRequest<'a>>,
+}
+
+/// The value of `data`. What is to become of it depends on the command, whose name usually comes first.
+enum Data<'a> {
+    /// For the command `message`: read as a text at once; `None` if it was something else.
+    Text(Option<Cow<'a, str>>),
+    /// Not looked into yet.
+    Raw(&'a RawValue),
+}
+
+impl<'a> Data<'a> {
+    fn text(self) -> Option<Cow<'a, str>> {
+        match self {
+            Data::Text(text) => text,
+            Data::Raw(raw) => text_of(raw),
+        }
+    }
+
+    fn raw(self) -> Option<&'a RawValue> {
+        match self {
+            Data::Raw(raw) => Some(raw),
+            Data::Text(_) => None,
+        }
+    }
 }
 
 impl<'de> Fields<'de> for Message<'de> {
@@ -157,7 +189,8 @@ impl<'de> Fields<'de> for Message<'de> {
         match key {
             "command" => self.command = text(map)?,
             "identifier" => self.identifier = text(map)?,
-            "data" => self.data = Some(map.next_value()?),
+            "data" if self.command.as_deref() == Some("message") => self.data = Some(Data::Text(text_only(map)?)),
+            "data" => self.data = Some(Data::Raw(map.next_value()?)),
             "history" => self.history = map.next_value::<Option<Object<_>>>()?.map(|object| object.0),
             "presence" => self.presence = map.next_value::<Option<Object<_>>>()?.map(|object| object.0),
             _ => skip(map)?,
@@ -176,7 +209,7 @@ impl<'a> Message<'a> {
         Ok(match name.as_ref() {
             "message" => Command::Message {
                 identifier: identifier("message")?,
-                data: self.data.and_then(text_of).ok_or(BadCommand::DataNotText)?,
+                data: self.data.and_then(Data::text).ok_or(BadCommand::DataNotText)?,
             },
             "subscribe" => Command::Subscribe { identifier: identifier("subscribe")?, history, presence },
             "unsubscribe" => Command::Unsubscribe { identifier: identifier("unsubscribe")? },
@@ -184,7 +217,7 @@ impl<'a> Message<'a> {
             "ping" => Command::Ping,
             "whisper" => Command::Whisper {
                 identifier: identifier("whisper")?,
-                data: self.data.map_or("null", |data| data.get()),
+                data: self.data.and_then(Data::raw).map_or("null", RawValue::get),
             },
             "history" => Command::History {
                 identifier: identifier("history")?,
@@ -196,7 +229,7 @@ impl<'a> Message<'a> {
             "leave" => Command::Leave { identifier: identifier("leave")? },
             "presence" => Command::Presence {
                 identifier: identifier("presence")?,
-                return_records: self.data.is_none_or(wants_records),
+                return_records: self.data.and_then(Data::raw).is_none_or(wants_records),
             },
             "" => return Err(BadCommand::NoCommand),
             other => return Err(BadCommand::UnknownCommand(other.chars().take(UNKNOWN_NAME_CHARS).collect())),
@@ -229,6 +262,16 @@ fn wants_records(data: &RawValue) -> bool {
 }
 
 impl HistoryRequest<'_> {
+    /// A copy that outlives the message.
+    pub fn to_owned(&self) -> model::HistoryRequest {
+        let position = |position: &Position<'_>| model::Position {
+            epoch: position.epoch.as_ref().into(),
+            offset: position.offset,
+        };
+        let positions = self.streams.iter().map(|(stream, at)| (stream.as_ref().into(), position(at))).collect();
+        model::HistoryRequest { since: self.since, positions }
+    }
+
     fn is_empty(&self) -> bool {
         self.since == 0 && self.streams.is_empty()
     }

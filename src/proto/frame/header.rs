@@ -2,6 +2,8 @@
 
 use std::ops::Deref;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Limits, Violation};
 
 /// The longest header a client can send: two bytes, a 64-bit length, the masking key.
@@ -20,7 +22,7 @@ const LEN_16: u8 = 126;
 const LEN_64: u8 = 127;
 
 /// What a frame is (RFC 6455 section 5.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum Opcode {
     /// Goes on with the open message.
@@ -57,7 +59,7 @@ impl Opcode {
 }
 
 /// A client frame's header after every check.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Header {
     pub opcode: Opcode,
     pub fin: bool,

@@ -1,8 +1,10 @@
 //! What a reader keeps while a frame or a message is incomplete. All of it is freed when it is finished.
 
+use serde::{Deserialize, Serialize};
+
 use super::header::{self, Header, Open};
 use super::utf8::Utf8;
-use super::{Kind, Violation};
+use super::{Kind, Message, Payload, Violation};
 
 /// Spare room that a growing payload gets at least, in bytes, so that a peer that sends byte by byte does not make
 /// us move its bytes each time.
@@ -13,7 +15,7 @@ const SLACK_BYTES_MIN: usize = 64;
 const SLACK_DIVISOR: usize = 8;
 
 /// At least one of these holds something: a begun header, a begun frame, an open message.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Unfinished {
     /// The first `header_len` bytes of a header that is not complete.
     pub header: [u8; header::BYTES_MAX],
@@ -21,13 +23,14 @@ pub(super) struct Unfinished {
     /// The frame whose payload is arriving.
     pub frame: Option<Frame>,
     /// Payload so far, if that is a control frame: it may lie between the fragments of a message.
+    #[serde(with = "serde_bytes")]
     pub control: Vec<u8>,
     /// The message whose last frame is not complete.
-    pub message: Option<Message>,
+    pub message: Option<OpenMessage>,
 }
 
 /// A frame whose header is complete.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Frame {
     pub header: Header,
     /// Payload bytes already taken.
@@ -46,18 +49,19 @@ impl Unfinished {
 }
 
 /// An open message.
-#[derive(Debug)]
-pub(super) struct Message {
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct OpenMessage {
     kind: Kind,
+    #[serde(with = "serde_bytes")]
     payload: Vec<u8>,
     /// Frames complete so far.
     fragments: u32,
     utf8: Utf8,
 }
 
-impl Message {
-    pub fn new(kind: Kind) -> Message {
-        Message { kind, payload: Vec::new(), fragments: 0, utf8: Utf8::default() }
+impl OpenMessage {
+    pub fn new(kind: Kind) -> OpenMessage {
+        OpenMessage { kind, payload: Vec::new(), fragments: 0, utf8: Utf8::default() }
     }
 
     pub fn len(&self) -> usize {
@@ -83,11 +87,12 @@ impl Message {
     }
 
     /// The message after its last byte.
-    pub fn finish(self) -> Result<(Kind, Vec<u8>), Violation> {
-        if !self.utf8.is_complete() {
-            return Err(Violation::TextNotUtf8);
-        }
-        Ok((self.kind, self.payload))
+    pub fn finish(self) -> Result<Message<'static>, Violation> {
+        Ok(match self.kind {
+            // The second look at a text that came in pieces: it is rare, and the safe way to a `String`.
+            Kind::Text => Message::Text(String::from_utf8(self.payload).map_err(|_| Violation::TextNotUtf8)?.into()),
+            Kind::Binary => Message::Binary(Payload::Owned(self.payload)),
+        })
     }
 }
 

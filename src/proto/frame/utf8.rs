@@ -1,11 +1,13 @@
 //! UTF-8 checked piece by piece, refusing at the first byte that no continuation could save.
 
+use serde::{Deserialize, Serialize};
+
 /// Bytes are not, and cannot become, valid UTF-8.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct NotUtf8;
 
 /// Where a text stands between two pieces: the begun character, at most three bytes of it.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Utf8 {
     begun: [u8; 4],
     len: u8,
@@ -37,11 +39,6 @@ impl Utf8 {
         }
         Ok(())
     }
-
-    /// Whether no character is left open.
-    pub fn is_complete(&self) -> bool {
-        self.len == 0
-    }
 }
 
 #[cfg(test)]
@@ -63,7 +60,7 @@ mod tests {
                 for piece in [&text.as_bytes()[..a], &text.as_bytes()[a..b], &text.as_bytes()[b..]] {
                     utf8.push(piece).unwrap();
                 }
-                assert!(utf8.is_complete());
+                assert!(utf8.len == 0);
             }
         }
     }
@@ -94,7 +91,7 @@ mod tests {
         for bytes in [&b"\xC3"[..], b"\xE2\x82", b"\xF0\x9F\x98"] {
             let mut utf8 = Utf8::default();
             utf8.push(bytes).unwrap();
-            assert!(!utf8.is_complete());
+            assert!(utf8.len > 0);
         }
     }
 }

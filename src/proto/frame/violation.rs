@@ -1,6 +1,6 @@
 //! The ways a client can break the framing, and what it is told.
 
-use crate::model::CloseCause;
+use crate::model::{CloseCause, Ending};
 
 /// The peer's fault: why a connection has to be failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -55,10 +55,9 @@ pub enum Violation {
 impl Violation {
     /// The code of the close frame that answers it: 1002, 1007 or 1009 (RFC 6455 section 7.4.1).
     pub fn close_code(self) -> u16 {
-        match self.cause() {
-            CloseCause::InvalidUtf8 => 1007,
-            CloseCause::MessageTooBig => 1009,
-            _ => 1002,
+        match self.cause().ending() {
+            Ending::Close { code, .. } => code,
+            Ending::Silent | Ending::Response => unreachable!("a broken rule is answered with a close frame"),
         }
     }
 

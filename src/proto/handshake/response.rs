@@ -1,10 +1,10 @@
-//! The responses that the door writes itself.
+//! The responses that the shard writes itself.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sha1::{Digest, Sha1};
 
-use super::Subprotocol;
+use crate::proto::Dialect;
 
 /// A request that will not become a WebSocket. The connection is closed behind the response.
 #[derive(Debug, PartialEq, Eq)]
@@ -22,7 +22,7 @@ const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 const ACCEPT_BYTES: usize = 28;
 
 /// The 101 for a key that was checked.
-pub(super) fn switching(key: &[u8], protocol: Option<Subprotocol>, version: &str) -> Vec<u8> {
+pub(super) fn switching(key: &[u8], agreed: Option<Dialect>, version: &str) -> Vec<u8> {
     let digest = Sha1::new().chain_update(key).chain_update(GUID).finalize();
     let mut accept = [0; ACCEPT_BYTES];
     // The room is exactly what 20 bytes need.
@@ -30,7 +30,7 @@ pub(super) fn switching(key: &[u8], protocol: Option<Subprotocol>, version: &str
 
     let start: &[u8] =
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ";
-    let protocol_parts = protocol.map(|protocol| ["\r\nSec-WebSocket-Protocol: ", protocol.name()]);
+    let protocol_parts = agreed.map(|dialect| ["\r\nSec-WebSocket-Protocol: ", dialect.language().subprotocol()]);
     let [name, value] = protocol_parts.unwrap_or_default();
     let parts = [
         start,

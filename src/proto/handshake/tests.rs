@@ -61,13 +61,16 @@ fn status(bytes: impl AsRef<[u8]>) -> u16 {
     }
 }
 
-fn negotiated(more: &str) -> Option<Subprotocol> {
+/// The dialect that the response names.
+fn negotiated(more: &str) -> Option<Dialect> {
     match answered(request("/cable", more)) {
-        Answer::Upgrade { protocol, response, .. } => {
+        Answer::Upgrade { dialect, response, .. } => {
             let response = String::from_utf8(response).unwrap();
             let line = response.lines().find_map(|line| line.strip_prefix("Sec-WebSocket-Protocol: "));
-            assert_eq!(line, protocol.map(Subprotocol::name));
-            protocol
+            let named = Dialect::ALL.into_iter().find(|known| line == Some(known.language().subprotocol()));
+            assert_eq!(named.is_some(), line.is_some());
+            assert_eq!(dialect, named.unwrap_or(Dialect::Cable), "without a name it is the base");
+            named
         }
         other => panic!("{other:?}"),
     }
@@ -75,12 +78,12 @@ fn negotiated(more: &str) -> Option<Subprotocol> {
 
 #[test]
 fn the_answer_to_the_example_of_the_rfc_is_exact() {
-    let Answer::Upgrade { route, protocol, response } =
+    let Answer::Upgrade { route, dialect, response } =
         answered(request("/cable?a=1", "Sec-WebSocket-Protocol: actioncable-v1-json, actioncable-unsupported\r\n"))
     else {
         panic!("refused")
     };
-    assert_eq!((route, protocol), (Route::Cable, Some(Subprotocol::Base)));
+    assert_eq!((route, dialect), (Route::Cable, Dialect::Cable));
     let expected = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
         Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSec-WebSocket-Protocol: actioncable-v1-json\r\n\
         X-AnyCable-Version: 1.6.16-cw\r\n\r\n";
@@ -199,14 +202,14 @@ fn the_key_has_to_be_base64_of_16_bytes() {
 fn the_servers_order_decides_on_the_subprotocol() {
     assert_eq!(negotiated(""), None);
     assert_eq!(negotiated("Sec-WebSocket-Protocol: chat, actioncable-unsupported\r\n"), None);
-    assert_eq!(negotiated("Sec-WebSocket-Protocol: actioncable-v1-ext-json\r\n"), Some(Subprotocol::Ext));
+    assert_eq!(negotiated("Sec-WebSocket-Protocol: actioncable-v1-ext-json\r\n"), Some(Dialect::CableExtended));
     assert_eq!(
         negotiated("Sec-WebSocket-Protocol: actioncable-v1-ext-json, actioncable-v1-json\r\n"),
-        Some(Subprotocol::Base)
+        Some(Dialect::Cable)
     );
     assert_eq!(
         negotiated("Sec-WebSocket-Protocol: x\r\nsec-websocket-protocol:actioncable-v1-ext-json,,\r\n"),
-        Some(Subprotocol::Ext)
+        Some(Dialect::CableExtended)
     );
     assert_eq!(negotiated("Sec-WebSocket-Protocol: ActionCable-v1-json\r\n"), None, "names are compared exactly");
 }
@@ -215,8 +218,8 @@ fn the_servers_order_decides_on_the_subprotocol() {
 fn a_token_among_the_subprotocols_is_read_and_never_sent_back() {
     let bytes = request("/cable", "Sec-WebSocket-Protocol: anycable-token.ab.cd-_, actioncable-v1-ext-json\r\n");
     with_head(bytes.as_bytes(), |head| assert_eq!(head.token_protocol(), Some("ab.cd-_")));
-    let Answer::Upgrade { response, protocol, .. } = answered(bytes) else { panic!("refused") };
-    assert_eq!(protocol, Some(Subprotocol::Ext));
+    let Answer::Upgrade { response, dialect, .. } = answered(bytes) else { panic!("refused") };
+    assert_eq!(dialect, Dialect::CableExtended);
     assert!(!String::from_utf8(response).unwrap().contains("ab.cd"));
     assert_eq!(negotiated("Sec-WebSocket-Protocol: anycable-token.x\r\n"), None);
     with_head(request("/cable", "").as_bytes(), |head| assert_eq!(head.token_protocol(), None));
@@ -225,7 +228,8 @@ fn a_token_among_the_subprotocols_is_read_and_never_sent_back() {
 #[test]
 fn the_echo_route_speaks_no_subprotocol() {
     let answer = answered(request("/echo", "Sec-WebSocket-Protocol: actioncable-v1-json\r\n"));
-    assert!(matches!(answer, Answer::Upgrade { route: Route::Echo, protocol: None, .. }));
+    let Answer::Upgrade { route: Route::Echo, response, .. } = answer else { panic!("{answer:?}") };
+    assert!(!String::from_utf8(response).unwrap().contains("Sec-WebSocket-Protocol"));
 }
 
 #[test]
@@ -302,7 +306,7 @@ fn headers_are_found_in_any_case_and_need_not_be_utf8() {
         assert_eq!(head.offered_protocols().collect::<Vec<_>>(), ["actioncable-v1-json"]);
         assert_eq!(head.headers().filter(|(name, _)| name.eq_ignore_ascii_case("x-one")).count(), 2);
     });
-    assert!(matches!(answered(&bytes), Answer::Upgrade { protocol: Some(Subprotocol::Base), .. }));
+    assert!(matches!(answered(&bytes), Answer::Upgrade { dialect: Dialect::Cable, .. }));
 }
 
 #[test]

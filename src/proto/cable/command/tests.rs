@@ -120,6 +120,7 @@ fn what_is_not_one_object_is_unreadable() {
         b"{\"command\":\"whisper\",\"identifier\":\"x\",\"data\":\"\xff\"}",
         b"{\"command\":\"ping\",\"identifier\":\"\n\"}",
         br#"{"command":"subscribe","identifier":"\ud800"}"#,
+        br#"{"command":"message","identifier":"x","data":"\ud800"}"#,
     ] {
         let text = String::from_utf8_lossy(bytes);
         assert!(matches!(parse(bytes), Err(BadCommand::Unreadable(_))), "{text}: {:?}", parse(bytes));
@@ -142,9 +143,14 @@ fn a_command_must_be_known_and_complete() {
             assert!(matches!(parse(json.as_bytes()), Err(BadCommand::NoIdentifier(n)) if n == name), "{json}");
         }
     }
-    for data in ["", r#","data":null"#, r#","data":{"a":1}"#, r#","data":7"#, r#","data":"\ud800""#] {
-        let json = format!(r#"{{"command":"message","identifier":"x"{data}}}"#);
-        assert!(matches!(parse(json.as_bytes()), Err(BadCommand::DataNotText)), "{json}");
+    for data in ["", r#","data":null"#, r#","data":{"a":[1,{}]}"#, r#","data":7"#, r#","data":-1.5"#, r#","data":true"#]
+    {
+        for json in [
+            format!(r#"{{"command":"message","identifier":"x"{data}}}"#),
+            format!(r#"{{"identifier":"x"{data},"command":"message"}}"#),
+        ] {
+            assert!(matches!(parse(json.as_bytes()), Err(BadCommand::DataNotText)), "{json}");
+        }
     }
 }
 

@@ -1,17 +1,22 @@
-//! The door: from an accepted socket to an answered upgrade request.
+//! What is kept of a handshake while its request is not complete, and what the app gets to see of it.
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::identity::Jwt;
-use crate::model::{Env, Verdict};
+use crate::model::{Env, Scheme, Tick, Verdict};
 use crate::proto::handshake::Head;
 
 /// A connection whose request is not complete.
-pub(super) struct Door {
+pub(super) struct Handshake {
     pub peer: SocketAddr,
-    pub accepted_at: Duration,
+    /// When it came to this shard, on its clock.
+    pub began_at: Duration,
+    /// How long it had lasted before that, elsewhere.
+    pub lasted: Duration,
+    /// When it is given up.
+    pub due: Tick,
     /// What came so far; bounded by [`HEAD_BYTES_MAX`](crate::proto::handshake::HEAD_BYTES_MAX).
     pub head: Vec<u8>,
 }
@@ -39,7 +44,7 @@ pub struct Tokens {
 impl Tokens {
     /// What the request's token says of the client, and the token itself if it travels to the app on its own:
     /// one from the query is in the URL already.
-    pub(super) fn judge<'b>(&self, head: &Head<'_, 'b>, unix_s: u64) -> (Verdict, Option<Cow<'b, str>>) {
+    pub(super) fn read<'b>(&self, head: &Head<'_, 'b>, unix_s: u64) -> (Verdict, Option<Cow<'b, str>>) {
         let Some(jwt) = &self.jwt else { return (Verdict::NoToken, None) };
         let header = head.header(&format!("x-{}", self.param)).filter(|token| !token.is_empty());
         let travels = header.or_else(|| head.token_protocol().map(Cow::Borrowed));
@@ -49,8 +54,14 @@ impl Tokens {
 }
 
 /// URL and headers of an upgrade request for the app (`contracts/rpc-grpc.md` section 2).
-pub(super) fn env(head: &Head<'_, '_>, peer: SocketAddr, token: Option<&str>, rules: &ProxyRules) -> Env {
-    let url = format!("http://{}{}", head.host(), head.request_uri());
+pub(super) fn env(
+    head: &Head<'_, '_>,
+    scheme: Scheme,
+    peer: SocketAddr,
+    token: Option<&str>,
+    rules: &ProxyRules,
+) -> Env {
+    let url = format!("{}://{}{}", scheme.http(), head.host(), head.request_uri());
     let mut headers: Vec<(Cow<'_, str>, Cow<'_, str>)> = Vec::with_capacity(rules.headers.len() + 2);
     for name in &rules.headers {
         let Some(value) = head.header(name).filter(|value| !value.is_empty()) else { continue };

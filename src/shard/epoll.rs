@@ -1,4 +1,4 @@
-//! The real world: epoll, sockets, the monotonic clock, and the node around the shard.
+//! The real machine: Linux with epoll, its sockets and its clocks.
 
 use std::fs::File;
 use std::io::{self, IoSlice};
@@ -6,63 +6,32 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags};
 
-use crate::model::{Call, CallError, Now, Publication, SlotKey};
+use crate::model::Now;
 use crate::os::clock::Clock;
-use crate::os::poll::{self, Poller, Watch};
+use crate::os::poll::{Poller, Watch};
 use crate::proto::handshake;
 
 use super::inbox::Inbox;
-use super::{Accepted, Shard, World};
-
-/// Events taken from the kernel in one turn.
-const EVENTS_PER_TURN: usize = 1024;
+use super::machine::{Accepted, Incoming, Interest, Machine, Received};
 
 /// Token of the inbox's waker.
-const WAKER: u64 = u64::MAX;
+pub(super) const WAKER: u64 = u64::MAX;
 
 /// Token of the listeners. Neither is a slot's: no shard has four billion slots.
-const LISTENER: u64 = u64::MAX - 1;
+pub(super) const LISTENER: u64 = u64::MAX - 1;
 
-/// The rest of the node, as a shard sees it. Nothing here may wait.
-pub trait Neighbours: Send + Sync {
-    /// As [`World::call`].
-    ///
-    /// # Errors
-    /// When there is nobody to ask or too many are asking.
-    fn call(&self, call: Call) -> Result<(), CallError>;
-    /// As [`World::cancel`].
-    fn cancel(&self, key: SlotKey);
-    /// As [`World::disconnect`].
-    fn disconnect(&self, call: Call);
-    /// As [`World::hand_over`].
-    ///
-    /// # Errors
-    /// Gives the socket back when there is no room.
-    fn hand_over(&self, socket: TcpStream, peer: SocketAddr, read: Vec<u8>) -> Result<(), TcpStream>;
-    /// As [`World::publish`].
-    fn publish(&self, publication: Arc<Publication>);
-    /// As [`World::identifiers_present`], with the shard's number.
-    fn identifiers_present(&self, shard: u16, identifiers: &str, present: bool);
-    /// As [`World::count_open`].
-    fn count_open(&self, open: bool) -> bool;
-}
-
-/// What a shard's kernel is made from.
-pub struct KernelSettings {
-    /// The shard's number.
-    pub shard: u16,
-    /// Non-blocking listeners of this shard.
+/// What an [`Epoll`] is made from.
+pub struct EpollSettings {
+    /// Non-blocking listeners of this shard, in the order of [`Settings::listeners`](super::Settings::listeners), and the
+    /// address of each as often as it has addresses.
     pub listeners: Vec<TcpListener>,
     /// The node's clock.
     pub clock: Clock,
-    /// The rest of the node.
-    pub neighbours: Arc<dyn Neighbours>,
     /// What other threads have for this shard.
     pub inbox: Arc<Inbox>,
     /// Sockets that all shards may hold together; one more is answered 503 and closed at once. What is left of the
@@ -83,6 +52,7 @@ static SOCKETS_SINCE_RUN_OUT: AtomicUsize = AtomicUsize::new(usize::MAX);
 const LEAVE_FIRST: usize = 16;
 
 /// One of [`SOCKETS`].
+#[derive(Debug)]
 struct Counted;
 
 impl Counted {
@@ -99,13 +69,28 @@ impl Drop for Counted {
 }
 
 /// A client's socket in the hands of a shard.
+#[derive(Debug)]
 pub struct Socket {
     fd: OwnedFd,
-    counted: Counted,
+    _counted: Counted,
 }
 
 // As small as a bare descriptor, or every slot would pay.
 const _: () = assert!(size_of::<Option<Socket>>() == 4);
+
+impl Socket {
+    /// The socket for somebody who is no shard.
+    pub fn into_stream(self) -> TcpStream {
+        self.fd.into()
+    }
+}
+
+impl From<TcpStream> for Socket {
+    /// A socket for a shard. It must not block.
+    fn from(stream: TcpStream) -> Socket {
+        Socket { fd: stream.into(), _counted: Counted::new() }
+    }
+}
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -113,27 +98,25 @@ impl AsFd for Socket {
     }
 }
 
-/// The real world of one shard.
-pub struct Kernel {
-    shard: u16,
-    poller: Poller,
+/// The real machine under one shard.
+pub struct Epoll {
+    pub(super) poller: Poller,
     listeners: Vec<TcpListener>,
     /// A descriptor held back, so that a connection can be answered 503 when no other is left.
     reserve: Option<File>,
     clock: Clock,
     random: StdRng,
-    neighbours: Arc<dyn Neighbours>,
-    inbox: Arc<Inbox>,
+    pub(super) inbox: Arc<Inbox>,
     sockets_max: usize,
 }
 
-impl Kernel {
+impl Epoll {
     /// Watches the listeners and the inbox.
     ///
     /// # Errors
     /// Out of descriptors.
-    pub fn new(settings: KernelSettings) -> io::Result<Kernel> {
-        let KernelSettings { shard, listeners, clock, neighbours, inbox, sockets_max } = settings;
+    pub fn new(settings: EpollSettings) -> io::Result<Epoll> {
+        let EpollSettings { listeners, clock, inbox, sockets_max } = settings;
         let poller = Poller::new()?;
         for listener in &listeners {
             poller.add(listener, LISTENER, Watch::Level)?;
@@ -141,7 +124,7 @@ impl Kernel {
         poller.add(&inbox.waker, WAKER, Watch::EdgeRead)?;
         let reserve = Some(File::open("/dev/null")?);
         let random = StdRng::try_from_rng(&mut rand::rngs::SysRng).map_err(io::Error::other)?;
-        Ok(Kernel { shard, poller, listeners, reserve, clock, random, neighbours, inbox, sockets_max })
+        Ok(Epoll { poller, listeners, reserve, clock, random, inbox, sockets_max })
     }
 
     /// There is no descriptor for the next connection: gives it the reserve, says 503 and lets it go.
@@ -177,7 +160,7 @@ fn dismiss(socket: OwnedFd) {
     let _ = rustix::net::recv(&socket, &mut [0u8; 4096], RecvFlags::DONTWAIT);
 }
 
-impl World for Kernel {
+impl Machine for Epoll {
     type Socket = Socket;
 
     fn now(&mut self) -> Now {
@@ -196,7 +179,7 @@ impl World for Kernel {
                 Err(_) => return Accepted::Stuck,
             }
         }
-        for listener in &self.listeners {
+        for (at, listener) in self.listeners.iter().enumerate() {
             match rustix::net::acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
                 Ok((fd, peer)) => {
                     let counted = Counted::new();
@@ -208,9 +191,10 @@ impl World for Kernel {
                     if since_run_out != usize::MAX {
                         SOCKETS_SINCE_RUN_OUT.store(usize::MAX, Relaxed);
                     }
-                    let socket = Socket { fd, counted };
+                    let socket = Socket { fd, _counted: counted };
                     let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
-                    return Accepted::Socket(socket, peer.unwrap_or((IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0).into()));
+                    let peer = peer.unwrap_or((IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0).into());
+                    return Accepted::Connection(Incoming { socket, peer, listener: at as u8 });
                 }
                 Err(rustix::io::Errno::AGAIN) => {}
                 Err(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) => {
@@ -227,28 +211,43 @@ impl World for Kernel {
         Accepted::Nobody
     }
 
-    fn watch_listener(&mut self, watch: bool) {
+    fn pause_listening(&mut self) {
         for listener in &self.listeners {
-            let _ = match watch {
-                true => self.poller.add(listener, LISTENER, Watch::Level),
-                false => self.poller.remove(listener),
-            };
+            let _ = self.poller.remove(listener);
+        }
+    }
+
+    fn resume_listening(&mut self) {
+        for listener in &self.listeners {
+            let _ = self.poller.add(listener, LISTENER, Watch::Level);
         }
     }
 
     fn stop_listening(&mut self) {
         // The node may hold copies of the listeners for their statistics, so closing ours would not unwatch them.
-        self.watch_listener(false);
+        self.pause_listening();
         self.listeners.clear();
     }
 
-    fn watch(&mut self, socket: &Socket, token: u64, write: bool, again: bool) -> io::Result<()> {
-        let watch = if write { Watch::EdgeReadWrite } else { Watch::EdgeRead };
-        if again { self.poller.modify(socket, token, watch) } else { self.poller.add(socket, token, watch) }
+    fn watch(&mut self, socket: &Socket, token: u64) -> io::Result<()> {
+        self.poller.add(socket, token, Watch::EdgeRead)
     }
 
-    fn read(&mut self, socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
-        Ok(rustix::io::read(socket, buffer)?)
+    fn set_interest(&mut self, socket: &Socket, token: u64, interest: Interest) -> io::Result<()> {
+        let watch = match interest {
+            Interest::Read => Watch::EdgeRead,
+            Interest::ReadWrite => Watch::EdgeReadWrite,
+        };
+        self.poller.modify(socket, token, watch)
+    }
+
+    fn unwatch(&mut self, socket: &Socket) {
+        let _ = self.poller.remove(socket);
+    }
+
+    fn read(&mut self, socket: &Socket, buffer: &mut [u8]) -> io::Result<Received> {
+        let bytes = rustix::io::read(socket, &mut *buffer)?;
+        Ok(Received { bytes, maybe_more: bytes == buffer.len() })
     }
 
     fn write(&mut self, socket: &Socket, bytes: &[IoSlice<'_>]) -> io::Result<usize> {
@@ -263,65 +262,7 @@ impl World for Kernel {
         let _ = rustix::net::shutdown(socket, Shutdown::Write);
     }
 
-    fn hand_over(&mut self, socket: Socket, peer: SocketAddr, read: Vec<u8>) -> Result<(), Socket> {
-        let _ = self.poller.remove(&socket);
-        let Socket { fd, counted } = socket;
-        self.neighbours.hand_over(fd.into(), peer, read).map_err(|socket| Socket { fd: socket.into(), counted })
+    fn peer(&self, socket: &Socket) -> Option<SocketAddr> {
+        rustix::net::getpeername(socket).ok()?.and_then(|peer| SocketAddr::try_from(peer).ok())
     }
-
-    fn call(&mut self, call: Call) -> Result<(), CallError> {
-        self.neighbours.call(call)
-    }
-
-    fn cancel(&mut self, key: SlotKey) {
-        self.neighbours.cancel(key);
-    }
-
-    fn disconnect(&mut self, call: Call) {
-        self.neighbours.disconnect(call);
-    }
-
-    fn publish(&mut self, publication: Arc<Publication>) {
-        self.neighbours.publish(publication);
-    }
-
-    fn identifiers_present(&mut self, identifiers: &str, present: bool) {
-        self.neighbours.identifiers_present(self.shard, identifiers, present);
-    }
-
-    fn count_open(&mut self, open: bool) -> bool {
-        self.neighbours.count_open(open)
-    }
-}
-
-/// Runs a shard on this thread until it is drained.
-///
-/// # Errors
-/// The poller failed, which it does not.
-pub fn run(mut shard: Shard<Kernel>) -> io::Result<()> {
-    let mut events = Vec::with_capacity(EVENTS_PER_TURN);
-    let mut messages = Vec::new();
-    while !shard.is_drained() {
-        let now = shard.world().now().mono;
-        let timeout = match shard.world().inbox.may_sleep() {
-            true => shard.next_wake().map(|wake| wake.saturating_sub(now)),
-            false => Some(Duration::ZERO),
-        };
-        shard.world().poller.wait(&mut events, timeout)?;
-        shard.begin_turn();
-        for event in &events {
-            let ready = poll::ready(event);
-            match ready.token {
-                LISTENER => shard.accept(),
-                // Edge-triggered, so there is nothing to reset; what it is about is looked at below.
-                WAKER => {}
-                token => shard.ready(token, ready.readable, ready.writable, ready.hangup),
-            }
-        }
-        shard.world().inbox.take(&mut messages);
-        messages.drain(..).for_each(|message| shard.receive(message));
-        shard.end_turn();
-    }
-    shard.world().inbox.close();
-    Ok(())
 }

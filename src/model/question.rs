@@ -1,0 +1,94 @@
+//! What a session asks and waits for, whoever answers: one kind of question and one of answer.
+//!
+//! A session has at most one question open. Its answer comes back to the shard under the session's key, at once or
+//! later; one for a session that is gone is dropped and counted.
+
+use serde::{Deserialize, Serialize};
+
+use super::rpc::{AppReply, CallError, Request};
+use super::{Publication, SlotKey};
+
+/// Something a session asks. Its messages wait until the answer is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// Of the app: Connect or a command.
+    App(Request),
+    /// Of the broker.
+    Broker(BrokerQuestion),
+}
+
+/// What a session asks of the broker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BrokerQuestion {
+    /// Which publications did a subscription miss?
+    History {
+        /// The subscription's streams, in their order.
+        streams: Vec<Box<str>>,
+        /// From where on.
+        since: HistoryRequest,
+    },
+}
+
+/// From where on a client asks for publications (`contracts/action-cable-extended.md` section 4).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryRequest {
+    /// For streams that are not in `positions`: from this Unix time on, in seconds. 0 means none.
+    pub since: i64,
+    /// For these streams: after this place.
+    pub positions: Vec<(Box<str>, Position)>,
+}
+
+/// A place in a stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// The generation of the stream's storage.
+    pub epoch: Box<str>,
+    /// 1 is the first message of a stream.
+    pub offset: u64,
+}
+
+/// The answer to a [`Question`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Who asked.
+    pub key: SlotKey,
+    /// What was answered.
+    pub reply: Reply,
+}
+
+impl Answer {
+    /// The app's answer to a call.
+    pub fn of_app(key: SlotKey, result: Result<AppReply, CallError>) -> Answer {
+        Answer { key, reply: Reply::App(result) }
+    }
+}
+
+/// What was answered, by whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// The app's answer, or why there is none.
+    App(Result<AppReply, CallError>),
+    /// The broker's answer, or why there is none.
+    Broker(Result<BrokerReply, BrokerError>),
+}
+
+/// The broker's answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BrokerReply {
+    /// To [`BrokerQuestion::History`]: everything that was missed, in order.
+    History(Vec<Publication>),
+}
+
+/// Why the broker has no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BrokerError {
+    /// There is no broker, or it does not keep this stream.
+    #[error("no history is kept")]
+    NotKept,
+    /// What was asked for is not there any more.
+    #[error("the history does not reach back that far")]
+    Gone,
+    /// The broker cannot be reached.
+    #[error("the broker cannot be reached")]
+    Unavailable,
+}

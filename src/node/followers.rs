@@ -1,0 +1,209 @@
+//! Which shards follow which stream: one table for the node, so that a publication costs what its receivers cost and not
+//! what there are shards.
+//!
+//! A shard is listed for a key exactly while its hub holds a stream with that key. It is listed before the subscription
+//! is confirmed, and whoever publishes looks into the table after that, so a confirmed subscription sees everything that
+//! is published later.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry as TableEntry;
+
+use crate::hub::StreamKey;
+
+/// Bits of a key that choose a bucket. 64 buckets: shards subscribe and publishers look without meeting often.
+const BUCKET_BITS: u32 = 6;
+
+/// The table.
+pub struct Followers {
+    buckets: Box<[Mutex<Bucket>]>,
+}
+
+#[derive(Default)]
+struct Bucket {
+    entries: HashTable<Entry>,
+    /// Shards of streams with several.
+    sets: Vec<ShardSet>,
+    /// Sets that nobody uses.
+    free: Vec<u32>,
+}
+
+/// A stream and who follows it, in 8 bytes: most streams are followed by one client.
+#[derive(Clone, Copy)]
+struct Entry {
+    key: u32,
+    shards: Shards,
+}
+
+const _: () = assert!(size_of::<Entry>() == 8);
+
+/// A shard's number, or behind [`SET`] the number of a set.
+#[derive(Clone, Copy, PartialEq)]
+struct Shards(u32);
+
+const SET: u32 = 1 << 31;
+
+/// One bit for each shard.
+#[derive(Default)]
+struct ShardSet(Vec<u64>);
+
+impl ShardSet {
+    fn insert(&mut self, shard: u16) {
+        let (word, bit) = (usize::from(shard) / 64, shard % 64);
+        if self.0.len() <= word {
+            self.0.resize(word + 1, 0);
+        }
+        self.0[word] |= 1 << bit;
+    }
+
+    fn remove(&mut self, shard: u16) {
+        if let Some(word) = self.0.get_mut(usize::from(shard) / 64) {
+            *word &= !(1 << (shard % 64));
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = u16> {
+        let bits = |(at, word): (usize, &u64)| {
+            let word = *word;
+            (0..64).filter(move |bit| word & (1 << bit) != 0).map(move |bit| (at * 64 + bit) as u16)
+        };
+        self.0.iter().enumerate().flat_map(bits)
+    }
+}
+
+/// Keys are hashes already; this brings all their bits where the table looks.
+fn hash(key: u32) -> u64 {
+    u64::from(key).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+}
+
+impl Default for Followers {
+    fn default() -> Followers {
+        Followers { buckets: (0..1 << BUCKET_BITS).map(|_| Mutex::default()).collect() }
+    }
+}
+
+impl Followers {
+    /// Lists a shard for a stream. When it returns, whoever publishes to the stream finds it.
+    pub fn follow(&self, stream: StreamKey, shard: u16) {
+        let (mut bucket, key) = self.bucket(stream);
+        let Bucket { entries, sets, free } = &mut *bucket;
+        match entries.entry(hash(key), |entry| entry.key == key, |entry| hash(entry.key)) {
+            TableEntry::Vacant(entry) => {
+                entry.insert(Entry { key, shards: Shards(shard.into()) });
+            }
+            TableEntry::Occupied(mut entry) => match entry.get().shards {
+                Shards(only) if only & SET == 0 => {
+                    let number = free.pop().unwrap_or_else(|| {
+                        sets.push(ShardSet::default());
+                        sets.len() as u32 - 1
+                    });
+                    sets[number as usize].insert(only as u16);
+                    sets[number as usize].insert(shard);
+                    entry.get_mut().shards = Shards(SET | number);
+                }
+                Shards(number) => sets[(number & !SET) as usize].insert(shard),
+            },
+        }
+    }
+
+    /// Takes a shard off the list.
+    pub fn unfollow(&self, stream: StreamKey, shard: u16) {
+        let (mut bucket, key) = self.bucket(stream);
+        let Bucket { entries, sets, free } = &mut *bucket;
+        let Ok(mut entry) = entries.find_entry(hash(key), |entry| entry.key == key) else { return };
+        let Shards(packed) = entry.get().shards;
+        if packed & SET == 0 {
+            if packed == u32::from(shard) {
+                entry.remove();
+                if entries.capacity() > 64 && entries.len() < entries.capacity() / 8 {
+                    entries.shrink_to(entries.len() * 2, |entry| hash(entry.key));
+                }
+            }
+            return;
+        }
+        let number = packed & !SET;
+        let set = &mut sets[number as usize];
+        set.remove(shard);
+        let mut left = set.iter();
+        if let (Some(only), None) = (left.next(), left.next()) {
+            drop(left);
+            *set = ShardSet::default();
+            free.push(number);
+            entry.get_mut().shards = Shards(only.into());
+        }
+    }
+
+    /// Visits the shards that follow a stream. While it does, none can be added or taken off; what the caller hands to
+    /// them here, it hands over in one order with everybody else who does the same for this stream.
+    pub fn for_each(&self, stream: StreamKey, mut visit: impl FnMut(u16)) {
+        let (bucket, key) = self.bucket(stream);
+        match bucket.entries.find(hash(key), |entry| entry.key == key).map(|entry| entry.shards) {
+            None => {}
+            Some(Shards(packed)) if packed & SET == 0 => visit(packed as u16),
+            Some(Shards(packed)) => bucket.sets[(packed & !SET) as usize].iter().for_each(visit),
+        }
+    }
+
+    /// True when no shard follows anything.
+    #[cfg(test)]
+    pub fn is_empty(&self) -> bool {
+        self.buckets.iter().all(|bucket| bucket.lock().unwrap_or_else(PoisonError::into_inner).entries.is_empty())
+    }
+
+    fn bucket(&self, stream: StreamKey) -> (MutexGuard<'_, Bucket>, u32) {
+        let (bucket, key) = stream.split(BUCKET_BITS);
+        // Every change under this lock is complete when it ends, so a poisoned one is as good as new.
+        (self.buckets[bucket].lock().unwrap_or_else(PoisonError::into_inner), key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::StreamHasher;
+
+    fn shards(followers: &Followers, stream: StreamKey) -> Vec<u16> {
+        let mut shards = Vec::new();
+        followers.for_each(stream, |shard| shards.push(shard));
+        shards
+    }
+
+    #[test]
+    fn exactly_the_shards_that_follow_are_visited() {
+        let followers = Followers::default();
+        let key = |stream| StreamHasher::new(1).key(stream);
+        let (a, b) = (key("a"), key("b"));
+        assert!(shards(&followers, a).is_empty());
+        for shard in [3, 200, 64, 3] {
+            followers.follow(a, shard);
+        }
+        followers.follow(b, 7);
+        assert_eq!((shards(&followers, a), shards(&followers, b)), (vec![3, 64, 200], vec![7]));
+        followers.unfollow(a, 64);
+        followers.unfollow(b, 8);
+        assert_eq!((shards(&followers, a), shards(&followers, b)), (vec![3, 200], vec![7]));
+        followers.unfollow(a, 3);
+        assert_eq!(shards(&followers, a), [200]);
+        followers.follow(a, 9);
+        assert_eq!(shards(&followers, a), [9, 200]);
+        for (stream, shard) in [(a, 9), (a, 200), (b, 7)] {
+            followers.unfollow(stream, shard);
+        }
+        assert!(followers.is_empty());
+    }
+
+    #[test]
+    fn sets_are_used_again() {
+        let followers = Followers::default();
+        let key = StreamHasher::new(1).key("a");
+        for _ in 0..10 {
+            followers.follow(key, 1);
+            followers.follow(key, 2);
+            followers.unfollow(key, 1);
+            followers.unfollow(key, 2);
+        }
+        let (bucket, _) = followers.bucket(key);
+        assert_eq!((bucket.sets.len(), bucket.free.len()), (1, 1));
+    }
+}

@@ -1,0 +1,158 @@
+//! What was answered, and what follows from it (`contracts/action-cable.md` section 4, `contracts/rpc-grpc.md` sections
+//! 3 and 4).
+
+use crate::model::{
+    AppReply, BrokerReply, CallError, ChannelIdentifier, CloseCause, CommandKind, CommandReply, ConnectReply,
+    HistoryRequest, Publication, Reply, Status,
+};
+
+use super::effect::word;
+use super::{Activity, Answerer, Asked, Context, Effect, LogEvent, Session};
+
+impl Session {
+    /// The answer to the question that [`Session::is_waiting`] is about.
+    pub fn answer(&mut self, reply: Reply, ctx: &mut Context<'_>) {
+        let asked = match self.activity.as_deref() {
+            Some(Activity::Connecting) => return self.connect_answered(reply, ctx),
+            Some(Activity::Asking(asked)) => asked.clone(),
+            Some(Activity::Over) | None => return,
+        };
+        self.activity = None;
+        match (asked, reply) {
+            (Asked::Command { kind, identifier, history }, Reply::App(result)) => {
+                self.command_answered(kind, &identifier, history, result, ctx);
+            }
+            (Asked::History { identifier }, Reply::Broker(result)) => match result {
+                Ok(BrokerReply::History(missed)) => self.replay(&identifier, &missed, ctx),
+                Err(error) => {
+                    ctx.emit(Effect::Log(LogEvent::BrokerFailed("history", error)));
+                    self.say(ctx, |language, out| language.write_reject_history(out, &identifier));
+                }
+            },
+            _ => ctx.fail(LogEvent::WrongAnswer),
+        }
+    }
+
+    fn connect_answered(&mut self, reply: Reply, ctx: &mut Context<'_>) {
+        let log = match reply {
+            Reply::App(Ok(AppReply::Connect(reply))) if reply.status == Status::Error => {
+                LogEvent::AppError(word(None), reply.error_msg)
+            }
+            Reply::App(Ok(AppReply::Connect(reply))) => return self.connected(reply, ctx),
+            Reply::App(Err(error)) => LogEvent::CallFailed(word(None), error),
+            Reply::App(Ok(AppReply::Command(_))) | Reply::Broker(_) => LogEvent::WrongAnswer,
+        };
+        ctx.emit(Effect::Log(log));
+        self.close(CloseCause::AuthError, ctx);
+    }
+
+    fn connected(&mut self, reply: ConnectReply, ctx: &mut Context<'_>) {
+        let may_connect = reply.status == Status::Success;
+        if may_connect {
+            self.disconnectable = true;
+            self.cstate.merge(reply.cstate);
+            self.let_in(&reply.identifiers, ctx);
+        }
+        reply.transmissions.into_iter().for_each(|text| ctx.emit(Effect::Send(text.into_bytes())));
+        if !may_connect {
+            ctx.emit(Effect::Count(super::SessionCounter::FailedAuth));
+            self.close(CloseCause::Unauthorized, ctx);
+        }
+    }
+
+    fn command_answered(
+        &mut self,
+        kind: CommandKind,
+        identifier: &ChannelIdentifier,
+        history: Option<HistoryRequest>,
+        result: Result<AppReply, CallError>,
+        ctx: &mut Context<'_>,
+    ) {
+        let reply = match result {
+            Ok(AppReply::Command(reply)) if reply.status == Status::Error => {
+                return ctx.fail(LogEvent::AppError(word(Some(kind)), reply.error_msg));
+            }
+            Ok(AppReply::Command(reply)) => reply,
+            Ok(AppReply::Connect(_)) => return ctx.fail(LogEvent::WrongAnswer),
+            Err(error) => return ctx.fail(LogEvent::CallFailed(word(Some(kind)), error)),
+        };
+        match kind {
+            CommandKind::Subscribe => self.subscribed(identifier, history, reply, ctx),
+            CommandKind::Unsubscribe => self.unsubscribed(identifier, reply, ctx),
+            CommandKind::Message => match self.subscriptions.find(identifier) {
+                Some(at) => self.apply(at, reply, ctx),
+                None => ctx.fail(LogEvent::NotSubscribed("message")),
+            },
+        }
+    }
+
+    fn subscribed(
+        &mut self,
+        identifier: &str,
+        history: Option<HistoryRequest>,
+        mut reply: CommandReply,
+        ctx: &mut Context<'_>,
+    ) {
+        // The app has heard of this session, whatever it thinks of the subscription.
+        self.disconnectable = true;
+        if reply.status == Status::Success {
+            let first = reply.streams.first().map_or("", String::as_str);
+            let at = self.record(identifier, first, Answerer::App, ctx);
+            let closes = reply.disconnect;
+            self.apply(at, reply, ctx);
+            if let Some(history) = history.filter(|_| !closes) {
+                self.history(at, history, ctx);
+            }
+            return;
+        }
+        // A rejection lists streams when the app rejects after it began to stream: those are not for this
+        // client. State of a channel that is not there goes nowhere either.
+        self.cstate.merge(std::mem::take(&mut reply.cstate));
+        self.finish(reply, ctx);
+    }
+
+    fn unsubscribed(&mut self, identifier: &str, mut reply: CommandReply, ctx: &mut Context<'_>) {
+        if let Some(at) = self.subscriptions.find(identifier) {
+            self.forget(at, ctx);
+        }
+        self.cstate.merge(std::mem::take(&mut reply.cstate));
+        self.finish(reply, ctx);
+    }
+
+    /// Carries out an answer for a subscription that stands. All of it happens within one turn of the shard, so
+    /// no broadcast can come between a stream's attachment and the confirmation that follows.
+    fn apply(&mut self, at: usize, mut reply: CommandReply, ctx: &mut Context<'_>) {
+        if reply.stop_streams {
+            self.unfollow(at, |_| true, ctx);
+        } else if !reply.stopped_streams.is_empty() {
+            self.unfollow(at, |stream| reply.stopped_streams.iter().any(|stopped| stopped == stream), ctx);
+        }
+        for stream in std::mem::take(&mut reply.streams) {
+            self.follow(at, &stream, ctx);
+        }
+        let istate = std::mem::take(&mut reply.istate);
+        if !istate.is_empty() {
+            self.subscriptions.edit(at, |subscription| subscription.merge(istate));
+        }
+        self.cstate.merge(std::mem::take(&mut reply.cstate));
+        if reply.presence.is_some() {
+            ctx.emit(Effect::Log(LogEvent::NoBroker("presence")));
+        }
+        self.finish(reply, ctx);
+    }
+
+    fn finish(&mut self, reply: CommandReply, ctx: &mut Context<'_>) {
+        reply.transmissions.into_iter().for_each(|text| ctx.emit(Effect::Send(text.into_bytes())));
+        if reply.disconnect {
+            ctx.emit(Effect::Close(CloseCause::CommandDisconnect));
+        }
+    }
+
+    /// Sends what was missed, and says that this was all. Nothing that is published meanwhile can come between.
+    fn replay(&mut self, identifier: &str, missed: &[Publication], ctx: &mut Context<'_>) {
+        for publication in missed {
+            self.say(ctx, |language, out| language.write_publication(out, identifier, publication));
+        }
+        self.say(ctx, |language, out| language.write_confirm_history(out, identifier));
+    }
+}

@@ -1,0 +1,415 @@
+//! Transcripts: what a session is given on one line, what it wants done on the next.
+
+use super::*;
+use crate::model::{
+    AppReply, BrokerError, BrokerReply, CallError, CommandReply, ConnectReply, Publication, Reply, Status, tick,
+};
+use crate::proto::frame::Message;
+use std::time::Duration;
+
+const ROOM: &str = r#"{"channel":"Room"}"#;
+const OPEN: &str = r#"{"channel":"$pubsub","stream_name":"open"}"#;
+const CLOSED: &str = r#"{"channel":"$pubsub","stream_name":"closed"}"#;
+
+/// A session, its clock and what it is told by the configuration.
+struct Transcript {
+    session: Session,
+    rules: Rules,
+    now: Duration,
+}
+
+fn rules() -> Rules {
+    Rules {
+        ping_interval_ms: 3_000,
+        ping_precision: PingPrecision::Seconds,
+        pong_timeout_ms: 0,
+        native_pings: false,
+        has_backend: true,
+        no_auth: false,
+        disconnect_mode: DisconnectMode::Auto,
+    }
+}
+
+fn route(identifier: &str) -> Routed {
+    match identifier {
+        OPEN => Routed::Stream { name: "open".into(), whisper: true, presence: true },
+        CLOSED => Routed::Rejected,
+        _ => Routed::Backend,
+    }
+}
+
+/// One line for each effect.
+fn lines(effects: Vec<Effect>) -> Vec<String> {
+    effects
+        .into_iter()
+        .map(|effect| match effect {
+            Effect::Send(text) => format!("send {}", String::from_utf8(text).unwrap()),
+            Effect::Ask(question) => match *question {
+                Question::App(Request::Connect { .. }) => "ask app connect".into(),
+                Question::App(Request::Command { command, identifier, data, istate, cstate, .. }) => {
+                    let state: Vec<_> = cstate.iter().chain(istate.iter()).map(|(k, v)| format!("{k}={v}")).collect();
+                    format!("ask app {} {} {data:?} {}", command.as_str(), &*identifier, state.join(" "))
+                }
+                question => format!("ask {question:?}"),
+            },
+            Effect::Tell(request) => match *request {
+                Request::Disconnect { subscriptions, env, .. } => {
+                    let channels: Vec<_> = subscriptions.iter().map(|(identifier, _)| &**identifier).collect();
+                    format!("tell app disconnect {:?} {channels:?}", env.identifiers())
+                }
+                request => format!("tell {request:?}"),
+            },
+            Effect::Attach(topic) => format!("attach {}", topic.stream()),
+            Effect::Detach(topic) => format!("detach {}", topic.stream()),
+            Effect::Whisper { stream, message } => format!("whisper {stream} {message}"),
+            Effect::Close(cause) => format!("close {}", cause.label()),
+            Effect::Count(counter) => format!("count {counter:?}"),
+            Effect::Log(event) => format!("log {event}"),
+            Effect::Ping(_) => "ping".into(),
+            Effect::NativePing => "native ping".into(),
+            Effect::Cancel => "cancel".into(),
+            Effect::LetIn => "let in".into(),
+        })
+        .collect()
+}
+
+impl Transcript {
+    /// A session of this verdict, and what it does first.
+    fn open(verdict: Verdict, dialect: Dialect, rules: Rules) -> (Transcript, Vec<String>) {
+        let mut effects = Vec::new();
+        let now = Duration::from_secs(1_000);
+        let opening = Opening {
+            sid: Sid::from_bits(0),
+            env: Env::new("http://h/cable", [("cookie", "a=1")]),
+            dialect,
+            verdict,
+            ping_interval: None,
+            ping_precision: None,
+            random: 0,
+        };
+        let mut ctx = Context {
+            rules: &rules,
+            now: Now { mono: now, unix: now },
+            topic: &Topic::new,
+            route: &route,
+            effects: &mut effects,
+        };
+        let session = Session::open(opening, &mut ctx);
+        (Transcript { session, rules, now }, lines(effects))
+    }
+
+    /// A session that the app has let in.
+    fn let_in() -> Transcript {
+        let (mut transcript, _) = Transcript::open(Verdict::NoToken, Dialect::Cable, rules());
+        let reply = ConnectReply { status: Status::Success, identifiers: "me".into(), ..Default::default() };
+        transcript.answer(Ok(AppReply::Connect(reply)));
+        transcript
+    }
+
+    /// One that is also subscribed to the room, which follows the stream `room`.
+    fn subscribed() -> Transcript {
+        let mut transcript = Transcript::let_in();
+        transcript.say(&command("subscribe", ROOM, ""));
+        transcript.answer(Ok(success(|reply| reply.streams = vec!["room".into()])));
+        transcript
+    }
+
+    fn input(&mut self, input: impl FnOnce(&mut Session, &mut Context<'_>)) -> Vec<String> {
+        let mut effects = Vec::new();
+        let mut ctx = Context {
+            rules: &self.rules,
+            now: Now { mono: self.now, unix: self.now },
+            topic: &Topic::new,
+            route: &route,
+            effects: &mut effects,
+        };
+        input(&mut self.session, &mut ctx);
+        // Whatever happens to it, it can be written out and read back.
+        let written = rmp_serde::to_vec_named(&self.session).unwrap();
+        assert_eq!(rmp_serde::from_slice::<Session>(&written).unwrap(), self.session);
+        lines(effects)
+    }
+
+    fn say(&mut self, text: &str) -> Vec<String> {
+        self.input(|session, ctx| session.message(&Message::Text(text.into()), ctx))
+    }
+
+    fn answer(&mut self, result: Result<AppReply, CallError>) -> Vec<String> {
+        self.input(|session, ctx| session.answer(Reply::App(result), ctx))
+    }
+
+    fn broker(&mut self, result: Result<BrokerReply, BrokerError>) -> Vec<String> {
+        self.input(|session, ctx| session.answer(Reply::Broker(result), ctx))
+    }
+}
+
+fn command(name: &str, identifier: &str, more: &str) -> String {
+    format!("{{\"command\":\"{name}\",\"identifier\":{}{more}}}", serde_json::to_string(identifier).unwrap())
+}
+
+fn about(kind: &str, identifier: &str) -> String {
+    format!("send {{\"type\":\"{kind}\",\"identifier\":{}}}", serde_json::to_string(identifier).unwrap())
+}
+
+fn success(change: impl FnOnce(&mut CommandReply)) -> AppReply {
+    let mut reply = CommandReply { status: Status::Success, ..Default::default() };
+    change(&mut reply);
+    AppReply::Command(reply)
+}
+
+#[test]
+fn the_app_lets_a_client_in_and_what_it_says_is_sent_as_it_is() {
+    let (mut t, first) = Transcript::open(Verdict::NoToken, Dialect::Cable, rules());
+    assert_eq!(first, ["ask app connect"]);
+    assert!(t.session.is_waiting());
+    let reply = ConnectReply {
+        status: Status::Success,
+        identifiers: "me".into(),
+        transmissions: vec!["welcome, as the app has it".into()],
+        cstate: vec![("k".into(), "v".into())],
+        ..Default::default()
+    };
+    assert_eq!(t.answer(Ok(AppReply::Connect(reply))), ["let in", "send welcome, as the app has it"]);
+    assert_eq!((t.session.identifiers(), t.session.is_waiting()), ("me", false));
+    assert_eq!(t.input(|session, ctx| session.end(ctx)), ["tell app disconnect \"me\" []"]);
+}
+
+#[test]
+fn the_app_refuses_a_client_in_its_own_words() {
+    let (mut t, _) = Transcript::open(Verdict::NoToken, Dialect::Cable, rules());
+    let reply = ConnectReply { status: Status::Failure, transmissions: vec!["no".into()], ..Default::default() };
+    assert_eq!(t.answer(Ok(AppReply::Connect(reply))), ["send no", "count FailedAuth", "close unauthorized"]);
+    assert_eq!(t.say(&command("subscribe", ROOM, "")), [""; 0], "it is over");
+    assert_eq!(t.input(|session, ctx| session.end(ctx)), [""; 0], "the app need not be told");
+}
+
+#[test]
+fn when_nobody_can_say_whether_a_client_may_connect_it_is_closed() {
+    let failed = ConnectReply { error_msg: "oops".into(), ..Default::default() };
+    for (reply, log) in [
+        (Reply::App(Err(CallError::Timeout)), "log connect failed: app server did not answer in time"),
+        (Reply::App(Ok(AppReply::Connect(failed))), "log app server answered ERROR to connect: oops"),
+        (Reply::App(Ok(success(|_| ()))), "log the answer does not fit the question"),
+        (Reply::Broker(Err(BrokerError::NotKept)), "log the answer does not fit the question"),
+    ] {
+        let (mut t, _) = Transcript::open(Verdict::NoToken, Dialect::Cable, rules());
+        assert_eq!(t.input(|session, ctx| session.answer(reply, ctx)), [log, "close auth_error"]);
+    }
+}
+
+#[test]
+fn a_token_decides_without_the_app() {
+    let refused =
+        |reason: &str| format!("send {{\"type\":\"disconnect\",\"reason\":\"{reason}\",\"reconnect\":false}}");
+    let me = Verdict::Identified { identifiers: "me".into() };
+    let welcome = "send {\"type\":\"welcome\",\"sid\":\"AAAAAAAAAAAAAAAAAAAAA\"}";
+    assert_eq!(Transcript::open(me, Dialect::Cable, rules()).1, ["let in", welcome]);
+    for (verdict, reason) in [(Verdict::Expired, "token_expired"), (Verdict::Unauthorized, "unauthorized")] {
+        let (mut t, first) = Transcript::open(verdict, Dialect::Cable, rules());
+        assert_eq!(first, ["count FailedAuth", &refused(reason), &format!("close {reason}")]);
+        assert_eq!((t.session.ping_at(), t.input(|session, ctx| session.end(ctx))), (None, vec![]));
+    }
+    let (_, first) = Transcript::open(Verdict::Error, Dialect::Cable, rules());
+    assert_eq!(first, ["close auth_error"]);
+    let without_app = Rules { has_backend: false, ..rules() };
+    let (_, first) = Transcript::open(Verdict::NoToken, Dialect::Cable, without_app.clone());
+    assert_eq!(first[1], refused("unauthorized"));
+    let (t, first) = Transcript::open(Verdict::NoToken, Dialect::Cable, Rules { no_auth: true, ..without_app });
+    assert_eq!(first, ["let in", welcome]);
+    assert_eq!(t.session.identifiers(), "{\"sid\":\"AAAAAAAAAAAAAAAAAAAAA\"}");
+}
+
+#[test]
+fn a_subscription_that_the_app_confirms_follows_its_streams_from_before_the_confirmation() {
+    let mut t = Transcript::let_in();
+    let ask = format!("ask app subscribe {ROOM} \"\" ");
+    assert_eq!(t.say(&command("subscribe", ROOM, "")), ["count ClientMessage", &ask]);
+    let reply = success(|reply| {
+        reply.streams = vec!["a".into(), "b".into(), "a".into(), String::new()];
+        reply.transmissions = vec!["confirmed".into()];
+        reply.istate = vec![("k".into(), "v".into())];
+    });
+    assert_eq!(t.answer(Ok(reply)), ["attach a", "attach b", "send confirmed"]);
+    let perform = command("message", ROOM, r#","data":"{\"action\":\"say\"}""#);
+    let ask = format!("ask app message {ROOM} {:?} k=v", r#"{"action":"say"}"#);
+    assert_eq!(t.say(&perform), ["count ClientMessage", &ask]);
+    let reply = success(|reply| {
+        reply.stopped_streams = vec!["a".into()];
+        reply.streams = vec!["c".into()];
+    });
+    assert_eq!(t.answer(Ok(reply)), ["detach a", "attach c"]);
+    assert_eq!(t.say(&command("unsubscribe", ROOM, "")).len(), 2);
+    let reply = success(|reply| reply.transmissions = vec!["bye".into()]);
+    assert_eq!(t.answer(Ok(reply)), ["detach b", "detach c", "send bye"]);
+    assert_eq!(t.session.topics().count(), 0);
+}
+
+#[test]
+fn a_subscription_that_the_app_rejects_leaves_nothing() {
+    let mut t = Transcript::let_in();
+    t.say(&command("subscribe", ROOM, ""));
+    let reply = CommandReply {
+        status: Status::Failure,
+        streams: vec!["a".into()],
+        transmissions: vec!["rejected".into()],
+        ..Default::default()
+    };
+    assert_eq!(t.answer(Ok(AppReply::Command(reply))), ["send rejected"]);
+    assert_eq!(t.session.topics().count(), 0);
+    t.say(&command("subscribe", ROOM, ""));
+    let failed = t.answer(Err(CallError::Overloaded));
+    assert_eq!(failed[0], "count FailedClientMessage");
+    assert!(failed[1].starts_with("log subscribe failed"), "{failed:?}");
+}
+
+#[test]
+fn our_own_channels_need_no_app() {
+    let mut t = Transcript::let_in();
+    let confirmed = about("confirm_subscription", OPEN);
+    assert_eq!(t.say(&command("subscribe", OPEN, "")), ["count ClientMessage", "attach open", &confirmed]);
+    assert_eq!(t.say(&command("subscribe", CLOSED, ""))[1], about("reject_subscription", CLOSED));
+    assert_eq!(t.say(&command("whisper", OPEN, r#","data":{"a":1}"#))[1], r#"whisper open {"a":1}"#);
+    assert_eq!(t.say(&command("subscribe", OPEN, ""))[1], "count FailedClientMessage", "it is there already");
+    assert_eq!(t.say(&command("unsubscribe", OPEN, "")), ["count ClientMessage", "detach open"]);
+}
+
+#[test]
+fn history_is_asked_of_the_broker_and_everything_else_waits() {
+    let since = r#","history":{"since":7}"#;
+    let mut t = Transcript::subscribed();
+    let asked = t.say(&command("history", ROOM, since));
+    assert!(asked[1].starts_with("ask Broker(History { streams: [\"room\"]"), "{asked:?}");
+    assert!(t.session.is_waiting());
+    let [reject, confirm] = ["reject_history", "confirm_history"].map(|kind| about(kind, ROOM));
+    assert_eq!(t.broker(Err(BrokerError::NotKept)), ["log history failed: no history is kept", &reject]);
+    t.say(&command("history", ROOM, since));
+    let missed = Publication { stream: "room".into(), message: "1".into(), exclude: None, kind: None };
+    let replayed = t.broker(Ok(BrokerReply::History(vec![missed.clone(), missed])));
+    let message = format!("send {{\"identifier\":{},\"message\":1}}", serde_json::to_string(ROOM).unwrap());
+    assert_eq!(replayed, [message.clone(), message, confirm]);
+    t.say(&command("history", ROOM, since));
+    assert_eq!(t.answer(Ok(success(|_| ())))[1], "log the answer does not fit the question");
+}
+
+#[test]
+fn history_that_rides_on_a_subscription_is_asked_for_once_that_stands() {
+    let mut t = Transcript::let_in();
+    t.say(&command("subscribe", ROOM, r#","history":{"since":7}"#));
+    let answered = t.answer(Ok(success(|reply| {
+        reply.streams = vec!["room".into()];
+        reply.transmissions = vec!["confirmed".into()];
+    })));
+    assert_eq!(answered[..2], ["attach room", "send confirmed"]);
+    assert!(answered[2].starts_with("ask Broker(History"), "{answered:?}");
+    let mut t = Transcript::let_in();
+    t.say(&command("subscribe", ROOM, r#","history":{"since":7}"#));
+    let answered = t.answer(Ok(success(|_| ())));
+    assert_eq!(answered, [about("confirm_history", ROOM)], "without a stream nothing can have been missed");
+    let mut t = Transcript::let_in();
+    t.say(&command("subscribe", ROOM, r#","history":{"since":7}"#));
+    let answered = t.answer(Ok(success(|reply| (reply.disconnect, reply.streams) = (true, vec!["room".into()]))));
+    assert_eq!(answered, ["attach room", "close command_disconnect"], "nobody is there to read it");
+}
+
+#[test]
+fn what_cannot_be_read_or_done_is_counted_and_said_in_the_log_alone() {
+    let mut t = Transcript::let_in();
+    for said in ["", "{", "[]", "{\"command\":\"dance\"}", "{\"command\":\"subscribe\"}"] {
+        let done = t.say(said);
+        assert_eq!((done.len(), done[0].as_str()), (2, "count FailedClientMessage"), "{said}");
+    }
+    for name in ["message", "unsubscribe", "history", "presence"] {
+        let done = t.say(&command(name, ROOM, r#","data":"x","history":{"since":1}"#));
+        assert_eq!(done.last().unwrap(), &format!("log {name} for an identifier that is not subscribed"));
+    }
+    assert_eq!(t.say("null"), [""; 0]);
+    assert_eq!(t.say("{\"command\":\"ping\"}")[1], "send {\"type\":\"pong\"}");
+}
+
+#[test]
+fn the_end_detaches_everything_cancels_what_is_asked_and_tells_the_app_once() {
+    let mut t = Transcript::subscribed();
+    t.say(&command("message", ROOM, r#","data":"x""#));
+    let told = format!("tell app disconnect \"me\" [{ROOM:?}]");
+    assert_eq!(t.input(|session, ctx| session.end(ctx)), ["cancel", &told, "detach room"]);
+    assert_eq!(t.answer(Ok(success(|_| ()))), [""; 0], "a late answer");
+    assert_eq!(t.input(|session, ctx| session.end(ctx)), [""; 0]);
+}
+
+#[test]
+fn when_the_app_is_told_depends_on_the_mode() {
+    let me = || Verdict::Identified { identifiers: "me".into() };
+    for (mode, told) in [(DisconnectMode::Auto, 0), (DisconnectMode::Always, 1), (DisconnectMode::Never, 0)] {
+        let rules = Rules { disconnect_mode: mode, ..rules() };
+        let (mut t, _) = Transcript::open(me(), Dialect::Cable, rules.clone());
+        assert_eq!(t.input(|session, ctx| session.end(ctx)).len(), told, "{mode:?}, never asked");
+        let (mut t, _) = Transcript::open(Verdict::NoToken, Dialect::Cable, rules);
+        assert_eq!(t.input(|session, ctx| session.end(ctx)), ["cancel"], "{mode:?}, not let in");
+    }
+}
+
+#[test]
+fn every_goodbye_has_its_words() {
+    let goodbye = |cause| {
+        let mut t = Transcript::let_in();
+        t.input(|session, ctx| session.disconnect(cause, ctx))
+    };
+    let text = |reason: &str, reconnect| {
+        format!("send {{\"type\":\"disconnect\",\"reason\":\"{reason}\",\"reconnect\":{reconnect}}}")
+    };
+    for (cause, word) in [
+        (CloseCause::ServerRestart, "server_restart"),
+        (CloseCause::TooSlow, "too_slow"),
+        (CloseCause::NoPong, "no_pong"),
+    ] {
+        assert_eq!(goodbye(cause), [text(word, true), format!("close {word}")]);
+    }
+    for reconnect in [true, false] {
+        let mut t = Transcript::let_in();
+        let said = t.input(|session, ctx| session.remote_disconnect(reconnect, ctx));
+        assert_eq!(said, [text("remote", reconnect), "close remote".into()]);
+    }
+}
+
+#[test]
+fn a_client_that_does_not_answer_pings_is_given_up_unless_a_command_of_it_runs() {
+    let rules = Rules { pong_timeout_ms: 6_000, ..rules() };
+    let me = Verdict::Identified { identifiers: "me".into() };
+    let (mut t, _) = Transcript::open(me.clone(), Dialect::CableExtended, rules.clone());
+    t.say(&command("subscribe", OPEN, ""));
+    t.now += Duration::from_secs(2);
+    assert_eq!((t.session.ping_at(), t.session.pong_by()), (Some(tick(t.now) - 2), None));
+    assert_eq!(t.input(|session, ctx| session.ping_due(false, ctx)), ["ping"]);
+    assert_eq!(t.session.pong_by(), Some(tick(t.now) + 31));
+    t.say("{\"command\":\"pong\"}");
+    assert_eq!(t.session.pong_by(), None, "any sign of life will do");
+    t.input(|session, ctx| session.ping_due(false, ctx));
+    t.say(&command("subscribe", ROOM, ""));
+    t.input(|session, ctx| session.ping_due(false, ctx));
+    assert_eq!(t.input(|session, ctx| session.pong_overdue(ctx)), [""; 0], "its pong may lie behind the command");
+    t.answer(Err(CallError::Timeout));
+    assert_eq!(t.input(|session, ctx| session.pong_overdue(ctx))[1], "close no_pong");
+    let (mut t, _) = Transcript::open(me, Dialect::Cable, rules);
+    assert_eq!(t.input(|session, ctx| session.ping_due(false, ctx)), ["ping"]);
+    assert_eq!(t.session.pong_by(), None, "clients of the base dialect do not answer");
+    assert_eq!(t.input(|session, ctx| session.ping_due(true, ctx)), [""; 0], "bytes that wait tell it as much");
+}
+
+#[test]
+fn deadlines_move_to_another_clock_as_the_time_that_is_left() {
+    let rules = Rules { pong_timeout_ms: 6_000, ..rules() };
+    let me = Verdict::Identified { identifiers: "me".into() };
+    let (mut t, _) = Transcript::open(me, Dialect::CableExtended, rules);
+    t.input(|session, ctx| session.ping_due(false, ctx));
+    let (ping_at, pong_by) = (t.session.ping_at().unwrap(), t.session.pong_by().unwrap());
+    let here = tick(t.now);
+    t.session.move_clock(here, 0);
+    assert_eq!((t.session.ping_at(), t.session.pong_by()), (Some(ping_at - here), Some(pong_by - here)));
+    t.session.move_clock(0, 77);
+    assert_eq!(t.session.ping_at(), Some(ping_at - here + 77));
+    t.session.move_clock(1_000_000, 5);
+    assert_eq!(t.session.ping_at(), Some(5), "what has passed is due at once");
+    t.session.alive();
+    t.session.move_clock(5, 0);
+    assert_eq!(t.session.pong_by(), None, "never is never on every clock");
+}

@@ -1,0 +1,199 @@
+//! How a connection becomes an open one: it is accepted or adopted, its request is read and answered.
+
+use crate::model::{CloseCause, Sid, tick_after};
+use crate::proto::handshake::{self, Answer, HEAD_BYTES_MAX, Head, Parsed, Route};
+use crate::session::{Context, Opening, Session};
+
+use super::handshake::{Handshake, env};
+use super::slots::{Stage, flag};
+use super::{ACCEPT_PAUSE, ACCEPTS_PER_TURN, Accepted, Accepting, Incoming, Machine, Services, Shard};
+
+/// What a refused client is told to wait before it tries again, in seconds.
+const RETRY_AFTER_S: u32 = 5;
+
+impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
+    /// Somebody waits to be accepted. Accepts up to [`ACCEPTS_PER_TURN`]; the listener stays readable for the rest.
+    pub fn accept(&mut self) {
+        if !matches!(self.accepting, Accepting::Yes) {
+            return;
+        }
+        for _ in 0..ACCEPTS_PER_TURN {
+            match self.machine.accept() {
+                Accepted::Connection(incoming) => {
+                    self.begin_handshake(incoming);
+                }
+                Accepted::Nobody => return,
+                Accepted::TurnedAway => {
+                    self.metrics.counters.connections_accepted_total.inc();
+                    self.metrics.closed(CloseCause::NoDescriptors);
+                }
+                Accepted::Stuck => {
+                    self.metrics.counters.accept_pauses_total.inc();
+                    self.machine.pause_listening();
+                    self.accepting = Accepting::PausedUntil(self.now.mono + ACCEPT_PAUSE);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Takes a connection whose first bytes somebody else has read: the HTTP server after it answered a request, or
+    /// whoever decrypts. From here on it is as if it had been accepted here and those bytes had come now.
+    pub fn adopt(&mut self, incoming: Incoming<M::Socket>, mut read: Vec<u8>) {
+        if let Some(index) = self.begin_handshake(incoming)
+            && !read.is_empty()
+        {
+            self.request_bytes(index, &mut read);
+        }
+    }
+
+    /// Gives the slot, unless the connection is over already.
+    fn begin_handshake(&mut self, incoming: Incoming<M::Socket>) -> Option<u32> {
+        self.metrics.counters.connections_accepted_total.inc();
+        let Incoming { socket, peer, listener } = incoming;
+        let began_at = self.now.mono;
+        let due = tick_after(began_at + self.settings.handshake_timeout);
+        let handshake = Handshake { peer, began_at, lasted: std::time::Duration::ZERO, due, head: Vec::new() };
+        let index = self.slots.insert(socket, listener, Stage::Handshake(Box::new(handshake)));
+        self.handshakes += 1;
+        if let Err(error) = self.watch(index) {
+            self.failed(index, &error);
+            return None;
+        }
+        if self.handshakes > self.settings.handshakes_max {
+            let response = handshake::unavailable(RETRY_AFTER_S).response;
+            self.refuse(index, response, CloseCause::TooManyHandshakes);
+            return None;
+        }
+        self.set_timer(index);
+        Some(index)
+    }
+
+    /// Starts to watch a connection's socket.
+    pub(super) fn watch(&mut self, index: u32) -> std::io::Result<()> {
+        let token = self.slots.token(index);
+        match &self.slots[index].socket {
+            Some(socket) => self.machine.watch(socket, token),
+            None => Ok(()),
+        }
+    }
+
+    /// Bytes of the request. Once it is complete it is answered, and what came behind it is handled at once.
+    pub(super) fn request_bytes(&mut self, index: u32, bytes: &mut [u8]) {
+        let Stage::Handshake(waiting) = &mut self.slots[index].stage else { return };
+        let mut saved = std::mem::take(&mut waiting.head);
+        let whole: &mut [u8] = if saved.is_empty() {
+            bytes
+        } else {
+            let seen = saved.len();
+            saved.extend_from_slice(bytes);
+            if saved.len() < HEAD_BYTES_MAX && !handshake::may_end(&saved, seen) {
+                // A head that trickles in is not parsed again for every byte.
+                waiting.head = saved;
+                return;
+            }
+            &mut saved
+        };
+        let mut header_slots = handshake::slots();
+        let (head, len) = match handshake::parse_head(whole, &mut header_slots) {
+            Parsed::Complete { head, len } if len <= HEAD_BYTES_MAX => (head, len),
+            Parsed::Incomplete if whole.len() < HEAD_BYTES_MAX => {
+                waiting.head = if saved.is_empty() { bytes.to_vec() } else { saved };
+                return;
+            }
+            // One that came whole must not have more than one that came in pieces.
+            Parsed::Complete { .. } | Parsed::Incomplete => {
+                return self.refuse(index, handshake::head_too_large().response, CloseCause::HandshakeRefused);
+            }
+            Parsed::Bad(refusal) => return self.refuse(index, refusal.response, CloseCause::HandshakeRefused),
+        };
+        match handshake::answer(&head, &self.settings.handshake) {
+            Answer::NotOurs => self.serve_http(index, whole.to_vec()),
+            Answer::Refuse(refusal) => {
+                self.log(index, || format!("upgrade refused with {}", refusal.status));
+                self.refuse(index, refusal.response, CloseCause::HandshakeRefused);
+            }
+            Answer::Upgrade { .. } if self.drain.is_some() => {
+                self.refuse(index, handshake::unavailable(RETRY_AFTER_S).response, CloseCause::Draining);
+            }
+            Answer::Upgrade { .. } if !self.services.try_open() => {
+                self.refuse(index, handshake::unavailable(RETRY_AFTER_S).response, CloseCause::MaxConnections);
+            }
+            Answer::Upgrade { route, dialect, response } => {
+                self.slots[index].flags |= flag::COUNTED;
+                self.slots[index].form.dialect = dialect;
+                match route {
+                    Route::Echo => {
+                        self.handshake_done(index, Stage::Echo);
+                        self.push(index, response.into());
+                        self.set_timer(index);
+                    }
+                    Route::Cable => self.open_session(index, &head, response),
+                }
+                self.frame_bytes(index, &mut whole[len..]);
+            }
+        }
+    }
+
+    fn handshake_done(&mut self, index: u32, next: Stage) {
+        if let Stage::Handshake(handshake) = &self.slots[index].stage {
+            self.handshakes -= 1;
+            let lasted = handshake.lasted + self.now.mono.saturating_sub(handshake.began_at);
+            self.metrics.counters.handshake_seconds.observe(lasted);
+        }
+        self.slots[index].stage = next;
+    }
+
+    /// Begins the session that an upgrade leads to. What becomes of it is known before the response is written: what a
+    /// WebSocket client is told comes behind the 101 all the same, another carrier may answer otherwise.
+    fn open_session(&mut self, index: u32, head: &Head<'_, '_>, response: Vec<u8>) {
+        let Stage::Handshake(waiting) = &self.slots[index].stage else { return };
+        let (peer, settings) = (waiting.peer, &self.settings);
+        let (verdict, token) = settings.tokens.read(head, self.now.unix.as_secs());
+        let random = self.machine.random();
+        let (ping_interval, ping_precision) = (head.query("pi"), head.query("ptp"));
+        let listener = settings.listeners.get(usize::from(self.slots[index].listener));
+        let scheme = listener.map(|listener| listener.scheme).unwrap_or_default();
+        let opening = Opening {
+            sid: Sid::from_bits(random),
+            env: env(head, scheme, peer, token.as_deref(), &settings.proxy),
+            dialect: self.slots[index].form.dialect,
+            verdict,
+            ping_interval: ping_interval.as_deref(),
+            ping_precision: ping_precision.as_deref(),
+            random: (random >> 64) as u64 ^ random as u64,
+        };
+        let mut effects = std::mem::take(&mut self.effects);
+        let route = |identifier: &str| settings.router.route(identifier);
+        let topic = |identifier: &str, stream: &str| self.hub.topic(identifier, stream);
+        let mut ctx =
+            Context { rules: &settings.session, now: self.now, topic: &topic, route: &route, effects: &mut effects };
+        let session = Session::open(opening, &mut ctx);
+        self.handshake_done(index, Stage::Session(Box::new(session)));
+        self.push(index, response.into());
+        self.carry_out(index, &mut effects);
+        self.effects = effects;
+        self.set_timer(index);
+    }
+
+    /// The request was for something else than a WebSocket.
+    fn serve_http(&mut self, index: u32, read: Vec<u8>) {
+        let Stage::Handshake(waiting) = &self.slots[index].stage else { return };
+        let peer = waiting.peer;
+        let Some(socket) = self.slots[index].socket.take() else { return };
+        self.machine.unwatch(&socket);
+        match self.services.serve_http(socket, peer, read) {
+            Ok(()) => self.gone(index, CloseCause::Http),
+            Err(socket) => {
+                self.slots[index].socket = Some(socket);
+                match self.watch(index) {
+                    Ok(()) => {
+                        let response = handshake::unavailable(RETRY_AFTER_S).response;
+                        self.refuse(index, response, CloseCause::HandshakeRefused);
+                    }
+                    Err(error) => self.failed(index, &error),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! A whole connection taken apart and put together again: in another shard, with another clock, other slot numbers,
+//! in another process.
+//!
+//! Everything a shard knows of a connection is plain data but the socket, so this is what handing live sockets to a new
+//! process needs. Deadlines travel as the time that is left. The form is MessagePack with names and begins with a
+//! version; what a newer version adds has to be optional.
+//!
+//! Two things are the caller's business. Publications: one that a shard was given and has not delivered stays there, so
+//! both shards must have been given the same ones and have delivered them ([`Shard::is_delivering`]). Questions: the
+//! answer to one that is open must be given to the connection's new key.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{SlotKey, Tick, tick};
+use crate::proto::frame::FrameReader;
+use crate::proto::{Carrier, Dialect};
+use crate::session::Session;
+
+use super::handshake::Handshake;
+use super::outbox::{Outbox, OutboxState};
+use super::slots::{Form, Stage, flag};
+use super::{Machine, Services, Shard};
+
+/// Version of the form. It changes when an older reader could not make sense of what is written.
+pub const FORMAT: u16 = 1;
+
+/// A connection that is nowhere at the moment.
+#[derive(Debug)]
+pub struct TakenApart<S> {
+    /// Where it was. Answers to this key must be given to the new one.
+    pub key: SlotKey,
+    /// Its socket.
+    pub socket: S,
+    /// Everything else.
+    pub state: Vec<u8>,
+}
+
+/// Why a connection cannot be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum BadState {
+    /// It cannot be read.
+    #[error("the state of a connection cannot be read: {0}")]
+    Unreadable(#[from] rmp_serde::decode::Error),
+    /// Another version wrote it.
+    #[error("the state of a connection has format {0}, and {FORMAT} is understood here")]
+    Format(u16),
+}
+
+/// What is read first, whatever else there is.
+#[derive(Deserialize)]
+struct Version {
+    format: u16,
+}
+
+/// All but the socket.
+#[derive(Serialize, Deserialize)]
+struct ConnectionState {
+    format: u16,
+    carrier: Carrier,
+    dialect: Dialect,
+    listener: u8,
+    stage: StageState,
+    reader: FrameReader,
+    outbox: Option<OutboxState>,
+    /// Read behind a command that waits for an answer.
+    #[serde(with = "serde_bytes")]
+    stash: Vec<u8>,
+    /// It is one of the open WebSockets that are counted.
+    counted: bool,
+    /// The session was let in and is found by its identifiers.
+    indexed: bool,
+    /// The peer sends nothing more.
+    peer_shut: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+enum StageState {
+    Handshake {
+        peer: SocketAddr,
+        lasted: Duration,
+        ticks_left: Tick,
+        #[serde(with = "serde_bytes")]
+        head: Vec<u8>,
+    },
+    Echo,
+    /// Its deadlines are ticks from now.
+    Session(Box<Session>),
+    Closing {
+        ticks_left: Tick,
+    },
+}
+
+impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
+    /// Whether a publication or a remote disconnect that this shard was given is not carried out completely.
+    pub fn is_delivering(&self) -> bool {
+        self.fanout.is_some() || !self.work.is_empty()
+    }
+
+    /// The connections that can be taken apart: all that have a socket.
+    pub fn keys(&self) -> impl Iterator<Item = SlotKey> {
+        let used = (0..self.slots.end()).filter(|&index| self.slots[index].socket.is_some());
+        used.map(|index| self.slots.key(index))
+    }
+
+    /// Takes a connection apart. This shard knows nothing of it afterwards, and neither closes nor counts it. `None` for
+    /// a key that names nothing, or a connection without a socket.
+    pub fn take_apart(&mut self, key: SlotKey) -> Option<TakenApart<M::Socket>> {
+        let index = self.slots.find(key)?;
+        let socket = self.slots[index].socket.take()?;
+        self.machine.unwatch(&socket);
+        let now = tick(self.now.mono);
+        let flags = self.slots[index].flags;
+        self.unindex(index);
+        let stage = match std::mem::replace(&mut self.slots[index].stage, Stage::Closing) {
+            Stage::Handshake(handshake) => {
+                self.handshakes -= 1;
+                let Handshake { peer, began_at, lasted, due, head } = *handshake;
+                let lasted = lasted + self.now.mono.saturating_sub(began_at);
+                StageState::Handshake { peer, lasted, ticks_left: due.saturating_sub(now), head }
+            }
+            Stage::Echo => StageState::Echo,
+            Stage::Session(mut session) | Stage::Orphan(mut session) => {
+                for topic in session.topics() {
+                    if let Some(stream) = self.hub.detach(index, topic) {
+                        self.services.unfollow(stream);
+                    }
+                }
+                session.move_clock(now, 0);
+                StageState::Session(session)
+            }
+            Stage::Closing | Stage::Free => {
+                StageState::Closing { ticks_left: self.slots[index].due.saturating_sub(now) }
+            }
+        };
+        if flags & flag::COUNTED != 0 {
+            self.services.closed();
+        }
+        let slot = &mut self.slots[index];
+        let state = ConnectionState {
+            format: FORMAT,
+            carrier: slot.form.carrier,
+            dialect: slot.form.dialect,
+            listener: slot.listener,
+            stage,
+            reader: std::mem::take(&mut slot.reader),
+            outbox: slot.outbox.take().map(|outbox| outbox.take_apart(now)),
+            stash: self.stashes.remove(&index).map(|stash| stash.rest().to_vec()).unwrap_or_default(),
+            counted: flags & flag::COUNTED != 0,
+            indexed: flags & flag::INDEXED != 0,
+            peer_shut: flags & flag::PEER_SHUT != 0,
+        };
+        self.free(index);
+        // Memory takes every write, and nothing in it refuses to be written.
+        let state = rmp_serde::to_vec_named(&state).expect("plain data can be written");
+        Some(TakenApart { key, socket, state })
+    }
+
+    /// Puts a connection together that was taken apart elsewhere, and goes on with it in this turn. Gives its key here.
+    /// The answer to its open question must be given to that, even if the connection is over at once because its socket
+    /// cannot be watched.
+    ///
+    /// # Errors
+    /// The state cannot be used; the socket comes back.
+    pub fn put_together(&mut self, socket: M::Socket, state: &[u8]) -> Result<SlotKey, (M::Socket, BadState)> {
+        let read = match read(state) {
+            Ok(read) => read,
+            Err(bad) => return Err((socket, bad)),
+        };
+        let now = tick(self.now.mono);
+        let mut closing = None;
+        let stage = match read.stage {
+            StageState::Handshake { peer, lasted, ticks_left, head } => {
+                self.handshakes += 1;
+                let due = now.saturating_add(ticks_left);
+                Stage::Handshake(Box::new(Handshake { peer, began_at: self.now.mono, lasted, due, head }))
+            }
+            StageState::Echo => Stage::Echo,
+            StageState::Session(mut session) => {
+                session.move_clock(0, now);
+                session.share_topics(|identifier, stream| self.hub.topic(identifier, stream));
+                Stage::Session(session)
+            }
+            StageState::Closing { ticks_left } => {
+                closing = Some(now.saturating_add(ticks_left));
+                Stage::Closing
+            }
+        };
+        let index = self.slots.insert(socket, read.listener, stage);
+        let slot = &mut self.slots[index];
+        slot.form = Form { carrier: read.carrier, dialect: read.dialect };
+        slot.reader = read.reader;
+        slot.outbox = read.outbox.map(|outbox| Box::new(Outbox::put_together(outbox, now)));
+        if read.peer_shut {
+            slot.flags |= flag::PEER_SHUT;
+        }
+        self.stashes.insert(index, read.stash);
+        if read.counted {
+            self.slots[index].flags |= flag::COUNTED;
+            self.services.reopened();
+        }
+        if read.indexed {
+            self.index(index);
+        }
+        self.attach_all(index);
+        match closing {
+            Some(due) => self.wheel.set(&mut self.slots, index, due),
+            None => self.set_timer(index),
+        }
+        let key = self.slots.key(index);
+        match self.watch(index) {
+            Err(error) => self.failed(index, &error),
+            Ok(()) if self.slots[index].outbox.is_some() => self.mark_dirty(index),
+            Ok(()) => {}
+        }
+        Ok(key)
+    }
+
+    /// Attaches a session to the streams it follows.
+    fn attach_all(&mut self, index: u32) {
+        let Stage::Session(session) = &self.slots[index].stage else { return };
+        for topic in session.topics() {
+            if let Some(stream) = self.hub.attach(index, topic) {
+                self.services.follow(stream);
+            }
+        }
+    }
+}
+
+fn read(state: &[u8]) -> Result<ConnectionState, BadState> {
+    let Version { format } = rmp_serde::from_slice(state)?;
+    if format != FORMAT {
+        return Err(BadState::Format(format));
+    }
+    Ok(rmp_serde::from_slice(state)?)
+}

@@ -1,0 +1,52 @@
+//! Heartbeats: everybody who is pinged in the same moment of their clock and in the same form gets the same bytes.
+
+use std::sync::Arc;
+
+use crate::model::PingPrecision;
+use crate::proto::frame::Kind;
+
+use super::slots::Form;
+use super::{Machine, Services, Shard};
+
+/// Pings as they were sent last, one for each form and precision that is in use; at most as many as there are of both.
+#[derive(Default)]
+pub(super) struct PingFrames(Vec<PingFrame>);
+
+struct PingFrame {
+    form: Form,
+    precision: PingPrecision,
+    timestamp: u64,
+    frame: Arc<[u8]>,
+}
+
+impl PingFrames {
+    fn get(&mut self, form: Form, precision: PingPrecision, timestamp: u64) -> Arc<[u8]> {
+        let encode = || {
+            let mut text = Vec::new();
+            form.dialect.language().write_ping(&mut text, timestamp);
+            form.carrier.message(Kind::Text, &text)
+        };
+        match self.0.iter_mut().find(|known| known.form == form && known.precision == precision) {
+            Some(known) => {
+                if known.timestamp != timestamp {
+                    (known.timestamp, known.frame) = (timestamp, encode());
+                }
+                Arc::clone(&known.frame)
+            }
+            None => {
+                let frame = encode();
+                self.0.push(PingFrame { form, precision, timestamp, frame: Arc::clone(&frame) });
+                frame
+            }
+        }
+    }
+}
+
+impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
+    /// Sends a heartbeat.
+    pub(super) fn ping(&mut self, index: u32, precision: PingPrecision) {
+        self.metrics.counters.pings_total.inc();
+        let frame = self.ping_frames.get(self.slots[index].form, precision, precision.timestamp(self.now.unix));
+        self.push(index, frame);
+    }
+}

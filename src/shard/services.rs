@@ -1,0 +1,51 @@
+//! What the node gives to a shard: answers to questions, the way for publications, the HTTP server, and counts that
+//! all shards share.
+
+use std::net::SocketAddr;
+
+use crate::hub::StreamKey;
+use crate::model::{Publication, Question, Reply, Request, Sid, SlotKey};
+
+/// The rest of the node, as a shard with sockets `S` sees it. Nothing here waits.
+pub trait Services<S> {
+    /// Asks on behalf of a session. Gives the answer if it is known at once; else it comes as a
+    /// [`Message::Answer`](super::Message::Answer), unless it is canceled.
+    fn ask(&mut self, key: SlotKey, sid: Sid, question: Question) -> Option<Reply>;
+
+    /// The answer to this session's question is not wanted any more. It may come all the same, and the session may have
+    /// been closed before it could ask.
+    fn cancel(&mut self, key: SlotKey);
+
+    /// Tells the app something that nobody waits for an answer to: that a session is over.
+    fn tell(&mut self, key: SlotKey, sid: Sid, request: Request);
+
+    /// Publishes what a client whispered.
+    fn publish(&mut self, publication: Publication);
+
+    /// This shard wants publications of these streams. When it returns, every later publication comes here.
+    fn follow(&mut self, stream: StreamKey);
+
+    /// This shard wants them no more.
+    fn unfollow(&mut self, stream: StreamKey);
+
+    /// The first session with these connection identifiers is on this shard.
+    fn identity_came(&mut self, identifiers: &str);
+
+    /// The last one has gone.
+    fn identity_left(&mut self, identifiers: &str);
+
+    /// Counts one more open WebSocket, unless it would be one too many.
+    fn try_open(&mut self) -> bool;
+
+    /// Counts a WebSocket that was open elsewhere, however many there are.
+    fn reopened(&mut self);
+
+    /// Counts one less.
+    fn closed(&mut self);
+
+    /// Gives a socket that asked for ordinary HTTP to the HTTP server, with the bytes read so far.
+    ///
+    /// # Errors
+    /// Gives the socket back when the HTTP server has no room.
+    fn serve_http(&mut self, socket: S, peer: SocketAddr, read: Vec<u8>) -> Result<(), S>;
+}
