@@ -50,12 +50,10 @@ impl Latency {
     }
 }
 
-/// A finished run.
+/// How something was measured, when, and on what.
 #[derive(Debug, Clone, Serialize)]
-pub struct Report {
-    /// The subcommand.
-    pub scenario: &'static str,
-    /// As it was typed.
+pub struct Provenance {
+    /// As a shell takes it.
     pub command: String,
     /// Unix time of the end.
     pub ended_at: u64,
@@ -63,6 +61,34 @@ pub struct Report {
     pub kernel: String,
     /// Cores of this machine.
     pub cores: usize,
+}
+
+impl Provenance {
+    /// This process, now.
+    pub fn now() -> Self {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        Self {
+            command: std::env::args().map(|argument| quoted(&argument)).collect::<Vec<_>>().join(" "),
+            ended_at: since.map_or(0, |since| since.as_secs()),
+            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+        }
+    }
+
+    /// "Linux 6.18.44, 2 cores".
+    pub fn machine(&self) -> String {
+        format!("Linux {}, {} cores", self.kernel, self.cores)
+    }
+}
+
+/// A finished run.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// The subcommand.
+    pub scenario: &'static str,
+    /// Where and how.
+    #[serde(flatten)]
+    pub provenance: Provenance,
     /// Processes the clients lived in.
     pub processes: usize,
     /// Facts of this scenario.
@@ -102,22 +128,17 @@ impl Report {
             problems.push("interrupted".to_owned());
         }
         let counts = session.crew.counts();
-        let ended_at =
-            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let provenance = Provenance::now();
         let client_lag_ms_max = session.lag_us_max as f64 / 1e3;
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             scenario,
-            command: std::env::args().map(|argument| quoted(&argument)).collect::<Vec<_>>().join(" "),
-            ended_at,
-            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
-            cores,
+            bottleneck: bottleneck::verdict(&session.samples, provenance.cores, client_lag_ms_max),
+            provenance,
             processes: session.crew.processes(),
             facts,
             latencies,
             failures: counts.failure_words(),
             counts,
-            bottleneck: bottleneck::verdict(&session.samples, cores, client_lag_ms_max),
             snapshots: session.snapshots.clone(),
             samples: session.samples.clone(),
             client_lag_ms_max,
@@ -129,8 +150,8 @@ impl Report {
 
     /// The table.
     pub fn text(&self) -> String {
-        let machine = format!("Linux {}, {} cores", self.kernel, self.cores);
-        let mut rows = vec![("command".to_owned(), self.command.clone()), ("machine".to_owned(), machine)];
+        let Provenance { command, .. } = &self.provenance;
+        let mut rows = vec![("command".to_owned(), command.clone()), ("machine".to_owned(), self.provenance.machine())];
         rows.append(&mut self.rows());
         rows.iter().fold(String::new(), |out, (name, value)| out + &format!("  {name:<44} {value}\n"))
     }

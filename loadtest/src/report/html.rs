@@ -33,14 +33,13 @@ pub(super) fn page(report: &Report) -> String {
         out,
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\">\
          <title>cableway-loadtest {0}</title><style>{STYLE}</style><h1>{0}: {1} connections</h1>{verdict}\
-         <p>Linux {2}, {3} cores, {4} client process(es), {5}<br><code>{6}</code></p><table>",
+         <p>{2}, {3} client process(es), {4}<br><code>{5}</code></p><table>",
         report.scenario,
         report.samples.iter().map(|sample| sample.ready).max().unwrap_or(0),
-        escape(&report.kernel),
-        report.cores,
+        escape(&report.provenance.machine()),
         report.processes,
-        utc(report.ended_at),
-        escape(&report.command),
+        utc(report.provenance.ended_at),
+        escape(&report.provenance.command),
     )
     .expect("a String takes all");
     for (name, value) in report.rows() {

@@ -39,7 +39,12 @@ pub(super) fn run(
     }
     match scenario {
         Scenario::Connect => {}
-        Scenario::Idle { hold } => idle(session, findings, Duration::from_secs_f64(*hold))?,
+        Scenario::Idle { hold } => {
+            idle(session, findings, Duration::from_secs_f64(*hold))?;
+            if fleet.is_some() {
+                server_agrees(session, findings);
+            }
+        }
         Scenario::Broadcast(publishing) => {
             let collected = publish(load, fleet, session, findings, publishing, 0, true)?;
             findings.latencies.push(Latency::new("publish to receipt", &collected.delivery_us));
@@ -80,7 +85,7 @@ fn open(load: &Load, session: &mut Session, findings: &mut Findings) -> anyhow::
         }
         short || counts.ready_now() >= all || (!retries && counts.ready + counts.failed() >= all)
     })?;
-    if short {
+    if short && session.crew.counts().ready_now() < all {
         // Rather fewer connections than a kernel that ends processes to get memory.
         session.crew.stop_opening()?;
         session.pause("stopping", SETTLE)?;
@@ -88,7 +93,7 @@ fn open(load: &Load, session: &mut Session, findings: &mut Findings) -> anyhow::
     }
     let counts = session.crew.counts();
     let took_s = session.elapsed_s() - began_s;
-    findings.fact("opened", format!("{} of {all} in {took_s:.1} s", counts.ready));
+    findings.fact("opened", format!("{} of {all} in {took_s:.1} s", counts.ready_now()));
     findings.fact("rate", format!("{:.0} a second", counts.ready as f64 / took_s.max(1e-3)));
     if counts.retransmitted > 0 {
         findings.fact("connections that sent a segment twice", counts.retransmitted.to_string());
@@ -105,6 +110,21 @@ fn all_stayed(session: &Session, findings: &mut Findings, lost_before: u64) {
     if lost > 0 {
         findings.problem(format!("{lost} connections were lost"));
     }
+}
+
+/// Whether servers that have no other clients still hold all of ours: one that gives up a peer resets it, and when that
+/// reset is lost too, the client believes in the connection until it says something.
+fn server_agrees(session: &Session, findings: &mut Findings) {
+    let Some(last) = session.snapshots.last() else { return };
+    let held = last.metrics.as_ref().and_then(|metrics| metrics.connections);
+    if let Some(problem) = disagreement(held, last.ready) {
+        findings.problem(problem);
+    }
+}
+
+fn disagreement(held: Option<u64>, ready: u64) -> Option<String> {
+    let held = held.filter(|held| *held < ready)?;
+    Some(format!("the server holds {held} of {ready} connections that are open here"))
 }
 
 fn after_traffic(session: &mut Session) -> anyhow::Result<()> {
@@ -374,4 +394,17 @@ fn churn(
         findings.fact("server memory after churn / before", format!("{:.3}", churned / held));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_holds_fewer_than_its_clients_believe_is_a_problem() {
+        assert_eq!(disagreement(Some(5), 5), None);
+        assert_eq!(disagreement(Some(6), 5), None, "the one that reads its metrics");
+        assert_eq!(disagreement(None, 5), None, "it does not say");
+        assert!(disagreement(Some(2_035_329), 2_600_000).unwrap().contains("2035329 of 2600000"));
+    }
 }
