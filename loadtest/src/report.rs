@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::engine::Counts;
 use crate::metrics::Calls;
-use crate::session::{Sample, Session, Snapshot};
+use crate::run::{Run, Sample, Snapshot};
 
 /// A distribution, in milliseconds.
 #[derive(Debug, Clone, Serialize)]
@@ -116,34 +116,34 @@ pub struct Report {
 }
 
 impl Report {
-    /// Draws up what a session saw.
+    /// Draws up what a run saw.
     pub fn new(
         scenario: &'static str,
-        session: &Session,
+        run: &Run,
         facts: Vec<(String, String)>,
         latencies: Vec<Latency>,
         mut problems: Vec<String>,
     ) -> Self {
-        if session.interrupted() {
+        if run.interrupted() {
             problems.push("interrupted".to_owned());
         }
-        let counts = session.crew.counts();
+        let counts = run.crew.counts();
         let provenance = Provenance::now();
-        let client_lag_ms_max = session.lag_us_max as f64 / 1e3;
+        let client_lag_ms_max = run.lag_us_max as f64 / 1e3;
         Self {
             scenario,
-            bottleneck: bottleneck::verdict(&session.samples, provenance.cores, client_lag_ms_max),
+            bottleneck: bottleneck::verdict(&run.samples, provenance.cores, client_lag_ms_max),
             provenance,
-            processes: session.crew.processes(),
+            processes: run.crew.processes(),
             facts,
             latencies,
             failures: counts.failure_words(),
             counts,
-            snapshots: session.snapshots.clone(),
-            samples: session.samples.clone(),
+            snapshots: run.snapshots.clone(),
+            samples: run.samples.clone(),
             client_lag_ms_max,
-            metrics_unread: session.unread.clone(),
-            backend_calls: session.calls.clone(),
+            metrics_unread: run.unread.clone(),
+            backend_calls: run.calls.clone(),
             problems,
         }
     }

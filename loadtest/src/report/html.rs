@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::Report;
-use crate::session::{Sample, Snapshot};
+use crate::run::{Sample, Snapshot};
 
 const STYLE: &str = "\
 :root{color-scheme:light dark;--ink:#1c2330;--soft:#5d6878;--paper:#fff;--line:#dfe4ea;--a:#0b6bcb;--b:#c2410c;--bad:#b91c1c}\
