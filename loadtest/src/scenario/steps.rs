@@ -98,6 +98,12 @@ fn open(load: &Load, run: &mut Run, findings: &mut Findings) -> anyhow::Result<(
     if counts.retransmitted > 0 {
         findings.fact("connections that sent a segment twice", counts.retransmitted.to_string());
     }
+    // Whatever comes next would measure a server without clients.
+    ensure!(
+        counts.ready_now() > 0 || run.interrupted(),
+        "none of {all} connections got ready; failures: {}",
+        counts.failure_words()
+    );
     if counts.ready_now() < all {
         findings.problem(format!("{} of {all} connections are ready", counts.ready_now()));
     }
