@@ -113,6 +113,8 @@ enum Framing {
 
 /// Reads one answer, and tells whether the connection can be used again.
 fn read_answer(from: &mut impl BufRead) -> anyhow::Result<(Answer, bool)> {
+    // Of all heads together: interim answers (1xx) come before the one that counts.
+    let mut head_bytes = 0;
     loop {
         let first = read_line(from)?;
         let mut words = first.split_ascii_whitespace();
@@ -121,7 +123,7 @@ fn read_answer(from: &mut impl BufRead) -> anyhow::Result<(Answer, bool)> {
         let status: u16 = words.next().and_then(|status| status.parse().ok()).context("an answer without a status")?;
         let mut framing = Framing::End;
         let mut keep = version != "HTTP/1.0";
-        let mut head_bytes = first.len() as u64;
+        head_bytes += first.len() as u64;
         loop {
             let line = read_line(from)?;
             head_bytes += line.len() as u64;
@@ -149,7 +151,8 @@ fn read_answer(from: &mut impl BufRead) -> anyhow::Result<(Answer, bool)> {
             Framing::Chunks => read_chunks(from)?,
             Framing::End => {
                 let mut body = Vec::new();
-                from.take(BODY_BYTES_MAX).read_to_end(&mut body)?;
+                from.take(BODY_BYTES_MAX + 1).read_to_end(&mut body)?;
+                ensure!(body.len() as u64 <= BODY_BYTES_MAX, "an answer of more than {BODY_BYTES_MAX} bytes");
                 body
             }
         };
@@ -173,10 +176,20 @@ fn read_chunks(from: &mut impl BufRead) -> anyhow::Result<Vec<u8>> {
         let length = u64::from_str_radix(length, 16).with_context(|| format!("a chunk of length {line:?}"))?;
         if length == 0 {
             // Trailers, up to the empty line.
-            while !read_line(from)?.is_empty() {}
-            return Ok(body);
+            let mut trailer_bytes = 0;
+            loop {
+                let line = read_line(from)?;
+                if line.is_empty() {
+                    return Ok(body);
+                }
+                trailer_bytes += line.len() as u64;
+                ensure!(trailer_bytes <= HEAD_BYTES_MAX, "the trailers of the answer are too long");
+            }
         }
-        ensure!(body.len() as u64 + length <= BODY_BYTES_MAX, "an answer of more than {BODY_BYTES_MAX} bytes");
+        ensure!(
+            (body.len() as u64).saturating_add(length) <= BODY_BYTES_MAX,
+            "an answer of more than {BODY_BYTES_MAX} bytes"
+        );
         body.append(&mut read_exactly(from, length)?);
         ensure!(read_line(from)?.is_empty(), "a chunk is longer than it says");
     }
@@ -241,6 +254,23 @@ mod tests {
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
         ] {
             assert!(answer(bytes).is_err(), "{bytes}");
+        }
+    }
+
+    #[test]
+    fn an_answer_without_end_is_an_error() {
+        let interim = "HTTP/1.1 100 Continue\r\n\r\n".repeat(10_000);
+        let trailers =
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n".to_owned() + &"T: 1\r\n".repeat(20_000);
+        let chunks = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\nffffffffffffffff\r\n".to_owned();
+        let body = "HTTP/1.1 200 OK\r\n\r\n".to_owned() + &"x".repeat(BODY_BYTES_MAX as usize + 1);
+        for (bytes, error) in [
+            (interim, "head of the answer is too long"),
+            (trailers, "trailers of the answer are too long"),
+            (chunks, "an answer of more than"),
+            (body, "an answer of more than"),
+        ] {
+            assert!(answer(&bytes).unwrap_err().to_string().contains(error), "{error}");
         }
     }
 

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::engine::Counts;
 use crate::metrics::Calls;
-use crate::session::{Sample, Session, Snapshot};
+use crate::run::{Run, Sample, Snapshot};
 
 /// A distribution, in milliseconds.
 #[derive(Debug, Clone, Serialize)]
@@ -50,12 +50,10 @@ impl Latency {
     }
 }
 
-/// A finished run.
+/// How something was measured, when, and on what.
 #[derive(Debug, Clone, Serialize)]
-pub struct Report {
-    /// The subcommand.
-    pub scenario: &'static str,
-    /// As it was typed.
+pub struct Provenance {
+    /// As a shell takes it.
     pub command: String,
     /// Unix time of the end.
     pub ended_at: u64,
@@ -63,6 +61,34 @@ pub struct Report {
     pub kernel: String,
     /// Cores of this machine.
     pub cores: usize,
+}
+
+impl Provenance {
+    /// This process, now.
+    pub fn now() -> Self {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        Self {
+            command: std::env::args().map(|argument| quoted(&argument)).collect::<Vec<_>>().join(" "),
+            ended_at: since.map_or(0, |since| since.as_secs()),
+            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+        }
+    }
+
+    /// "Linux 6.18.44, 2 cores".
+    pub fn machine(&self) -> String {
+        format!("Linux {}, {} cores", self.kernel, self.cores)
+    }
+}
+
+/// A finished run.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// The subcommand.
+    pub scenario: &'static str,
+    /// Where and how.
+    #[serde(flatten)]
+    pub provenance: Provenance,
     /// Processes the clients lived in.
     pub processes: usize,
     /// Facts of this scenario.
@@ -90,47 +116,42 @@ pub struct Report {
 }
 
 impl Report {
-    /// Draws up what a session saw.
+    /// Draws up what a run saw.
     pub fn new(
         scenario: &'static str,
-        session: &Session,
+        run: &Run,
         facts: Vec<(String, String)>,
         latencies: Vec<Latency>,
         mut problems: Vec<String>,
     ) -> Self {
-        if session.interrupted() {
+        if run.interrupted() {
             problems.push("interrupted".to_owned());
         }
-        let counts = session.crew.counts();
-        let ended_at =
-            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let client_lag_ms_max = session.lag_us_max as f64 / 1e3;
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let counts = run.crew.counts();
+        let provenance = Provenance::now();
+        let client_lag_ms_max = run.lag_us_max as f64 / 1e3;
         Self {
             scenario,
-            command: std::env::args().map(|argument| quoted(&argument)).collect::<Vec<_>>().join(" "),
-            ended_at,
-            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
-            cores,
-            processes: session.crew.processes(),
+            bottleneck: bottleneck::verdict(&run.samples, provenance.cores, client_lag_ms_max),
+            provenance,
+            processes: run.crew.processes(),
             facts,
             latencies,
             failures: counts.failure_words(),
             counts,
-            bottleneck: bottleneck::verdict(&session.samples, cores, client_lag_ms_max),
-            snapshots: session.snapshots.clone(),
-            samples: session.samples.clone(),
+            snapshots: run.snapshots.clone(),
+            samples: run.samples.clone(),
             client_lag_ms_max,
-            metrics_unread: session.unread.clone(),
-            backend_calls: session.calls.clone(),
+            metrics_unread: run.unread.clone(),
+            backend_calls: run.calls.clone(),
             problems,
         }
     }
 
     /// The table.
     pub fn text(&self) -> String {
-        let machine = format!("Linux {}, {} cores", self.kernel, self.cores);
-        let mut rows = vec![("command".to_owned(), self.command.clone()), ("machine".to_owned(), machine)];
+        let Provenance { command, .. } = &self.provenance;
+        let mut rows = vec![("command".to_owned(), command.clone()), ("machine".to_owned(), self.provenance.machine())];
         rows.append(&mut self.rows());
         rows.iter().fold(String::new(), |out, (name, value)| out + &format!("  {name:<44} {value}\n"))
     }

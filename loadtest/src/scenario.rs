@@ -1,6 +1,6 @@
 //! What a person asks for: open and hold, publish, perform, drop and return, read slowly, come and go.
 //!
-//! Each scenario is a list of steps over a [`Session`] and ends in a [`Report`], also when it is interrupted. A lost,
+//! Each scenario is a list of steps over a [`Run`] and ends in a [`Report`], also when it is interrupted. A lost,
 //! doubled or reordered message, a connection that did not get ready or did not stay, makes the run fail.
 
 mod options;
@@ -12,7 +12,7 @@ use crate::crew::{self, Crew};
 use crate::engine::Goodbye;
 use crate::fleet::Fleet;
 use crate::report::{Latency, Report};
-use crate::session::Session;
+use crate::run::Run;
 
 /// A scenario and its own settings.
 #[derive(Debug, Clone)]
@@ -102,7 +102,7 @@ pub fn run(load: &Load, scenario: &Scenario) -> anyhow::Result<bool> {
     if let Some(note) = &load.note {
         findings.fact("note", note);
     }
-    // Outlives the session: the clients go before their servers.
+    // Outlives the run: the clients go before their servers.
     let fleet = Fleet::start(&load.fleet, load.connections, descriptors)?;
     let target = options::target(load, fleet.as_ref())?;
     let (mut pids, mut metrics) = (load.pids.clone(), load.server_metrics.clone());
@@ -113,15 +113,15 @@ pub fn run(load: &Load, scenario: &Scenario) -> anyhow::Result<bool> {
     }
     let processes = load.processes.unwrap_or_else(|| crew::processes_needed(load.connections, descriptors));
     let crew = Crew::start(&options::plan(load, &target)?, processes)?;
-    let mut session = Session::begin(crew, load.connections, pids, &metrics)?;
+    let mut run = Run::begin(crew, load.connections, pids, &metrics)?;
     // Whatever a step ran into, what was seen until then is reported.
-    if let Err(error) = steps::run(load, fleet.as_ref(), scenario, &mut session, &mut findings) {
+    if let Err(error) = steps::run(load, fleet.as_ref(), scenario, &mut run, &mut findings) {
         findings.problem(format!("{error:#}"));
     }
     // How late the clients were until the end; a worker that is gone has been reported above.
-    let _ = session.collect(findings.published);
-    session.clear_line();
-    let report = Report::new(scenario.name(), &session, findings.facts, findings.latencies, findings.problems);
+    let _ = run.collect(findings.published);
+    run.clear_line();
+    let report = Report::new(scenario.name(), &run, findings.facts, findings.latencies, findings.problems);
     println!("{} on {target}\n{}", scenario.name(), report.text());
     report.write(load.json.as_deref(), load.html.as_deref())?;
     Ok(report.problems.is_empty())

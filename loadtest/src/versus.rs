@@ -15,6 +15,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::crew;
+use crate::report::Provenance;
 use peer::{Description, Peer};
 pub use trial::Figures;
 
@@ -81,10 +82,8 @@ pub struct Row {
 /// The whole run.
 #[derive(Debug, Serialize)]
 struct Record<'a> {
-    command: String,
-    ended_at: u64,
-    kernel: String,
-    cores: usize,
+    #[serde(flatten)]
+    provenance: Provenance,
     note: Option<&'a str>,
     connections: u32,
     rows: &'a [Row],
@@ -135,15 +134,8 @@ fn row(name: &str, peer: Peer, options: &Options) -> Row {
 }
 
 fn write(options: &Options, rows: &[Row]) -> anyhow::Result<()> {
-    let record = Record {
-        command: std::env::args().collect::<Vec<_>>().join(" "),
-        ended_at: std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
-        cores: std::thread::available_parallelism().map_or(1, usize::from),
-        note: options.note.as_deref(),
-        connections: options.connections,
-        rows,
-    };
+    let record =
+        Record { provenance: Provenance::now(), note: options.note.as_deref(), connections: options.connections, rows };
     if let Some(path) = &options.json {
         std::fs::write(path, serde_json::to_string_pretty(&record)? + "\n")
             .with_context(|| format!("cannot write {}", path.display()))?;

@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use cableway_loadtest::bare;
@@ -354,4 +355,41 @@ fn connections_that_are_dropped_come_back_when_opened_again() {
         assert_eq!(engine.counts().ready_now(), 40);
     }
     assert_eq!(engine.counts().lost, 0, "what we drop ourselves is not lost");
+}
+
+#[test]
+fn a_server_that_pings_and_does_not_read_is_not_answered_without_end() {
+    const PONG_BYTES: u64 = 2 + 4 + 125;
+    // So many answers that the kernel cannot take them all from us, however large it lets the socket's buffer grow.
+    let limits = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_wmem").unwrap();
+    let kernel_bytes_max: u64 = limits.split_whitespace().next_back().unwrap().parse().unwrap();
+    let pings = 2 * kernel_bytes_max / PONG_BYTES;
+    let (sender, pongs) = std::sync::mpsc::channel();
+    let all_arrived = Arc::new(Barrier::new(2));
+    let server = serve({
+        let all_arrived = Arc::clone(&all_arrived);
+        move |stream| {
+            // A fixed size, or it would grow while nobody reads.
+            rustix::net::sockopt::set_socket_recv_buffer_size(&stream, 256 * 1024).unwrap();
+            let mut stream = accept(stream).unwrap().get_ref().try_clone().unwrap();
+            let ping = [&[0x89, 125][..], &[b'x'; 125]].concat();
+            // In one piece: small writes would wait for acknowledgements that the client delays.
+            stream.write_all(&ping.repeat(pings as usize)).unwrap();
+            all_arrived.wait();
+            // Only now does it read, until nothing more comes.
+            stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+            let mut received = 0;
+            let mut buffer = [0; 65_536];
+            while let Ok(count @ 1..) = stream.read(&mut buffer) {
+                received += count as u64;
+            }
+            sender.send(received / PONG_BYTES).unwrap();
+        }
+    });
+    let engine = opened(&settings(server, Protocol::Raw, 1));
+    assert!(engine.wait(LIMIT, |counts| counts.pings == pings), "{:?}", engine.counts());
+    all_arrived.wait();
+    let answered = pongs.recv_timeout(LIMIT).unwrap();
+    assert!((1..pings).contains(&answered), "{answered} of {pings} pings were answered");
+    assert_eq!(engine.counts().failed(), 0, "and the connection stays");
 }

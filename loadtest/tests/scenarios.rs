@@ -1,11 +1,12 @@
 //! Every scenario small, from the command line to the files it writes, with the yardstick as the server.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use cableway_loadtest::publish::{Credentials, Publisher};
+use rustix::net::{AddressFamily, SocketType};
 use serde_json::Value;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_cableway-loadtest");
@@ -44,18 +45,7 @@ impl Bare {
     }
 
     fn run_unwatched(&self, arguments: &[&str]) -> (Output, Value, String) {
-        let files = tempfile::tempdir().unwrap();
-        let (json, html) = (files.path().join("report.json"), files.path().join("report.html"));
-        let output = Command::new(PROGRAM)
-            .arg(arguments[0])
-            .args(["--target", &self.target, "-n", "200"])
-            .args(["--json".as_ref(), json.as_os_str(), "--html".as_ref(), html.as_os_str()])
-            .args(&arguments[1..])
-            .output()
-            .unwrap();
-        let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
-        let report = serde_json::from_str(&read(&json)).unwrap_or_else(|_| panic!("no report: {output:?}"));
-        (output, report, read(&html))
+        run_against(&self.target, arguments)
     }
 
     fn clean(&self, arguments: &[&str]) -> Value {
@@ -72,6 +62,21 @@ impl Bare {
         let body = r#"{"identifier":"x","message":"{mark}"}"#;
         ["--publish-url", &self.publish_url, "--publish-body", body, "--messages", "5", "--publish-rate", "50"]
     }
+}
+
+fn run_against(target: &str, arguments: &[&str]) -> (Output, Value, String) {
+    let files = tempfile::tempdir().unwrap();
+    let (json, html) = (files.path().join("report.json"), files.path().join("report.html"));
+    let output = Command::new(PROGRAM)
+        .arg(arguments[0])
+        .args(["--target", target, "-n", "200"])
+        .args(["--json".as_ref(), json.as_os_str(), "--html".as_ref(), html.as_os_str()])
+        .args(&arguments[1..])
+        .output()
+        .unwrap();
+    let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
+    let report = serde_json::from_str(&read(&json)).unwrap_or_else(|_| panic!("no report: {output:?}"));
+    (output, report, read(&html))
 }
 
 impl Drop for Bare {
@@ -273,4 +278,20 @@ fn the_check_names_what_is_too_small_and_how_to_raise_it() {
     let output = Command::new(PROGRAM).args(["check", "-n", "1000000000"]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("LOW") && text.contains("ulimit -Hn") && text.contains("memory"), "{text}");
+}
+
+#[test]
+fn a_run_whose_connections_are_all_refused_ends_at_once_and_says_so() {
+    // Bound and not listening: the port is ours, and the kernel refuses who connects to it.
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&socket, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let address = SocketAddr::try_from(rustix::net::getsockname(&socket).unwrap()).unwrap();
+    let (output, report, _) = run_against(&format!("ws://{address}/cable"), &["idle", "--hold", "60"]);
+    assert!(!output.status.success());
+    let problems = report["problems"].as_array().unwrap();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    let problem = problems[0].as_str().unwrap();
+    assert!(problem.contains("none of 200 connections got ready") && problem.contains("refused"), "{problem}");
+    let ended_s = report["samples"].as_array().unwrap().iter().filter_map(|sample| sample["at_s"].as_f64());
+    assert!(ended_s.fold(0.0, f64::max) < 30.0, "it held nothing for the whole time");
 }

@@ -2,7 +2,7 @@
 //! tests. Everything that is missing is either installed, and said so, or only named.
 
 use crate::Places;
-use crate::command::Command;
+use crate::command::{Command, cargo};
 use std::path::Path;
 
 /// Something a step cannot do without.
@@ -18,6 +18,8 @@ pub enum Need {
     RustComponent(&'static str),
     /// A cargo subcommand from the crate registry.
     CargoTool(&'static str),
+    /// Every crate in the lock file, for programs that look at all of them without a network.
+    Crates,
 }
 
 pub const NPM: Need = Need::Program { program: "npm", package: "npm" };
@@ -48,6 +50,10 @@ impl Need {
             }
             Need::CargoTool(tool) => {
                 cargo_tool(places, tool).is_none().then(|| format!("{tool} (cargo install {tool})"))
+            }
+            Need::Crates => {
+                let there = cargo(places).args(["fetch", "--locked", "--offline"]).output().is_some();
+                (!there).then(|| "crates of the lock file (cargo fetch --locked)".to_owned())
             }
         }
     }
@@ -82,10 +88,14 @@ pub fn install(places: &Places, needs: &[Need]) {
             }
             Need::CargoTool(tool) => {
                 println!("building {tool}; this is done once and takes a few minutes");
-                crate::command::cargo(places)
+                cargo(places)
                     .args(["install", "--locked", "--debug", tool, "--root"])
                     .arg(places.target.join("tools"))
                     .passes();
+            }
+            Need::Crates => {
+                println!("fetching the crates of the lock file");
+                cargo(places).args(["fetch", "--locked"]).passes();
             }
             Need::Program { .. } | Need::Node => {}
         }

@@ -28,7 +28,7 @@ pub const ALL: &[Step] = &[
     Step {
         name: "deny",
         what: "licences, sources and bans of all dependencies",
-        needs: &[Need::CargoTool("cargo-deny")],
+        needs: &[Need::CargoTool("cargo-deny"), Need::Crates],
         run: deny,
     },
     Step { name: "clippy", what: "no lint fires", needs: &[Need::RustComponent("clippy")], run: clippy },

@@ -1,6 +1,6 @@
 //! Which side set the pace: on one machine the clients often do, and a figure taken then is theirs.
 
-use crate::session::Sample;
+use crate::run::Sample;
 
 /// Share of the machine's cores above which a side counts as busy.
 const BUSY: f64 = 0.6;

@@ -1,9 +1,10 @@
 //! The page: one file, no script, no network, readable in the dark, curves as SVG.
 
 use std::fmt::Write as _;
+use std::time::{Duration, UNIX_EPOCH};
 
 use super::Report;
-use crate::session::{Sample, Snapshot};
+use crate::run::{Sample, Snapshot};
 
 const STYLE: &str = "\
 :root{color-scheme:light dark;--ink:#1c2330;--soft:#5d6878;--paper:#fff;--line:#dfe4ea;--a:#0b6bcb;--b:#c2410c;--bad:#b91c1c}\
@@ -33,14 +34,13 @@ pub(super) fn page(report: &Report) -> String {
         out,
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\">\
          <title>cableway-loadtest {0}</title><style>{STYLE}</style><h1>{0}: {1} connections</h1>{verdict}\
-         <p>Linux {2}, {3} cores, {4} client process(es), {5}<br><code>{6}</code></p><table>",
+         <p>{2}, {3} client process(es), {4}<br><code>{5}</code></p><table>",
         report.scenario,
         report.samples.iter().map(|sample| sample.ready).max().unwrap_or(0),
-        escape(&report.kernel),
-        report.cores,
+        escape(&report.provenance.machine()),
         report.processes,
-        utc(report.ended_at),
-        escape(&report.command),
+        date(report.provenance.ended_at),
+        escape(&report.provenance.command),
     )
     .expect("a String takes all");
     for (name, value) in report.rows() {
@@ -193,26 +193,8 @@ fn capitalized(text: &str) -> String {
     rest.next().map_or_else(String::new, |first| first.to_uppercase().chain(rest).collect())
 }
 
-/// Unix time as a date and a time of day (proleptic Gregorian calendar, UTC).
-fn utc(unix_s: u64) -> String {
-    let (mut days, second) = (unix_s / 86_400, unix_s % 86_400);
-    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-    let mut year = 1970;
-    while days >= 365 + u64::from(leap(year)) {
-        days -= 365 + u64::from(leap(year));
-        year += 1;
-    }
-    let lengths = [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    let mut month = 1;
-    for length in lengths {
-        if days < length {
-            break;
-        }
-        days -= length;
-        month += 1;
-    }
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year}-{month:02}-{:02} {hour:02}:{minute:02}:{second:02} UTC", days + 1)
+fn date(unix_s: u64) -> String {
+    httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(unix_s))
 }
 
 fn escape(text: &str) -> String {
@@ -227,19 +209,6 @@ mod tests {
     fn axes_end_at_round_numbers() {
         for (value, top) in [(0.0, 1.0), (0.3, 0.4), (7.0, 8.0), (15_000.0, 20_000.0), (1e6, 1e6)] {
             assert!((round_up(value) - top).abs() < 1e-9, "{value}");
-        }
-    }
-
-    #[test]
-    fn unix_time_becomes_a_date() {
-        for (unix_s, date) in [
-            (0, "1970-01-01 00:00:00 UTC"),
-            (951_782_399, "2000-02-28 23:59:59 UTC"),
-            (951_782_400, "2000-02-29 00:00:00 UTC"),
-            (1_795_274_109, "2026-11-21 15:15:09 UTC"),
-            (1_798_761_599, "2026-12-31 23:59:59 UTC"),
-        ] {
-            assert_eq!(utc(unix_s), date);
         }
     }
 

@@ -1,4 +1,4 @@
-//! The steps of each scenario over a session, and what they find.
+//! The steps of each scenario over a run, and what they find.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::observe;
 use crate::protocol::{self, Protocol, json_string};
 use crate::publish::Publisher;
 use crate::report::Latency;
-use crate::session::{Ended, Session};
+use crate::run::{Ended, Run};
 
 /// For sockets to be closed and buffers to be freed before memory is read.
 const SETTLE: Duration = Duration::from_secs(3);
@@ -27,43 +27,48 @@ pub(super) fn run(
     load: &Load,
     fleet: Option<&Fleet>,
     scenario: &Scenario,
-    session: &mut Session,
+    run: &mut Run,
     findings: &mut Findings,
 ) -> anyhow::Result<()> {
-    open(load, session, findings)?;
-    let ready_us = session.collect(0)?.ready_us;
+    open(load, run, findings)?;
+    let ready_us = run.collect(0)?.ready_us;
     findings.latencies.push(Latency::new("connect until ready", &ready_us));
-    session.snapshot("held")?;
-    if session.interrupted() {
+    run.snapshot("held")?;
+    if run.interrupted() {
         return Ok(());
     }
     match scenario {
         Scenario::Connect => {}
-        Scenario::Idle { hold } => idle(session, findings, Duration::from_secs_f64(*hold))?,
+        Scenario::Idle { hold } => {
+            idle(run, findings, Duration::from_secs_f64(*hold))?;
+            if fleet.is_some() {
+                server_agrees(run, findings);
+            }
+        }
         Scenario::Broadcast(publishing) => {
-            let collected = publish(load, fleet, session, findings, publishing, 0, true)?;
+            let collected = publish(load, fleet, run, findings, publishing, 0, true)?;
             findings.latencies.push(Latency::new("publish to receipt", &collected.delivery_us));
-            after_traffic(session)?;
+            after_traffic(run)?;
         }
         Scenario::Echo { rounds, at_once, text } => {
-            echo(load, session, findings, *rounds, *at_once, text)?;
-            after_traffic(session)?;
+            echo(load, run, findings, *rounds, *at_once, text)?;
+            after_traffic(run)?;
         }
-        Scenario::Storm { share, goodbye } => storm(load, session, findings, *share, *goodbye)?,
+        Scenario::Storm { share, goodbye } => storm(load, run, findings, *share, *goodbye)?,
         Scenario::Slow { share, read_rate, publishing } => {
-            slow(load, fleet, session, findings, *share, *read_rate, publishing)?;
+            slow(load, fleet, run, findings, *share, *read_rate, publishing)?;
         }
         Scenario::Churn { seconds, share, goodbye } => {
-            churn(load, session, findings, *seconds, *share, *goodbye)?;
+            churn(load, run, findings, *seconds, *share, *goodbye)?;
         }
     }
     Ok(())
 }
 
-fn open(load: &Load, session: &mut Session, findings: &mut Findings) -> anyhow::Result<()> {
+fn open(load: &Load, run: &mut Run, findings: &mut Findings) -> anyhow::Result<()> {
     let pace = load.rate.map_or(Pace::Window(load.window.max(1)), Pace::Rate);
-    let began_s = session.elapsed_s();
-    session.crew.open(pace)?;
+    let began_s = run.elapsed_s();
+    run.crew.open(pace)?;
     let all = u64::from(load.connections);
     let retries = load.retry_after.is_some();
     let limit = Duration::from_secs_f64(load.timeout)
@@ -73,26 +78,32 @@ fn open(load: &Load, session: &mut Session, findings: &mut Findings) -> anyhow::
     let leave_bytes = load.leave_memory << 20;
     let mut short = false;
     let mut look_at = Instant::now();
-    session.wait("opening", limit, |counts| {
+    run.wait("opening", limit, |counts| {
         if Instant::now() >= look_at {
             look_at += Duration::from_secs(1);
             short = observe::free_memory_bytes().is_ok_and(|free| free < leave_bytes);
         }
         short || counts.ready_now() >= all || (!retries && counts.ready + counts.failed() >= all)
     })?;
-    if short {
+    if short && run.crew.counts().ready_now() < all {
         // Rather fewer connections than a kernel that ends processes to get memory.
-        session.crew.stop_opening()?;
-        session.pause("stopping", SETTLE)?;
+        run.crew.stop_opening()?;
+        run.pause("stopping", SETTLE)?;
         findings.problem(format!("opening stopped: less than {} MiB of memory were left", load.leave_memory));
     }
-    let counts = session.crew.counts();
-    let took_s = session.elapsed_s() - began_s;
-    findings.fact("opened", format!("{} of {all} in {took_s:.1} s", counts.ready));
+    let counts = run.crew.counts();
+    let took_s = run.elapsed_s() - began_s;
+    findings.fact("opened", format!("{} of {all} in {took_s:.1} s", counts.ready_now()));
     findings.fact("rate", format!("{:.0} a second", counts.ready as f64 / took_s.max(1e-3)));
     if counts.retransmitted > 0 {
         findings.fact("connections that sent a segment twice", counts.retransmitted.to_string());
     }
+    // Whatever comes next would measure a server without clients.
+    ensure!(
+        counts.ready_now() > 0 || run.interrupted(),
+        "none of {all} connections got ready; failures: {}",
+        counts.failure_words()
+    );
     if counts.ready_now() < all {
         findings.problem(format!("{} of {all} connections are ready", counts.ready_now()));
     }
@@ -100,34 +111,49 @@ fn open(load: &Load, session: &mut Session, findings: &mut Findings) -> anyhow::
 }
 
 /// Connections that are gone although nobody here let them go.
-fn all_stayed(session: &Session, findings: &mut Findings, lost_before: u64) {
-    let lost = session.crew.counts().lost - lost_before;
+fn all_stayed(run: &Run, findings: &mut Findings, lost_before: u64) {
+    let lost = run.crew.counts().lost - lost_before;
     if lost > 0 {
         findings.problem(format!("{lost} connections were lost"));
     }
 }
 
-fn after_traffic(session: &mut Session) -> anyhow::Result<()> {
-    session.pause("settling", SETTLE)?;
-    session.snapshot("after traffic")
+/// Whether servers that have no other clients still hold all of ours: one that gives up a peer resets it, and when that
+/// reset is lost too, the client believes in the connection until it says something.
+fn server_agrees(run: &Run, findings: &mut Findings) {
+    let Some(last) = run.snapshots.last() else { return };
+    let held = last.metrics.as_ref().and_then(|metrics| metrics.connections);
+    if let Some(problem) = disagreement(held, last.ready) {
+        findings.problem(problem);
+    }
 }
 
-fn idle(session: &mut Session, findings: &mut Findings, hold: Duration) -> anyhow::Result<()> {
-    let before = session.crew.counts();
-    let began_s = session.elapsed_s();
-    session.pause("holding", hold)?;
-    let counts = session.crew.counts();
-    let held_s = session.elapsed_s() - began_s;
+fn disagreement(held: Option<u64>, ready: u64) -> Option<String> {
+    let held = held.filter(|held| *held < ready)?;
+    Some(format!("the server holds {held} of {ready} connections that are open here"))
+}
+
+fn after_traffic(run: &mut Run) -> anyhow::Result<()> {
+    run.pause("settling", SETTLE)?;
+    run.snapshot("after traffic")
+}
+
+fn idle(run: &mut Run, findings: &mut Findings, hold: Duration) -> anyhow::Result<()> {
+    let before = run.crew.counts();
+    let began_s = run.elapsed_s();
+    run.pause("holding", hold)?;
+    let counts = run.crew.counts();
+    let held_s = run.elapsed_s() - began_s;
     findings.fact("held", format!("{} for {held_s:.0} s", counts.ready_now()));
     findings.fact("heartbeats received", format!("{:.0} a second", (counts.pings - before.pings) as f64 / held_s));
-    session.snapshot("after holding")?;
-    let [.., held, after] = &session.snapshots[..] else { return Ok(()) };
+    run.snapshot("after holding")?;
+    let [.., held, after] = &run.snapshots[..] else { return Ok(()) };
     if after.server_cpu_us > 0.0 && after.ready > 0 {
         let cpu_us = after.server_cpu_us - held.server_cpu_us;
         let each_ns = cpu_us * 1e3 / held_s / after.ready as f64;
         findings.fact("server CPU while holding", format!("{each_ns:.0} ns a second and connection"));
     }
-    all_stayed(session, findings, 0);
+    all_stayed(run, findings, 0);
     Ok(())
 }
 
@@ -135,7 +161,7 @@ fn idle(session: &mut Session, findings: &mut Findings, hold: Duration) -> anyho
 fn publish(
     load: &Load,
     fleet: Option<&Fleet>,
-    session: &mut Session,
+    run: &mut Run,
     findings: &mut Findings,
     publishing: &Publishing,
     from: u32,
@@ -146,15 +172,15 @@ fn publish(
     let credentials = publishing.credentials()?;
     let urls = publishing.publish_urls.iter().chain(fleet.iter().flat_map(|fleet| &fleet.publish_urls));
     let mut publishers = urls.map(|url| Publisher::connect(url, &credentials)).collect::<anyhow::Result<Vec<_>>>()?;
-    let receivers = session.crew.counts().ready_now();
-    let before = session.crew.counts();
+    let receivers = run.crew.counts().ready_now();
+    let before = run.crew.counts();
     let start_ns = now_ns();
     let mut published = 0;
     for message in 0..publishing.messages {
         // The time it should go out, whatever the server or this tool were busy with until then.
         let due_ns = start_ns + (f64::from(message) / publishing.publish_rate * 1e9) as u64;
         let wait = Duration::from_nanos(due_ns.saturating_sub(now_ns()));
-        if session.pause("publishing", wait)? == Ended::Interrupted {
+        if run.pause("publishing", wait)? == Ended::Interrupted {
             break;
         }
         let mut mark = protocol::mark(from + message, due_ns);
@@ -167,20 +193,20 @@ fn publish(
     let expected = before.marked + u64::from(published) * receivers;
     let limit = Duration::from_secs_f64(load.timeout);
     if everybody {
-        session.wait("receiving", limit, |counts| counts.marked >= expected)?;
+        run.wait("receiving", limit, |counts| counts.marked >= expected)?;
     } else {
         // Nobody knows how many will come: until a second passes without any.
         let (mut last, mut since_ns) = (0, now_ns());
-        session.wait("receiving", limit, |counts| {
+        run.wait("receiving", limit, |counts| {
             if counts.marked != last {
                 (last, since_ns) = (counts.marked, now_ns());
             }
             now_ns() - since_ns > 1_000_000_000
         })?;
     }
-    session.pause("receiving", LINGER)?;
-    let collected = session.collect(from + published)?;
-    let counts = session.crew.counts();
+    run.pause("receiving", LINGER)?;
+    let collected = run.collect(from + published)?;
+    let counts = run.crew.counts();
     let lost = counts.lost_between() - before.lost_between() + collected.missing_at_end;
     let doubled = counts.duplicated - before.duplicated;
     let reordered = counts.reordered - before.reordered;
@@ -196,14 +222,14 @@ fn publish(
         if lost + doubled + reordered > 0 {
             findings.problem(format!("{lost} messages lost, {doubled} doubled, {reordered} out of order"));
         }
-        all_stayed(session, findings, before.lost);
+        all_stayed(run, findings, before.lost);
     }
     Ok(collected)
 }
 
 fn echo(
     load: &Load,
-    session: &mut Session,
+    run: &mut Run,
     findings: &mut Findings,
     rounds: u32,
     at_once: u32,
@@ -219,48 +245,42 @@ fn echo(
         Protocol::Pusher => (vec![format!(r#"{{"event":"pusher:ping","data":{}}}"#, json_string(text))], Reply::Pong),
         Protocol::Centrifugo => bail!("Centrifugo's clients have nothing to say that every server answers"),
     };
-    let before = session.crew.counts();
-    let began_s = session.elapsed_s();
-    session.crew.say(texts, reply, rounds, at_once.max(1))?;
+    let before = run.crew.counts();
+    let began_s = run.elapsed_s();
+    run.crew.say(texts, reply, rounds, at_once.max(1))?;
     let ready = before.ready_now();
     let limit = Duration::from_secs_f64(load.timeout * f64::from(rounds.max(1)));
-    let ended = session.wait("saying", limit, |counts| counts.said - before.said >= ready)?;
-    let replies = session.crew.counts().replies - before.replies;
+    let ended = run.wait("saying", limit, |counts| counts.said - before.said >= ready)?;
+    let replies = run.crew.counts().replies - before.replies;
     let expected = u64::from(rounds) * ready;
-    let took_s = session.elapsed_s() - began_s;
+    let took_s = run.elapsed_s() - began_s;
     findings.fact("replies", format!("{replies} of {expected}, {:.0} a second", replies as f64 / took_s.max(1e-3)));
     if ended == Ended::TimedOut || replies < expected {
         findings.problem(format!("{} of {expected} messages were not answered", expected - replies.min(expected)));
     }
-    let collected = session.collect(0)?;
+    let collected = run.collect(0)?;
     findings.latencies.push(Latency::new("message to reply", &collected.reply_us));
-    all_stayed(session, findings, before.lost);
+    all_stayed(run, findings, before.lost);
     Ok(())
 }
 
-fn storm(
-    load: &Load,
-    session: &mut Session,
-    findings: &mut Findings,
-    share: f64,
-    goodbye: Goodbye,
-) -> anyhow::Result<()> {
-    let before = session.crew.counts();
+fn storm(load: &Load, run: &mut Run, findings: &mut Findings, share: f64, goodbye: Goodbye) -> anyhow::Result<()> {
+    let before = run.crew.counts();
     let queue_before = observe::queue_counters()?;
-    session.watch_calls(true);
-    session.crew.drop_share(share.clamp(0.0, 1.0), goodbye)?;
-    session.crew.open(Pace::Storm)?;
+    run.watch_calls(true);
+    run.crew.drop_share(share.clamp(0.0, 1.0), goodbye)?;
+    run.crew.open(Pace::Storm)?;
     let all = u64::from(load.connections);
     let retries = load.retry_after.is_some();
-    session.wait("returning", Duration::from_secs_f64(load.timeout), |counts| {
+    run.wait("returning", Duration::from_secs_f64(load.timeout), |counts| {
         let dropped = counts.ended - before.ended;
         let back = counts.ready - before.ready;
         let failed = if retries { 0 } else { counts.failed() - before.failed() };
         dropped > 0 && counts.ready_now() + failed >= all && back + failed >= dropped
     })?;
-    let counts = session.crew.counts();
+    let counts = run.crew.counts();
     let queue = observe::queue_counters()?.since(queue_before);
-    let ready = session.collect(0)?.ready_us;
+    let ready = run.collect(0)?.ready_us;
     let at = |quantile: f64| ready.value_at_quantile(quantile) as f64 / 1e6;
     findings.fact("dropped", (counts.ended - before.ended).to_string());
     findings.fact(
@@ -279,24 +299,24 @@ fn storm(
         findings.problem(format!("{} of {all} are back", counts.ready_now()));
     }
     // Disconnect calls of the clients that went are still under way.
-    session.pause("settling", SETTLE)?;
-    session.watch_calls(false);
-    findings.fact("calls to the backend", backend_calls(session));
-    session.snapshot("after traffic")
+    run.pause("settling", SETTLE)?;
+    run.watch_calls(false);
+    findings.fact("calls to the backend", backend_calls(run));
+    run.snapshot("after traffic")
 }
 
 /// The calls of a storm in words.
-fn backend_calls(session: &Session) -> String {
-    let (Some((_, first)), Some((_, last))) = (session.calls.first(), session.calls.last()) else {
+fn backend_calls(run: &Run) -> String {
+    let (Some((_, first)), Some((_, last))) = (run.calls.first(), run.calls.last()) else {
         return "not observed: give --server-metrics of a server that counts them".to_owned();
     };
     let rate = |pair: &[(f64, Calls)]| {
         let [(then_s, then), (now_s, now)] = pair else { return 0.0 };
         now.made.saturating_sub(then.made) as f64 / (now_s - then_s).max(1e-3)
     };
-    let peak = session.calls.windows(2).map(rate).fold(0.0, f64::max);
+    let peak = run.calls.windows(2).map(rate).fold(0.0, f64::max);
     let mut words = format!("{}; at peak {peak:.0} a second", last.words_since(first));
-    if let Some(waiting) = session.calls.iter().filter_map(|(_, calls)| calls.waiting).max() {
+    if let Some(waiting) = run.calls.iter().filter_map(|(_, calls)| calls.waiting).max() {
         words.push_str(&format!(", {waiting} waiting for their turn"));
     }
     if let Some(at_once) = last.at_once_max {
@@ -311,67 +331,80 @@ fn backend_calls(session: &Session) -> String {
 fn slow(
     load: &Load,
     fleet: Option<&Fleet>,
-    session: &mut Session,
+    run: &mut Run,
     findings: &mut Findings,
     share: f64,
     read_rate: u32,
     publishing: &Publishing,
 ) -> anyhow::Result<()> {
-    let all_fast = publish(load, fleet, session, findings, publishing, 0, true)?;
+    let all_fast = publish(load, fleet, run, findings, publishing, 0, true)?;
     findings.latencies.push(Latency::new("publish to receipt, nobody slow", &all_fast.delivery_us));
-    session.crew.slow(share.clamp(0.0, 1.0), read_rate)?;
-    let before = session.crew.counts();
-    let some_slow = publish(load, fleet, session, findings, publishing, publishing.messages, false)?;
+    run.crew.slow(share.clamp(0.0, 1.0), read_rate)?;
+    let before = run.crew.counts();
+    let some_slow = publish(load, fleet, run, findings, publishing, publishing.messages, false)?;
     findings.latencies.push(Latency::new("publish to receipt, with slow readers", &some_slow.delivery_us));
-    session.snapshot("with slow readers")?;
-    session.crew.slow(0.0, 0)?;
-    session.pause("catching up", SETTLE)?;
-    let lost = session.crew.counts().lost - before.lost;
+    run.snapshot("with slow readers")?;
+    run.crew.slow(0.0, 0)?;
+    run.pause("catching up", SETTLE)?;
+    let lost = run.crew.counts().lost - before.lost;
     let slow_ones = (f64::from(load.connections) * share).round() as u64;
     findings.fact("slow clients that the server let go", format!("{lost} of {slow_ones}"));
     if lost > slow_ones {
         findings.problem(format!("{} clients were lost that read as fast as they could", lost - slow_ones));
     }
-    session.snapshot("after traffic")
+    run.snapshot("after traffic")
 }
 
 fn churn(
     load: &Load,
-    session: &mut Session,
+    run: &mut Run,
     findings: &mut Findings,
     seconds: f64,
     share: f64,
     goodbye: Goodbye,
 ) -> anyhow::Result<()> {
-    let before = session.crew.counts();
-    let began_s = session.elapsed_s();
-    while session.elapsed_s() - began_s < seconds {
-        session.crew.drop_share(share.clamp(0.0, 1.0), goodbye)?;
-        session.crew.open(Pace::Window(load.window.max(1)))?;
-        if session.pause("churning", Duration::from_secs(1))? == Ended::Interrupted {
+    let before = run.crew.counts();
+    let began_s = run.elapsed_s();
+    while run.elapsed_s() - began_s < seconds {
+        run.crew.drop_share(share.clamp(0.0, 1.0), goodbye)?;
+        run.crew.open(Pace::Window(load.window.max(1)))?;
+        if run.pause("churning", Duration::from_secs(1))? == Ended::Interrupted {
             return Ok(());
         }
     }
     let all = u64::from(load.connections);
-    session.wait("churning", Duration::from_secs_f64(load.timeout), |counts| counts.ready_now() >= all)?;
-    let counts = session.crew.counts();
+    run.wait("churning", Duration::from_secs_f64(load.timeout), |counts| counts.ready_now() >= all)?;
+    let counts = run.crew.counts();
     findings.fact("came and went", (counts.ended - before.ended).to_string());
-    session.pause("settling", SETTLE)?;
-    session.snapshot("after churn")?;
+    run.pause("settling", SETTLE)?;
+    run.snapshot("after churn")?;
     if counts.ready_now() < all {
         findings.problem(format!("{} of {all} are back", counts.ready_now()));
     }
-    all_stayed(session, findings, before.lost);
-    session.crew.drop_share(1.0, Goodbye::Close)?;
-    session.wait("leaving", SETTLE, |counts| counts.ready_now() == 0)?;
-    session.pause("settling", SETTLE)?;
-    session.snapshot("everybody gone")?;
+    all_stayed(run, findings, before.lost);
+    run.crew.drop_share(1.0, Goodbye::Close)?;
+    run.wait("leaving", SETTLE, |counts| counts.ready_now() == 0)?;
+    run.pause("settling", SETTLE)?;
+    run.snapshot("everybody gone")?;
     let rss = |moment: &str| {
-        let snapshot = session.snapshots.iter().find(|snapshot| snapshot.moment == moment)?;
+        let snapshot = run.snapshots.iter().find(|snapshot| snapshot.moment == moment)?;
         Some(snapshot.server_rss_bytes()? as f64)
     };
     if let (Some(held), Some(churned)) = (rss("held"), rss("after churn")) {
         findings.fact("server memory after churn / before", format!("{:.3}", churned / held));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_holds_fewer_than_its_clients_believe_is_a_problem() {
+        assert_eq!(disagreement(Some(5), 5), None);
+        assert_eq!(disagreement(Some(6), 5), None, "the one that reads its metrics");
+        assert_eq!(disagreement(None, 5), None, "it does not say");
+        assert!(disagreement(Some(2_035_329), 2_600_000).unwrap().contains("2035329 of 2600000"));
+    }
 }

@@ -92,12 +92,11 @@ fn ratios(out: &mut String, rows: &[Row], shown: &[&Row], reference: &Reference)
 /// The tables with what a reader must know of the run.
 pub(super) fn page(record: &Record) -> String {
     let mut out = format!(
-        "# {} connections to each\n\nLinux {}, {} cores. {}\n\n    {}\n\n",
+        "# {} connections to each\n\n{}. {}\n\n    {}\n\n",
         record.connections,
-        record.kernel,
-        record.cores,
+        record.provenance.machine(),
         record.note.unwrap_or_default(),
-        record.command
+        record.provenance.command
     );
     out.push_str(&markdown(record.rows));
     out.push_str(LEGEND);

@@ -17,6 +17,9 @@ const KEPT_PAYLOAD_MAX: u64 = 16 * 1024;
 /// A fragmented message is looked into up to this length and only counted beyond it.
 const FRAGMENTS_MAX: usize = 64 * 1024;
 
+/// Bytes that may wait to be sent when a heartbeat is still answered. What a scenario says is not bounded by it.
+const ANSWERS_WAITING_MAX: usize = 16 * 1024;
+
 impl Lane {
     pub(super) fn read_all(&mut self, index: usize) {
         self.read(index, usize::MAX);
@@ -137,6 +140,9 @@ impl Lane {
         match header.opcode {
             opcode::PING => {
                 Counters::add(&self.counters.pings, 1);
+                if !self.takes_answers(index) {
+                    return Ok(());
+                }
                 let mut out = std::mem::take(&mut self.out);
                 out.clear();
                 wire::push_client_frame(&mut out, opcode::PONG, payload);
@@ -165,6 +171,12 @@ impl Lane {
         }
     }
 
+    /// Whether a heartbeat is answered: not while many answers wait for a server that sends and does not read.
+    fn takes_answers(&self, index: usize) -> bool {
+        let transit = self.slots[index].transit.as_ref();
+        transit.is_none_or(|transit| transit.unsent.len() <= ANSWERS_WAITING_MAX)
+    }
+
     pub(super) fn on_message(&mut self, index: usize, message: &[u8]) -> Result<(), Failure> {
         if self.script.protocol != Protocol::Centrifugo {
             return self.on_text(index, message);
@@ -187,7 +199,8 @@ impl Lane {
         match (protocol::kind(self.script.protocol, message), self.slots[index].state) {
             (Kind::Ping, _) => {
                 Counters::add(&self.counters.pings, 1);
-                if let Some(answer) = self.script.heartbeat_answer(self.slots[index].answers_pings) {
+                let answer = self.script.heartbeat_answer(self.slots[index].answers_pings);
+                if let Some(answer) = answer.filter(|_| self.takes_answers(index)) {
                     return self.transmit_text(index, &[answer]);
                 }
             }

@@ -1,6 +1,6 @@
 //! A run while it runs: the clients, a sample of everything once a second, the progress line, and Ctrl-C.
 //!
-//! Scenarios wait only through [`Session::wait`], so that whatever happens the curves go on, a person sees where it
+//! Scenarios wait only through [`Run::wait`], so that whatever happens the curves go on, a person sees where it
 //! stands, and an interrupted run still ends in a report.
 
 use std::io::{IsTerminal as _, Write as _};
@@ -87,14 +87,14 @@ pub enum Ended {
 }
 
 /// A run.
-pub struct Session {
+pub struct Run {
     /// The clients.
     pub crew: Crew,
     /// One a second.
     pub samples: Vec<Sample>,
     /// The named moments.
     pub snapshots: Vec<Snapshot>,
-    /// Calls to the backend while [`Session::watch_calls`] was on, with their time.
+    /// Calls to the backend while [`Run::watch_calls`] was on, with their time.
     pub calls: Vec<(f64, Calls)>,
     /// Longest turn of an event loop of the clients, microseconds.
     pub lag_us_max: u64,
@@ -113,7 +113,7 @@ pub struct Session {
     terminal: bool,
 }
 
-impl Session {
+impl Run {
     /// Begins a run with clients that are not connected yet. `metrics` are the URLs of the server's metrics pages; that
     /// they can be read is made sure of now.
     pub fn begin(crew: Crew, total: u32, pids: Vec<u32>, metrics: &[String]) -> anyhow::Result<Self> {
@@ -129,7 +129,7 @@ impl Session {
         })
         .context("cannot handle Ctrl-C")?;
         let now = Instant::now();
-        let mut session = Self {
+        let mut run = Self {
             crew,
             samples: Vec::new(),
             snapshots: Vec::new(),
@@ -148,8 +148,8 @@ impl Session {
             interrupted,
             terminal: std::io::stderr().is_terminal(),
         };
-        session.snapshot("before")?;
-        Ok(session)
+        run.snapshot("before")?;
+        Ok(run)
     }
 
     /// Whether Ctrl-C was pressed.
