@@ -16,7 +16,7 @@ pub mod sid;
 pub mod state;
 pub mod topic;
 
-pub use admission::{Routed, Verdict};
+pub use admission::{Routed, TokenOutcome};
 pub use close::{CloseCause, DisconnectReason};
 pub use env::Env;
 pub use key::SlotKey;

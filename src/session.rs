@@ -22,7 +22,7 @@ use smallvec::SmallVec;
 
 use crate::model::{
     CloseCause, CommandKind, DisconnectMode, DisconnectReason, Env, Now, PingPrecision, Request, Routed, Sid, State,
-    Tick, Topic, Verdict, tick, tick_after,
+    Tick, TokenOutcome, Topic, tick, tick_after,
 };
 use crate::proto::cable;
 use crate::proto::handshake::Subprotocol;
@@ -101,7 +101,7 @@ pub struct Opening<'a> {
     /// The chosen subprotocol.
     pub protocol: Option<Subprotocol>,
     /// What the token said.
-    pub verdict: Verdict,
+    pub verdict: TokenOutcome,
     /// Query parameter `pi`.
     pub ping_interval: Option<&'a str>,
     /// Query parameter `ptp`.
@@ -179,13 +179,13 @@ impl Session {
             disconnectable: false,
         };
         match verdict {
-            Verdict::Identified { identifiers } => session.welcome(&identifiers, ctx),
-            Verdict::Expired => session.refuse(DisconnectReason::TokenExpired, ctx),
-            Verdict::Unauthorized => session.refuse(DisconnectReason::Unauthorized, ctx),
-            Verdict::Error => session.fail_auth(ctx),
-            Verdict::NoToken if ctx.rules.no_auth => session.welcome(&format!("{{\"sid\":\"{sid}\"}}"), ctx),
-            Verdict::NoToken if !ctx.rules.has_backend => session.refuse(DisconnectReason::Unauthorized, ctx),
-            Verdict::NoToken => {
+            TokenOutcome::Identified { identifiers } => session.welcome(&identifiers, ctx),
+            TokenOutcome::Expired => session.refuse(DisconnectReason::TokenExpired, ctx),
+            TokenOutcome::Unauthorized => session.refuse(DisconnectReason::Unauthorized, ctx),
+            TokenOutcome::Error => session.fail_auth(ctx),
+            TokenOutcome::NoToken if ctx.rules.no_auth => session.welcome(&format!("{{\"sid\":\"{sid}\"}}"), ctx),
+            TokenOutcome::NoToken if !ctx.rules.has_backend => session.refuse(DisconnectReason::Unauthorized, ctx),
+            TokenOutcome::NoToken => {
                 session.call = Some(Box::new(Pending::Connect));
                 ctx.emit(Effect::Call(Box::new(Request::Connect { env: session.env.clone() })));
             }

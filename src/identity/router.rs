@@ -89,18 +89,20 @@ impl StreamRouter {
 
     fn pubsub(&self, params: &Params<'_>, secret: Option<&Secret>) -> Routed {
         let StreamSettings { public, whisper, presence, .. } = self.settings;
-        match (Given::from(params.signed_stream_name), secret, Given::from(params.stream_name)) {
+        match (TextParam::from(params.signed_stream_name), secret, TextParam::from(params.stream_name)) {
             // The signed name wins, also when it is bad.
-            (Given::Text(token), Some(secret), _) => self.stream(verify_stream(secret, &token), whisper, presence),
-            (Given::Nothing, _, Given::Text(name)) if public => self.stream(Some(name.into_owned()), true, true),
+            (TextParam::Text(token), Some(secret), _) => self.stream(verify_stream(secret, &token), whisper, presence),
+            (TextParam::Missing, _, TextParam::Text(name)) if public => {
+                self.stream(Some(name.into_owned()), true, true)
+            }
             _ => Routed::Rejected,
         }
     }
 
     /// Turbo and CableReady: no whisper, no presence.
     fn signed(&self, token: Option<&RawValue>, secret: &Secret) -> Routed {
-        match Given::from(token) {
-            Given::Text(token) => self.stream(verify_stream(secret, &token), false, false),
+        match TextParam::from(token) {
+            TextParam::Text(token) => self.stream(verify_stream(secret, &token), false, false),
             _ => Routed::Rejected,
         }
     }
@@ -141,21 +143,21 @@ impl<'de> Fields<'de> for Params<'de> {
 }
 
 /// A name or token in an identifier.
-enum Given<'a> {
+enum TextParam<'a> {
     /// Left out, `null` or empty.
-    Nothing,
+    Missing,
     Text(Cow<'a, str>),
     /// Of another type.
-    Wrong,
+    WrongType,
 }
 
-impl<'a> From<Option<&'a RawValue>> for Given<'a> {
-    fn from(raw: Option<&'a RawValue>) -> Given<'a> {
+impl<'a> From<Option<&'a RawValue>> for TextParam<'a> {
+    fn from(raw: Option<&'a RawValue>) -> TextParam<'a> {
         match raw.map(text_of) {
-            None => Given::Nothing,
-            Some(Some(text)) if text.is_empty() => Given::Nothing,
-            Some(Some(text)) => Given::Text(text),
-            Some(None) => Given::Wrong,
+            None => TextParam::Missing,
+            Some(Some(text)) if text.is_empty() => TextParam::Missing,
+            Some(Some(text)) => TextParam::Text(text),
+            Some(None) => TextParam::WrongType,
         }
     }
 }

@@ -63,7 +63,7 @@ impl Subprotocol {
 
 /// What becomes of a request.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum Decision {
     /// It is a WebSocket once `response` is written.
     Upgrade {
         /// Who serves it.
@@ -82,21 +82,21 @@ pub enum Answer {
 /// Decides on a request.
 ///
 /// The order of the checks is part of the contract: a request with several faults gets the status of the first.
-pub fn answer(head: &Head<'_, '_>, rules: &Rules) -> Answer {
+pub fn answer(head: &Head<'_, '_>, rules: &Rules) -> Decision {
     let path = head.path();
     let route = if rules.cable_paths.iter().any(|pattern| pattern.matches(path)) {
         Route::Cable
     } else if rules.echo_path.as_ref().is_some_and(|pattern| pattern.matches(path)) {
         Route::Echo
     } else {
-        return Answer::NotOurs;
+        return Decision::NotOurs;
     };
     match check(head, rules) {
         Ok(key) => {
             let protocol = if route == Route::Cable { negotiate(head) } else { None };
-            Answer::Upgrade { route, protocol, response: response::switching(key, protocol, &rules.version_header) }
+            Decision::Upgrade { route, protocol, response: response::switching(key, protocol, &rules.version_header) }
         }
-        Err(status) => Answer::Refuse(response::refused(status)),
+        Err(status) => Decision::Refuse(response::refused(status)),
     }
 }
 

@@ -4,7 +4,7 @@ use std::hash::BuildHasher;
 use std::net::SocketAddr;
 
 use crate::model::{CloseCause, Sid};
-use crate::proto::handshake::{self, Answer, HEAD_BYTES_MAX, Parsed, Route, Subprotocol};
+use crate::proto::handshake::{self, Decision, HEAD_BYTES_MAX, Parsed, Route, Subprotocol};
 use crate::session::{Context, Opening, Session};
 
 use super::door::{self, Door};
@@ -85,15 +85,15 @@ impl<W: World> Shard<W> {
             Parsed::Bad(refusal) => return self.refuse(index, refusal.response, CloseCause::HandshakeRefused),
         };
         match handshake::answer(&head, &self.settings.handshake) {
-            Answer::NotOurs => self.hand_over(index, peer, whole.to_vec()),
-            Answer::Refuse(refusal) => self.refuse(index, refusal.response, CloseCause::HandshakeRefused),
-            Answer::Upgrade { .. } if self.drain.is_some() => {
+            Decision::NotOurs => self.hand_over(index, peer, whole.to_vec()),
+            Decision::Refuse(refusal) => self.refuse(index, refusal.response, CloseCause::HandshakeRefused),
+            Decision::Upgrade { .. } if self.drain.is_some() => {
                 self.refuse(index, handshake::unavailable(RETRY_AFTER_S).response, CloseCause::Draining);
             }
-            Answer::Upgrade { .. } if !self.world.count_open(true) => {
+            Decision::Upgrade { .. } if !self.world.count_open(true) => {
                 self.refuse(index, handshake::unavailable(RETRY_AFTER_S).response, CloseCause::MaxConnections);
             }
-            Answer::Upgrade { route, protocol, response } => {
+            Decision::Upgrade { route, protocol, response } => {
                 self.slots[index].flags |= flag::COUNTED;
                 self.leave_door(index);
                 self.slots[index].stage = Stage::Echo;
