@@ -117,12 +117,12 @@ fn configure(
     }
     let mut effective = layers.apply().map_err(|problems| ConfigError { problems })?;
     let mut warnings = layers.warnings;
-    check::settle(&mut effective.config, &mut warnings);
+    check::normalize(&mut effective.config, &mut warnings);
     let problems = check::check(&effective.config);
     if !problems.is_empty() {
         return Err(ConfigError { problems });
     }
-    warnings.extend(check::doubts(&effective.config));
+    warnings.extend(check::warnings(&effective.config));
     let command = match arguments.verb {
         Verb::Config => Command::PrintConfig(text::effective(&effective)),
         Verb::Demo => Command::Demo(Box::new(effective.config)),

@@ -1,6 +1,6 @@
 //! Tells the app, in the background, about sessions that are over (`contracts/rpc-grpc.md` section 7).
 //!
-//! A queue of bounded length, worked off in order, one call at a time and at a limited rate, so that many clients
+//! A queue of bounded length, emptied in order, one call at a time and at a limited rate, so that many clients
 //! leaving at once do not keep the app from those that stay. When it is full, a call is dropped and counted rather
 //! than making anybody wait. At shutdown the rate no longer holds and 16 calls run at a time.
 
@@ -76,7 +76,7 @@ impl Disconnector {
         let interval = if rate == 0 { Duration::ZERO } else { Duration::from_secs(1) / rate };
         let (queue, work, ended) = (Mutex::default(), Notify::new(), Notify::new());
         let shared = Arc::new(Shared { queue, work, ended, backlog, interval, dispatch, metrics });
-        (Disconnector { shared: shared.clone() }, work_off(shared, true))
+        (Disconnector { shared: shared.clone() }, run_worker(shared, true))
     }
 
     /// Queues a call. Gives it back when the queue is full.
@@ -103,7 +103,7 @@ impl Disconnector {
         queue.mode = Mode::Draining;
         drop(queue);
         for _ in 1..DRAIN_WORKERS {
-            runtime.spawn(work_off(self.shared.clone(), false));
+            runtime.spawn(run_worker(self.shared.clone(), false));
         }
         self.shared.work.notify_waiters();
     }
@@ -132,7 +132,7 @@ impl Drop for Disconnector {
 }
 
 /// A worker: takes calls one after the other until the queue is closed.
-async fn work_off(shared: Arc<Shared>, first: bool) {
+async fn run_worker(shared: Arc<Shared>, first: bool) {
     let mut next_start = Instant::now();
     loop {
         let woken = shared.work.notified();

@@ -30,7 +30,7 @@ use self::connection::{AnswerBody, never_processed, status};
 use super::attempt::{Failure, Method, Outcome, Prepared, Retry, Transport};
 use super::{BackendError, BackendMetrics, GrpcTarget, Settings, tls};
 use crate::model::rpc::PresenceReply;
-use crate::model::{CallError, CommandReply, ConnectReply, Request, Status as Verdict};
+use crate::model::{CallError, CommandReply, ConnectReply, Request, Status as ReplyStatus};
 
 /// How often one attempt moves to another connection because the server certainly had not looked at the call.
 const MOVES_MAX: usize = 3;
@@ -101,7 +101,7 @@ impl Transport for Grpc {
             Method::Connect => {
                 let reply: messages::ConnectionResponse = self.unary("/anycable.RPC/Connect", call, time).await?;
                 Ok(Outcome::Connect(ConnectReply {
-                    status: verdict(reply.status),
+                    status: reply_status(reply.status),
                     identifiers: reply.identifiers,
                     transmissions: reply.transmissions,
                     error_msg: reply.error_msg,
@@ -115,7 +115,7 @@ impl Transport for Grpc {
                     PresenceReply { kind, id, info }
                 });
                 Ok(Outcome::Command(Box::new(CommandReply {
-                    status: verdict(reply.status),
+                    status: reply_status(reply.status),
                     disconnect: reply.disconnect,
                     stop_streams: reply.stop_streams,
                     streams: reply.streams,
@@ -129,18 +129,18 @@ impl Transport for Grpc {
             }
             Method::Disconnect => {
                 let reply: messages::DisconnectResponse = self.unary("/anycable.RPC/Disconnect", call, time).await?;
-                Ok(Outcome::Disconnect(verdict(reply.status), reply.error_msg))
+                Ok(Outcome::Disconnect(reply_status(reply.status), reply.error_msg))
             }
         }
     }
 }
 
 /// A status that the contract does not know is the app's fault.
-fn verdict(status: i32) -> Verdict {
+fn reply_status(status: i32) -> ReplyStatus {
     match messages::Status::try_from(status) {
-        Ok(messages::Status::Success) => Verdict::Success,
-        Ok(messages::Status::Failure) => Verdict::Failure,
-        Ok(messages::Status::Error) | Err(_) => Verdict::Error,
+        Ok(messages::Status::Success) => ReplyStatus::Success,
+        Ok(messages::Status::Failure) => ReplyStatus::Failure,
+        Ok(messages::Status::Error) | Err(_) => ReplyStatus::Error,
     }
 }
 

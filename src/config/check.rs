@@ -21,7 +21,7 @@ const USER_TIMEOUT_MAX: Duration = Duration::from_millis(i32::MAX as u64);
 const RPC_CONCURRENCY: u32 = 28;
 
 /// Puts values into the form the server wants, and says what was changed.
-pub(super) fn settle(config: &mut Config, warnings: &mut Vec<String>) {
+pub(super) fn normalize(config: &mut Config, warnings: &mut Vec<String>) {
     if config.rpc.concurrency == 0 {
         config.rpc.concurrency = RPC_CONCURRENCY;
         warnings.push(format!("--rpc-concurrency 0 means the default, {RPC_CONCURRENCY}"));
@@ -212,12 +212,12 @@ fn is_pattern(path: &str) -> bool {
 }
 
 /// Things that work and are probably not meant.
-pub(super) fn doubts(config: &Config) -> Vec<String> {
+pub(super) fn warnings(config: &Config) -> Vec<String> {
     let secrets = Secrets::resolve(config);
-    let mut doubts = Vec::new();
+    let mut warnings = Vec::new();
     let nobody_asks = config.rpc_implementation() == RpcImplementation::None && !config.app.noauth;
     if nobody_asks && secrets.jwt.is_none() {
-        doubts
+        warnings
             .push("nobody will be able to connect: there is no RPC, no key for tokens, and --noauth is off".to_owned());
     }
     for (on, key, option, secret) in [
@@ -225,12 +225,12 @@ pub(super) fn doubts(config: &Config) -> Vec<String> {
         (config.streams.cable_ready, &secrets.cable_ready, "--cable-ready", "--cable-ready-secret"),
     ] {
         if on && key.is_none() {
-            doubts.push(format!("{option} has no key, so its channel goes to the app: set {secret} or --secret"));
+            warnings.push(format!("{option} has no key, so its channel goes to the app: set {secret} or --secret"));
         }
     }
     let open = secrets.broadcast.is_none() && !config.app.public && config.broadcast.key != Secret::Off;
     if open && !is_loopback(&config.server.host) {
-        doubts.push(format!(
+        warnings.push(format!(
             "anybody who reaches {} can broadcast: set --secret or --broadcast-key",
             match config.broadcast_on() {
                 ListenOn::Main => format!("port {}", config.server.port),
@@ -238,7 +238,7 @@ pub(super) fn doubts(config: &Config) -> Vec<String> {
             }
         ));
     }
-    doubts
+    warnings
 }
 
 fn is_loopback(host: &str) -> bool {

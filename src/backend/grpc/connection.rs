@@ -43,21 +43,21 @@ pub(super) struct Connection {
     pub proven: Arc<AtomicBool>,
 }
 
-type H2<T> = h2::client::Connection<Gathering<T>, Bytes>;
+type H2<T> = h2::client::Connection<NonVectored<T>, Bytes>;
 
-/// A stream that hides that it could write several buffers at once.
+/// A stream that does not tell h2 that it can write several buffers at once (`is_write_vectored`).
 ///
 /// With such a stream h2 writes every body of 256 bytes and more out on its own; without, it copies bodies below
 /// 1 KiB behind each other, and the calls of one turn leave in one write.
-pub(super) struct Gathering<T>(T);
+pub(super) struct NonVectored<T>(T);
 
-impl<T: AsyncRead + Unpin> AsyncRead for Gathering<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for NonVectored<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.0).poll_read(cx, buf)
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Gathering<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for NonVectored<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, bytes)
     }
@@ -110,7 +110,7 @@ async fn handshake<T: AsyncRead + AsyncWrite + Unpin>(io: T) -> Result<(SendRequ
         .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_header_list_size(HEADERS_BYTES_MAX)
-        .handshake(Gathering(io))
+        .handshake(NonVectored(io))
         .await
         .map_err(|error| error.to_string())?;
     Ok((sender, Box::new(connection)))
