@@ -15,7 +15,7 @@ use tracing::warn;
 use super::attempt::Outcome;
 use super::dispatch::Dispatch;
 use super::{BackendMetrics, DrainReport};
-use crate::model::{Call, Status};
+use crate::model::{Call, CallError, Sid, Status};
 
 /// Calls at a time while draining, as many as the contract has drain workers.
 pub(super) const DRAIN_WORKERS: usize = 16;
@@ -167,27 +167,31 @@ async fn run_worker(shared: Arc<Shared>, first: bool) {
             next_start = next_start.max(Instant::now() - TIMER_SLACK) + shared.interval;
         }
         let sid = call.sid;
-        let result = shared.dispatch.disconnect(call).await;
-        let ok = match result {
-            Ok(Outcome::Disconnect(Status::Success | Status::Failure, _)) => true,
-            Ok(Outcome::Disconnect(Status::Error, error)) => {
-                warn!(%sid, error, "the app failed to handle a disconnect");
-                false
-            }
-            Ok(Outcome::Connect(_) | Outcome::Command(_)) => false,
-            Err(error) => {
-                warn!(%sid, %error, "disconnect call failed");
-                false
-            }
-        };
+        let handled = was_handled(sid, shared.dispatch.disconnect(call).await);
         let mut queue = shared.queue();
         queue.running -= 1;
-        if ok {
+        if handled {
             queue.sent += 1
         } else {
             queue.failed += 1
         }
         drop(queue);
         shared.ended.notify_waiters();
+    }
+}
+
+/// Whether the app dealt with a call; says in the log why it did not.
+fn was_handled(sid: Sid, result: Result<Outcome, CallError>) -> bool {
+    match result {
+        Ok(Outcome::Disconnect(Status::Success | Status::Failure, _)) => true,
+        Ok(Outcome::Disconnect(Status::Error, error)) => {
+            warn!(%sid, error, "the app failed to handle a disconnect");
+            false
+        }
+        Ok(Outcome::Connect(_) | Outcome::Command(_)) => false,
+        Err(error) => {
+            warn!(%sid, %error, "disconnect call failed");
+            false
+        }
     }
 }
