@@ -211,7 +211,8 @@ impl Pipeline {
                 _ => settings.request_timeout,
             },
             command_timeout: settings.command_timeout,
-            send_bytes_max: settings.send_bytes_max,
+            // The length in front of a gRPC message has 32 bits.
+            send_bytes_max: settings.send_bytes_max.min(u32::MAX as usize),
         };
         let (dispatch, driver) = Dispatch::new(transport, bounds, limits, metrics.clone(), answers);
         runtime.spawn(driver);

@@ -171,6 +171,12 @@ pub(super) fn never_processed(error: &h2::Error) -> bool {
         }
 }
 
+/// Removes the details of a status, which nobody here reads: tonic panics when they are not base64, and a panic ends the
+/// process.
+pub(super) fn without_details(headers: &mut http::HeaderMap) {
+    headers.remove("grpc-status-details-bin");
+}
+
 /// The body of an answer. Gives flow-control credit back as it is read.
 pub(super) struct AnswerBody {
     stream: h2::RecvStream,
@@ -204,7 +210,10 @@ impl http_body::Body for AnswerBody {
             }
         }
         match ready!(self.stream.poll_trailers(cx)) {
-            Ok(trailers) => Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers)))),
+            Ok(trailers) => Poll::Ready(trailers.map(|mut trailers| {
+                without_details(&mut trailers);
+                Ok(Frame::trailers(trailers))
+            })),
             Err(error) => Poll::Ready(Some(Err(status(&error)))),
         }
     }
