@@ -31,7 +31,7 @@ pub use file::SEARCHED;
 pub use options::{Api, App, Broadcast, Config, Disconnect, Jwt, Log, Metrics, Rpc, Server, Streams, Tcp, Ws, all};
 pub use resolved::{ListenOn, OPEN_BROADCAST_PORT};
 pub use secrets::Secrets;
-pub use setting::{DisconnectMode, LogFormat, LogLevel, PingPrecision, RpcImplementation, Secret, Tags};
+pub use setting::{LogFormat, LogLevel, RpcImplementation, Secret, Tags};
 pub use text::{help, sample};
 
 use arguments::{Arguments, Verb};

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use crate::backend::{self, GrpcTarget, Target, TlsSettings};
-use crate::config::{Config, DisconnectMode, ListenOn, PingPrecision, RpcImplementation, Secrets};
+use crate::config::{Config, ListenOn, RpcImplementation, Secrets};
 use crate::front::{self, Cors, MetricsRoute, PublishRoute, ReadyRoute, Routes};
 use crate::identity::{Jwt, Secret, StreamRouter, StreamSettings};
 use crate::os::listener::{Keepalive, ListenerOptions};
 use crate::proto::frame::Limits;
 use crate::proto::handshake::{Origins, PathPattern, Rules};
+use crate::session;
 use crate::shard::{self, ProxyRules, Tokens};
-use crate::{model, session};
 
 use super::StartError;
 use super::observe::Observer;
@@ -31,7 +31,7 @@ pub(super) fn listener(config: &Config) -> ListenerOptions {
 }
 
 fn secret(key: &Option<String>) -> Option<Secret> {
-    Secret::resolve([key.as_deref().unwrap_or_default()])
+    key.as_deref().and_then(Secret::new)
 }
 
 pub(super) fn shard(config: &Config, secrets: &Secrets) -> Result<shard::Settings, StartError> {
@@ -74,20 +74,12 @@ pub(super) fn shard(config: &Config, secrets: &Secrets) -> Result<shard::Setting
 fn session(config: &Config) -> session::Rules {
     session::Rules {
         ping_interval_ms: config.ws.ping_interval.as_millis() as u64,
-        ping_precision: match config.ws.ping_timestamp_precision {
-            PingPrecision::Seconds => model::PingPrecision::Seconds,
-            PingPrecision::Milliseconds => model::PingPrecision::Milliseconds,
-            PingPrecision::Nanoseconds => model::PingPrecision::Nanoseconds,
-        },
+        ping_precision: config.ws.ping_timestamp_precision,
         pong_timeout_ms: config.ws.pong_timeout.as_millis() as u64,
         native_pings: config.ws.native_pings,
         has_backend: config.rpc_implementation() != RpcImplementation::None,
         no_auth: config.app.noauth,
-        disconnect_mode: match config.disconnect.mode {
-            DisconnectMode::Auto => model::DisconnectMode::Auto,
-            DisconnectMode::Always => model::DisconnectMode::Always,
-            DisconnectMode::Never => model::DisconnectMode::Never,
-        },
+        disconnect_mode: config.disconnect.mode,
     }
 }
 

@@ -7,14 +7,13 @@
 
 mod head;
 mod origin;
-mod path;
 mod response;
 #[cfg(test)]
 mod tests;
 
+pub use crate::model::{PathPattern, PathPatternError};
 pub use head::{HEAD_BYTES_MAX, HEADERS_MAX, Head, Parsed, Slots, may_end, parse_head, slots};
 pub use origin::Origins;
-pub use path::{PathPattern, PathPatternError};
 pub use response::{Refusal, head_too_large, timed_out, unavailable};
 
 /// What this server upgrades, and for whom.
