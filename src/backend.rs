@@ -46,6 +46,9 @@ pub enum BackendError {
     /// Certificates cannot be read.
     #[error("TLS of the RPC client: {0}")]
     Tls(String),
+    /// Nothing would ever run.
+    #[error("the number of concurrent RPC calls is 0")]
+    Concurrency,
     /// The secret of HTTP RPC is no header value.
     #[error("the HTTP RPC secret has characters that cannot be in a header")]
     Secret,
@@ -80,6 +83,15 @@ struct Pipeline {
     probe: Probe,
 }
 
+/// How calls to the app travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransportKind {
+    /// gRPC over HTTP/2.
+    Grpc,
+    /// JSON over HTTP.
+    Http,
+}
+
 /// What readiness asks.
 enum Probe {
     Grpc(Arc<grpc::Grpc>),
@@ -93,6 +105,9 @@ impl Backend {
     ///
     /// Settings that cannot work: see [`BackendError`].
     pub fn start(settings: Settings, runtime: &Handle, answers: Answers) -> Result<Backend, BackendError> {
+        if settings.concurrency == 0 {
+            return Err(BackendError::Concurrency);
+        }
         let metrics = Arc::new(BackendMetrics::default());
         let description = describe(&settings);
         let pipeline = match &settings.target {
@@ -177,6 +192,14 @@ impl Backend {
         &self.metrics
     }
 
+    /// How calls travel; `None` without an app.
+    pub fn transport(&self) -> Option<TransportKind> {
+        self.pipeline.as_ref().map(|pipeline| match pipeline.probe {
+            Probe::Grpc(_) => TransportKind::Grpc,
+            Probe::Http(_) => TransportKind::Http,
+        })
+    }
+
     /// One line for the boot log.
     pub fn describe(&self) -> String {
         self.description.clone()
@@ -199,12 +222,7 @@ impl Pipeline {
         metrics: &Arc<BackendMetrics>,
         answers: Answers,
     ) -> Pipeline {
-        let bounds = Bounds {
-            // Nothing would ever run with none.
-            concurrency: settings.concurrency.max(1),
-            queue_max: settings.queue_max,
-            queue_wait_max: settings.queue_wait_max,
-        };
+        let bounds = Bounds { concurrency: settings.concurrency, queue_max: settings.queue_max };
         let limits = Limits {
             request_timeout: match settings.target {
                 Target::Http(_) => Some(settings.request_timeout.unwrap_or(http::REQUEST_TIMEOUT)),

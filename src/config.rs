@@ -25,7 +25,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use check::ACCEPTORS_MAX;
-pub use definition::{Definition, Kind, Status, Unit};
+pub use definition::{Definition, Kind, Status, Unit, default_number};
 pub use error::{ConfigError, Problem};
 pub use file::SEARCHED;
 pub use options::{Api, App, Broadcast, Config, Disconnect, Jwt, Log, Metrics, Rpc, Server, Streams, Tcp, Ws, all};

@@ -27,6 +27,10 @@ use crate::model::{Answer, Call, CallError, Reply, SlotKey};
 /// call, does not keep the runtime's thread for itself.
 const ROUNDS_MAX: usize = 64;
 
+/// Longest wait for a place; then a call is answered with `Overloaded`. Action Cable clients give a silent connection up
+/// after 6 s, so a later answer would reach nobody.
+const QUEUE_WAIT_MAX: Duration = Duration::from_secs(5);
+
 /// The queue's end that submits.
 pub(super) struct Dispatch {
     shared: Arc<Shared>,
@@ -44,7 +48,6 @@ struct Shared {
 pub(super) struct Bounds {
     pub concurrency: usize,
     pub queue_max: usize,
-    pub queue_wait_max: Duration,
 }
 
 /// What submitters and the driver share. Both hold the lock for a few queue operations, never across a wait.
@@ -101,7 +104,7 @@ impl Dispatch {
 
     /// Queues a call whose answer goes to a session.
     pub fn submit(&self, call: Call) -> Result<(), CallError> {
-        let deadline = Instant::now() + self.shared.bounds.queue_wait_max;
+        let deadline = Instant::now() + QUEUE_WAIT_MAX;
         self.push(Waiting { call, deadline: Some(deadline), done: Done::Session })
     }
 

@@ -20,13 +20,13 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tonic::{Code, Status};
 
+use super::super::settings::CONNECT_TIMEOUT;
+
 /// Time from one answered ping to the next, also while no call runs. Ruby servers permit exactly 10 s and answer
 /// anything shorter with `GOAWAY too_many_pings` (`contracts/rpc-grpc.md` section 6).
 pub(super) const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// How long an app may take to answer a ping before the connection is given up.
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long connecting may take, TLS included. As long as a whole command may.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What the app may send ahead of our reading, per call and over all. Answers are small; the sizes let one of 4 MiB
 /// come in few round trips.
@@ -99,8 +99,9 @@ pub(super) async fn connect(
         let (sender, wire) = handshake(stream).await?;
         Ok((sender, Wire::Tls(wire)))
     };
-    let (sender, wire) =
-        timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or_else(|_| Err("no connection in 3 s".to_owned()))?;
+    let (sender, wire) = timeout(CONNECT_TIMEOUT, connecting)
+        .await
+        .unwrap_or_else(|_| Err(format!("no connection in {CONNECT_TIMEOUT:?}")))?;
     Ok((Connection { sender, proven: Arc::default() }, wire))
 }
 
