@@ -46,6 +46,9 @@ pub enum BackendError {
     /// Certificates cannot be read.
     #[error("TLS of the RPC client: {0}")]
     Tls(String),
+    /// Nothing would ever run.
+    #[error("the number of concurrent RPC calls is 0")]
+    Concurrency,
     /// The secret of HTTP RPC is no header value.
     #[error("the HTTP RPC secret has characters that cannot be in a header")]
     Secret,
@@ -68,16 +71,25 @@ pub struct DrainReport {
 /// they never wait and need no runtime. [`drain`](Backend::drain) and [`ready`](Backend::ready) are for async code.
 /// Dropping it gives up whatever still runs.
 pub struct Backend {
-    lanes: Option<Lanes>,
+    pipeline: Option<Pipeline>,
     metrics: Arc<BackendMetrics>,
     description: String,
     runtime: Handle,
 }
 
-struct Lanes {
+struct Pipeline {
     disconnector: Disconnector,
     dispatch: Arc<Dispatch>,
     probe: Probe,
+}
+
+/// How calls to the app travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransportKind {
+    /// gRPC over HTTP/2.
+    Grpc,
+    /// JSON over HTTP.
+    Http,
 }
 
 /// What readiness asks.
@@ -93,20 +105,23 @@ impl Backend {
     ///
     /// Settings that cannot work: see [`BackendError`].
     pub fn start(settings: Settings, runtime: &Handle, answers: Answers) -> Result<Backend, BackendError> {
+        if settings.concurrency == 0 {
+            return Err(BackendError::Concurrency);
+        }
         let metrics = Arc::new(BackendMetrics::default());
         let description = describe(&settings);
-        let lanes = match &settings.target {
+        let pipeline = match &settings.target {
             Target::None => None,
             Target::Grpc(target) => {
                 let grpc = Arc::new(grpc::Grpc::new(target, &settings, runtime.clone(), metrics.clone())?);
-                Some(Lanes::new(&settings, runtime, grpc.clone(), Probe::Grpc(grpc), &metrics, answers))
+                Some(Pipeline::new(&settings, runtime, grpc.clone(), Probe::Grpc(grpc), &metrics, answers))
             }
             Target::Http(url) => {
                 let http = Arc::new(http::Http::new(url, &settings)?);
-                Some(Lanes::new(&settings, runtime, http.clone(), Probe::Http(http), &metrics, answers))
+                Some(Pipeline::new(&settings, runtime, http.clone(), Probe::Http(http), &metrics, answers))
             }
         };
-        Ok(Backend { lanes, metrics, description, runtime: runtime.clone() })
+        Ok(Backend { pipeline, metrics, description, runtime: runtime.clone() })
     }
 
     /// Queues a Connect or Command call. Its answer comes later, unless the call is canceled.
@@ -115,19 +130,19 @@ impl Backend {
     ///
     /// `Overloaded` when the queue is full, `NoBackend` when there is no app. Then no answer will come.
     pub fn submit(&self, call: Call) -> Result<(), CallError> {
-        let lanes = self.lanes.as_ref().ok_or(CallError::NoBackend)?;
+        let pipeline = self.pipeline.as_ref().ok_or(CallError::NoBackend)?;
         debug_assert!(
             !matches!(call.request, Request::Disconnect { .. }),
             "Disconnect calls have a queue of their own"
         );
-        lanes.dispatch.submit(call)
+        pipeline.dispatch.submit(call)
     }
 
     /// This server has closed the session: its call, waiting or running, is given up at once and no answer will come.
     /// Disconnect calls are not touched. Without such a call nothing happens.
     pub fn cancel(&self, key: SlotKey) {
-        if let Some(lanes) = &self.lanes {
-            lanes.dispatch.cancel(key);
+        if let Some(pipeline) = &self.pipeline {
+            pipeline.dispatch.cancel(key);
         }
     }
 
@@ -137,22 +152,22 @@ impl Backend {
     ///
     /// The call itself when the queue is full. It has been counted as dropped; the caller lets go of it.
     pub fn disconnect(&self, call: Call) -> Result<(), Call> {
-        self.lanes.as_ref().map_or(Ok(()), |lanes| lanes.disconnector.push(call))
+        self.pipeline.as_ref().map_or(Ok(()), |pipeline| pipeline.disconnector.push(call))
     }
 
     /// Shutdown begins: from now on Disconnect calls are sent as fast as the app takes them, 16 at a time.
     pub fn begin_drain(&self) {
-        if let Some(lanes) = &self.lanes {
-            lanes.disconnector.begin_drain(&self.runtime);
+        if let Some(pipeline) = &self.pipeline {
+            pipeline.disconnector.begin_drain(&self.runtime);
         }
     }
 
     /// Does what [`begin_drain`](Backend::begin_drain) does, and waits until all Disconnect calls have ended or the
     /// deadline has passed.
     pub async fn drain(&self, deadline: Instant) -> DrainReport {
-        let Some(lanes) = &self.lanes else { return DrainReport { sent: 0, failed: 0, left: 0 } };
+        let Some(pipeline) = &self.pipeline else { return DrainReport { sent: 0, failed: 0, left: 0 } };
         self.begin_drain();
-        lanes.disconnector.drained(deadline).await
+        pipeline.disconnector.drained(deadline).await
     }
 
     /// Whether the app can be reached: gRPC has a connection or makes one, HTTP takes a TCP connection. Without an app
@@ -162,9 +177,9 @@ impl Backend {
     ///
     /// Why not, for `/ready`.
     pub async fn ready(&self) -> Result<(), String> {
-        let Some(lanes) = &self.lanes else { return Ok(()) };
+        let Some(pipeline) = &self.pipeline else { return Ok(()) };
         let asked = async {
-            match &lanes.probe {
+            match &pipeline.probe {
                 Probe::Grpc(grpc) => grpc.ready().await,
                 Probe::Http(http) => http.ready().await,
             }
@@ -177,20 +192,28 @@ impl Backend {
         &self.metrics
     }
 
+    /// How calls travel; `None` without an app.
+    pub fn transport(&self) -> Option<TransportKind> {
+        self.pipeline.as_ref().map(|pipeline| match pipeline.probe {
+            Probe::Grpc(_) => TransportKind::Grpc,
+            Probe::Http(_) => TransportKind::Http,
+        })
+    }
+
     /// One line for the boot log.
     pub fn describe(&self) -> String {
         self.description.clone()
     }
 }
 
-impl Drop for Lanes {
+impl Drop for Pipeline {
     fn drop(&mut self) {
         // The workers of the disconnector hold it too, and may be waiting for a call that it runs.
         self.dispatch.close();
     }
 }
 
-impl Lanes {
+impl Pipeline {
     fn new<T: attempt::Transport>(
         settings: &Settings,
         runtime: &Handle,
@@ -198,20 +221,16 @@ impl Lanes {
         probe: Probe,
         metrics: &Arc<BackendMetrics>,
         answers: Answers,
-    ) -> Lanes {
-        let bounds = Bounds {
-            // Nothing would ever run with none.
-            concurrency: settings.concurrency.max(1),
-            queue_max: settings.queue_max,
-            queue_wait_max: settings.queue_wait_max,
-        };
+    ) -> Pipeline {
+        let bounds = Bounds { concurrency: settings.concurrency, queue_max: settings.queue_max };
         let limits = Limits {
             request_timeout: match settings.target {
                 Target::Http(_) => Some(settings.request_timeout.unwrap_or(http::REQUEST_TIMEOUT)),
                 _ => settings.request_timeout,
             },
             command_timeout: settings.command_timeout,
-            send_bytes_max: settings.send_bytes_max,
+            // The length in front of a gRPC message has 32 bits.
+            send_bytes_max: settings.send_bytes_max.min(u32::MAX as usize),
         };
         let (dispatch, driver) = Dispatch::new(transport, bounds, limits, metrics.clone(), answers);
         runtime.spawn(driver);
@@ -219,7 +238,7 @@ impl Lanes {
         let (rate, backlog) = (settings.disconnect_rate, settings.disconnect_backlog);
         let (disconnector, worker) = Disconnector::new(dispatch.clone(), rate, backlog, metrics.clone());
         runtime.spawn(worker);
-        Lanes { disconnector, dispatch, probe }
+        Pipeline { disconnector, dispatch, probe }
     }
 }
 

@@ -1,5 +1,7 @@
 //! What the command line asks for, carried out.
 
+mod log;
+
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -9,9 +11,7 @@ use std::sync::Arc;
 
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::config::{
-    self, Command, Config, ConfigError, Invocation, ListenOn, LogFormat, LogLevel, RpcImplementation, Secret, Secrets,
-};
+use crate::config::{self, Command, Config, ConfigError, Invocation, ListenOn, RpcImplementation, Secret, Secrets};
 use crate::demo::{self, Demo, Site};
 use crate::node::Node;
 use crate::os::clock::Clock;
@@ -44,7 +44,7 @@ fn carry_out(Invocation { command, warnings, file }: Invocation) -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Command::Serve(config) => {
-            start_log(&config, level(config.log.level), io::stdout);
+            start_log(&config, log::level(config.log.level), io::stdout);
             warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
             Node::start(*config, file.as_deref(), None)
                 .map_err(anyhow::Error::from)
@@ -53,7 +53,7 @@ fn carry_out(Invocation { command, warnings, file }: Invocation) -> ExitCode {
         Command::Demo(config) => {
             // Standard output is for the one thing that a person needs now: the URL. Of the log only what is wrong is
             // shown, unless somebody wants to see everything.
-            let level = level(config.log.level);
+            let level = log::level(config.log.level);
             start_log(&config, if level == LevelFilter::INFO { LevelFilter::WARN } else { level }, io::stderr);
             warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
             serve_demo(*config, file.as_deref())
@@ -66,6 +66,11 @@ fn carry_out(Invocation { command, warnings, file }: Invocation) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn start_log<S: Write + io::IsTerminal + 'static>(config: &Config, level: LevelFilter, stream: fn() -> S) {
+    let given = Some(&config.app.node_id).filter(|node_id| !node_id.is_empty()).cloned();
+    log::start(config.log.format, level, &given.unwrap_or_else(log::random_node_id), stream);
 }
 
 /// Serves the sample app and its page in front of it. A broadcast key is made if none is given: with one, broadcasts
@@ -115,29 +120,4 @@ fn serve_demo(mut config: Config, file: Option<&Path>) -> anyhow::Result<()> {
     // It runs on even if nobody reads this.
     let _ = writeln!(io::stdout(), "http://{address}/");
     Ok(node.run_until_signalled()?)
-}
-
-fn level(level: LogLevel) -> LevelFilter {
-    match level {
-        LogLevel::Debug => LevelFilter::DEBUG,
-        LogLevel::Info => LevelFilter::INFO,
-        LogLevel::Warn => LevelFilter::WARN,
-        LogLevel::Error => LevelFilter::ERROR,
-    }
-}
-
-/// Starts the log on one of the standard streams. A server's is standard output, as operators of AnyCable expect.
-fn start_log<S>(config: &Config, level: LevelFilter, stream: fn() -> S)
-where
-    S: Write + io::IsTerminal + 'static,
-{
-    let log = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_target(level == LevelFilter::DEBUG)
-        .with_ansi(stream().is_terminal())
-        .with_writer(stream);
-    match config.log.format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
-    }
 }

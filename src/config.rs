@@ -25,13 +25,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use check::ACCEPTORS_MAX;
-pub use definition::{Definition, Kind, Status, Unit};
+pub use definition::{Definition, Kind, Status, Unit, default_number};
 pub use error::{ConfigError, Problem};
 pub use file::SEARCHED;
 pub use options::{Api, App, Broadcast, Config, Disconnect, Jwt, Log, Metrics, Rpc, Server, Streams, Tcp, Ws, all};
 pub use resolved::{ListenOn, OPEN_BROADCAST_PORT};
 pub use secrets::Secrets;
-pub use setting::{DisconnectMode, LogFormat, LogLevel, PingPrecision, RpcImplementation, Secret, Tags};
+pub use setting::{LogFormat, LogLevel, RpcImplementation, Secret, Tags};
 pub use text::{help, sample};
 
 use arguments::{Arguments, Verb};
@@ -117,12 +117,12 @@ fn configure(
     }
     let mut effective = layers.apply().map_err(|problems| ConfigError { problems })?;
     let mut warnings = layers.warnings;
-    check::settle(&mut effective.config, &mut warnings);
+    check::normalize(&mut effective.config, &mut warnings);
     let problems = check::check(&effective.config);
     if !problems.is_empty() {
         return Err(ConfigError { problems });
     }
-    warnings.extend(check::doubts(&effective.config));
+    warnings.extend(check::warnings(&effective.config));
     let command = match arguments.verb {
         Verb::Config => Command::PrintConfig(text::effective(&effective)),
         Verb::Demo => Command::Demo(Box::new(effective.config)),

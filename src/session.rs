@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{
     CloseCause, Disconnect, DisconnectMode, Ending, Env, Now, PingPrecision, Question, Request, Routed, Sid, State,
-    Tick, Topic, Verdict,
+    Tick, TokenOutcome, Topic,
 };
 use crate::proto::{Dialect, Language};
 
@@ -92,7 +92,7 @@ pub struct Opening<'a> {
     /// What both speak.
     pub dialect: Dialect,
     /// What the token said.
-    pub verdict: Verdict,
+    pub token: TokenOutcome,
     /// Query parameter `pi`.
     pub ping_interval: Option<&'a str>,
     /// Query parameter `ptp`.
@@ -128,7 +128,7 @@ const _: () = assert!(size_of::<Session>() == 72);
 impl Session {
     /// Begins a session: welcomes the client, refuses it, or asks the app.
     pub fn open(opening: Opening<'_>, ctx: &mut Context<'_>) -> Session {
-        let Opening { sid, env, dialect, verdict, ping_interval, ping_precision, random } = opening;
+        let Opening { sid, env, dialect, token, ping_interval, ping_precision, random } = opening;
         let interval = heartbeat::asked_interval(ping_interval).unwrap_or(ctx.rules.ping_interval_ms);
         let mut session = Session {
             sid,
@@ -143,14 +143,14 @@ impl Session {
             dialect,
             disconnectable: false,
         };
-        match verdict {
-            Verdict::Identified { identifiers } => session.welcome(&identifiers, ctx),
-            Verdict::Expired => session.refuse(CloseCause::TokenExpired, ctx),
-            Verdict::Unauthorized => session.refuse(CloseCause::Unauthorized, ctx),
-            Verdict::Error => session.close(CloseCause::AuthError, ctx),
-            Verdict::NoToken if ctx.rules.no_auth => session.welcome(&format!("{{\"sid\":\"{sid}\"}}"), ctx),
-            Verdict::NoToken if !ctx.rules.has_backend => session.refuse(CloseCause::Unauthorized, ctx),
-            Verdict::NoToken => {
+        match token {
+            TokenOutcome::Identified { identifiers } => session.welcome(&identifiers, ctx),
+            TokenOutcome::Expired => session.refuse(CloseCause::TokenExpired, ctx),
+            TokenOutcome::Unauthorized => session.refuse(CloseCause::Unauthorized, ctx),
+            TokenOutcome::Error => session.close(CloseCause::AuthError, ctx),
+            TokenOutcome::NoToken if ctx.rules.no_auth => session.welcome(&format!("{{\"sid\":\"{sid}\"}}"), ctx),
+            TokenOutcome::NoToken if !ctx.rules.has_backend => session.refuse(CloseCause::Unauthorized, ctx),
+            TokenOutcome::NoToken => {
                 let connect = Question::App(Request::Connect { env: session.env.clone() });
                 ctx.emit(Effect::Ask(Box::new(connect)));
             }

@@ -8,7 +8,7 @@ use backend_app::*;
 use cableway::backend::grpc::messages::{CommandResponse, ConnectionResponse, EnvResponse, PresenceResponse, Status};
 use cableway::backend::{Settings, Target};
 use cableway::model::rpc::{PresenceReply, Status as Verdict};
-use cableway::model::{CallError, CommandReply, ConnectReply, Reply, Request, State};
+use cableway::model::{AppReply, CallError, CommandReply, ConnectReply, Request, State};
 use tokio::time::Instant;
 use tonic::Code;
 
@@ -57,7 +57,7 @@ async fn connect_carries_metadata_and_env_and_brings_the_reply_back() {
         error_msg: "no".into(),
         cstate: vec![("a".into(), "1".into())],
     };
-    assert_eq!(answer.result, Ok(Reply::Connect(expected)));
+    assert_eq!(answer.result, Ok(AppReply::Connect(expected)));
     assert_eq!(caller.backend.metrics().rpc_call_total.get(), 1);
     assert_eq!(caller.backend.metrics().rpc_error_total.get(), 0);
 }
@@ -93,7 +93,7 @@ async fn every_field_of_a_command_reply_arrives() {
         istate: vec![("i".into(), String::new())],
         presence: Some(PresenceReply { kind: "join".into(), id: "7".into(), info: "{}".into() }),
     };
-    assert_eq!(caller.answer().await.result, Ok(Reply::Command(expected)));
+    assert_eq!(caller.answer().await.result, Ok(AppReply::Command(expected)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -103,7 +103,7 @@ async fn an_absent_or_unknown_status_is_an_error_of_the_app_and_not_of_the_trans
     for status in [0, 3, -1] {
         caller.backend.submit(connect(1)).unwrap();
         app.next().await.answer(Told::Connect(ConnectionResponse { status, ..Default::default() }));
-        assert_eq!(caller.answer().await.result, Ok(Reply::Connect(ConnectReply::default())));
+        assert_eq!(caller.answer().await.result, Ok(AppReply::Connect(ConnectReply::default())));
     }
     assert_eq!(caller.backend.metrics().rpc_error_total.get(), 0);
 }

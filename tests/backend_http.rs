@@ -10,7 +10,7 @@ use backend_app::{Caller, command, connect, disconnect, key, settle, sid, soon};
 use bytes::Bytes;
 use cableway::backend::{Settings, Target};
 use cableway::model::rpc::Status;
-use cableway::model::{CallError, ConnectReply, Reply};
+use cableway::model::{AppReply, CallError, ConnectReply};
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
@@ -122,7 +122,7 @@ async fn each_method_is_a_post_to_its_path_with_the_headers_of_the_contract() {
         error_msg: String::new(),
         cstate: vec![("a".into(), "1".into())],
     };
-    assert_eq!(caller.answer().await.result, Ok(Reply::Connect(expected)));
+    assert_eq!(caller.answer().await.result, Ok(AppReply::Connect(expected)));
 
     caller.backend.submit(command(1)).unwrap();
     let asked = app.next().await;

@@ -5,9 +5,8 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use cableway::config::{
-    self, Command, Config, ConfigError, DisconnectMode, Invocation, LogLevel, RpcImplementation, Secret,
-};
+use cableway::config::{self, Command, Config, ConfigError, Invocation, LogLevel, RpcImplementation, Secret};
+use cableway::model::DisconnectMode;
 
 /// Reads a command line in an environment, beside one file that is `./cableway.toml` unless `--config` names another.
 fn read(args: &str, env: &[(&str, &str)], file: Option<(&str, &str)>) -> Result<Invocation, ConfigError> {
@@ -301,11 +300,11 @@ fn what_cannot_work_together_is_refused_with_what_to_do() {
         ("--disconnect-rate 0", "--disconnect-mode never"),
         ("--host=", "0.0.0.0"),
         ("--allowed-origins https://a.test", "without a scheme"),
-        ("--health-path health", "must begin with /"),
+        ("--health-path health", "does not start with `/`"),
         ("--path=/cable,/health", "--path and --health-path are both '/health'"),
         ("--metrics-http /health", "--health-path and --metrics-http"),
         ("--secret s --http-broadcast-path /cable", "--path and --http-broadcast-path"),
-        ("--path=/a*b", "is no pattern"),
+        ("--path=/a*b", "not its last character"),
         ("--echo-path /{a}", "plain path"),
         ("--path=", "at least one path"),
         ("--metrics-prefix 1a", "no digit first"),
@@ -326,7 +325,7 @@ fn what_cannot_work_together_is_refused_with_what_to_do() {
 fn services_on_different_ports_may_share_a_path() {
     serve("--metrics-http /health --metrics-port 9100", &[], None);
     serve("--http-broadcast-path /cable", &[], None);
-    serve("--path=/cable,/{tenant}/cable,/x/*", &[], None);
+    serve("--path=/cable,/{tenant}/cable,/x/*,/y*", &[], None);
 }
 
 #[test]

@@ -125,18 +125,12 @@ fn the_address_decides_how_calls_travel() {
 }
 
 #[test]
-fn a_request_to_the_app_has_its_own_time_limit_over_http_always() {
+fn the_time_limit_of_a_request_to_the_app_over_http_has_an_option_of_its_own() {
     let millis = |args: &str| serve(args).rpc_request_timeout().map(|timeout| timeout.as_millis());
     assert_eq!(millis(""), None);
     assert_eq!(millis("--rpc-request-timeout 700"), Some(700));
-    assert_eq!(millis("--rpc-host http://a"), Some(3000));
+    assert_eq!(millis("--rpc-host http://a"), None);
+    assert_eq!(millis("--http-rpc-timeout 50"), None);
     assert_eq!(millis("--rpc-host http://a --rpc-request-timeout 700"), Some(700));
     assert_eq!(millis("--rpc-host http://a --rpc-request-timeout 700 --http-rpc-timeout 50"), Some(50));
-}
-
-#[test]
-fn a_certificate_authority_turns_tls_on() {
-    assert!(!serve("").rpc_tls());
-    assert!(serve("--rpc-enable-tls").rpc_tls());
-    assert!(serve("--rpc-tls-root-ca /ca.pem").rpc_tls());
 }

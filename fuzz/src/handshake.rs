@@ -2,7 +2,7 @@
 //! subprotocol of ours.
 
 use cableway::proto::handshake::{
-    Answer, HEADERS_MAX, Head, Origins, Parsed, PathPattern, Refusal, Rules, answer, may_end, parse_head, slots,
+    Decision, HEADERS_MAX, Head, Origins, Parsed, PathPattern, Refusal, Rules, answer, may_end, parse_head, slots,
 };
 
 /// The first two bytes choose the rules and where the head is cut, the others are what arrived. Says whether it was
@@ -23,18 +23,18 @@ pub fn check(data: &[u8]) -> bool {
             let rules = rules(choice);
             let answered = answer(&head, &rules);
             match &answered {
-                Answer::Upgrade { response, .. } => {
+                Decision::Upgrade { response, .. } => {
                     look_at_upgrade(response);
                     assert!(!head.host().contains(['/', '?', '#', '@', ' ']), "the app's URL would mean another host");
                 }
-                Answer::Refuse(refusal) => look_at_refusal(refusal),
-                Answer::NotOurs => {}
+                Decision::Refuse(refusal) => look_at_refusal(refusal),
+                Decision::NotOurs => {}
             }
             // What follows the head makes no difference.
             let mut room = slots();
             let Parsed::Complete { head, .. } = parse_head(&bytes[..len], &mut room) else { panic!("no longer whole") };
             assert_eq!(answer(&head, &rules), answered);
-            return matches!(answered, Answer::Upgrade { .. });
+            return matches!(answered, Decision::Upgrade { .. });
         }
     }
     false

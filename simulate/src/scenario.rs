@@ -58,7 +58,7 @@ impl Scenario {
         let has_backend = rng.chance(850);
         let public = rng.chance(700);
         let whisper = rng.chance(500);
-        let secret = Secret::resolve(["a secret of the simulation"]).expect("it is not empty");
+        let secret = Secret::new("a secret of the simulation").expect("it is not empty");
         let knows_secret = rng.chance(700);
         let streams: Vec<String> = (0..rng.between(1, 6)).map(|n| format!("stream {n}")).collect();
         let mut idents = Vec::new();

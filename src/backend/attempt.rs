@@ -18,7 +18,10 @@ const EXHAUSTED_WAIT: Duration = Duration::from_millis(10);
 
 /// Something that can make one attempt at a call.
 pub(super) trait Transport: Send + Sync + 'static {
-    /// Encodes what is asked. Done once per call, however often it is tried.
+    /// Bytes of an encoded call that are not its message, and do not count towards its size.
+    const FRAMING_BYTES: usize = 0;
+
+    /// Encodes what is asked, as it goes out. Done once per call, however often it is tried.
     fn encode(&self, request: &Request) -> Bytes;
 
     /// Sends a call and waits for the answer. Dropping the future gives the call up, at the app too.
@@ -139,8 +142,8 @@ async fn attempts<T: Transport>(
         Request::Disconnect { .. } => Method::Disconnect,
     };
     let prepared = Prepared { method, sid: call.sid, body: transport.encode(&call.request) };
-    if prepared.body.len() > limits.send_bytes_max {
-        let (size, max) = (prepared.body.len(), limits.send_bytes_max);
+    let (size, max) = (prepared.body.len() - T::FRAMING_BYTES, limits.send_bytes_max);
+    if size > max {
         return Err(CallError::Failed(format!("call of {size} bytes is over the limit of {max}")));
     }
     let mut backoff = Backoff::default();

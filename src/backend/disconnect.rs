@@ -1,6 +1,6 @@
 //! Tells the app, in the background, about sessions that are over (`contracts/rpc-grpc.md` section 7).
 //!
-//! A queue of bounded length, worked off in order, one call at a time and at a limited rate, so that many clients
+//! A queue of bounded length, emptied in order, one call at a time and at a limited rate, so that many clients
 //! leaving at once do not keep the app from those that stay. When it is full, a call is dropped and counted rather
 //! than making anybody wait. At shutdown the rate no longer holds and 16 calls run at a time.
 
@@ -15,7 +15,7 @@ use tracing::warn;
 use super::attempt::Outcome;
 use super::dispatch::Dispatch;
 use super::{BackendMetrics, DrainReport};
-use crate::model::{Call, Status};
+use crate::model::{Call, CallError, Sid, Status};
 
 /// Calls at a time while draining, as many as the contract has drain workers.
 pub(super) const DRAIN_WORKERS: usize = 16;
@@ -76,7 +76,7 @@ impl Disconnector {
         let interval = if rate == 0 { Duration::ZERO } else { Duration::from_secs(1) / rate };
         let (queue, work, ended) = (Mutex::default(), Notify::new(), Notify::new());
         let shared = Arc::new(Shared { queue, work, ended, backlog, interval, dispatch, metrics });
-        (Disconnector { shared: shared.clone() }, work_off(shared, true))
+        (Disconnector { shared: shared.clone() }, run_worker(shared, true))
     }
 
     /// Queues a call. Gives it back when the queue is full.
@@ -103,7 +103,7 @@ impl Disconnector {
         queue.mode = Mode::Draining;
         drop(queue);
         for _ in 1..DRAIN_WORKERS {
-            runtime.spawn(work_off(self.shared.clone(), false));
+            runtime.spawn(run_worker(self.shared.clone(), false));
         }
         self.shared.work.notify_waiters();
     }
@@ -132,7 +132,7 @@ impl Drop for Disconnector {
 }
 
 /// A worker: takes calls one after the other until the queue is closed.
-async fn work_off(shared: Arc<Shared>, first: bool) {
+async fn run_worker(shared: Arc<Shared>, first: bool) {
     let mut next_start = Instant::now();
     loop {
         let woken = shared.work.notified();
@@ -167,27 +167,31 @@ async fn work_off(shared: Arc<Shared>, first: bool) {
             next_start = next_start.max(Instant::now() - TIMER_SLACK) + shared.interval;
         }
         let sid = call.sid;
-        let result = shared.dispatch.disconnect(call).await;
-        let ok = match result {
-            Ok(Outcome::Disconnect(Status::Success | Status::Failure, _)) => true,
-            Ok(Outcome::Disconnect(Status::Error, error)) => {
-                warn!(%sid, error, "the app failed to handle a disconnect");
-                false
-            }
-            Ok(Outcome::Connect(_) | Outcome::Command(_)) => false,
-            Err(error) => {
-                warn!(%sid, %error, "disconnect call failed");
-                false
-            }
-        };
+        let handled = was_handled(sid, shared.dispatch.disconnect(call).await);
         let mut queue = shared.queue();
         queue.running -= 1;
-        if ok {
+        if handled {
             queue.sent += 1
         } else {
             queue.failed += 1
         }
         drop(queue);
         shared.ended.notify_waiters();
+    }
+}
+
+/// Whether the app dealt with a call; says in the log why it did not.
+fn was_handled(sid: Sid, result: Result<Outcome, CallError>) -> bool {
+    match result {
+        Ok(Outcome::Disconnect(Status::Success | Status::Failure, _)) => true,
+        Ok(Outcome::Disconnect(Status::Error, error)) => {
+            warn!(%sid, error, "the app failed to handle a disconnect");
+            false
+        }
+        Ok(Outcome::Connect(_) | Outcome::Command(_)) => false,
+        Err(error) => {
+            warn!(%sid, %error, "disconnect call failed");
+            false
+        }
     }
 }

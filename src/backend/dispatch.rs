@@ -7,9 +7,9 @@
 //! that starts calls, and it counts them. The price: encoding and decoding happen on one thread.
 
 use std::collections::VecDeque;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::{AbortHandle, Abortable};
@@ -26,6 +26,10 @@ use crate::model::{Answer, AppReply, Call, CallError, SlotKey};
 /// Rounds of "finish, then start" in one turn of the driver, so that an app that answers at once, call after
 /// call, does not keep the runtime's thread for itself.
 const ROUNDS_MAX: usize = 64;
+
+/// Longest wait for a place; then a call is answered with `Overloaded`. Action Cable clients give a silent connection up
+/// after 6 s, so a later answer would reach nobody.
+const QUEUE_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// The queue's end that submits.
 pub(super) struct Dispatch {
@@ -44,7 +48,6 @@ struct Shared {
 pub(super) struct Bounds {
     pub concurrency: usize,
     pub queue_max: usize,
-    pub queue_wait_max: Duration,
 }
 
 /// What submitters and the driver share. Both hold the lock for a few queue operations, never across a wait.
@@ -101,7 +104,7 @@ impl Dispatch {
 
     /// Queues a call whose answer goes to a session.
     pub fn submit(&self, call: Call) -> Result<(), CallError> {
-        let deadline = Instant::now() + self.shared.bounds.queue_wait_max;
+        let deadline = Instant::now() + QUEUE_WAIT_MAX;
         self.push(Waiting { call, deadline: Some(deadline), done: Done::Session })
     }
 
@@ -156,64 +159,28 @@ impl Dispatch {
 /// The driver: starts calls while there is room, delivers what has finished, forgets what has waited too long.
 async fn drive<T: Transport>(shared: Arc<Shared>, transport: Arc<T>, limits: Limits, answers: Answers) {
     let mut running = FuturesUnordered::new();
-    let mut handles: FxHashMap<SlotKey, AbortHandle> = FxHashMap::default();
     let mut starting: Vec<Waiting> = Vec::with_capacity(shared.bounds.concurrency);
-    let mut refused: Vec<SlotKey> = Vec::new();
     let mut expiry = pin!(tokio::time::sleep(Duration::ZERO));
+    let mut driver = Driver { shared, transport, limits, answers, handles: FxHashMap::default(), expired: Vec::new() };
 
     std::future::poll_fn(move |cx| {
-        shared.driver.register(cx.waker());
+        driver.shared.driver.register(cx.waker());
         for _ in 0..ROUNDS_MAX {
             while let Poll::Ready(Some((key, done, result))) = running.poll_next_unpin(cx) {
-                finish(&shared, &mut handles, &answers, key, done, result);
+                driver.finish(key, done, result);
             }
-
-            let mut guard = shared.inbox();
-            let inbox = &mut *guard;
-            if inbox.closed {
+            let Ok(next_expiry) = driver.take_from_queue(running.len(), &mut starting) else {
                 return Poll::Ready(());
-            }
-            if !inbox.canceled.is_empty() {
-                cancel(&shared, inbox, &handles);
-            }
-            let next_expiry = expire(inbox, &mut refused);
-            while running.len() + starting.len() < shared.bounds.concurrency {
-                let Some(waiting) = inbox.waiting.pop_front() else { break };
-                starting.push(waiting);
-            }
-            inbox.running = running.len() + starting.len();
-            shared.show_pending(inbox);
-            drop(guard);
-
-            for key in refused.drain(..) {
-                shared.metrics.rpc_overloaded_total.inc();
-                answers(Answer::of_app(key, Err(CallError::Overloaded)));
-            }
+            };
+            driver.refuse_expired();
             if starting.is_empty() {
-                if let Some(deadline) = next_expiry {
-                    // Deadlines only grow, so an alarm set for a call that has left the queue since is early, never
-                    // late: it is moved once per alarm and not once per call.
-                    if expiry.is_elapsed() {
-                        expiry.as_mut().reset(deadline);
-                    }
-                    if expiry.as_mut().poll(cx).is_ready() {
-                        continue;
-                    }
+                match next_expiry {
+                    Some(deadline) if expires(expiry.as_mut(), deadline, cx) => continue,
+                    _ => return Poll::Pending,
                 }
-                return Poll::Pending;
             }
-            for Waiting { call, done, .. } in starting.drain(..) {
-                let (handle, registration) = AbortHandle::new_pair();
-                let key = call.key;
-                if let Done::Session = done {
-                    handles.insert(key, handle);
-                }
-                let (transport, metrics) = (transport.clone(), shared.metrics.clone());
-                running.push(async move {
-                    let work = attempt::run(&*transport, &call, limits, &metrics);
-                    let result = Abortable::new(work, registration).await;
-                    (key, done, result.unwrap_or(Err(CallError::Canceled)))
-                });
+            for waiting in starting.drain(..) {
+                running.push(driver.start(waiting));
             }
         }
         cx.waker().wake_by_ref();
@@ -222,31 +189,97 @@ async fn drive<T: Transport>(shared: Arc<Shared>, transport: Arc<T>, limits: Lim
     .await;
 }
 
-/// Tells whoever waits for it that a call has ended.
-fn finish(
-    shared: &Shared,
-    handles: &mut FxHashMap<SlotKey, AbortHandle>,
-    answers: &Answers,
-    key: SlotKey,
-    done: Done,
-    result: Result<Outcome, CallError>,
-) {
-    match done {
-        Done::Session => {
-            handles.remove(&key);
-            let result = match result {
-                Ok(Outcome::Connect(reply)) => Ok(AppReply::Connect(reply)),
-                Ok(Outcome::Command(reply)) => Ok(AppReply::Command(*reply)),
-                Ok(Outcome::Disconnect(..)) => return,
-                // The session is closed: nobody waits.
-                Err(CallError::Canceled) => return shared.metrics.rpc_canceled_total.inc(),
-                Err(error) => Err(error),
-            };
-            answers(Answer::of_app(key, result));
+/// What the driver knows beside the calls that run.
+struct Driver<T> {
+    shared: Arc<Shared>,
+    transport: Arc<T>,
+    limits: Limits,
+    answers: Answers,
+    /// Ends the running call of a session.
+    handles: FxHashMap<SlotKey, AbortHandle>,
+    /// Calls that have waited too long and are to be answered once the lock is released.
+    expired: Vec<SlotKey>,
+}
+
+/// The queue takes no more calls.
+struct Closed;
+
+impl<T: Transport> Driver<T> {
+    /// Looks into the queue, under its lock: cancels, takes out what has waited too long, and moves calls to `starting`
+    /// while there is room. Returns when the next call will have waited too long.
+    fn take_from_queue(&mut self, running: usize, starting: &mut Vec<Waiting>) -> Result<Option<Instant>, Closed> {
+        let mut guard = self.shared.inbox();
+        let inbox = &mut *guard;
+        if inbox.closed {
+            return Err(Closed);
         }
-        // A disconnector that has stopped waiting (shutdown deadline) needs no answer.
-        Done::Disconnector(done) => drop(done.send(result)),
+        if !inbox.canceled.is_empty() {
+            cancel(&self.shared, inbox, &self.handles);
+        }
+        let next_expiry = expire(inbox, &mut self.expired);
+        while running + starting.len() < self.shared.bounds.concurrency {
+            let Some(waiting) = inbox.waiting.pop_front() else { break };
+            starting.push(waiting);
+        }
+        inbox.running = running + starting.len();
+        self.shared.show_pending(inbox);
+        Ok(next_expiry)
     }
+
+    fn refuse_expired(&mut self) {
+        for key in self.expired.drain(..) {
+            self.shared.metrics.rpc_overloaded_total.inc();
+            (self.answers)(Answer::of_app(key, Err(CallError::Overloaded)));
+        }
+    }
+
+    /// The future that makes a call, to be polled with those that run.
+    fn start(
+        &mut self,
+        Waiting { call, done, .. }: Waiting,
+    ) -> impl Future<Output = (SlotKey, Done, Result<Outcome, CallError>)> + use<T> {
+        let (handle, registration) = AbortHandle::new_pair();
+        let key = call.key;
+        if let Done::Session = done {
+            self.handles.insert(key, handle);
+        }
+        let (transport, metrics, limits) = (self.transport.clone(), self.shared.metrics.clone(), self.limits);
+        async move {
+            let work = attempt::run(&*transport, &call, limits, &metrics);
+            let result = Abortable::new(work, registration).await;
+            (key, done, result.unwrap_or(Err(CallError::Canceled)))
+        }
+    }
+
+    /// Tells whoever waits for it that a call has ended.
+    fn finish(&mut self, key: SlotKey, done: Done, result: Result<Outcome, CallError>) {
+        match done {
+            Done::Session => {
+                self.handles.remove(&key);
+                let result = match result {
+                    Ok(Outcome::Connect(reply)) => Ok(AppReply::Connect(reply)),
+                    Ok(Outcome::Command(reply)) => Ok(AppReply::Command(*reply)),
+                    Ok(Outcome::Disconnect(..)) => return,
+                    // The session is closed: nobody waits.
+                    Err(CallError::Canceled) => return self.shared.metrics.rpc_canceled_total.inc(),
+                    Err(error) => Err(error),
+                };
+                (self.answers)(Answer::of_app(key, result));
+            }
+            // A disconnector that has stopped waiting (shutdown deadline) needs no answer.
+            Done::Disconnector(done) => drop(done.send(result)),
+        }
+    }
+}
+
+/// Whether a deadline has passed; if not, the task is woken when it has.
+fn expires(mut alarm: Pin<&mut tokio::time::Sleep>, deadline: Instant, cx: &mut Context<'_>) -> bool {
+    // Deadlines only grow, so an alarm set for a call that has left the queue since is early, never late: it is moved
+    // once per alarm and not once per call.
+    if alarm.is_elapsed() {
+        alarm.as_mut().reset(deadline);
+    }
+    alarm.poll(cx).is_ready()
 }
 
 /// Gives up the calls of closed sessions. Disconnect calls are never given up.
@@ -271,7 +304,7 @@ fn cancel(shared: &Shared, inbox: &mut Inbox, handles: &FxHashMap<SlotKey, Abort
 }
 
 /// Takes out calls that have waited too long; returns when the next one will have.
-fn expire(inbox: &mut Inbox, refused: &mut Vec<SlotKey>) -> Option<Instant> {
+fn expire(inbox: &mut Inbox, expired: &mut Vec<SlotKey>) -> Option<Instant> {
     let mut at = 0;
     let mut now = None;
     // Deadlines are in order. Disconnect calls have none and are stepped over; there are few.
@@ -283,7 +316,7 @@ fn expire(inbox: &mut Inbox, refused: &mut Vec<SlotKey>) -> Option<Instant> {
         if deadline > *now.get_or_insert_with(Instant::now) {
             return Some(deadline);
         }
-        refused.extend(inbox.waiting.remove(at).map(|waiting| waiting.call.key));
+        expired.extend(inbox.waiting.remove(at).map(|waiting| waiting.call.key));
     }
     None
 }

@@ -1,7 +1,7 @@
 //! Calls the app over gRPC (`contracts/rpc-grpc.md`).
 //!
-//! tonic frames messages, reads statuses and keeps the size limit; the connections under it are our own
-//! ([`channel`]), and so are the messages ([`messages`]), so that no `protoc` is needed.
+//! Calls are encoded once, gRPC frame included ([`encode`]), and given to h2 over connections of our own ([`channel`]);
+//! tonic reads the frames and statuses of answers and keeps the size limit.
 
 mod channel;
 mod connection;
@@ -9,28 +9,25 @@ mod encode;
 pub mod messages;
 pub mod server;
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Uri};
-use http_body_util::BodyExt;
 use tokio::runtime::Handle;
-use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
+use tonic::Streaming;
+use tonic::codec::BufferSettings;
 use tonic::{Code, Status};
 use tonic_prost::ProstDecoder;
-use tower_service::Service;
 
 use self::channel::{Channel, Lease};
-use self::connection::{AnswerBody, never_processed, status};
+use self::connection::{AnswerBody, never_processed, status, without_details};
 use super::attempt::{Failure, Method, Outcome, Prepared, Retry, Transport};
 use super::{BackendError, BackendMetrics, GrpcTarget, Settings, tls};
 use crate::model::rpc::PresenceReply;
-use crate::model::{CallError, CommandReply, ConnectReply, Request, Status as Verdict};
+use crate::model::{CallError, CommandReply, ConnectReply, Request, Status as ReplyStatus};
 
 /// How often one attempt moves to another connection because the server certainly had not looked at the call.
 const MOVES_MAX: usize = 3;
@@ -73,16 +70,8 @@ impl Grpc {
         call: &Prepared,
         time: Duration,
     ) -> Result<M, Failure> {
-        let mut request = tonic::Request::new(call.body.clone());
-        // Both always are valid header values: one is fixed, the other 21 URL-safe characters.
-        if let Ok(sid) = tonic::metadata::MetadataValue::try_from(&call.sid.ascii()[..]) {
-            request.metadata_mut().insert("sid", sid);
-        }
-        request.metadata_mut().insert("protov", tonic::metadata::MetadataValue::from_static("v1"));
-        request.set_timeout(time);
-        let mut client = tonic::client::Grpc::new(Sender(self)).max_decoding_message_size(self.receive_bytes_max);
-        let reply = client.unary(request, PathAndQuery::from_static(path), RawCodec(std::marker::PhantomData)).await;
-        reply.map(tonic::Response::into_inner).map_err(failure)
+        let response = self.send(path, call, time).await.map_err(failure)?;
+        self.receive(response).await.map_err(failure)
     }
 }
 
@@ -92,6 +81,8 @@ pub(super) fn encrypted(settings: &Settings) -> bool {
 }
 
 impl Transport for Grpc {
+    const FRAMING_BYTES: usize = encode::PREFIX_BYTES;
+
     fn encode(&self, request: &Request) -> Bytes {
         encode::encode(request)
     }
@@ -101,7 +92,7 @@ impl Transport for Grpc {
             Method::Connect => {
                 let reply: messages::ConnectionResponse = self.unary("/anycable.RPC/Connect", call, time).await?;
                 Ok(Outcome::Connect(ConnectReply {
-                    status: verdict(reply.status),
+                    status: reply_status(reply.status),
                     identifiers: reply.identifiers,
                     transmissions: reply.transmissions,
                     error_msg: reply.error_msg,
@@ -115,7 +106,7 @@ impl Transport for Grpc {
                     PresenceReply { kind, id, info }
                 });
                 Ok(Outcome::Command(Box::new(CommandReply {
-                    status: verdict(reply.status),
+                    status: reply_status(reply.status),
                     disconnect: reply.disconnect,
                     stop_streams: reply.stop_streams,
                     streams: reply.streams,
@@ -129,18 +120,18 @@ impl Transport for Grpc {
             }
             Method::Disconnect => {
                 let reply: messages::DisconnectResponse = self.unary("/anycable.RPC/Disconnect", call, time).await?;
-                Ok(Outcome::Disconnect(verdict(reply.status), reply.error_msg))
+                Ok(Outcome::Disconnect(reply_status(reply.status), reply.error_msg))
             }
         }
     }
 }
 
 /// A status that the contract does not know is the app's fault.
-fn verdict(status: i32) -> Verdict {
+fn reply_status(status: i32) -> ReplyStatus {
     match messages::Status::try_from(status) {
-        Ok(messages::Status::Success) => Verdict::Success,
-        Ok(messages::Status::Failure) => Verdict::Failure,
-        Ok(messages::Status::Error) | Err(_) => Verdict::Error,
+        Ok(messages::Status::Success) => ReplyStatus::Success,
+        Ok(messages::Status::Failure) => ReplyStatus::Failure,
+        Ok(messages::Status::Error) | Err(_) => ReplyStatus::Error,
     }
 }
 
@@ -165,69 +156,14 @@ fn failure(status: Status) -> Failure {
     Failure { error, retry }
 }
 
-/// Messages go out as bytes that are encoded already, and come in through prost.
-struct RawCodec<M>(std::marker::PhantomData<M>);
-
-impl<M: prost::Message + Default + 'static> Codec for RawCodec<M> {
-    type Encode = Bytes;
-    type Decode = M;
-    type Encoder = RawEncoder;
-    type Decoder = ProstDecoder<M>;
-
-    fn encoder(&mut self) -> RawEncoder {
-        RawEncoder
-    }
-
-    fn decoder(&mut self) -> ProstDecoder<M> {
-        ProstDecoder::new(buffers())
-    }
-}
-
-/// First size of tonic's buffers, and how much of a message they may take in one piece. tonic's default is 8 KiB for
-/// either way of each call; most calls and answers fit into this.
-fn buffers() -> BufferSettings {
-    BufferSettings::new(1024, 32 * 1024)
-}
-
-struct RawEncoder;
-
-impl Encoder for RawEncoder {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, message: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        bytes::BufMut::put(buffer, message);
-        Ok(())
-    }
-
-    fn buffer_settings(&self) -> BufferSettings {
-        buffers()
-    }
-}
-
-/// Sends one HTTP request of tonic's over one of our connections.
-struct Sender<'a>(&'a Grpc);
-
-impl<'a> Service<http::Request<tonic::body::Body>> for Sender<'a> {
-    type Response = http::Response<AnswerBody>;
-    type Error = Status;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Status>> + Send + 'a>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Status>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
-        Box::pin(self.0.send(request))
-    }
-}
-
 impl Grpc {
-    async fn send(&self, request: http::Request<tonic::body::Body>) -> Result<http::Response<AnswerBody>, Status> {
-        let (mut head, body) = request.into_parts();
-        // One message, made of one buffer: this neither waits nor copies.
-        let body = body.collect().await?.to_bytes();
-        head.headers.insert(http::header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
+    /// Sends a call over one of our connections. The bytes of its message go to h2 as they are.
+    async fn send(
+        &self,
+        path: &'static str,
+        call: &Prepared,
+        time: Duration,
+    ) -> Result<http::Response<h2::RecvStream>, Status> {
         for _ in 0..MOVES_MAX {
             let lease = self.channel.ready().await.map_err(|error| {
                 let mut status = Status::unavailable(&*error.why);
@@ -236,12 +172,11 @@ impl Grpc {
                 }
                 status
             })?;
-            let mut request = http::Request::from_parts(head.clone(), ());
-            *request.uri_mut() = self.uri(&lease, &head.uri)?;
-            match exchange(&lease, request, body.clone()).await {
+            let head = self.head(&lease, path, call, time)?;
+            match exchange(&lease, head, call.body.clone()).await {
                 Ok(response) => {
                     lease.connection.proven.store(true, Relaxed);
-                    return Ok(response.map(AnswerBody::new));
+                    return Ok(response);
                 }
                 Err(Broken::Connection) => self.channel.ended(&lease),
                 Err(Broken::Call(error)) if never_processed(&error) => {
@@ -256,14 +191,72 @@ impl Grpc {
         Err(Status::unavailable("the app server refuses calls"))
     }
 
-    /// The absolute form, out of which h2 makes `:scheme`, `:authority` and `:path`.
-    fn uri(&self, lease: &Lease, path: &Uri) -> Result<Uri, Status> {
+    /// The head of a request (gRPC over HTTP/2, "Requests"). The URI is the absolute form, out of which h2 makes
+    /// `:scheme`, `:authority` and `:path`.
+    fn head(
+        &self,
+        lease: &Lease,
+        path: &'static str,
+        call: &Prepared,
+        time: Duration,
+    ) -> Result<http::Request<()>, Status> {
         let mut parts = http::uri::Parts::default();
         parts.scheme = Some(self.scheme.clone());
         parts.authority = Some(lease.authority.clone());
-        parts.path_and_query = path.path_and_query().cloned();
-        Uri::from_parts(parts).map_err(|error| Status::internal(error.to_string()))
+        parts.path_and_query = Some(PathAndQuery::from_static(path));
+        let mut head = http::Request::new(());
+        *head.method_mut() = http::Method::POST;
+        *head.uri_mut() = Uri::from_parts(parts).map_err(|error| Status::internal(error.to_string()))?;
+        let headers = head.headers_mut();
+        headers.reserve(6);
+        // Always a valid header value: 21 URL-safe characters.
+        if let Ok(sid) = HeaderValue::from_bytes(&call.sid.ascii()) {
+            headers.insert("sid", sid);
+        }
+        headers.insert("protov", HeaderValue::from_static("v1"));
+        headers.insert("grpc-timeout", grpc_timeout(time));
+        headers.insert(http::header::TE, HeaderValue::from_static("trailers"));
+        headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(http::header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
+        Ok(head)
     }
+
+    /// Reads the message and the status of an answer.
+    async fn receive<M: prost::Message + Default + 'static>(
+        &self,
+        response: http::Response<h2::RecvStream>,
+    ) -> Result<M, Status> {
+        let (mut head, body) = response.into_parts();
+        without_details(&mut head.headers);
+        let decoder = ProstDecoder::<M>::new(receive_buffers());
+        let mut messages = match Status::from_header_map(&head.headers) {
+            Some(status) if status.code() != Code::Ok => return Err(status),
+            // The status stands in the head, so no message follows.
+            Some(_) => Streaming::new_empty(decoder, AnswerBody::new(body)),
+            None => {
+                let max = Some(self.receive_bytes_max);
+                Streaming::new_response(decoder, AnswerBody::new(body), head.status, None, max)
+            }
+        };
+        let message = messages.message().await?.ok_or_else(|| Status::internal("the answer has no message"))?;
+        messages.trailers().await?;
+        Ok(message)
+    }
+}
+
+/// First size of the buffer that tonic collects an answer in. Its default is 8 KiB; most answers fit into this.
+fn receive_buffers() -> BufferSettings {
+    BufferSettings::new(1024, 32 * 1024)
+}
+
+/// The value of `grpc-timeout`: at most eight digits, in the finest unit that takes no more.
+fn grpc_timeout(time: Duration) -> HeaderValue {
+    const VALUE_MAX: u128 = 99_999_999;
+    let units =
+        [(time.as_nanos(), 'n'), (time.as_micros(), 'u'), (time.as_millis(), 'm'), (time.as_secs().into(), 'S')];
+    let fits = units.into_iter().find(|(value, _)| *value <= VALUE_MAX);
+    let (value, unit) = fits.unwrap_or((VALUE_MAX, 'S'));
+    HeaderValue::try_from(format!("{value}{unit}")).expect("digits and a letter")
 }
 
 /// What broke when an exchange failed.
@@ -285,4 +278,24 @@ async fn exchange(
     // h2 keeps what the flow control window has no room for; its size is limited by `send_bytes_max`.
     stream.send_data(body, true).map_err(Broken::Call)?;
     response.await.map_err(Broken::Call)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_has_at_most_eight_digits_in_the_finest_unit() {
+        for (time, value) in [
+            (Duration::ZERO, "0n"),
+            (Duration::from_nanos(99_999_999), "99999999n"),
+            (Duration::from_millis(100), "100000u"),
+            (Duration::from_secs(3), "3000000u"),
+            (Duration::from_secs(3600), "3600000m"),
+            (Duration::from_secs(366 * 24 * 3600), "31622400S"),
+            (Duration::MAX, "99999999S"),
+        ] {
+            assert_eq!(grpc_timeout(time), value);
+        }
+    }
 }

@@ -77,7 +77,7 @@ impl Http {
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(settings.concurrency.max(1))
+            .pool_max_idle_per_host(settings.concurrency)
             .http1_title_case_headers(true)
             .build(connector.clone());
         let receive_bytes_max = settings.receive_bytes_max;

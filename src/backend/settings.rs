@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::BackendError;
+use crate::config;
 
 /// Port of an AnyCable RPC server when a target names none.
 const DEFAULT_PORT: u16 = 50051;
@@ -11,23 +12,22 @@ const DEFAULT_PORT: u16 = 50051;
 /// Most entries of a `grpc-list://` target, and most addresses taken from one DNS answer.
 pub(super) const ADDRESSES_MAX: usize = 64;
 
-/// How the backend calls the app. Options of `contracts/ops.md` under "RPC"; the defaults are those of the contract.
+/// How long connecting to the app may take, TLS included. Longer than a call lasts by default, it would help nobody.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How the backend calls the app. Options of `contracts/ops.md` under "RPC"; the defaults are those of the options.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Where the app is.
     pub target: Target,
-    /// Calls that may run at the same time, over all methods; a call keeps its place while it waits for a retry.
-    /// Default 28: the Ruby server's pool is 30.
+    /// Calls that may run at the same time, over all methods; a call keeps its place while it waits for a retry. Not 0:
+    /// nothing would ever run.
     pub concurrency: usize,
-    /// Calls that may wait for a place. One more is answered with `Overloaded` at once. Default 32768: twice the
-    /// 15,000 clients that reconnect at once in our load test; a waiting call holds what its client sent and little more.
+    /// Calls that may wait for a place. One more is answered with `Overloaded` at once.
     pub queue_max: usize,
-    /// Longest wait for a place; then the call is answered with `Overloaded`. Default 5 s: Action Cable clients
-    /// give a silent connection up after 6 s, so a later answer would reach nobody.
-    pub queue_wait_max: Duration,
     /// Limit of one attempt. `None`: only the command time-out holds (HTTP: 3 s too).
     pub request_timeout: Option<Duration>,
-    /// Limit of one call with all retries and the time between them. Default 3 s.
+    /// Limit of one call with all retries and the time between them.
     pub command_timeout: Duration,
     /// Largest answer in bytes. Default 4 MiB, as gRPC has it. A larger one fails the call.
     pub receive_bytes_max: usize,
@@ -37,27 +37,27 @@ pub struct Settings {
     pub tls: TlsSettings,
     /// HTTP: sent as `Authorization: Bearer`, given or derived from the app's secret.
     pub http_secret: Option<String>,
-    /// Disconnect calls started per second. Default 100; 0 means as fast as the app takes them, one at a time.
+    /// Disconnect calls started per second. 0 means as fast as the app takes them, one at a time.
     pub disconnect_rate: u32,
-    /// Disconnect calls that may wait. One more is dropped and counted. Default 4096.
+    /// Disconnect calls that may wait. One more is dropped and counted.
     pub disconnect_backlog: usize,
 }
 
 impl Default for Settings {
     fn default() -> Settings {
+        let (rpc, disconnect) = (config::Rpc::default(), config::Disconnect::default());
         Settings {
             target: Target::None,
-            concurrency: 28,
-            queue_max: 32_768,
-            queue_wait_max: Duration::from_secs(5),
+            concurrency: rpc.concurrency as usize,
+            queue_max: rpc.queue_size,
             request_timeout: None,
-            command_timeout: Duration::from_secs(3),
+            command_timeout: rpc.command_timeout,
             receive_bytes_max: 4 << 20,
-            send_bytes_max: usize::MAX,
+            send_bytes_max: u32::MAX as usize,
             tls: TlsSettings::default(),
             http_secret: None,
-            disconnect_rate: 100,
-            disconnect_backlog: 4096,
+            disconnect_rate: disconnect.rate,
+            disconnect_backlog: disconnect.backlog,
         }
     }
 }

@@ -224,6 +224,47 @@ impl Definition {
     }
 }
 
+/// The default of an option that is a number, a size or a count, for relations between limits that are checked at
+/// compile time.
+///
+/// # Panics
+/// There is no such option, or its default is no number. In a constant that is an error of the compiler.
+pub const fn default_number(table: &[Definition], name: &str) -> u64 {
+    let mut at = 0;
+    while at < table.len() {
+        if same_text(table[at].name, name) {
+            return plain_number(table[at].default);
+        }
+        at += 1;
+    }
+    panic!("no option of this name")
+}
+
+const fn same_text(one: &str, other: &str) -> bool {
+    let (one, other) = (one.as_bytes(), other.as_bytes());
+    let mut at = 0;
+    while at < one.len() && at < other.len() && one[at] == other[at] {
+        at += 1;
+    }
+    at == one.len() && at == other.len()
+}
+
+const fn plain_number(text: &str) -> u64 {
+    let text = text.as_bytes();
+    let (mut number, mut at) = (0, 0);
+    while at < text.len() && text[at].is_ascii_digit() {
+        number = number * 10 + (text[at] - b'0') as u64;
+        at += 1;
+    }
+    assert!(at > 0, "the default is no number");
+    match text.split_at(at).1 {
+        b"" => number,
+        b"KiB" => number << 10,
+        b"MiB" => number << 20,
+        _ => panic!("the default has a unit that is not known here"),
+    }
+}
+
 /// Declares a group of options and the struct that holds their values.
 ///
 /// Per option: doc comment (help and field doc), `field: Type = "default", "flag-name", "toml.key"`, then
@@ -244,7 +285,8 @@ macro_rules! options {
         }
 
         impl $group {
-            pub(in crate::config) const DEFINITIONS: &'static [$crate::config::definition::Definition] = &[$(
+            /// The options of this group.
+            pub const DEFINITIONS: &'static [$crate::config::definition::Definition] = &[$(
                 $crate::config::definition::Definition::of(
                     $name,
                     $toml,

@@ -37,17 +37,18 @@ impl fmt::Display for Origin {
     }
 }
 
+/// One option and the value that a layer sets it to.
 #[derive(Clone)]
-struct Given {
+struct Assignment {
     definition: &'static Definition,
     input: Input,
     origin: Origin,
 }
 
-/// What somebody gave, by option; stronger layers are put in later and replace weaker ones.
+/// What the layers set, by option; stronger layers are put in later and replace weaker ones.
 #[derive(Default)]
 pub(super) struct Layers {
-    given: BTreeMap<&'static str, Given>,
+    assignments: BTreeMap<&'static str, Assignment>,
     pub warnings: Vec<String>,
 }
 
@@ -65,7 +66,7 @@ pub(super) fn id(definition: &Definition) -> &'static str {
 
 impl Layers {
     pub(super) fn put(&mut self, definition: &'static Definition, input: Input, origin: Origin) {
-        self.given.insert(id(definition), Given { definition, input, origin });
+        self.assignments.insert(id(definition), Assignment { definition, input, origin });
     }
 
     /// Takes what the environment has. An empty variable counts as unset (in AnyCable it empties a text, so
@@ -123,17 +124,17 @@ impl Layers {
         let mut effective = Effective { config: Config::default(), origins: BTreeMap::new() };
         let mut problems = Vec::new();
         for definition in options::all() {
-            let Some(given) = self.given.get(id(definition)) else { continue };
+            let Some(assignment) = self.assignments.get(id(definition)) else { continue };
             match definition.status {
                 Status::Renamed { .. } => {}
                 Status::Ignored { because } => {
-                    self.warnings.push(format!("{} ({}) is ignored: {because}", definition.label(), given.origin));
+                    self.warnings.push(format!("{} ({}) is ignored: {because}", definition.label(), assignment.origin));
                 }
                 Status::NotThereYet { instead } => {
-                    if !is_off(definition, &given.input) {
+                    if !is_off(definition, &assignment.input) {
                         problems.push(Problem::NotThereYet {
                             option: definition.label(),
-                            origin: given.origin.to_string(),
+                            origin: assignment.origin.to_string(),
                             instead: instead.to_owned(),
                         });
                     }
@@ -141,14 +142,14 @@ impl Layers {
                 Status::Available | Status::Discouraged { .. } => {
                     if let Status::Discouraged { instead } = definition.status {
                         let label = definition.label();
-                        self.warnings.push(format!("{label} ({}) is deprecated: {instead}", given.origin));
+                        self.warnings.push(format!("{label} ({}) is deprecated: {instead}", assignment.origin));
                     }
                     let Some(access) = definition.access else { continue };
-                    match (access.set)(&mut effective.config, &given.input, definition.unit) {
+                    match (access.set)(&mut effective.config, &assignment.input, definition.unit) {
                         Ok(()) => {
-                            effective.origins.insert(id(definition), given.origin.clone());
+                            effective.origins.insert(id(definition), assignment.origin.clone());
                         }
-                        Err(why) => problems.push(bad_value(given, why)),
+                        Err(why) => problems.push(bad_value(assignment, why)),
                     }
                 }
             }
@@ -165,14 +166,18 @@ impl Layers {
     fn follow_old_names(&mut self) {
         for old in options::all() {
             let Status::Renamed { to } = old.status else { continue };
-            let Some(given) = self.given.get(id(old)).cloned() else { continue };
-            self.warnings.push(format!("{} ({}) is deprecated: it is called --{to} now", old.label(), given.origin));
-            let empty = given.input == Input::One(String::new());
+            let Some(assignment) = self.assignments.get(id(old)).cloned() else { continue };
+            self.warnings.push(format!(
+                "{} ({}) is deprecated: it is called --{to} now",
+                old.label(),
+                assignment.origin
+            ));
+            let empty = assignment.input == Input::One(String::new());
             if empty {
                 continue;
             }
-            if !self.given.contains_key(to) {
-                self.put(definition_of(to), given.input, given.origin);
+            if !self.assignments.contains_key(to) {
+                self.put(definition_of(to), assignment.input, assignment.origin);
             }
             for (option, value) in old.implies {
                 self.put(definition_of(option), Input::One((*value).to_owned()), Origin::Implied(old.name));
@@ -203,13 +208,13 @@ fn follow_implications(effective: &mut Effective) {
     }
 }
 
-fn bad_value(given: &Given, why: String) -> Problem {
-    let value = match &given.input {
-        _ if given.definition.kind == Kind::Secret => "what it is".to_owned(),
+fn bad_value(assignment: &Assignment, why: String) -> Problem {
+    let value = match &assignment.input {
+        _ if assignment.definition.kind == Kind::Secret => "what it is".to_owned(),
         Input::One(text) => format!("'{text}'"),
         Input::Many(entries) => format!("[{}]", entries.join(", ")),
     };
-    Problem::BadValue { option: given.definition.label(), origin: given.origin.to_string(), value, why }
+    Problem::BadValue { option: assignment.definition.label(), origin: assignment.origin.to_string(), value, why }
 }
 
 /// Whether an option that is not there yet was set to its default, or to a word for "off".

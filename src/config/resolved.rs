@@ -8,8 +8,6 @@ use super::{Config, RpcImplementation};
 
 /// Port of HTTP broadcasts that nobody has to show a key for.
 pub const OPEN_BROADCAST_PORT: u16 = 8090;
-/// Time for one HTTP request to the app when none is configured, as AnyCable's.
-const HTTP_REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Where a service listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,20 +70,14 @@ impl Config {
         }
     }
 
-    /// Time for one request to the app, without retries. `None`: no limit but
-    /// [`Rpc::command_timeout`](super::Rpc::command_timeout). Over HTTP there always is one.
+    /// Time configured for one request to the app, without retries. `None`: that of the transport.
     pub fn rpc_request_timeout(&self) -> Option<Duration> {
         let set = |timeout: Duration| Some(timeout).filter(|timeout| !timeout.is_zero());
         let general = set(self.rpc.request_timeout);
         match self.rpc_implementation() {
-            RpcImplementation::Http => set(self.rpc.http_request_timeout).or(general).or(Some(HTTP_REQUEST_TIMEOUT)),
+            RpcImplementation::Http => set(self.rpc.http_request_timeout).or(general),
             _ => general,
         }
-    }
-
-    /// Whether gRPC is spoken over TLS: when asked for, or when a certificate authority is given.
-    pub fn rpc_tls(&self) -> bool {
-        self.rpc.enable_tls || !self.rpc.tls_root_ca.is_empty()
     }
 }
 

@@ -4,12 +4,10 @@
 //! `contracts/rpc-http.md`. One thing differs from AnyCable: `none` as the app secret means "no secret" for
 //! everything that would fall back to it, while AnyCable derives keys from the word.
 
-use std::fmt::{self, Write};
-
-use hmac::{Hmac, KeyInit, Mac};
-use sha2::Sha256;
+use std::fmt;
 
 use super::{Config, Secret};
+use crate::model;
 
 /// The keys in force. `None`: there is no such key, and what that means stands beside each field.
 #[derive(Clone, PartialEq, Eq, Default)]
@@ -42,7 +40,12 @@ impl Secrets {
         let app = &config.app.secret;
         let key = |secret: Secret| secret.key().map(str::to_owned);
         let derived = |own: &Secret, phrase: &str| match own {
-            Secret::Unset => (app.key().map(|app| derive(app, phrase)), app.key().is_some()),
+            // `contracts/broadcast.md` section 5.
+            Secret::Unset => {
+                let key = app.key().and_then(model::Secret::new).map(|app| app.hex_mac(phrase));
+                let is_derived = key.is_some();
+                (key, is_derived)
+            }
             Secret::Off => (None, false),
             Secret::Key(key) => (Some(key.clone()), false),
         };
@@ -86,15 +89,4 @@ impl fmt::Debug for Secrets {
             .field("api_on", &self.api_on)
             .finish()
     }
-}
-
-/// The key that is made out of the app secret for one purpose: lower-case hex HMAC-SHA256 of a phrase
-/// (`contracts/broadcast.md` section 5).
-fn derive(app_secret: &str, phrase: &str) -> String {
-    let mut mac = Hmac::<Sha256>::new_from_slice(app_secret.as_bytes()).expect("HMAC takes keys of any length");
-    mac.update(phrase.as_bytes());
-    mac.finalize().into_bytes().iter().fold(String::with_capacity(64), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
 }

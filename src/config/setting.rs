@@ -9,6 +9,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::definition::{Definition, Kind, Shown, Unit};
+use crate::model::{DisconnectMode, PingPrecision};
 
 /// A value on its way in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -280,6 +281,55 @@ impl Setting for Tags {
     }
 }
 
+/// A type whose values are written as words.
+pub(super) trait Words: Copy + Default + 'static {
+    /// Every value, in the order of the help.
+    const ALL: &'static [Self];
+
+    /// The word in the configuration.
+    fn word(self) -> &'static str;
+}
+
+impl<T: Words> Setting for T {
+    const KIND: Kind = Kind::Text;
+
+    /// No text means the default.
+    fn parse(input: &Input, _: Unit) -> Result<Self, String> {
+        let text = one(input)?;
+        if text.is_empty() {
+            return Ok(T::default());
+        }
+        T::ALL.iter().copied().find(|value| value.word() == text).ok_or_else(|| {
+            let words: Vec<String> = T::ALL.iter().map(|value| format!("'{}'", value.word())).collect();
+            format!("it can be {}", words.join(" "))
+        })
+    }
+
+    fn show(&self, _: Unit) -> Shown {
+        Shown::One(self.word().to_owned())
+    }
+}
+
+impl Words for DisconnectMode {
+    const ALL: &'static [Self] = &[DisconnectMode::Auto, DisconnectMode::Always, DisconnectMode::Never];
+
+    fn word(self) -> &'static str {
+        match self {
+            DisconnectMode::Auto => "auto",
+            DisconnectMode::Always => "always",
+            DisconnectMode::Never => "never",
+        }
+    }
+}
+
+impl Words for PingPrecision {
+    const ALL: &'static [Self] = &PingPrecision::ALL;
+
+    fn word(self) -> &'static str {
+        self.as_str()
+    }
+}
+
 /// Declares an enum whose variants are the words of an option.
 macro_rules! words {
     (
@@ -302,19 +352,17 @@ macro_rules! words {
             }
         }
 
-        impl Setting for $name {
-            const KIND: Kind = Kind::Text;
-
-            fn parse(input: &Input, _: Unit) -> Result<Self, String> {
-                match one(input)? {
-                    "" => Ok($name::$default),
-                    $($word => Ok($name::$variant),)+
-                    _ => Err(concat!("it can be ", $("'", $word, "' "),+).trim_end().to_owned()),
-                }
+        impl Default for $name {
+            fn default() -> Self {
+                $name::$default
             }
+        }
 
-            fn show(&self, _: Unit) -> Shown {
-                Shown::One(self.word().to_owned())
+        impl Words for $name {
+            const ALL: &'static [Self] = &[$($name::$variant,)+];
+
+            fn word(self) -> &'static str {
+                $name::word(self)
             }
         }
     };
@@ -331,28 +379,6 @@ words! {
     Http = "http";
     /// The app is never called.
     None = "none";
-}
-
-words! {
-    /// When the app is told that a session is over.
-    DisconnectMode, default Auto;
-    /// When the app authenticated or served the session.
-    Auto = "auto";
-    /// For every session.
-    Always = "always";
-    /// Never.
-    Never = "never";
-}
-
-words! {
-    /// Unit of the number in a ping message.
-    PingPrecision, default Seconds;
-    /// Seconds.
-    Seconds = "s";
-    /// Milliseconds.
-    Milliseconds = "ms";
-    /// Nanoseconds.
-    Nanoseconds = "ns";
 }
 
 words! {

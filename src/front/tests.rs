@@ -63,7 +63,7 @@ struct Fixture {
 }
 
 fn fixture_with(publisher: Arc<Recorder>, change: impl FnOnce(&mut Routes, &mut Limits)) -> Fixture {
-    let key = Secret::resolve(["k3y"]);
+    let key = Secret::new("k3y");
     let route = |path: &str, key| PublishRoute { path: path.into(), key, cors: None, publisher: publisher.clone() };
     let mut routes = Routes {
         broadcast: Some(route("/_broadcast", None)),

@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use sha2::{Sha256, Sha384, Sha512};
 
 use super::Secret;
-use crate::model::Verdict;
+use crate::model::TokenOutcome;
 use crate::proto::json::{Fields, Object, skip, text, text_of};
 
 /// Reads tokens.
@@ -26,13 +26,13 @@ pub struct Jwt {
 }
 
 impl Jwt {
-    /// Judges a client's token. `now` is Unix time in seconds. There is no leeway: a token is over in the second
+    /// Says what a client's token is worth. `now` is Unix time in seconds. There is no leeway: a token is over in the second
     /// that `exp` names. An empty token is none.
-    pub fn judge(&self, token: Option<&str>, now: u64) -> Verdict {
+    pub fn verify(&self, token: Option<&str>, now: u64) -> TokenOutcome {
         match token.filter(|token| !token.is_empty()) {
-            Some(token) => self.claims(token).map_or(Verdict::Unauthorized, |claims| claims.judge(now)),
-            None if self.enforce => Verdict::Unauthorized,
-            None => Verdict::NoToken,
+            Some(token) => self.claims(token).map_or(TokenOutcome::Unauthorized, |claims| claims.outcome(now)),
+            None if self.enforce => TokenOutcome::Unauthorized,
+            None => TokenOutcome::NoToken,
         }
     }
 
@@ -105,15 +105,15 @@ impl<'de> Fields<'de> for Claims {
 }
 
 impl Claims {
-    fn judge(self, now: u64) -> Verdict {
+    fn outcome(self, now: u64) -> TokenOutcome {
         let now = now as f64;
         if self.exp.is_some_and(|exp| now >= exp) {
-            return Verdict::Expired;
+            return TokenOutcome::Expired;
         }
         if self.nbf.is_some_and(|nbf| now < nbf) {
-            return Verdict::Unauthorized;
+            return TokenOutcome::Unauthorized;
         }
-        self.ext.map_or(Verdict::Error, |identifiers| Verdict::Identified { identifiers })
+        self.ext.map_or(TokenOutcome::Error, |identifiers| TokenOutcome::Identified { identifiers })
     }
 }
 

@@ -13,9 +13,7 @@ use crate::proto::json::{Fields, Object, skip, text_of};
 /// What a [`StreamRouter`] is made of. The default knows no secret, so it refuses every name.
 #[derive(Clone, Debug)]
 pub struct StreamSettings {
-    /// The channel for signed and public streams.
-    pub pubsub_channel: String,
-    /// Verifies signed names of that channel; without it they are all refused.
+    /// Verifies signed names of `$pubsub`; without it they are all refused.
     pub secret: Option<Secret>,
     /// Whether unsigned names are allowed (`--public_streams`).
     pub public: bool,
@@ -27,22 +25,11 @@ pub struct StreamSettings {
     pub turbo: Option<Secret>,
     /// `CableReady::Stream` is answered here, with this secret.
     pub cable_ready: Option<Secret>,
-    /// Names that no client may follow, however they are signed: what the servers tell each other.
-    pub reserved: Vec<String>,
 }
 
 impl Default for StreamSettings {
     fn default() -> StreamSettings {
-        StreamSettings {
-            pubsub_channel: "$pubsub".into(),
-            secret: None,
-            public: false,
-            whisper: false,
-            presence: true,
-            turbo: None,
-            cable_ready: None,
-            reserved: vec!["__anycable__".into(), "__anycable_internal__".into()],
-        }
+        StreamSettings { secret: None, public: false, whisper: false, presence: true, turbo: None, cable_ready: None }
     }
 }
 
@@ -60,10 +47,10 @@ impl StreamRouter {
 
     /// The channels that are answered here, for the boot log.
     pub fn channels(&self) -> Vec<&str> {
-        let StreamSettings { pubsub_channel, turbo, cable_ready, .. } = &self.settings;
+        let StreamSettings { turbo, cable_ready, .. } = &self.settings;
         let turbo = turbo.as_ref().map(|_| TURBO_CHANNEL);
         let cable_ready = cable_ready.as_ref().map(|_| CABLE_READY_CHANNEL);
-        [Some(pubsub_channel.as_str()), turbo, cable_ready].into_iter().flatten().collect()
+        [Some(PUBSUB_CHANNEL), turbo, cable_ready].into_iter().flatten().collect()
     }
 
     /// Where a subscription to `identifier` goes. An identifier that is no JSON object, or whose channel nobody
@@ -76,8 +63,8 @@ impl StreamRouter {
         let Some(channel) = params.channel.and_then(text_of) else {
             return Routed::Backend;
         };
-        let StreamSettings { pubsub_channel, secret, turbo, cable_ready, .. } = &self.settings;
-        if channel == pubsub_channel.as_str() {
+        let StreamSettings { secret, turbo, cable_ready, .. } = &self.settings;
+        if channel == PUBSUB_CHANNEL {
             return self.pubsub(&params, secret.as_ref());
         }
         match (channel.as_ref(), turbo, cable_ready) {
@@ -89,32 +76,39 @@ impl StreamRouter {
 
     fn pubsub(&self, params: &Params<'_>, secret: Option<&Secret>) -> Routed {
         let StreamSettings { public, whisper, presence, .. } = self.settings;
-        match (Given::from(params.signed_stream_name), secret, Given::from(params.stream_name)) {
+        match (TextParam::from(params.signed_stream_name), secret, TextParam::from(params.stream_name)) {
             // The signed name wins, also when it is bad.
-            (Given::Text(token), Some(secret), _) => self.stream(verify_stream(secret, &token), whisper, presence),
-            (Given::Nothing, _, Given::Text(name)) if public => self.stream(Some(name.into_owned()), true, true),
+            (TextParam::Text(token), Some(secret), _) => self.stream(verify_stream(secret, &token), whisper, presence),
+            (TextParam::Missing, _, TextParam::Text(name)) if public => {
+                self.stream(Some(name.into_owned()), true, true)
+            }
             _ => Routed::Rejected,
         }
     }
 
     /// Turbo and CableReady: no whisper, no presence.
     fn signed(&self, token: Option<&RawValue>, secret: &Secret) -> Routed {
-        match Given::from(token) {
-            Given::Text(token) => self.stream(verify_stream(secret, &token), false, false),
+        match TextParam::from(token) {
+            TextParam::Text(token) => self.stream(verify_stream(secret, &token), false, false),
             _ => Routed::Rejected,
         }
     }
 
     fn stream(&self, name: Option<String>, whisper: bool, presence: bool) -> Routed {
         match name {
-            Some(name) if !self.settings.reserved.contains(&name) => Routed::Stream { name, whisper, presence },
+            Some(name) if !RESERVED.contains(&name.as_str()) => Routed::Stream { name, whisper, presence },
             _ => Routed::Rejected,
         }
     }
 }
 
+/// The channel for signed and public streams.
+const PUBSUB_CHANNEL: &str = "$pubsub";
 const TURBO_CHANNEL: &str = "Turbo::StreamsChannel";
 const CABLE_READY_CHANNEL: &str = "CableReady::Stream";
+
+/// Names that no client may follow, however they are signed: what servers tell each other.
+const RESERVED: [&str; 2] = ["__anycable__", "__anycable_internal__"];
 
 /// The parts of an identifier that matter here, unread: an app's channel may use the same keys for anything.
 #[derive(Default)]
@@ -141,21 +135,21 @@ impl<'de> Fields<'de> for Params<'de> {
 }
 
 /// A name or token in an identifier.
-enum Given<'a> {
+enum TextParam<'a> {
     /// Left out, `null` or empty.
-    Nothing,
+    Missing,
     Text(Cow<'a, str>),
     /// Of another type.
-    Wrong,
+    WrongType,
 }
 
-impl<'a> From<Option<&'a RawValue>> for Given<'a> {
-    fn from(raw: Option<&'a RawValue>) -> Given<'a> {
+impl<'a> From<Option<&'a RawValue>> for TextParam<'a> {
+    fn from(raw: Option<&'a RawValue>) -> TextParam<'a> {
         match raw.map(text_of) {
-            None => Given::Nothing,
-            Some(Some(text)) if text.is_empty() => Given::Nothing,
-            Some(Some(text)) => Given::Text(text),
-            Some(None) => Given::Wrong,
+            None => TextParam::Missing,
+            Some(Some(text)) if text.is_empty() => TextParam::Missing,
+            Some(Some(text)) => TextParam::Text(text),
+            Some(None) => TextParam::WrongType,
         }
     }
 }

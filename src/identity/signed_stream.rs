@@ -8,7 +8,6 @@ use hmac::Mac;
 use sha2::Sha256;
 
 use super::Secret;
-use super::secret::{hex, signature_from_hex};
 use crate::proto::json;
 
 /// The AnyCable gem writes the URL-safe alphabet, Rails the standard one; padded or not, the signature covers
@@ -21,7 +20,7 @@ const READ_URL_SAFE: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::URL
 /// The token for a stream name, as apps make it. For the demo, the load test's example and tests.
 pub fn sign_stream(secret: &Secret, stream: &str) -> String {
     let encoded = STANDARD.encode(json::string(stream));
-    let signature = hex(&secret.mac::<Sha256>(encoded.as_bytes()).finalize().into_bytes());
+    let signature = secret.hex_mac(&encoded);
     format!("{encoded}--{signature}")
 }
 
@@ -37,6 +36,23 @@ pub(super) fn verify_stream(secret: &Secret, token: &str) -> Option<String> {
     serde_json::from_slice::<String>(&json).ok().filter(|name| !name.is_empty())
 }
 
+/// Reads lower-case hex of exactly 32 bytes, the form of a signature.
+fn signature_from_hex(text: &str) -> Option<[u8; 32]> {
+    let digit = |byte: u8| match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
+    };
+    if text.len() != 64 {
+        return None;
+    }
+    let mut bytes = [0; 32];
+    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+    }
+    Some(bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD};
@@ -46,11 +62,11 @@ mod tests {
     const TOKEN: &str = "InJvb206NyI=--d6c2f92b9915c1e511e0fc1001d7ad71a510372dbe1112481eb67e5d20e1b455";
 
     fn secret() -> Secret {
-        Secret::resolve(["s3cr3t"]).unwrap()
+        Secret::new("s3cr3t").unwrap()
     }
 
     fn signed(encoded: &str) -> String {
-        let signature = hex(&secret().mac::<Sha256>(encoded.as_bytes()).finalize().into_bytes());
+        let signature = secret().hex_mac(encoded);
         format!("{encoded}--{signature}")
     }
 
@@ -99,7 +115,7 @@ mod tests {
         ] {
             assert_eq!(verify_stream(&secret(), &token), None, "{token}");
         }
-        assert_eq!(verify_stream(&Secret::resolve(["other"]).unwrap(), TOKEN), None);
+        assert_eq!(verify_stream(&Secret::new("other").unwrap(), TOKEN), None);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 /// What a token says about its client.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum TokenOutcome {
     /// The token holds. The connection identifiers, byte for byte; may be empty.
     Identified {
         /// The claim `ext`.

@@ -66,9 +66,19 @@ impl Env {
 
     /// The absolute URL, `http://` or `https://`.
     pub fn url(&self) -> String {
+        self.url_parts().concat()
+    }
+
+    /// The URL in two parts that belong together, so that it can be written somewhere without making a text of it.
+    pub fn url_parts(&self) -> [&str; 2] {
         let request = self.request();
         let url = &request[..mark(request).unwrap_or(request.len())];
-        if is_absolute(url) { url.to_owned() } else { [SCHEME, url].concat() }
+        [if is_absolute(url) { "" } else { SCHEME }, url]
+    }
+
+    /// About how many bytes there are to write: the request and the identifiers, without what is not spelled out.
+    pub fn packed_len(&self) -> usize {
+        self.0.slice.len()
     }
 
     /// Header names and values, in the order given.

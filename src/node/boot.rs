@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::time::Duration;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, TransportKind};
 use crate::config::{Config, ListenOn, Secrets};
 use crate::identity::StreamRouter;
 use crate::os::limits;
@@ -60,7 +60,7 @@ pub(super) fn facts(
     if secrets.broadcast_derived {
         tracing::info!("broadcast key: derived from the secret");
     }
-    if secrets.http_rpc_derived && backend.describe().contains("http") {
+    if secrets.http_rpc_derived && backend.transport() == Some(TransportKind::Http) {
         tracing::info!("HTTP RPC key: derived from the secret");
     }
     let key = if secrets.broadcast.is_some() { "key needed" } else { "NO key needed" };

@@ -87,16 +87,32 @@ pub struct Facts {
     pub messages_sent: u64,
 }
 
+/// What has to be asked of the kernel. Metrics tell the last measurement, so that a scrape waits for nothing.
+#[derive(Clone, Copy, Default)]
+struct Measured {
+    resident_bytes: u64,
+    bytes_per_websocket: u64,
+    descriptors: u64,
+    listen_overflows: u64,
+    listen_drops: u64,
+}
+
 /// Observes the node.
 pub struct Observer {
     parts: Parts,
     booted_with: AtomicU64,
+    measured: Mutex<Measured>,
     backend_reachable: AtomicBool,
 }
 
 impl Observer {
     pub(super) fn new(parts: Parts) -> Observer {
-        Observer { parts, booted_with: AtomicU64::new(0), backend_reachable: AtomicBool::new(false) }
+        Observer {
+            parts,
+            booted_with: AtomicU64::new(0),
+            measured: Mutex::default(),
+            backend_reachable: AtomicBool::new(false),
+        }
     }
 
     /// The facts now.
@@ -154,27 +170,65 @@ impl Observer {
     }
 
     fn node_metrics(&self) -> NodeMetrics {
-        let facts = self.facts();
+        let measured = *self.measured.lock().unwrap_or_else(PoisonError::into_inner);
         let node = NodeMetrics::default();
         let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         node.clients_uniq_num.set(self.parts.shared.identities() as i64);
-        node.websockets_num.set(gauge(facts.websockets));
-        node.websockets_max.set(gauge(facts.capacity));
-        node.mem_sys_bytes.set(gauge(facts.resident_bytes));
-        let grown = facts.resident_bytes.saturating_sub(facts.resident_bytes_at_boot);
-        node.user_bytes_per_connection.set(gauge(grown.checked_div(facts.websockets).unwrap_or(0)));
-        node.open_descriptors_num.set(gauge(facts.descriptors));
-        node.open_descriptors_max.set(gauge(facts.descriptors_max));
-        if let Some((overflows, drops)) = limits::listen_overflows() {
-            node.listen_overflows_total.add(overflows);
-            node.listen_drops_total.add(drops);
-        }
+        node.websockets_num.set(gauge(self.parts.shared.open()));
+        node.websockets_max.set(gauge(self.parts.capacity.clients));
+        node.mem_sys_bytes.set(gauge(measured.resident_bytes));
+        node.user_bytes_per_connection.set(gauge(measured.bytes_per_websocket));
+        node.open_descriptors_num.set(gauge(measured.descriptors));
+        node.open_descriptors_max.set(gauge(self.parts.open_files));
+        node.listen_overflows_total.add(measured.listen_overflows);
+        node.listen_drops_total.add(measured.listen_drops);
         node
+    }
+
+    /// Measures what metrics will tell until the next time.
+    fn measure(&self) {
+        let facts = self.facts();
+        let grown = facts.resident_bytes.saturating_sub(facts.resident_bytes_at_boot);
+        let (listen_overflows, listen_drops) = limits::listen_overflows().unwrap_or_default();
+        let measured = Measured {
+            resident_bytes: facts.resident_bytes,
+            bytes_per_websocket: grown.checked_div(facts.websockets).unwrap_or(0),
+            descriptors: facts.descriptors,
+            listen_overflows,
+            listen_drops,
+        };
+        *self.measured.lock().unwrap_or_else(PoisonError::into_inner) = measured;
+        tracing::debug!(
+            clients = facts.clients,
+            websockets = facts.websockets,
+            resident_bytes = facts.resident_bytes,
+            descriptors = facts.descriptors,
+            "statistics"
+        );
+    }
+
+    /// Measures again and again, on a thread that may wait for the kernel.
+    fn keep_measuring(self: &Arc<Self>, runtime: &Handle) {
+        self.measure();
+        let every = self.parts.config.metrics.stats_refresh_interval;
+        if every.is_zero() {
+            return;
+        }
+        let observer = Arc::clone(self);
+        runtime.spawn(async move {
+            loop {
+                tokio::time::sleep(every).await;
+                let observer = Arc::clone(&observer);
+                // It cannot panic; a runtime that shuts down gives it up.
+                let _ = tokio::task::spawn_blocking(move || observer.measure()).await;
+            }
+        });
     }
 
     /// Starts to try the app for readiness and to warn about trouble.
     pub(super) fn watch(self: &Arc<Self>, runtime: &Handle) {
         self.booted_with.store(process::resident_bytes().unwrap_or(0), Relaxed);
+        self.keep_measuring(runtime);
         let observer = Arc::clone(self);
         runtime.spawn(async move {
             loop {

@@ -3,19 +3,42 @@
 use std::sync::Arc;
 
 use crate::backend::{self, GrpcTarget, Target, TlsSettings};
-use crate::config::{Config, DisconnectMode, ListenOn, PingPrecision, RpcImplementation, Secrets};
+use crate::config::{Config, Disconnect, ListenOn, Rpc, RpcImplementation, Secrets, Ws, default_number};
 use crate::front::{self, Cors, MetricsRoute, PublishRoute, ReadyRoute, Routes};
 use crate::hub::StreamHasher;
 use crate::identity::{Jwt, Secret, StreamRouter, StreamSettings};
 use crate::os::listener::{Keepalive, ListenerOptions};
 use crate::proto::frame::Limits;
-use crate::proto::handshake::{Origins, PathPattern, Rules};
-use crate::shard::{self, ProxyRules, Tokens};
-use crate::{model, session};
+use crate::proto::handshake::{HEAD_BYTES_MAX, Origins, PathPattern, Rules};
+use crate::session;
+use crate::shard::{self, ProxyRules, SCRATCH_BYTES, Tokens};
 
 use super::StartError;
 use super::observe::Observer;
 use super::publish::ToShards;
+
+// Relations between limits of parts that do not know each other.
+const _: () = {
+    let message_max = default_number(Ws::DEFINITIONS, "max-message-size");
+    assert!(
+        message_max < SCRATCH_BYTES as u64,
+        "a message of the default largest size is read and unmasked in one piece"
+    );
+    let fragments_max = default_number(Ws::DEFINITIONS, "max-fragments");
+    assert!(
+        fragments_max * 64 >= message_max,
+        "the largest message may come in fragments of 64 bytes, as the help says"
+    );
+    assert!(HEAD_BYTES_MAX < SCRATCH_BYTES, "a request head and the first frames behind it are read in one piece");
+    let concurrency = default_number(Rpc::DEFINITIONS, "rpc-concurrency");
+    let queue = default_number(Rpc::DEFINITIONS, "rpc-queue-size");
+    assert!(queue >= concurrency, "a queue shorter than the calls that run refuses clients while the app is idle");
+    let (rate, backlog) = (
+        default_number(Disconnect::DEFINITIONS, "disconnect-rate"),
+        default_number(Disconnect::DEFINITIONS, "disconnect-backlog-size"),
+    );
+    assert!(backlog >= rate, "less than a second of Disconnect calls would be dropped in an ordinary second");
+};
 
 /// Routes that somebody adds to the main port.
 pub type ExtraRoutes = front::ExtraRoutes;
@@ -32,7 +55,7 @@ pub(super) fn listener(config: &Config) -> ListenerOptions {
 }
 
 fn secret(key: &Option<String>) -> Option<Secret> {
-    Secret::resolve([key.as_deref().unwrap_or_default()])
+    key.as_deref().and_then(Secret::new)
 }
 
 pub(super) fn shard(config: &Config, secrets: &Secrets) -> Result<shard::Settings, StartError> {
@@ -77,20 +100,12 @@ pub(super) fn shard(config: &Config, secrets: &Secrets) -> Result<shard::Setting
 fn session(config: &Config) -> session::Rules {
     session::Rules {
         ping_interval_ms: config.ws.ping_interval.as_millis() as u64,
-        ping_precision: match config.ws.ping_timestamp_precision {
-            PingPrecision::Seconds => model::PingPrecision::Seconds,
-            PingPrecision::Milliseconds => model::PingPrecision::Milliseconds,
-            PingPrecision::Nanoseconds => model::PingPrecision::Nanoseconds,
-        },
+        ping_precision: config.ws.ping_timestamp_precision,
         pong_timeout_ms: config.ws.pong_timeout.as_millis() as u64,
         native_pings: config.ws.native_pings,
         has_backend: config.rpc_implementation() != RpcImplementation::None,
         no_auth: config.app.noauth,
-        disconnect_mode: match config.disconnect.mode {
-            DisconnectMode::Auto => model::DisconnectMode::Auto,
-            DisconnectMode::Always => model::DisconnectMode::Always,
-            DisconnectMode::Never => model::DisconnectMode::Never,
-        },
+        disconnect_mode: config.disconnect.mode,
     }
 }
 
@@ -117,21 +132,20 @@ pub(super) fn backend(config: &Config, secrets: &Secrets) -> Result<backend::Set
     let or = |n: usize, default: usize| if n == 0 { default } else { n };
     Ok(backend::Settings {
         target,
-        concurrency: or(rpc.concurrency as usize, defaults.concurrency),
+        concurrency: rpc.concurrency as usize,
         queue_max: rpc.queue_size,
         request_timeout: config.rpc_request_timeout(),
         command_timeout: rpc.command_timeout,
         receive_bytes_max: or(rpc.max_recv_size, defaults.receive_bytes_max),
         send_bytes_max: or(rpc.max_send_size, defaults.send_bytes_max),
         tls: TlsSettings {
-            enabled: config.rpc_tls(),
+            enabled: rpc.enable_tls,
             verify: rpc.tls_verify,
             root_ca: (!rpc.tls_root_ca.is_empty()).then(|| rpc.tls_root_ca.clone()),
         },
         http_secret: secrets.http_rpc.clone(),
         disconnect_rate: config.disconnect.rate,
         disconnect_backlog: config.disconnect.backlog,
-        ..defaults
     })
 }
 

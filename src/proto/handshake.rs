@@ -7,14 +7,13 @@
 
 mod head;
 mod origin;
-mod path;
 mod response;
 #[cfg(test)]
 mod tests;
 
+pub use crate::model::{PathPattern, PathPatternError};
 pub use head::{HEAD_BYTES_MAX, HEADERS_MAX, Head, Parsed, Slots, may_end, parse_head, slots};
 pub use origin::Origins;
-pub use path::{PathPattern, PathPatternError};
 pub use response::{Refusal, head_too_large, timed_out, unavailable};
 
 use super::Dialect;
@@ -43,7 +42,7 @@ pub enum Route {
 
 /// What becomes of a request.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum Decision {
     /// It is a WebSocket once `response` is written.
     Upgrade {
         /// Who serves it.
@@ -62,22 +61,22 @@ pub enum Answer {
 /// Decides on a request.
 ///
 /// The order of the checks is part of the contract: a request with several faults gets the status of the first.
-pub fn answer(head: &Head<'_, '_>, rules: &Rules) -> Answer {
+pub fn answer(head: &Head<'_, '_>, rules: &Rules) -> Decision {
     let path = head.path();
     let route = if rules.cable_paths.iter().any(|pattern| pattern.matches(path)) {
         Route::Cable
     } else if rules.echo_path.as_ref().is_some_and(|pattern| pattern.matches(path)) {
         Route::Echo
     } else {
-        return Answer::NotOurs;
+        return Decision::NotOurs;
     };
     match check(head, rules) {
         Ok(key) => {
             let agreed = if route == Route::Cable { negotiate(head) } else { None };
             let response = response::switching(key, agreed, &rules.version_header);
-            Answer::Upgrade { route, dialect: agreed.unwrap_or_default(), response }
+            Decision::Upgrade { route, dialect: agreed.unwrap_or_default(), response }
         }
-        Err(status) => Answer::Refuse(response::refused(status)),
+        Err(status) => Decision::Refuse(response::refused(status)),
     }
 }
 

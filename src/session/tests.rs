@@ -74,15 +74,15 @@ fn lines(effects: Vec<Effect>) -> Vec<String> {
 }
 
 impl Transcript {
-    /// A session of this verdict, and what it does first.
-    fn open(verdict: Verdict, dialect: Dialect, rules: Rules) -> (Transcript, Vec<String>) {
+    /// A session of this token, and what it does first.
+    fn open(token: TokenOutcome, dialect: Dialect, rules: Rules) -> (Transcript, Vec<String>) {
         let mut effects = Vec::new();
         let now = Duration::from_secs(1_000);
         let opening = Opening {
             sid: Sid::from_bits(0),
             env: Env::new("http://h/cable", [("cookie", "a=1")]),
             dialect,
-            verdict,
+            token,
             ping_interval: None,
             ping_precision: None,
             random: 0,
@@ -100,7 +100,7 @@ impl Transcript {
 
     /// A session that the app has let in.
     fn let_in() -> Transcript {
-        let (mut transcript, _) = Transcript::open(Verdict::NoToken, Dialect::Cable, rules());
+        let (mut transcript, _) = Transcript::open(TokenOutcome::NoToken, Dialect::Cable, rules());
         let reply = ConnectReply { status: Status::Success, identifiers: "me".into(), ..Default::default() };
         transcript.answer(Ok(AppReply::Connect(reply)));
         transcript
@@ -159,7 +159,7 @@ fn success(change: impl FnOnce(&mut CommandReply)) -> AppReply {
 
 #[test]
 fn the_app_lets_a_client_in_and_what_it_says_is_sent_as_it_is() {
-    let (mut t, first) = Transcript::open(Verdict::NoToken, Dialect::Cable, rules());
+    let (mut t, first) = Transcript::open(TokenOutcome::NoToken, Dialect::Cable, rules());
     assert_eq!(first, ["ask app connect"]);
     assert!(t.session.is_waiting());
     let reply = ConnectReply {
@@ -176,7 +176,7 @@ fn the_app_lets_a_client_in_and_what_it_says_is_sent_as_it_is() {
 
 #[test]
 fn the_app_refuses_a_client_in_its_own_words() {
-    let (mut t, _) = Transcript::open(Verdict::NoToken, Dialect::Cable, rules());
+    let (mut t, _) = Transcript::open(TokenOutcome::NoToken, Dialect::Cable, rules());
     let reply = ConnectReply { status: Status::Failure, transmissions: vec!["no".into()], ..Default::default() };
     assert_eq!(t.answer(Ok(AppReply::Connect(reply))), ["send no", "count FailedAuth", "close unauthorized"]);
     assert_eq!(t.say(&command("subscribe", ROOM, "")), [""; 0], "it is over");
@@ -192,7 +192,7 @@ fn when_nobody_can_say_whether_a_client_may_connect_it_is_closed() {
         (Reply::App(Ok(success(|_| ()))), "log the answer does not fit the question"),
         (Reply::Broker(Err(BrokerError::NotKept)), "log the answer does not fit the question"),
     ] {
-        let (mut t, _) = Transcript::open(Verdict::NoToken, Dialect::Cable, rules());
+        let (mut t, _) = Transcript::open(TokenOutcome::NoToken, Dialect::Cable, rules());
         assert_eq!(t.input(|session, ctx| session.answer(reply, ctx)), [log, "close auth_error"]);
     }
 }
@@ -201,20 +201,20 @@ fn when_nobody_can_say_whether_a_client_may_connect_it_is_closed() {
 fn a_token_decides_without_the_app() {
     let refused =
         |reason: &str| format!("send {{\"type\":\"disconnect\",\"reason\":\"{reason}\",\"reconnect\":false}}");
-    let me = Verdict::Identified { identifiers: "me".into() };
+    let me = TokenOutcome::Identified { identifiers: "me".into() };
     let welcome = "send {\"type\":\"welcome\",\"sid\":\"AAAAAAAAAAAAAAAAAAAAA\"}";
     assert_eq!(Transcript::open(me, Dialect::Cable, rules()).1, ["let in", welcome]);
-    for (verdict, reason) in [(Verdict::Expired, "token_expired"), (Verdict::Unauthorized, "unauthorized")] {
-        let (mut t, first) = Transcript::open(verdict, Dialect::Cable, rules());
+    for (token, reason) in [(TokenOutcome::Expired, "token_expired"), (TokenOutcome::Unauthorized, "unauthorized")] {
+        let (mut t, first) = Transcript::open(token, Dialect::Cable, rules());
         assert_eq!(first, ["count FailedAuth", &refused(reason), &format!("close {reason}")]);
         assert_eq!((t.session.ping_at(), t.input(|session, ctx| session.end(ctx))), (None, vec![]));
     }
-    let (_, first) = Transcript::open(Verdict::Error, Dialect::Cable, rules());
+    let (_, first) = Transcript::open(TokenOutcome::Error, Dialect::Cable, rules());
     assert_eq!(first, ["close auth_error"]);
     let without_app = Rules { has_backend: false, ..rules() };
-    let (_, first) = Transcript::open(Verdict::NoToken, Dialect::Cable, without_app.clone());
+    let (_, first) = Transcript::open(TokenOutcome::NoToken, Dialect::Cable, without_app.clone());
     assert_eq!(first[1], refused("unauthorized"));
-    let (t, first) = Transcript::open(Verdict::NoToken, Dialect::Cable, Rules { no_auth: true, ..without_app });
+    let (t, first) = Transcript::open(TokenOutcome::NoToken, Dialect::Cable, Rules { no_auth: true, ..without_app });
     assert_eq!(first, ["let in", welcome]);
     assert_eq!(t.session.identifiers(), "{\"sid\":\"AAAAAAAAAAAAAAAAAAAAA\"}");
 }
@@ -338,12 +338,12 @@ fn the_end_detaches_everything_cancels_what_is_asked_and_tells_the_app_once() {
 
 #[test]
 fn when_the_app_is_told_depends_on_the_mode() {
-    let me = || Verdict::Identified { identifiers: "me".into() };
+    let me = || TokenOutcome::Identified { identifiers: "me".into() };
     for (mode, told) in [(DisconnectMode::Auto, 0), (DisconnectMode::Always, 1), (DisconnectMode::Never, 0)] {
         let rules = Rules { disconnect_mode: mode, ..rules() };
         let (mut t, _) = Transcript::open(me(), Dialect::Cable, rules.clone());
         assert_eq!(t.input(|session, ctx| session.end(ctx)).len(), told, "{mode:?}, never asked");
-        let (mut t, _) = Transcript::open(Verdict::NoToken, Dialect::Cable, rules);
+        let (mut t, _) = Transcript::open(TokenOutcome::NoToken, Dialect::Cable, rules);
         assert_eq!(t.input(|session, ctx| session.end(ctx)), ["cancel"], "{mode:?}, not let in");
     }
 }
@@ -374,7 +374,7 @@ fn every_goodbye_has_its_words() {
 #[test]
 fn a_client_that_does_not_answer_pings_is_given_up_unless_a_command_of_it_runs() {
     let rules = Rules { pong_timeout_ms: 6_000, ..rules() };
-    let me = Verdict::Identified { identifiers: "me".into() };
+    let me = TokenOutcome::Identified { identifiers: "me".into() };
     let (mut t, _) = Transcript::open(me.clone(), Dialect::CableExtended, rules.clone());
     t.say(&command("subscribe", OPEN, ""));
     t.now += Duration::from_secs(2);
@@ -398,7 +398,7 @@ fn a_client_that_does_not_answer_pings_is_given_up_unless_a_command_of_it_runs()
 #[test]
 fn deadlines_move_to_another_clock_as_the_time_that_is_left() {
     let rules = Rules { pong_timeout_ms: 6_000, ..rules() };
-    let me = Verdict::Identified { identifiers: "me".into() };
+    let me = TokenOutcome::Identified { identifiers: "me".into() };
     let (mut t, _) = Transcript::open(me, Dialect::CableExtended, rules);
     t.input(|session, ctx| session.ping_due(false, ctx));
     let (ping_at, pong_by) = (t.session.ping_at().unwrap(), t.session.pong_by().unwrap());

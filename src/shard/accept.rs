@@ -1,7 +1,7 @@
 //! How a connection becomes an open one: it is accepted or adopted, its request is read and answered.
 
 use crate::model::{CloseCause, Sid, tick_after};
-use crate::proto::handshake::{self, Answer, HEAD_BYTES_MAX, Head, Parsed, Route};
+use crate::proto::handshake::{self, Decision, HEAD_BYTES_MAX, Head, Parsed, Route};
 use crate::session::{Context, Opening, Session};
 
 use super::handshake::{Handshake, env};
@@ -108,18 +108,18 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             Parsed::Bad(refusal) => return self.refuse(index, refusal.response, CloseCause::HandshakeRefused),
         };
         match handshake::answer(&head, &self.settings.handshake) {
-            Answer::NotOurs => self.serve_http(index, whole.to_vec()),
-            Answer::Refuse(refusal) => {
+            Decision::NotOurs => self.serve_http(index, whole.to_vec()),
+            Decision::Refuse(refusal) => {
                 self.log(index, || format!("upgrade refused with {}", refusal.status));
                 self.refuse(index, refusal.response, CloseCause::HandshakeRefused);
             }
-            Answer::Upgrade { .. } if self.drain.is_some() => {
+            Decision::Upgrade { .. } if self.drain.is_some() => {
                 self.refuse(index, handshake::unavailable(RETRY_AFTER_S).response, CloseCause::Draining);
             }
-            Answer::Upgrade { .. } if !self.services.try_open() => {
+            Decision::Upgrade { .. } if !self.services.try_open() => {
                 self.refuse(index, handshake::unavailable(RETRY_AFTER_S).response, CloseCause::MaxConnections);
             }
-            Answer::Upgrade { route, dialect, response } => {
+            Decision::Upgrade { route, dialect, response } => {
                 self.slots[index].flags |= flag::COUNTED;
                 self.slots[index].form.dialect = dialect;
                 match route {
@@ -149,16 +149,16 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     fn open_session(&mut self, index: u32, head: &Head<'_, '_>, response: Vec<u8>) {
         let Stage::Handshake(waiting) = &self.slots[index].stage else { return };
         let (peer, settings) = (waiting.peer, &self.settings);
-        let (verdict, token) = settings.tokens.read(head, self.now.unix.as_secs());
+        let (token, travelling) = settings.tokens.read(head, self.now.unix.as_secs());
         let random = self.machine.random();
         let (ping_interval, ping_precision) = (head.query("pi"), head.query("ptp"));
         let listener = settings.listeners.get(usize::from(self.slots[index].listener));
         let scheme = listener.map(|listener| listener.scheme).unwrap_or_default();
         let opening = Opening {
             sid: Sid::from_bits(random),
-            env: env(head, scheme, peer, token.as_deref(), &settings.proxy),
+            env: env(head, scheme, peer, travelling.as_deref(), &settings.proxy),
             dialect: self.slots[index].form.dialect,
-            verdict,
+            token,
             ping_interval: ping_interval.as_deref(),
             ping_precision: ping_precision.as_deref(),
             random: (random >> 64) as u64 ^ random as u64,

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::identity::Jwt;
-use crate::model::{Env, Scheme, Tick, Verdict};
+use crate::model::{Env, Scheme, Tick, TokenOutcome};
 use crate::proto::handshake::Head;
 
 /// A connection whose request is not complete.
@@ -44,12 +44,12 @@ pub struct Tokens {
 impl Tokens {
     /// What the request's token says of the client, and the token itself if it travels to the app on its own:
     /// one from the query is in the URL already.
-    pub(super) fn read<'b>(&self, head: &Head<'_, 'b>, unix_s: u64) -> (Verdict, Option<Cow<'b, str>>) {
-        let Some(jwt) = &self.jwt else { return (Verdict::NoToken, None) };
+    pub(super) fn read<'b>(&self, head: &Head<'_, 'b>, unix_s: u64) -> (TokenOutcome, Option<Cow<'b, str>>) {
+        let Some(jwt) = &self.jwt else { return (TokenOutcome::NoToken, None) };
         let header = head.header(&format!("x-{}", self.param)).filter(|token| !token.is_empty());
         let travels = header.or_else(|| head.token_protocol().map(Cow::Borrowed));
         let token = travels.clone().or_else(|| head.query(&self.param));
-        (jwt.judge(token.as_deref(), unix_s), travels)
+        (jwt.verify(token.as_deref(), unix_s), travels)
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use cableway::backend::grpc::messages::*;
 use cableway::backend::grpc::server::{Rpc, serve_connection};
 use cableway::backend::{Backend, Settings, Target};
-use cableway::model::{Answer, Call, CommandKind, Env, Request, Sid, SlotKey, State};
+use cableway::model::{Answer, AppReply, Call, CallError, CommandKind, Env, Reply, Request, Sid, SlotKey, State};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
@@ -173,15 +173,25 @@ impl Server {
     }
 }
 
+/// The end of a call.
+#[derive(Debug)]
+pub struct Answered {
+    pub key: SlotKey,
+    pub result: Result<AppReply, CallError>,
+}
+
 pub struct Caller {
     pub backend: Backend,
-    pub answers: mpsc::UnboundedReceiver<Answer>,
+    pub answers: mpsc::UnboundedReceiver<Answered>,
 }
 
 impl Caller {
     pub fn new(settings: Settings) -> Caller {
         let (sender, answers) = mpsc::unbounded_channel();
-        let deliver = Arc::new(move |answer| drop(sender.send(answer)));
+        let deliver = Arc::new(move |Answer { key, reply }| {
+            let Reply::App(result) = reply else { panic!("only the app is asked here") };
+            drop(sender.send(Answered { key, result }));
+        });
         let backend = Backend::start(settings, &tokio::runtime::Handle::current(), deliver).unwrap();
         Caller { backend, answers }
     }
@@ -190,7 +200,7 @@ impl Caller {
         Caller::new(to(server))
     }
 
-    pub async fn answer(&mut self) -> Answer {
+    pub async fn answer(&mut self) -> Answered {
         soon(self.answers.recv()).await.unwrap()
     }
 }

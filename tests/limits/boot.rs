@@ -134,3 +134,13 @@ fn the_port_comes_from_the_strongest_of_its_names() {
         assert!(log.contains(&format!("127.0.0.1:{wrong}")), "{name}: {log}");
     }
 }
+
+#[test]
+fn every_line_of_the_log_names_the_node() {
+    let server = Start::with(&["--node-id", "node-7"]).start();
+    assert!(server.log.text().lines().all(|line| line.ends_with(",\"nodeid\":\"node-7\"}")), "{}", server.log.text());
+    let unnamed = Start::with(&[]).start();
+    let text = unnamed.log.text();
+    let (_, name) = text.lines().next().and_then(|line| line.rsplit_once("\"nodeid\":")).expect("a name");
+    assert_eq!(name.trim_matches(['"', '}']).len(), 6, "{name}");
+}

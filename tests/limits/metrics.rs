@@ -145,3 +145,18 @@ fn the_names_that_dashboards_know_are_there_and_labelled_as_configured() {
         assert!(sample.contains("env=\"prod\"") && sample.contains("rack=\"a\\\"7\""), "{sample}");
     }
 }
+
+#[test]
+fn descriptors_are_counted_again_at_the_interval_and_only_at_boot_without_one() {
+    let server = Start::with(&["--stats-refresh-interval", "10ms"]).start();
+    let before = server.metrics().get("open_descriptors_num");
+    let _clients: Vec<_> = (0..20).map(|_| upgrade(server.address(), "/cable")).collect();
+    server.metrics_until("they are counted", |m| m.get("open_descriptors_num") > before + 10);
+
+    let server = Start::with(&["--stats-refresh-interval", "0"]).start();
+    let before = server.metrics().get("open_descriptors_num");
+    assert!(before > 0);
+    let _clients: Vec<_> = (0..20).map(|_| upgrade(server.address(), "/cable")).collect();
+    server.metrics_until("they are there", |m| m.get("websockets_num") == 20);
+    assert_eq!(server.metrics().get("open_descriptors_num"), before);
+}

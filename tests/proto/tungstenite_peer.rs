@@ -2,7 +2,7 @@
 
 use std::io::{Cursor, Read, Write};
 
-use cableway::proto::frame::{self, Event, FrameReader, Kind, Limits, Opcode, Payload, Violation};
+use cableway::proto::frame::{self, Event, FrameReader, Limits, Opcode, Payload, Violation};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tungstenite::protocol::{Role, WebSocketConfig};
 use tungstenite::{Error, Message, WebSocket};

@@ -20,13 +20,13 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tonic::{Code, Status};
 
+use super::super::settings::CONNECT_TIMEOUT;
+
 /// Time from one answered ping to the next, also while no call runs. Ruby servers permit exactly 10 s and answer
 /// anything shorter with `GOAWAY too_many_pings` (`contracts/rpc-grpc.md` section 6).
 pub(super) const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// How long an app may take to answer a ping before the connection is given up.
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long connecting may take, TLS included. As long as a whole command may.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What the app may send ahead of our reading, per call and over all. Answers are small; the sizes let one of 4 MiB
 /// come in few round trips.
@@ -43,21 +43,21 @@ pub(super) struct Connection {
     pub proven: Arc<AtomicBool>,
 }
 
-type H2<T> = h2::client::Connection<Gathering<T>, Bytes>;
+type H2<T> = h2::client::Connection<NonVectored<T>, Bytes>;
 
-/// A stream that hides that it could write several buffers at once.
+/// A stream that does not tell h2 that it can write several buffers at once (`is_write_vectored`).
 ///
 /// With such a stream h2 writes every body of 256 bytes and more out on its own; without, it copies bodies below
 /// 1 KiB behind each other, and the calls of one turn leave in one write.
-pub(super) struct Gathering<T>(T);
+pub(super) struct NonVectored<T>(T);
 
-impl<T: AsyncRead + Unpin> AsyncRead for Gathering<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for NonVectored<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.0).poll_read(cx, buf)
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Gathering<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for NonVectored<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, bytes)
     }
@@ -99,8 +99,9 @@ pub(super) async fn connect(
         let (sender, wire) = handshake(stream).await?;
         Ok((sender, Wire::Tls(wire)))
     };
-    let (sender, wire) =
-        timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or_else(|_| Err("no connection in 3 s".to_owned()))?;
+    let (sender, wire) = timeout(CONNECT_TIMEOUT, connecting)
+        .await
+        .unwrap_or_else(|_| Err(format!("no connection in {CONNECT_TIMEOUT:?}")))?;
     Ok((Connection { sender, proven: Arc::default() }, wire))
 }
 
@@ -110,7 +111,7 @@ async fn handshake<T: AsyncRead + AsyncWrite + Unpin>(io: T) -> Result<(SendRequ
         .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_header_list_size(HEADERS_BYTES_MAX)
-        .handshake(Gathering(io))
+        .handshake(NonVectored(io))
         .await
         .map_err(|error| error.to_string())?;
     Ok((sender, Box::new(connection)))
@@ -171,6 +172,12 @@ pub(super) fn never_processed(error: &h2::Error) -> bool {
         }
 }
 
+/// Removes the details of a status, which nobody here reads: tonic panics when they are not base64, and a panic ends the
+/// process.
+pub(super) fn without_details(headers: &mut http::HeaderMap) {
+    headers.remove("grpc-status-details-bin");
+}
+
 /// The body of an answer. Gives flow-control credit back as it is read.
 pub(super) struct AnswerBody {
     stream: h2::RecvStream,
@@ -204,7 +211,10 @@ impl http_body::Body for AnswerBody {
             }
         }
         match ready!(self.stream.poll_trailers(cx)) {
-            Ok(trailers) => Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers)))),
+            Ok(trailers) => Poll::Ready(trailers.map(|mut trailers| {
+                without_details(&mut trailers);
+                Ok(Frame::trailers(trailers))
+            })),
             Err(error) => Poll::Ready(Some(Err(status(&error)))),
         }
     }

@@ -1,5 +1,6 @@
-//! The messages of `proto/anycable.proto` as Rust types, written by hand so that building needs no `protoc`.
+//! The messages of `proto/anycable.proto` as Rust types, written by hand.
 //!
+//! Generating them (protox and prost-build in a build script) would add 30 crates and a minute of CPU to every first build.
 //! A test compares them with the `.proto` file, field by field. The server encodes its own calls straight from
 //! [`crate::model`] (`encode.rs`); these types decode answers, and serve app servers written in Rust.
 

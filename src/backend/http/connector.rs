@@ -3,7 +3,6 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
@@ -16,9 +15,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use tower_service::Service;
 
 use super::super::HostPort;
-
-/// How long connecting may take, TLS included. As long as a whole command may.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+use super::super::settings::CONNECT_TIMEOUT;
 
 /// Connects to the one host that it was made for.
 #[derive(Clone)]

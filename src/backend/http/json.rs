@@ -3,27 +3,31 @@
 //! Answers are read as tolerantly as the contract asks: any field may be missing or `null`, unknown ones are skipped,
 //! names match in any case.
 
-use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 
 use bytes::Bytes;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
-use serde_json::{Map, Value};
+use smallvec::SmallVec;
 
 use super::super::attempt::{Method, Outcome};
 use super::super::state_json;
 use crate::model::rpc::PresenceReply;
 use crate::model::state::StateChanges;
 use crate::model::{CommandReply, ConnectReply, Env, Request, State, Status};
+use crate::proto::json::{Fields, Object, skip};
 
 /// The body of a call.
 pub(super) fn encode(request: &Request) -> Bytes {
     let mut json = Vec::with_capacity(512);
     let mut serializer = serde_json::Serializer::with_formatter(&mut json, HtmlSafe);
-    let none = || Texts(BTreeMap::new());
     let written = match request {
-        Request::Connect { env } => body(&mut serializer, &[], &[], env, &State::default(), none()),
+        Request::Connect { env } => {
+            let none = State::default();
+            body(&mut serializer, &[], &[], &EnvBody { env, cstate: &none, istate: ChannelStates::One(&none) })
+        }
         Request::Command { command, identifier, data, env, cstate, istate } => {
             let fields = [
                 ("command", command.as_str()),
@@ -31,19 +35,14 @@ pub(super) fn encode(request: &Request) -> Bytes {
                 ("connection_identifiers", env.identifiers()),
                 ("data", data),
             ];
-            body(&mut serializer, &fields, &[], env, cstate, Texts::of(istate))
+            body(&mut serializer, &fields, &[], &EnvBody { env, cstate, istate: ChannelStates::One(istate) })
         }
         Request::Disconnect { subscriptions, env, cstate } => {
             let channels: Vec<&str> = subscriptions.iter().map(|(identifier, _)| &**identifier).collect();
-            let states = state_json::non_empty(subscriptions).map(|(identifier, state)| (identifier, state.into()));
-            body(
-                &mut serializer,
-                &[("identifiers", env.identifiers())],
-                &channels,
-                env,
-                cstate,
-                Texts(states.collect()),
-            )
+            let mut states: Vec<_> = state_json::non_empty(subscriptions).collect();
+            states.sort_unstable_by_key(|(identifier, _)| *identifier);
+            let fields = [("identifiers", env.identifiers())];
+            body(&mut serializer, &fields, &channels, &EnvBody { env, cstate, istate: ChannelStates::All(states) })
         }
     };
     // Neither memory nor maps of texts fail to take what is written.
@@ -55,9 +54,7 @@ fn body<S: Serializer>(
     serializer: S,
     fields: &[(&str, &str)],
     subscriptions: &[&str],
-    env: &Env,
-    cstate: &State,
-    istate: Texts<'_>,
+    env: &EnvBody<'_>,
 ) -> Result<S::Ok, S::Error> {
     let mut map = serializer.serialize_map(None)?;
     for (name, text) in fields.iter().filter(|(_, text)| !text.is_empty()) {
@@ -66,36 +63,72 @@ fn body<S: Serializer>(
     if !subscriptions.is_empty() {
         map.serialize_entry("subscriptions", subscriptions)?;
     }
-    let headers = Texts(env.headers().map(|(name, value)| (name, value.into())).collect());
-    map.serialize_entry("env", &EnvBody { url: &env.url(), headers, cstate: Texts::of(cstate), istate })?;
+    map.serialize_entry("env", env)?;
     map.end()
 }
 
-/// Texts by name, in the order of the names.
-#[derive(Serialize)]
-#[serde(transparent)]
-struct Texts<'a>(BTreeMap<&'a str, std::borrow::Cow<'a, str>>);
+/// The field `env`. Its maps are sorted by key, and left out when empty.
+struct EnvBody<'a> {
+    env: &'a Env,
+    cstate: &'a State,
+    istate: ChannelStates<'a>,
+}
 
-impl<'a> Texts<'a> {
-    fn of(state: &'a State) -> Texts<'a> {
-        Texts(state.iter().map(|(key, value)| (key, value.into())).collect())
-    }
+enum ChannelStates<'a> {
+    /// Of the one channel that the call is about.
+    One(&'a State),
+    /// JSON text by channel identifier.
+    All(Vec<(&'a str, String)>),
+}
 
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
+impl Serialize for EnvBody<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut headers: SmallVec<[(&str, &str); 8]> = self.env.headers().collect();
+        headers.sort_by_key(|(name, _)| *name);
+        // A name given twice in `--headers`: both have the same value.
+        headers.dedup_by_key(|(name, _)| *name);
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("url", &Url(self.env.url_parts()))?;
+        if !headers.is_empty() {
+            map.serialize_entry("headers", &Pairs(&headers))?;
+        }
+        if !self.cstate.is_empty() {
+            map.serialize_entry("cstate", &Entries(self.cstate))?;
+        }
+        match &self.istate {
+            ChannelStates::One(state) if !state.is_empty() => map.serialize_entry("istate", &Entries(state))?,
+            ChannelStates::All(states) if !states.is_empty() => map.serialize_entry("istate", &Pairs(states))?,
+            ChannelStates::One(_) | ChannelStates::All(_) => {}
+        }
+        map.end()
     }
 }
 
-#[derive(Serialize)]
-struct EnvBody<'a> {
-    #[serde(skip_serializing_if = "str::is_empty")]
-    url: &'a str,
-    #[serde(skip_serializing_if = "Texts::is_empty")]
-    headers: Texts<'a>,
-    #[serde(skip_serializing_if = "Texts::is_empty")]
-    cstate: Texts<'a>,
-    #[serde(skip_serializing_if = "Texts::is_empty")]
-    istate: Texts<'a>,
+struct Url<'a>([&'a str; 2]);
+
+impl Serialize for Url<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let [scheme, rest] = self.0;
+        serializer.collect_str(&format_args!("{scheme}{rest}"))
+    }
+}
+
+/// An object of a state, whose entries are sorted already.
+struct Entries<'a>(&'a State);
+
+impl Serialize for Entries<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter())
+    }
+}
+
+/// An object of these pairs, in their order.
+struct Pairs<'a, V>(&'a [(&'a str, V)]);
+
+impl<V: Serialize> Serialize for Pairs<'_, V> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(key, value)| (key, value)))
+    }
 }
 
 /// Writes `&`, `<` and `>` as `\uXXXX`, as AnyCable does: app servers that sign or compare bodies see the same bytes.
@@ -117,114 +150,213 @@ impl serde_json::ser::Formatter for HtmlSafe {
 ///
 /// The error says what is wrong with it, for the log.
 pub(super) fn decode(method: Method, body: &[u8]) -> Result<Outcome, String> {
-    let mut answer = Fields::of(serde_json::from_slice(body).map_err(|error| error.to_string())?)?;
-    let status = match answer.take("status") {
-        None => Status::Error,
-        Some(Value::Number(number)) => match number.as_i64() {
-            Some(1) => Status::Success,
-            Some(2) => Status::Failure,
-            Some(_) => Status::Error,
-            None => return Err("status is not an integer".to_owned()),
-        },
-        Some(_) => return Err("status is not an integer".to_owned()),
-    };
-    let error_msg = answer.text("error_msg")?;
+    fn read<T: Part>(body: &[u8]) -> Result<Answer<T>, String> {
+        Ok(serde_json::from_slice::<Object<Answer<T>>>(body).map_err(|error| error.to_string())?.0)
+    }
     Ok(match method {
-        Method::Disconnect => Outcome::Disconnect(status, error_msg),
         Method::Connect => {
-            let mut env = answer.fields("env")?;
-            Outcome::Connect(ConnectReply {
-                status,
-                identifiers: answer.text("identifiers")?,
-                transmissions: answer.texts("transmissions")?,
-                error_msg,
-                cstate: env.changes("cstate")?,
-            })
+            let Answer { status, error_msg, rest } = read::<ConnectReply>(body)?;
+            Outcome::Connect(ConnectReply { status, error_msg, ..rest })
         }
         Method::Command => {
-            let mut env = answer.fields("env")?;
-            let presence = match answer.take("presence") {
-                None => None,
-                Some(presence) => {
-                    let mut presence = Fields::of(presence)?;
-                    let (kind, id) = (presence.text("type")?, presence.text("id")?);
-                    Some(PresenceReply { kind, id, info: presence.text("info")? })
-                }
-            };
-            Outcome::Command(Box::new(CommandReply {
-                status,
-                disconnect: answer.flag("disconnect")?,
-                stop_streams: answer.flag("stop_streams")?,
-                streams: answer.texts("streams")?,
-                stopped_streams: answer.texts("stopped_streams")?,
-                transmissions: answer.texts("transmissions")?,
-                error_msg,
-                cstate: env.changes("cstate")?,
-                istate: env.changes("istate")?,
-                presence,
-            }))
+            let Answer { status, error_msg, rest } = read::<CommandReply>(body)?;
+            Outcome::Command(Box::new(CommandReply { status, error_msg, ..rest }))
+        }
+        Method::Disconnect => {
+            let Answer { status, error_msg, rest: Nothing } = read(body)?;
+            Outcome::Disconnect(status, error_msg)
         }
     })
 }
 
-/// The fields of an object by their lower-case names, without those that are `null`.
+/// What every answer has, and what only an answer to this method has.
 #[derive(Default)]
-struct Fields(Map<String, Value>);
+struct Answer<T> {
+    status: Status,
+    error_msg: String,
+    rest: T,
+}
 
-impl Fields {
-    fn of(value: Value) -> Result<Fields, String> {
-        let Value::Object(object) = value else { return Err("not an object".to_owned()) };
-        let filled = object.into_iter().filter(|(_, value)| !value.is_null());
-        Ok(Fields(filled.map(|(name, value)| (name.to_ascii_lowercase(), value)).collect()))
-    }
+/// Fields that only the answer to one method has.
+trait Part: Default {
+    /// As [`Fields::field`], with the name in lower case.
+    fn field<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error>;
+}
 
-    fn take(&mut self, name: &str) -> Option<Value> {
-        self.0.remove(name)
-    }
+impl<'de, T: Part> Fields<'de> for Answer<T> {
+    const WHAT: &'static str = "an object";
 
-    fn text(&mut self, name: &str) -> Result<String, String> {
-        self.take(name).map_or(Ok(String::new()), |value| text(name, value))
-    }
-
-    fn flag(&mut self, name: &str) -> Result<bool, String> {
-        self.take(name).map_or(Ok(false), |value| value.as_bool().ok_or_else(|| format!("{name} is not a boolean")))
-    }
-
-    fn texts(&mut self, name: &str) -> Result<Vec<String>, String> {
-        match self.take(name) {
-            None => Ok(Vec::new()),
-            Some(Value::Array(values)) => values.into_iter().map(|value| text(name, value)).collect(),
-            Some(_) => Err(format!("{name} is not an array")),
-        }
-    }
-
-    fn fields(&mut self, name: &str) -> Result<Fields, String> {
-        let Some(value) = self.take(name) else { return Ok(Fields::default()) };
-        Fields::of(value).map_err(|error| format!("{name} is {error}"))
-    }
-
-    /// Keys of a state are the app's own: they keep their case.
-    fn changes(&mut self, name: &str) -> Result<StateChanges, String> {
-        match self.take(name) {
-            None => Ok(StateChanges::new()),
-            Some(Value::Object(object)) => {
-                object.into_iter().map(|(key, value)| Ok((key, text(name, value)?))).collect()
+    fn field<A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        with_lower_case(key, |name| {
+            match name {
+                "status" => {
+                    self.status = match map.next_value::<Option<i64>>()? {
+                        Some(1) => Status::Success,
+                        Some(2) => Status::Failure,
+                        Some(_) | None => Status::Error,
+                    };
+                }
+                "error_msg" => self.error_msg = text(map)?,
+                _ => self.rest.field(name, map)?,
             }
-            Some(_) => Err(format!("{name} is not an object")),
-        }
+            Ok(())
+        })
     }
 }
 
-fn text(name: &str, value: Value) -> Result<String, String> {
-    match value {
-        Value::String(text) => Ok(text),
-        Value::Null => Ok(String::new()),
-        _ => Err(format!("{name} is not a text")),
+#[derive(Default)]
+struct Nothing;
+
+impl Part for Nothing {
+    fn field<'de, A: MapAccess<'de>>(&mut self, _: &str, map: &mut A) -> Result<(), A::Error> {
+        skip(map)
+    }
+}
+
+impl Part for ConnectReply {
+    fn field<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        match name {
+            "identifiers" => self.identifiers = text(map)?,
+            "transmissions" => self.transmissions = texts(map)?,
+            "env" => self.cstate = object::<EnvAnswer, A>(map)?.unwrap_or_default().cstate,
+            _ => skip(map)?,
+        }
+        Ok(())
+    }
+}
+
+impl Part for CommandReply {
+    fn field<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        match name {
+            "disconnect" => self.disconnect = flag(map)?,
+            "stop_streams" => self.stop_streams = flag(map)?,
+            "streams" => self.streams = texts(map)?,
+            "stopped_streams" => self.stopped_streams = texts(map)?,
+            "transmissions" => self.transmissions = texts(map)?,
+            "env" => {
+                let env = object::<EnvAnswer, A>(map)?.unwrap_or_default();
+                (self.cstate, self.istate) = (env.cstate, env.istate);
+            }
+            "presence" => self.presence = object(map)?,
+            _ => skip(map)?,
+        }
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct EnvAnswer {
+    cstate: StateChanges,
+    istate: StateChanges,
+}
+
+impl<'de> Fields<'de> for EnvAnswer {
+    const WHAT: &'static str = "an object";
+
+    fn field<A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        with_lower_case(key, |name| {
+            match name {
+                "cstate" => self.cstate = changes(map)?,
+                "istate" => self.istate = changes(map)?,
+                _ => skip(map)?,
+            }
+            Ok(())
+        })
+    }
+}
+
+impl<'de> Fields<'de> for PresenceReply {
+    const WHAT: &'static str = "an object";
+
+    fn field<A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        with_lower_case(key, |name| {
+            match name {
+                "type" => self.kind = text(map)?,
+                "id" => self.id = text(map)?,
+                "info" => self.info = text(map)?,
+                _ => skip(map)?,
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Longest name of a field, with room to spare; no longer one means anything.
+const NAME_BYTES_MAX: usize = 32;
+
+/// Calls `read` with a key in lower case.
+fn with_lower_case<R>(key: &str, read: impl FnOnce(&str) -> R) -> R {
+    let mut room = [0; NAME_BYTES_MAX];
+    let name = match room.get_mut(..key.len()) {
+        Some(room) => {
+            room.copy_from_slice(key.as_bytes());
+            room.make_ascii_lowercase();
+            std::str::from_utf8(room).unwrap_or_default()
+        }
+        None => "",
+    };
+    read(name)
+}
+
+fn object<'de, T: Fields<'de>, A: MapAccess<'de>>(map: &mut A) -> Result<Option<T>, A::Error> {
+    Ok(map.next_value::<Option<Object<T>>>()?.map(|object| object.0))
+}
+
+fn flag<'de, A: MapAccess<'de>>(map: &mut A) -> Result<bool, A::Error> {
+    Ok(map.next_value::<Option<bool>>()?.unwrap_or_default())
+}
+
+fn text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<String, A::Error> {
+    Ok(map.next_value::<Text>()?.0)
+}
+
+fn texts<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Vec<String>, A::Error> {
+    let texts = map.next_value::<Option<Vec<Text>>>()?.unwrap_or_default();
+    Ok(texts.into_iter().map(|text| text.0).collect())
+}
+
+fn changes<'de, A: MapAccess<'de>>(map: &mut A) -> Result<StateChanges, A::Error> {
+    Ok(map.next_value::<Option<Changes>>()?.map(|changes| changes.0).unwrap_or_default())
+}
+
+/// A text; `null` is an empty one.
+struct Text(String);
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Text, D::Error> {
+        Option::deserialize(deserializer).map(|text| Text(text.unwrap_or_default()))
+    }
+}
+
+/// An object of texts. Keys of a state are the app's own: they keep their case.
+struct Changes(StateChanges);
+
+impl<'de> Deserialize<'de> for Changes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Changes, D::Error> {
+        struct ChangesVisitor;
+        impl<'de> Visitor<'de> for ChangesVisitor {
+            type Value = Changes;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of texts")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Changes, A::Error> {
+                let mut changes = StateChanges::new();
+                while let Some((key, Text(value))) = map.next_entry()? {
+                    changes.push((key, value));
+                }
+                Ok(Changes(changes))
+            }
+        }
+        deserializer.deserialize_map(ChangesVisitor)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
     use crate::model::CommandKind;
 

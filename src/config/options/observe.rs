@@ -38,6 +38,7 @@ options! {
     /// Labels for every metric: `name:value,name2:value2`.
     tags: Tags = "", "metrics-tags", "metrics.tags";
 
-    /// Time between two updates of the gauges that have to be counted. 0: never.
+    /// Time between two measurements of what metrics say of the process and the machine: memory, descriptors,
+    /// dropped connections. 0: once, at boot.
     stats_refresh_interval: Duration = "5s", "stats-refresh-interval", "app.stats_refresh_interval" [.unit(Unit::Seconds)];
 }

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::config::definition::{Unit, options};
-use crate::config::setting::{DisconnectMode, RpcImplementation, Secret};
+use crate::config::setting::{RpcImplementation, Secret};
+use crate::model::DisconnectMode;
 
 options! {
     /// Calls to the app: where it is, how many at once, how long they may take.

@@ -96,6 +96,6 @@ options! {
     /// towards the shutdown time-out.
     shutdown_delay: Duration = "0s", "shutdown-delay", "app.shutdown_delay" [.unit(Unit::Seconds)];
 
-    /// Name of this node in logs. Empty: six random characters.
+    /// Name of this node: `nodeid` in every line of the log. Empty: six random characters.
     node_id: String = "", "node-id", "node_id" [.hidden()];
 }

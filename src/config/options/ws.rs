@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::config::definition::{Unit, options};
-use crate::config::setting::PingPrecision;
+use crate::model::PingPrecision;
 
 options! {
     /// WebSockets: where they are, how large their messages are, how slow a client may be.

@@ -3,13 +3,13 @@ use super::*;
 const NOW: u64 = 1_790_000_000;
 
 fn jwt(enforce: bool) -> Jwt {
-    Jwt { secret: Secret::resolve(["s3cr3t"]).unwrap(), enforce }
+    Jwt { secret: Secret::new("s3cr3t").unwrap(), enforce }
 }
 
 /// Signs as an app would.
 fn token(header: &str, claims: &str, secret: &str) -> String {
     let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims));
-    let secret = Secret::resolve([secret]).unwrap();
+    let secret = Secret::new(secret).unwrap();
     let signature = match header {
         header if header.contains("HS384") => secret.mac::<Sha384>(signed.as_bytes()).finalize().into_bytes().to_vec(),
         header if header.contains("HS512") => secret.mac::<Sha512>(signed.as_bytes()).finalize().into_bytes().to_vec(),
@@ -20,12 +20,12 @@ fn token(header: &str, claims: &str, secret: &str) -> String {
 
 const HS256: &str = r#"{"alg":"HS256","typ":"JWT"}"#;
 
-fn judge(claims: &str) -> Verdict {
-    jwt(false).judge(Some(&token(HS256, claims, "s3cr3t")), NOW)
+fn verify(claims: &str) -> TokenOutcome {
+    jwt(false).verify(Some(&token(HS256, claims, "s3cr3t")), NOW)
 }
 
-fn identified(identifiers: &str) -> Verdict {
-    Verdict::Identified { identifiers: identifiers.into() }
+fn identified(identifiers: &str) -> TokenOutcome {
+    TokenOutcome::Identified { identifiers: identifiers.into() }
 }
 
 #[test]
@@ -33,22 +33,22 @@ fn a_token_made_by_another_implementation_is_read() {
     // RFC 7515 appendix A.1 is signed with a binary key; this is the same kind of token with a text key, made with
     // OpenSSL: `printf %s "$header.$claims" | openssl dgst -sha256 -hmac s3cr3t -binary`.
     let token = "eyJhbGciOiJIUzI1NiJ9.eyJleHQiOiJ7XCJ1c2VyXCI6XCI3XCJ9IiwiZXhwIjoxNzkwMDAzNjAwfQ.YWqhSUkuoAHZBISOZjx9jSu1VxtXsiDKsxRltetqNX4";
-    assert_eq!(jwt(false).judge(Some(token), NOW), identified(r#"{"user":"7"}"#));
+    assert_eq!(jwt(false).verify(Some(token), NOW), identified(r#"{"user":"7"}"#));
 }
 
 #[test]
 fn identifiers_come_from_ext_byte_for_byte() {
-    assert_eq!(judge(r#"{"ext":"{\"user\":\"7\"}","exp":1790003600}"#), identified(r#"{"user":"7"}"#));
-    assert_eq!(judge(r#"{"ext":" {\"b\":1, \"a\":\"\u00e9\"}"}"#), identified(r#" {"b":1, "a":"é"}"#));
-    assert_eq!(judge(r#"{"ext":""}"#), identified(""));
-    assert_eq!(judge(r#"{"aud":["x",{"y":[]}],"ext":"x","iat":99999999999,"sub":7}"#), identified("x"));
+    assert_eq!(verify(r#"{"ext":"{\"user\":\"7\"}","exp":1790003600}"#), identified(r#"{"user":"7"}"#));
+    assert_eq!(verify(r#"{"ext":" {\"b\":1, \"a\":\"\u00e9\"}"}"#), identified(r#" {"b":1, "a":"é"}"#));
+    assert_eq!(verify(r#"{"ext":""}"#), identified(""));
+    assert_eq!(verify(r#"{"aud":["x",{"y":[]}],"ext":"x","iat":99999999999,"sub":7}"#), identified("x"));
 }
 
 #[test]
 fn every_hmac_algorithm_is_taken_and_no_other() {
     for alg in ["HS256", "HS384", "HS512"] {
         let token = token(&format!(r#"{{"typ":"JWT","alg":"{alg}"}}"#), r#"{"ext":"x"}"#, "s3cr3t");
-        assert_eq!(jwt(true).judge(Some(&token), NOW), identified("x"), "{alg}");
+        assert_eq!(jwt(true).verify(Some(&token), NOW), identified("x"), "{alg}");
     }
     for header in [
         r#"{"alg":"none"}"#,
@@ -64,7 +64,7 @@ fn every_hmac_algorithm_is_taken_and_no_other() {
         "x",
     ] {
         let token = token(header, r#"{"ext":"x"}"#, "s3cr3t");
-        assert_eq!(jwt(false).judge(Some(&token), NOW), Verdict::Unauthorized, "{header}");
+        assert_eq!(jwt(false).verify(Some(&token), NOW), TokenOutcome::Unauthorized, "{header}");
     }
 }
 
@@ -74,7 +74,7 @@ fn the_algorithm_named_is_the_one_checked() {
     let (_, rest) = good.split_once('.').unwrap();
     for other in ["HS384", "HS512", "none"] {
         let header = URL_SAFE_NO_PAD.encode(format!(r#"{{"alg":"{other}"}}"#));
-        assert_eq!(jwt(false).judge(Some(&format!("{header}.{rest}")), NOW), Verdict::Unauthorized);
+        assert_eq!(jwt(false).verify(Some(&format!("{header}.{rest}")), NOW), TokenOutcome::Unauthorized);
     }
 }
 
@@ -83,26 +83,26 @@ fn time_claims_are_checked_without_leeway() {
     for (claims, wanted) in [
         (r#"{"ext":"x","exp":1790000001}"#, identified("x")),
         (r#"{"ext":"x","exp":1790000000.5}"#, identified("x")),
-        (r#"{"ext":"x","exp":1790000000}"#, Verdict::Expired),
-        (r#"{"ext":"x","exp":0}"#, Verdict::Expired),
-        (r#"{"ext":"x","exp":-1e300}"#, Verdict::Expired),
-        (r#"{"exp":1789999999}"#, Verdict::Expired),
+        (r#"{"ext":"x","exp":1790000000}"#, TokenOutcome::Expired),
+        (r#"{"ext":"x","exp":0}"#, TokenOutcome::Expired),
+        (r#"{"ext":"x","exp":-1e300}"#, TokenOutcome::Expired),
+        (r#"{"exp":1789999999}"#, TokenOutcome::Expired),
         (r#"{"ext":"x","nbf":1790000000}"#, identified("x")),
-        (r#"{"ext":"x","nbf":1790000001}"#, Verdict::Unauthorized),
-        (r#"{"ext":"x","nbf":1790000001,"exp":1}"#, Verdict::Expired),
-        (r#"{"ext":"x","exp":"1790000001"}"#, Verdict::Unauthorized),
-        (r#"{"ext":"x","exp":null}"#, Verdict::Unauthorized),
-        (r#"{"ext":"x","exp":1e999}"#, Verdict::Unauthorized),
-        (r#"{"ext":"x","nbf":{}}"#, Verdict::Unauthorized),
+        (r#"{"ext":"x","nbf":1790000001}"#, TokenOutcome::Unauthorized),
+        (r#"{"ext":"x","nbf":1790000001,"exp":1}"#, TokenOutcome::Expired),
+        (r#"{"ext":"x","exp":"1790000001"}"#, TokenOutcome::Unauthorized),
+        (r#"{"ext":"x","exp":null}"#, TokenOutcome::Unauthorized),
+        (r#"{"ext":"x","exp":1e999}"#, TokenOutcome::Unauthorized),
+        (r#"{"ext":"x","nbf":{}}"#, TokenOutcome::Unauthorized),
     ] {
-        assert_eq!(judge(claims), wanted, "{claims}");
+        assert_eq!(verify(claims), wanted, "{claims}");
     }
 }
 
 #[test]
 fn a_good_token_without_identifiers_is_an_error() {
     for claims in ["{}", r#"{"ext":null}"#, r#"{"ext":7}"#, r#"{"ext":{"user":"7"}}"#, r#"{"EXT":"x"}"#] {
-        assert_eq!(judge(claims), Verdict::Error, "{claims}");
+        assert_eq!(verify(claims), TokenOutcome::Error, "{claims}");
     }
 }
 
@@ -110,7 +110,7 @@ fn a_good_token_without_identifiers_is_an_error() {
 fn a_bad_signature_is_unauthorized_even_when_expired() {
     for claims in [r#"{"ext":"x"}"#, r#"{"ext":"x","exp":1}"#] {
         let forged = token(HS256, claims, "other");
-        assert_eq!(jwt(false).judge(Some(&forged), NOW), Verdict::Unauthorized);
+        assert_eq!(jwt(false).verify(Some(&forged), NOW), TokenOutcome::Unauthorized);
     }
 }
 
@@ -136,14 +136,14 @@ fn what_is_no_token_is_unauthorized() {
         token(HS256, "null", "s3cr3t"),
         token(HS256, r#"{"ext":"x"} y"#, "s3cr3t"),
     ] {
-        assert_eq!(jwt(false).judge(Some(&bad), NOW), Verdict::Unauthorized, "{bad}");
+        assert_eq!(jwt(false).verify(Some(&bad), NOW), TokenOutcome::Unauthorized, "{bad}");
     }
 }
 
 #[test]
 fn no_token_is_refused_only_when_one_is_required() {
     for none in [None, Some("")] {
-        assert_eq!(jwt(false).judge(none, NOW), Verdict::NoToken);
-        assert_eq!(jwt(true).judge(none, NOW), Verdict::Unauthorized);
+        assert_eq!(jwt(false).verify(none, NOW), TokenOutcome::NoToken);
+        assert_eq!(jwt(true).verify(none, NOW), TokenOutcome::Unauthorized);
     }
 }

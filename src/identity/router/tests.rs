@@ -4,7 +4,7 @@ use crate::identity::sign_stream;
 const TOKEN: &str = "InJvb206NyI=--d6c2f92b9915c1e511e0fc1001d7ad71a510372dbe1112481eb67e5d20e1b455";
 
 fn secret() -> Option<Secret> {
-    Secret::resolve(["s3cr3t"])
+    Secret::new("s3cr3t")
 }
 
 fn router(change: impl FnOnce(&mut StreamSettings)) -> StreamRouter {
@@ -105,11 +105,8 @@ fn a_channel_of_ours_without_a_name_is_refused() {
 
 #[test]
 fn names_of_internal_channels_are_refused() {
-    let router = router(|s| {
-        (s.secret, s.public, s.turbo) = (secret(), true, secret());
-        s.reserved.push("own".into());
-    });
-    for name in ["__anycable__", "__anycable_internal__", "own"] {
+    let router = router(|s| (s.secret, s.public, s.turbo) = (secret(), true, secret()));
+    for name in ["__anycable__", "__anycable_internal__"] {
         let token = sign_stream(&secret().unwrap(), name);
         assert_eq!(router.route(&PUBLIC.replace("room:7", name)), Routed::Rejected);
         assert_eq!(router.route(&signed(&token)), Routed::Rejected);
@@ -119,7 +116,7 @@ fn names_of_internal_channels_are_refused() {
 
 #[test]
 fn turbo_and_cable_ready_have_their_own_secrets_and_no_extras() {
-    let turbo = Secret::resolve(["turbo"]).unwrap();
+    let turbo = Secret::new("turbo").unwrap();
     let identifier = |token: &str| signed(token).replace("$pubsub", "Turbo::StreamsChannel");
     let cable_ready = format!(r#"{{"channel":"CableReady::Stream","identifier":"{TOKEN}"}}"#);
     let router = router(|s| {

@@ -33,14 +33,14 @@ fn with_head<T>(bytes: &[u8], look: impl FnOnce(&Head<'_, '_>) -> T) -> T {
     }
 }
 
-fn answered(bytes: impl AsRef<[u8]>) -> Answer {
+fn answered(bytes: impl AsRef<[u8]>) -> Decision {
     with_head(bytes.as_ref(), |head| answer(head, &rules()))
 }
 
 /// The status of a refusal, after a look at its shape.
 fn status(bytes: impl AsRef<[u8]>) -> u16 {
     match answered(bytes) {
-        Answer::Refuse(refusal) => {
+        Decision::Refuse(refusal) => {
             let response = String::from_utf8(refusal.response).unwrap();
             let (head, body) = response.split_once("\r\n\r\n").unwrap();
             let (_, words) = head.lines().next().unwrap().split_at("HTTP/1.1 ".len());
@@ -64,7 +64,7 @@ fn status(bytes: impl AsRef<[u8]>) -> u16 {
 /// The dialect that the response names.
 fn negotiated(more: &str) -> Option<Dialect> {
     match answered(request("/cable", more)) {
-        Answer::Upgrade { dialect, response, .. } => {
+        Decision::Upgrade { dialect, response, .. } => {
             let response = String::from_utf8(response).unwrap();
             let line = response.lines().find_map(|line| line.strip_prefix("Sec-WebSocket-Protocol: "));
             let named = Dialect::ALL.into_iter().find(|known| line == Some(known.language().subprotocol()));
@@ -78,7 +78,7 @@ fn negotiated(more: &str) -> Option<Dialect> {
 
 #[test]
 fn the_answer_to_the_example_of_the_rfc_is_exact() {
-    let Answer::Upgrade { route, dialect, response } =
+    let Decision::Upgrade { route, dialect, response } =
         answered(request("/cable?a=1", "Sec-WebSocket-Protocol: actioncable-v1-json, actioncable-unsupported\r\n"))
     else {
         panic!("refused")
@@ -88,7 +88,7 @@ fn the_answer_to_the_example_of_the_rfc_is_exact() {
         Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSec-WebSocket-Protocol: actioncable-v1-json\r\n\
         X-AnyCable-Version: 1.6.16-cw\r\n\r\n";
     assert_eq!(String::from_utf8(response).unwrap(), expected);
-    let Answer::Upgrade { response, .. } = answered(request("/cable", "")) else { panic!("refused") };
+    let Decision::Upgrade { response, .. } = answered(request("/cable", "")) else { panic!("refused") };
     let expected = expected.replace("Sec-WebSocket-Protocol: actioncable-v1-json\r\n", "");
     assert_eq!(String::from_utf8(response).unwrap(), expected);
 }
@@ -111,20 +111,20 @@ fn paths_lead_to_their_route() {
         ("/x?y=http://a.test/cable", None),
     ] {
         let route = match answered(request(target, "")) {
-            Answer::Upgrade { route, .. } => Some(route),
-            Answer::NotOurs => None,
-            Answer::Refuse(refusal) => panic!("{target}: {}", refusal.status),
+            Decision::Upgrade { route, .. } => Some(route),
+            Decision::NotOurs => None,
+            Decision::Refuse(refusal) => panic!("{target}: {}", refusal.status),
         };
         assert_eq!(route, expected, "{target}");
     }
     let no_echo = Rules { echo_path: None, ..rules() };
-    with_head(request("/echo", "").as_bytes(), |head| assert_eq!(answer(head, &no_echo), Answer::NotOurs));
+    with_head(request("/echo", "").as_bytes(), |head| assert_eq!(answer(head, &no_echo), Decision::NotOurs));
 }
 
 #[test]
 fn an_ordinary_request_elsewhere_is_not_ours_whatever_it_lacks() {
-    assert_eq!(answered("GET /health HTTP/1.1\r\nHost: a\r\n\r\n"), Answer::NotOurs);
-    assert_eq!(answered("POST http://a/_broadcast HTTP/1.1\r\nContent-Length: 5\r\n\r\n"), Answer::NotOurs);
+    assert_eq!(answered("GET /health HTTP/1.1\r\nHost: a\r\n\r\n"), Decision::NotOurs);
+    assert_eq!(answered("POST http://a/_broadcast HTTP/1.1\r\nContent-Length: 5\r\n\r\n"), Decision::NotOurs);
 }
 
 #[test]
@@ -148,9 +148,9 @@ fn faults_are_answered_in_the_order_of_the_contract() {
     }
     let strict = Rules { allowed_origins: Origins::parse("a.test"), ..rules() };
     let strict_status = |bytes: String| match with_head(bytes.as_bytes(), |head| answer(head, &strict)) {
-        Answer::Refuse(refusal) => refusal.status,
-        Answer::Upgrade { .. } => 101,
-        Answer::NotOurs => 0,
+        Decision::Refuse(refusal) => refusal.status,
+        Decision::Upgrade { .. } => 101,
+        Decision::NotOurs => 0,
     };
     assert_eq!(strict_status(request("/cable", "Origin: http://a.test\r\n")), 101);
     assert_eq!(strict_status(request("/cable", "")), 403);
@@ -162,7 +162,7 @@ fn faults_are_answered_in_the_order_of_the_contract() {
 
 #[test]
 fn a_refused_method_is_told_the_right_one() {
-    let Answer::Refuse(refusal) = answered(request("/cable", "").replace("GET", "PUT")) else { panic!("upgraded") };
+    let Decision::Refuse(refusal) = answered(request("/cable", "").replace("GET", "PUT")) else { panic!("upgraded") };
     let response = String::from_utf8(refusal.response).unwrap();
     assert!(response.contains("\r\nAllow: GET\r\n") && response.ends_with("\r\n\r\nMethod Not Allowed\n"));
 }
@@ -170,7 +170,7 @@ fn a_refused_method_is_told_the_right_one() {
 #[test]
 fn connection_and_upgrade_are_token_lists_in_any_case() {
     let upgraded =
-        |from: &str, to: &str| matches!(answered(request("/cable", "").replace(from, to)), Answer::Upgrade { .. });
+        |from: &str, to: &str| matches!(answered(request("/cable", "").replace(from, to)), Decision::Upgrade { .. });
     assert!(upgraded("Connection: Upgrade", "connection: keep-alive, uPGRADE"));
     assert!(upgraded("Connection: Upgrade", "Connection: keep-alive\r\nConnection:upgrade ,x"));
     assert!(upgraded("Upgrade: websocket", "UPGRADE: h2c, WebSocket"));
@@ -183,8 +183,8 @@ fn connection_and_upgrade_are_token_lists_in_any_case() {
 #[test]
 fn the_key_has_to_be_base64_of_16_bytes() {
     let with_key = |key: &str| request("/cable", "").replace(KEY, key);
-    assert!(matches!(answered(with_key("AAAAAAAAAAAAAAAAAAAAAA==")), Answer::Upgrade { .. }));
-    assert!(matches!(answered(with_key("AAAAAAAAAAAAAAAAAAAAAZ==")), Answer::Upgrade { .. }), "spare bits set");
+    assert!(matches!(answered(with_key("AAAAAAAAAAAAAAAAAAAAAA==")), Decision::Upgrade { .. }));
+    assert!(matches!(answered(with_key("AAAAAAAAAAAAAAAAAAAAAZ==")), Decision::Upgrade { .. }), "spare bits set");
     for key in [
         "",
         "AAAA",
@@ -218,7 +218,7 @@ fn the_servers_order_decides_on_the_subprotocol() {
 fn a_token_among_the_subprotocols_is_read_and_never_sent_back() {
     let bytes = request("/cable", "Sec-WebSocket-Protocol: anycable-token.ab.cd-_, actioncable-v1-ext-json\r\n");
     with_head(bytes.as_bytes(), |head| assert_eq!(head.token_protocol(), Some("ab.cd-_")));
-    let Answer::Upgrade { response, dialect, .. } = answered(bytes) else { panic!("refused") };
+    let Decision::Upgrade { response, dialect, .. } = answered(bytes) else { panic!("refused") };
     assert_eq!(dialect, Dialect::CableExtended);
     assert!(!String::from_utf8(response).unwrap().contains("ab.cd"));
     assert_eq!(negotiated("Sec-WebSocket-Protocol: anycable-token.x\r\n"), None);
@@ -228,15 +228,15 @@ fn a_token_among_the_subprotocols_is_read_and_never_sent_back() {
 #[test]
 fn the_echo_route_speaks_no_subprotocol() {
     let answer = answered(request("/echo", "Sec-WebSocket-Protocol: actioncable-v1-json\r\n"));
-    let Answer::Upgrade { route: Route::Echo, response, .. } = answer else { panic!("{answer:?}") };
+    let Decision::Upgrade { route: Route::Echo, response, .. } = answer else { panic!("{answer:?}") };
     assert!(!String::from_utf8(response).unwrap().contains("Sec-WebSocket-Protocol"));
 }
 
 #[test]
 fn http_1_0_passes_even_without_a_host() {
     let old = request("/cable", "").replace("HTTP/1.1", "HTTP/1.0");
-    assert!(matches!(answered(&old), Answer::Upgrade { .. }));
-    assert!(matches!(answered(old.replace("Host: a.test:8080\r\n", "")), Answer::Upgrade { .. }));
+    assert!(matches!(answered(&old), Decision::Upgrade { .. }));
+    assert!(matches!(answered(old.replace("Host: a.test:8080\r\n", "")), Decision::Upgrade { .. }));
 }
 
 #[test]
@@ -306,7 +306,7 @@ fn headers_are_found_in_any_case_and_need_not_be_utf8() {
         assert_eq!(head.offered_protocols().collect::<Vec<_>>(), ["actioncable-v1-json"]);
         assert_eq!(head.headers().filter(|(name, _)| name.eq_ignore_ascii_case("x-one")).count(), 2);
     });
-    assert!(matches!(answered(&bytes), Answer::Upgrade { dialect: Dialect::Cable, .. }));
+    assert!(matches!(answered(&bytes), Decision::Upgrade { dialect: Dialect::Cable, .. }));
 }
 
 #[test]
@@ -316,7 +316,7 @@ fn early_frames_behind_the_head_are_left_alone() {
     let mut slots = slots();
     let Parsed::Complete { head: parsed, len } = parse_head(&bytes, &mut slots) else { panic!("incomplete") };
     assert_eq!(len, head.len());
-    assert!(matches!(answer(&parsed, &rules()), Answer::Upgrade { .. }));
+    assert!(matches!(answer(&parsed, &rules()), Decision::Upgrade { .. }));
 }
 
 #[test]

@@ -26,6 +26,9 @@ pub enum PathPatternError {
     /// A star is taken at the end only.
     #[error("path `{0}` has a `*` that is not its last character")]
     InnerStar(String),
+    /// A request path has no spaces, no query and no fragment.
+    #[error("path `{0}` has a character that no request path has")]
+    Character(String),
     /// Braces stand around the name of a whole segment.
     #[error("path `{0}` has braces that are not a whole segment `{{name}}`")]
     Braces(String),
@@ -35,10 +38,13 @@ impl PathPattern {
     /// Reads a pattern.
     ///
     /// # Errors
-    /// It does not start with a slash, or has stars or braces where they mean nothing.
+    /// It does not start with a slash, has a character that no path has, or stars or braces where they mean nothing.
     pub fn parse(text: &str) -> Result<PathPattern, PathPatternError> {
         if !text.starts_with('/') {
             return Err(PathPatternError::NoSlash(text.to_owned()));
+        }
+        if !text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'?' && byte != b'#') {
+            return Err(PathPatternError::Character(text.to_owned()));
         }
         let (path, open_end) = text.strip_suffix('*').map_or((text, false), |path| (path, true));
         if path.contains('*') {
@@ -67,6 +73,11 @@ impl PathPattern {
             pieces.push(Piece::Exact(exact));
         }
         Ok(PathPattern { pieces, open_end })
+    }
+
+    /// Whether it means one path only.
+    pub fn is_plain(&self) -> bool {
+        !self.open_end && matches!(self.pieces[..], [Piece::Exact(_)])
     }
 
     /// Whether a request path, without its query, is meant.
@@ -114,9 +125,19 @@ mod tests {
     }
 
     #[test]
+    fn a_path_without_stars_and_braces_is_plain() {
+        for (pattern, plain) in [("/", true), ("/a/b", true), ("/a*", false), ("/*", false), ("/{a}", false)] {
+            assert_eq!(PathPattern::parse(pattern).unwrap().is_plain(), plain, "{pattern}");
+        }
+    }
+
+    #[test]
     fn patterns_that_cannot_be_meant_are_refused() {
         for pattern in ["", "cable", "*"] {
             assert!(matches!(PathPattern::parse(pattern), Err(PathPatternError::NoSlash(_))), "{pattern}");
+        }
+        for pattern in ["/a b", "/a?b", "/a#", "/ä"] {
+            assert!(matches!(PathPattern::parse(pattern), Err(PathPatternError::Character(_))), "{pattern}");
         }
         for pattern in ["/*/x", "/x**", "/a*b"] {
             assert!(matches!(PathPattern::parse(pattern), Err(PathPatternError::InnerStar(_))), "{pattern}");
