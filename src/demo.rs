@@ -33,7 +33,7 @@ pub use crowd::{COMMAND as CROWD_COMMAND, CONNECTIONS_MAX as CROWD_MAX, hold as 
 pub use facts::Facts;
 
 use crate::backend::grpc::server;
-use crate::front::{ExtraAnswer, ExtraRoutes};
+use crate::http::{ExtraAnswer, ExtraRoutes};
 use crate::os::clock::Clock;
 use app::{App, STREAM};
 use crowd::{Crowd, CrowdError};

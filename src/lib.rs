@@ -23,7 +23,7 @@ pub mod backend;
 pub mod shard;
 
 // Floor 4: ordinary HTTP.
-pub mod front;
+pub mod http;
 
 // Floor 5: assembly.
 pub mod cli;

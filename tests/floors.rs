@@ -9,7 +9,7 @@ const FLOORS: &[&[&str]] = &[
     &["proto", "os", "config", "telemetry"],
     &["session", "hub", "identity"],
     &["shard", "backend"],
-    &["front"],
+    &["http"],
     &["node", "demo", "cli"],
 ];
 

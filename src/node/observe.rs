@@ -9,7 +9,7 @@ use tokio::runtime::Handle;
 
 use crate::backend::Backend;
 use crate::config::Config;
-use crate::front::{Check, FrontMetrics};
+use crate::http::{Check, HttpMetrics};
 use crate::metrics;
 use crate::model::CloseCause;
 use crate::os::{limits, listener, process};
@@ -56,7 +56,7 @@ pub(super) struct Parts {
     pub capacity: Capacity,
     pub open_files: u64,
     pub shards: Arc<[Arc<ShardMetrics>]>,
-    pub front: Arc<FrontMetrics>,
+    pub http: Arc<HttpMetrics>,
     pub backend: Arc<Backend>,
     pub wires: Arc<Wires>,
     pub publisher: Arc<ToShards>,
@@ -127,12 +127,12 @@ impl Observer {
 
     /// All metrics, as Prometheus reads them.
     pub(super) fn metrics_text(&self) -> String {
-        let Parts { config, shards, front, backend, wires, publisher, listeners, .. } = &self.parts;
+        let Parts { config, shards, http, backend, wires, publisher, listeners, .. } = &self.parts;
         let mut families = Families::new(config.metrics.tags.0.clone());
         for shard in shards.iter() {
             shard.collect(&[], &mut families);
         }
-        front.collect(&[], &mut families);
+        http.collect(&[], &mut families);
         backend.metrics().collect(&[], &mut families);
         wires.metrics.collect(&[], &mut families);
         publisher.metrics.collect(&[], &mut families);

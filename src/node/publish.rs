@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::front::{Handover, Publisher};
+use crate::http::{Handover, Publisher};
 use crate::metrics;
 use crate::model::{Publication, RemoteDisconnect};
 use crate::shard::{Inbox, Message};

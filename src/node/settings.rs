@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::backend::{self, GrpcTarget, Target, TlsSettings};
 use crate::config::{Config, DisconnectMode, ListenOn, PingPrecision, RpcImplementation, Secrets};
-use crate::front::{self, Cors, MetricsRoute, PublishRoute, ReadyRoute, Routes};
+use crate::http::{self, Cors, MetricsRoute, PublishRoute, ReadyRoute, Routes};
 use crate::identity::{Jwt, Secret, StreamRouter, StreamSettings};
 use crate::os::listener::{Keepalive, ListenerOptions};
 use crate::proto::frame::Limits;
@@ -17,7 +17,7 @@ use super::observe::Observer;
 use super::publish::ToShards;
 
 /// Routes that somebody adds to the main port.
-pub type ExtraRoutes = front::ExtraRoutes;
+pub type ExtraRoutes = http::ExtraRoutes;
 
 pub(super) fn listener(config: &Config) -> ListenerOptions {
     let tcp = &config.tcp;
@@ -133,9 +133,9 @@ pub(super) fn backend(config: &Config, secrets: &Secrets) -> Result<backend::Set
 }
 
 /// Connections of ordinary HTTP take descriptors from clients, so a small limit means few of them.
-pub(super) fn front_limits(config: &Config, open_files: u64) -> front::Limits {
-    let defaults = front::Limits::default();
-    front::Limits {
+pub(super) fn http_limits(config: &Config, open_files: u64) -> http::Limits {
+    let defaults = http::Limits::default();
+    http::Limits {
         connections_max: defaults.connections_max.min(open_files as usize / 32).max(8),
         body_bytes_max: config.broadcast.max_size,
         ..defaults

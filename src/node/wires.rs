@@ -10,7 +10,7 @@ use std::hash::BuildHasher;
 use tokio::runtime::Handle;
 
 use crate::backend::Backend;
-use crate::front::Front;
+use crate::http::HttpServer;
 use crate::metrics;
 use crate::model::{Call, CallError, Publication, SlotKey};
 use crate::shard::Neighbours;
@@ -29,7 +29,7 @@ metrics! {
 pub(super) struct Wires {
     backend: Arc<Backend>,
     publisher: Arc<ToShards>,
-    front: Arc<OnceLock<Front>>,
+    http: Arc<OnceLock<HttpServer>>,
     runtime: Handle,
     open: AtomicU64,
     open_max: u64,
@@ -44,14 +44,14 @@ impl Wires {
     pub fn new(
         backend: Arc<Backend>,
         publisher: Arc<ToShards>,
-        front: Arc<OnceLock<Front>>,
+        http: Arc<OnceLock<HttpServer>>,
         runtime: Handle,
         open_max: u64,
     ) -> Wires {
         Wires {
             backend,
             publisher,
-            front,
+            http,
             runtime,
             open: AtomicU64::new(0),
             open_max,
@@ -87,11 +87,11 @@ impl Neighbours for Wires {
     }
 
     fn hand_over(&self, socket: TcpStream, _peer: SocketAddr, read: Vec<u8>) -> Result<(), TcpStream> {
-        let Some(front) = self.front.get().cloned() else { return Err(socket) };
-        // The front bounds how many it serves and turns the others away at once.
+        let Some(http) = self.http.get().cloned() else { return Err(socket) };
+        // It bounds how many it serves and turns the others away at once.
         self.runtime.spawn(async move {
             if let Ok(socket) = tokio::net::TcpStream::from_std(socket) {
-                front.serve(socket, read).await;
+                http.serve(socket, read).await;
             }
         });
         Ok(())

@@ -7,8 +7,8 @@ use std::error::Error;
 use std::future::Future;
 use std::pin::Pin;
 
-use http::header::{AUTHORIZATION, CONTENT_LENGTH};
-use http::{HeaderMap, Method, StatusCode};
+use ::http::header::{AUTHORIZATION, CONTENT_LENGTH};
+use ::http::{HeaderMap, Method, StatusCode};
 use http_body_util::BodyExt;
 use hyper::Request;
 use hyper::body::Incoming;
@@ -86,13 +86,13 @@ async fn take(
 }
 
 /// A body in memory, with its share of what all bodies may take.
-struct Held<'a> {
+struct HeldBody<'a> {
     bytes: Vec<u8>,
     _share: tokio::sync::SemaphorePermit<'a>,
 }
 
 /// Reads a body as it comes; nothing is allocated for what is only announced.
-async fn read(shared: &Shared, mut body: Incoming) -> Result<Held<'_>, StatusCode> {
+async fn read(shared: &Shared, mut body: Incoming) -> Result<HeldBody<'_>, StatusCode> {
     let mut bytes = Vec::new();
     let mut share = shared.bodies.try_acquire_many(0).map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
     while let Some(frame) = body.frame().await {
@@ -108,7 +108,7 @@ async fn read(shared: &Shared, mut body: Incoming) -> Result<Held<'_>, StatusCod
         share.merge(more.ok_or(StatusCode::SERVICE_UNAVAILABLE)?);
         bytes.extend_from_slice(&data);
     }
-    Ok(Held { bytes, _share: share })
+    Ok(HeldBody { bytes, _share: share })
 }
 
 async fn publish(shared: &Shared, route: &PublishRoute, body: &[u8]) -> Result<(), PublishError> {

@@ -57,9 +57,9 @@ impl Publisher for Recorder {
 }
 
 struct Fixture {
-    front: Front,
+    server: HttpServer,
     publisher: Arc<Recorder>,
-    metrics: Arc<FrontMetrics>,
+    metrics: Arc<HttpMetrics>,
 }
 
 fn fixture_with(publisher: Arc<Recorder>, change: impl FnOnce(&mut Routes, &mut Limits)) -> Fixture {
@@ -75,8 +75,8 @@ fn fixture_with(publisher: Arc<Recorder>, change: impl FnOnce(&mut Routes, &mut 
     };
     let mut limits = Limits::default();
     change(&mut routes, &mut limits);
-    let metrics = Arc::new(FrontMetrics::default());
-    Fixture { front: Front::new(routes, limits, metrics.clone()), publisher, metrics }
+    let metrics = Arc::new(HttpMetrics::default());
+    Fixture { server: HttpServer::new(routes, limits, metrics.clone()), publisher, metrics }
 }
 
 fn fixture(change: impl FnOnce(&mut Routes, &mut Limits)) -> Fixture {
@@ -92,9 +92,9 @@ async fn pair() -> (TcpStream, TcpStream) {
 impl Fixture {
     /// A client of a connection that was handed over with these bytes.
     async fn connect(&self, already_read: &[u8]) -> (TcpStream, JoinHandle<()>) {
-        let (client, server) = pair().await;
-        let (front, already_read) = (self.front.clone(), already_read.to_vec());
-        (client, tokio::spawn(async move { front.serve(server, already_read).await }))
+        let (client, socket) = pair().await;
+        let (server, already_read) = (self.server.clone(), already_read.to_vec());
+        (client, tokio::spawn(async move { server.serve(socket, already_read).await }))
     }
 
     /// Sends everything, ends our side, and returns everything that comes back.
@@ -365,14 +365,14 @@ async fn bodies_held_at_once_are_bounded_together() {
     let request = post("/_broadcast", "", &"x".repeat(80));
     let (mut first, _served) = fixture.connect(b"").await;
     first.write_all(&request.as_bytes()[..request.len() - 1]).await.unwrap();
-    while fixture.front.0.bodies.available_permits() > 21 {
+    while fixture.server.0.bodies.available_permits() > 21 {
         tokio::task::yield_now().await;
     }
     assert_eq!(fixture.status(&request).await, 503);
     first.write_all(b"x").await.unwrap();
     assert_eq!(status_of(&read_head(&mut first).await), 201);
     assert_eq!(fixture.status(&request).await, 201, "room returned");
-    assert_eq!(fixture.front.0.bodies.available_permits(), 100);
+    assert_eq!(fixture.server.0.bodies.available_permits(), 100);
 }
 
 #[tokio::test]
@@ -430,8 +430,8 @@ async fn limits_beyond_what_can_be_counted_are_no_panic() {
         (limits.connections_max, limits.bodies_bytes_max, limits.head_bytes_max) = (usize::MAX, usize::MAX, 0);
     });
     assert_eq!(fixture.status(&post("/_broadcast", "", PUBLICATION)).await, 201);
-    fixture.front.drain();
-    fixture.front.drained().await;
+    fixture.server.drain();
+    fixture.server.drained().await;
 }
 
 #[tokio::test]
@@ -518,8 +518,8 @@ async fn draining_finishes_requests_and_ends_everything_else() {
     });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let front = fixture.front.clone();
-    let listening = tokio::spawn(async move { front.listen(listener).await });
+    let server = fixture.server.clone();
+    let listening = tokio::spawn(async move { server.listen(listener).await });
 
     let mut idle = TcpStream::connect(address).await.unwrap();
     idle.write_all(b"HEAD /health HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
@@ -528,7 +528,7 @@ async fn draining_finishes_requests_and_ends_everything_else() {
     busy.write_all(post("/_broadcast", "", PUBLICATION).as_bytes()).await.unwrap();
     fixture.publisher.has_begun().await;
 
-    fixture.front.drain();
+    fixture.server.drain();
     listening.await.unwrap();
     assert_eq!(idle.read(&mut [0]).await.unwrap(), 0, "an idle connection is closed");
     drop(idle);
@@ -536,7 +536,7 @@ async fn draining_finishes_requests_and_ends_everything_else() {
     assert_eq!(status_of(&read_head(&mut busy).await), 201);
     assert_eq!(busy.read(&mut [0]).await.unwrap(), 0);
     drop(busy);
-    fixture.front.drained().await;
+    fixture.server.drained().await;
     assert_eq!(fixture.metrics.http_connections_num.get(), 0);
     assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
 }

@@ -4,9 +4,9 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use ::http::header::{self, HeaderValue};
+use ::http::{Method, StatusCode, Uri};
 use bytes::Bytes;
-use http::header::{self, HeaderValue};
-use http::{Method, StatusCode, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::{Request, Response};
@@ -35,7 +35,7 @@ pub struct Routes {
 
 /// Routes that somebody else brings: an answer in the making, or `None` for a path that is not theirs. Bodies of
 /// requests are not read.
-pub type ExtraRoutes = Arc<dyn Fn(&http::request::Parts) -> Option<ExtraAnswer> + Send + Sync>;
+pub type ExtraRoutes = Arc<dyn Fn(&::http::request::Parts) -> Option<ExtraAnswer> + Send + Sync>;
 
 /// An answer in the making; must not wait for long.
 pub type ExtraAnswer = Pin<Box<dyn Future<Output = Response<Full<Bytes>>> + Send>>;
@@ -144,7 +144,7 @@ impl Routes {
 impl PublishRoute {
     /// Adds what a browser needs to let a page of another site read the answer. Credentials are allowed only
     /// beside a named origin: browsers refuse them beside `*`.
-    pub(super) fn with_cors(&self, asked: &http::HeaderMap, mut reply: Reply) -> Reply {
+    pub(super) fn with_cors(&self, asked: &::http::HeaderMap, mut reply: Reply) -> Reply {
         let Some(cors) = &self.cors else {
             return reply;
         };
