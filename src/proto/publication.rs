@@ -131,11 +131,11 @@ impl Payload<'_> {
             None => Meta::default(),
         };
         Ok(Publication {
-            stream: Arc::from(stream),
-            message: Arc::from(message_json(&data)),
+            stream: stream.into(),
+            message: message_json(&data).into(),
             // Anything that we did not hand out belongs to nobody here, so it excludes nobody.
             exclude: meta.exclude_socket.as_deref().and_then(Sid::parse),
-            kind: meta.broadcast_type.filter(|kind| !kind.is_empty()).map(Arc::from),
+            kind: meta.broadcast_type.filter(|kind| !kind.is_empty()).map(Into::into),
         })
     }
 

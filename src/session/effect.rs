@@ -1,7 +1,5 @@
 //! What a session wants done. The session decides, the shard carries out, in order.
 
-use std::sync::Arc;
-
 use crate::model::{CallError, CloseCause, CommandKind, Request, Topic};
 
 /// One thing to do for a session.
@@ -28,9 +26,9 @@ pub enum Effect {
     /// Publish to a stream on behalf of this client, to everybody but it.
     Whisper {
         /// The stream.
-        stream: Arc<str>,
+        stream: Box<str>,
         /// JSON text.
-        message: Arc<str>,
+        message: Box<str>,
     },
     /// Close the connection once everything before is sent.
     Close {
