@@ -20,6 +20,8 @@ pub mod session;
 
 // Floor 3: things that wait.
 pub mod backend;
+pub mod broker;
+pub mod cluster;
 pub mod shard;
 
 // Floor 4: ordinary HTTP.

@@ -32,7 +32,7 @@ use crate::shard::{self, Inbox, Kernel, KernelSettings, Message, Shard, ShardMet
 
 use capacity::Capacity;
 use observe::Observer;
-use publish::ToShards;
+use publish::Pipeline;
 use wires::Wires;
 
 pub use observe::Facts;
@@ -124,7 +124,7 @@ impl Node {
         let shard_settings = Arc::new(settings::shard(&config, &secrets)?);
         let shard_metrics: Arc<[_]> = (0..shards as u16).map(|n| Arc::new(ShardMetrics::new(n))).collect();
         let http_metrics = Arc::new(HttpMetrics::default());
-        let publisher = Arc::new(ToShards::new(Arc::clone(&inboxes)));
+        let publisher = Arc::new(Pipeline::new(Arc::clone(&inboxes)));
         let draining = Arc::new(AtomicBool::new(false));
         let http = Arc::new(OnceLock::new());
         let wires = Arc::new(Wires::new(

@@ -53,7 +53,7 @@ use slots::{Slots, Stage, flag};
 use wheel::Wheel;
 
 pub use door::{ProxyRules, Tokens};
-pub use inbox::{Delivery, Inbox, Message, PUBLICATIONS_MAX};
+pub use inbox::{Delivery, Inbox, Message};
 pub use kernel::{Kernel, KernelSettings, Neighbours, run};
 pub use metrics::ShardMetrics;
 pub use world::{Accepted, World};
@@ -128,7 +128,7 @@ pub struct Shard<W: World> {
     /// Slots to be read from again in the next turn.
     again: VecDeque<u32>,
     /// Publications that wait, in order; the inbox bounds how many.
-    publications: VecDeque<Delivery>,
+    publications: VecDeque<Arc<Delivery>>,
     fanout: Option<Fanout>,
     /// Empty; its buffers serve the next publication.
     spare_fanout: Fanout,
@@ -467,7 +467,7 @@ impl<W: World> Shard<W> {
                 Effect::Detach(topic) => self.hub.detach(index, &topic),
                 Effect::Whisper { stream, message } => {
                     let publication = Publication { stream, message, exclude: self.sid(index), kind: None };
-                    self.world.publish(Arc::new(publication));
+                    self.world.publish(publication);
                 }
                 Effect::Close { code, reason, cause } => {
                     self.close(index, Some(frame::close(Some(code), reason)), cause);

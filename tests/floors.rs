@@ -8,7 +8,7 @@ const FLOORS: &[&[&str]] = &[
     &["model"],
     &["proto", "os", "config", "telemetry"],
     &["session", "hub", "identity"],
-    &["shard", "backend"],
+    &["shard", "backend", "broadcast", "broker", "cluster"],
     &["http"],
     &["node", "demo", "cli"],
 ];

@@ -1,7 +1,5 @@
 //! The app server: checks every call against the model, and answers late, in any order, well or badly.
 
-use std::sync::Arc;
-
 use cableway::model::{
     Call, CallError, CommandKind, CommandReply, ConnectReply, Env, Publication, Reply, Request, SlotKey, Status,
 };
@@ -169,7 +167,7 @@ impl Sim {
     }
 
     /// A whisper leaves the shard; it comes back as a publication.
-    pub fn on_whisper(&mut self, publication: Arc<Publication>) {
+    pub fn on_whisper(&mut self, publication: Publication) {
         let text = publication.message.to_string();
         let from = serde_json::from_str::<serde_json::Value>(&text).ok().and_then(|value| value["w"][0].as_u64());
         let Some(c) = from.map(|c| c as usize).filter(|&c| c < self.clients.len()) else {

@@ -33,7 +33,7 @@ enum Post {
     Answer(SlotKey),
     /// An answer that nobody waits for.
     Late(SlotKey, Call),
-    Publish(Arc<Publication>),
+    Publish(Publication),
     Disconnect(RemoteDisconnect),
     Drain(Duration),
 }
@@ -237,7 +237,7 @@ impl Run {
                     exclude: whisperer.or(by_sid),
                 });
                 sim.note_publication(p);
-                Message::Publication(Delivery { publication, permit: None })
+                Message::Publication(Arc::new(Delivery { publication, permit: None }))
             }
             Post::Disconnect(disconnect) => {
                 sim.trace(|| format!("{disconnect:?}"));
@@ -308,7 +308,7 @@ impl Run {
             let stream = sim.scenario.streams[sim.rng.below(sim.scenario.streams.len())].as_str().into();
             let kind = sim.rng.chance(50).then(|| "announce".into());
             let publication = Publication { stream, message: message.into(), exclude, kind };
-            self.inbox.push_back(Post::Publish(Arc::new(publication)));
+            self.inbox.push_back(Post::Publish(publication));
         }
     }
 

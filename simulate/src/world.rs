@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, ErrorKind, IoSlice};
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use cableway::model::{Call, CallError, Now, Publication, SlotKey};
@@ -42,7 +41,7 @@ pub struct Sim {
     /// Publications before this one are delivered.
     pub drained: usize,
     /// Whispers on their way back to the shard.
-    pub whispered: VecDeque<Arc<Publication>>,
+    pub whispered: VecDeque<Publication>,
     /// Remote disconnects that were demanded.
     pub evicted: BTreeSet<(String, bool)>,
     pub present: BTreeSet<String>,
@@ -270,7 +269,7 @@ impl World for Seams {
         self.0.borrow_mut().on_disconnect(&call);
     }
 
-    fn publish(&mut self, publication: Arc<Publication>) {
+    fn publish(&mut self, publication: Publication) {
         self.0.borrow_mut().on_whisper(publication);
     }
 

@@ -17,7 +17,7 @@ use crate::shard::ShardMetrics;
 use crate::telemetry::{Collect, Families};
 
 use super::capacity::Capacity;
-use super::publish::ToShards;
+use super::publish::Pipeline;
 use super::wires::Wires;
 
 /// How often the log may warn about one kind of trouble.
@@ -59,7 +59,7 @@ pub(super) struct Parts {
     pub http: Arc<HttpMetrics>,
     pub backend: Arc<Backend>,
     pub wires: Arc<Wires>,
-    pub publisher: Arc<ToShards>,
+    pub publisher: Arc<Pipeline>,
     pub listeners: Arc<Mutex<Vec<TcpListener>>>,
     pub draining: Arc<AtomicBool>,
 }

@@ -14,7 +14,7 @@ use crate::shard::{self, ProxyRules, Tokens};
 
 use super::StartError;
 use super::observe::Observer;
-use super::publish::ToShards;
+use super::publish::Pipeline;
 
 /// Routes that somebody adds to the main port.
 pub type ExtraRoutes = http::ExtraRoutes;
@@ -164,7 +164,7 @@ impl Ports {
 pub(super) fn ports(
     config: &Config,
     secrets: &Secrets,
-    publisher: &Arc<ToShards>,
+    publisher: &Arc<Pipeline>,
     observer: &Arc<Observer>,
     extra: Option<ExtraRoutes>,
 ) -> Ports {

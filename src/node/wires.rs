@@ -15,12 +15,12 @@ use crate::metrics;
 use crate::model::{Call, CallError, Publication, SlotKey};
 use crate::shard::Neighbours;
 
-use super::publish::ToShards;
+use super::publish::Pipeline;
 
 metrics! {
     /// What is counted between the shards.
     pub struct WireMetrics {
-        /// Whispers dropped because a shard had too many publications waiting.
+        /// Whispers dropped because too many publications waited to be delivered.
         whispers_dropped_total: Counter,
     }
 }
@@ -28,7 +28,7 @@ metrics! {
 /// The ways out of all shards.
 pub(super) struct Wires {
     backend: Arc<Backend>,
-    publisher: Arc<ToShards>,
+    publisher: Arc<Pipeline>,
     http: Arc<OnceLock<HttpServer>>,
     runtime: Handle,
     open: AtomicU64,
@@ -43,7 +43,7 @@ pub(super) struct Wires {
 impl Wires {
     pub fn new(
         backend: Arc<Backend>,
-        publisher: Arc<ToShards>,
+        publisher: Arc<Pipeline>,
         http: Arc<OnceLock<HttpServer>>,
         runtime: Handle,
         open_max: u64,
@@ -97,8 +97,8 @@ impl Neighbours for Wires {
         Ok(())
     }
 
-    fn publish(&self, publication: Arc<Publication>) {
-        if !self.publisher.try_publish(&publication) {
+    fn publish(&self, publication: Publication) {
+        if !self.publisher.try_publish(publication) {
             self.metrics.whispers_dropped_total.inc();
         }
     }

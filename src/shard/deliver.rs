@@ -29,8 +29,8 @@ pub(super) struct Fanout {
     receivers: Vec<Receiver>,
     next: usize,
     exclude: Option<Sid>,
-    /// Its place in the inbox.
-    permit: Option<tokio::sync::OwnedSemaphorePermit>,
+    /// What is delivered; let go of when everybody has it.
+    delivery: Option<Arc<Delivery>>,
     started: Duration,
 }
 
@@ -225,19 +225,18 @@ impl<W: World> Shard<W> {
         }
     }
 
-    fn start_fanout(&mut self, delivery: Delivery) -> Fanout {
-        let Delivery { publication, permit } = delivery;
+    fn start_fanout(&mut self, delivery: Arc<Delivery>) -> Fanout {
         let mut fanout = std::mem::take(&mut self.spare_fanout);
         fanout.started = self.world.now().mono;
+        let publication = &delivery.publication;
         fanout.exclude = publication.exclude;
-        fanout.permit = permit;
         let Fanout { frames, receivers, .. } = &mut fanout;
         let mut text = Vec::new();
         self.hub.for_each(
             &publication.stream,
             |identifier| {
                 text.clear();
-                cable::write::publication(&mut text, identifier, &publication);
+                cable::write::publication(&mut text, identifier, publication);
                 frames.push(frame::encode(Opcode::Text, &text));
                 frames.len() as u32 - 1
             },
@@ -247,11 +246,12 @@ impl<W: World> Shard<W> {
         );
         // Members come in the order of a hash; memory, ours and the kernel's, is kinder to neighbours in a row.
         receivers.sort_unstable_by_key(|receiver| receiver.index);
+        fanout.delivery = Some(delivery);
         fanout
     }
 
     fn keep_buffers(&mut self, mut fanout: Fanout) {
-        fanout.permit = None;
+        fanout.delivery = None;
         if fanout.receivers.capacity() <= RECEIVERS_KEPT && fanout.frames.capacity() <= RECEIVERS_KEPT {
             fanout.frames.clear();
             fanout.receivers.clear();

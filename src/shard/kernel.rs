@@ -46,7 +46,7 @@ pub trait Neighbours: Send + Sync {
     /// Gives the socket back when there is no room.
     fn hand_over(&self, socket: TcpStream, peer: SocketAddr, read: Vec<u8>) -> Result<(), TcpStream>;
     /// As [`World::publish`].
-    fn publish(&self, publication: Arc<Publication>);
+    fn publish(&self, publication: Publication);
     /// As [`World::identifiers_present`], with the shard's number.
     fn identifiers_present(&self, shard: u16, identifiers: &str, present: bool);
     /// As [`World::count_open`].
@@ -177,6 +177,13 @@ fn dismiss(socket: OwnedFd) {
     let _ = rustix::net::recv(&socket, &mut [0u8; 4096], RecvFlags::DONTWAIT);
 }
 
+impl Drop for Kernel {
+    /// However the shard has ended, nothing stays in its inbox: publications there would keep their share of the bound.
+    fn drop(&mut self) {
+        self.inbox.close();
+    }
+}
+
 impl World for Kernel {
     type Socket = Socket;
 
@@ -281,7 +288,7 @@ impl World for Kernel {
         self.neighbours.disconnect(call);
     }
 
-    fn publish(&mut self, publication: Arc<Publication>) {
+    fn publish(&mut self, publication: Publication) {
         self.neighbours.publish(publication);
     }
 
@@ -322,6 +329,5 @@ pub fn run(mut shard: Shard<Kernel>) -> io::Result<()> {
         messages.drain(..).for_each(|message| shard.receive(message));
         shard.end_turn();
     }
-    shard.world().inbox.close();
     Ok(())
 }

@@ -5,7 +5,6 @@
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use crate::model::{Call, CallError, Now, Publication, SlotKey};
 
@@ -84,7 +83,7 @@ pub trait World {
     fn disconnect(&mut self, call: Call);
 
     /// Publishes what a client whispered.
-    fn publish(&mut self, publication: Arc<Publication>);
+    fn publish(&mut self, publication: Publication);
 
     /// The identifiers are those of an open session on this shard from here on (`true`), or no longer.
     fn identifiers_present(&mut self, identifiers: &str, present: bool);
