@@ -5,7 +5,8 @@
 //! other ports are listened on here ([`HttpServer::listen`]). hyper speaks HTTP/1.1; this module bounds it: how many
 //! connections, how long for a head, a body, an answer, and how many bytes of each.
 //!
-//! It does not know shards, sessions or adapters: publications leave through [`Publisher`].
+//! It does not know shards or sessions, nor what a publication looks like: payloads go to
+//! [`Broadcast`](crate::broadcast::Broadcast).
 
 mod publish;
 mod routes;
@@ -27,19 +28,12 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
-pub use publish::{Handover, PublishError, Publisher};
 pub use routes::{Check, Cors, ExtraAnswer, ExtraRoutes, MetricsRoute, PublishRoute, ReadyRoute, Routes};
 use socket::ReplayedStream;
 
 crate::metrics! {
     /// What the HTTP server counts.
     pub struct HttpMetrics {
-        /// Publications taken from apps over HTTP; a batch counts as one, a remote command too.
-        publications_total: Counter,
-        /// Payloads from apps that were no publication and were ignored.
-        failed_broadcast_msg_total: Counter,
-        /// Remote commands taken from apps, unknown ones included.
-        remote_commands_total: Counter,
         /// Connections of ordinary HTTP now.
         http_connections_num: Gauge,
         /// Connections of ordinary HTTP that were answered 503 or dropped because too many were open.
@@ -66,7 +60,7 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// Time for a body to arrive; then 408. Default 30 s.
     pub body_timeout: Duration,
-    /// Time for a publication to be handed over, which waits while inboxes are full; then 503. Default 30 s.
+    /// Time for a publication to be handed over, which waits while too many are not delivered; then 503. Default 30 s.
     pub publish_timeout: Duration,
     /// Time without any progress in writing; then the connection is dropped. Default 10 s.
     pub write_timeout: Duration,

@@ -20,6 +20,7 @@ pub mod session;
 
 // Floor 3: things that wait.
 pub mod backend;
+pub mod broadcast;
 pub mod broker;
 pub mod cluster;
 pub mod shard;

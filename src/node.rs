@@ -23,6 +23,7 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::time::Instant;
 
 use crate::backend::{Backend, BackendError};
+use crate::broadcast::Broadcast;
 use crate::config::{Config, ListenOn, Secrets};
 use crate::http::{HttpMetrics, HttpServer, Routes};
 use crate::model::Answer;
@@ -124,12 +125,13 @@ impl Node {
         let shard_settings = Arc::new(settings::shard(&config, &secrets)?);
         let shard_metrics: Arc<[_]> = (0..shards as u16).map(|n| Arc::new(ShardMetrics::new(n))).collect();
         let http_metrics = Arc::new(HttpMetrics::default());
-        let publisher = Arc::new(Pipeline::new(Arc::clone(&inboxes)));
+        let pipeline = Arc::new(Pipeline::new(Arc::clone(&inboxes)));
+        let broadcast = Arc::new(Broadcast::new(Arc::clone(&pipeline) as Arc<_>));
         let draining = Arc::new(AtomicBool::new(false));
         let http = Arc::new(OnceLock::new());
         let wires = Arc::new(Wires::new(
             Arc::clone(&backend),
-            Arc::clone(&publisher),
+            Arc::clone(&broadcast),
             Arc::clone(&http),
             runtime.handle().clone(),
             capacity.clients,
@@ -142,12 +144,13 @@ impl Node {
             http: Arc::clone(&http_metrics),
             backend: Arc::clone(&backend),
             wires: Arc::clone(&wires),
-            publisher: Arc::clone(&publisher),
+            broadcast: Arc::clone(&broadcast),
+            pipeline: Arc::clone(&pipeline),
             listeners: Arc::clone(&listeners),
             draining: Arc::clone(&draining),
         }));
 
-        let ports = settings::ports(&config, &secrets, &publisher, &observer, extra);
+        let ports = settings::ports(&config, &secrets, &broadcast, &observer, extra);
         let limits = settings::http_limits(&config, open_files);
         let main_http = HttpServer::new(ports.main, limits.clone(), Arc::clone(&http_metrics));
         let _ = http.set(main_http.clone());

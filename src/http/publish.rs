@@ -1,11 +1,8 @@
-//! Taking publications over HTTP (`contracts/broadcast.md` sections 2 and 4).
+//! Taking publications over HTTP (`contracts/broadcast.md` sections 2 and 4): method, key, body and status. What a body
+//! says is for [`Broadcast`](crate::broadcast::Broadcast).
 //!
 //! A payload that is no publication is still answered 201: senders take any other status for an outage and send
-//! again, which would not help. It is counted and the reason is logged.
-
-use std::error::Error;
-use std::future::Future;
-use std::pin::Pin;
+//! again, which would not help.
 
 use ::http::header::{AUTHORIZATION, CONTENT_LENGTH};
 use ::http::{HeaderMap, Method, StatusCode};
@@ -13,31 +10,10 @@ use http_body_util::BodyExt;
 use hyper::Request;
 use hyper::body::Incoming;
 use subtle::ConstantTimeEq;
+use tokio::sync::SemaphorePermit;
 
 use super::routes::{PublishRoute, empty};
 use super::{Reply, Shared};
-use crate::model::{Publication, RemoteDisconnect};
-use crate::proto::publication;
-
-/// The end of a hand-over; waits while somebody's inbox is full.
-pub type Handover<'a> = Pin<Box<dyn Future<Output = Result<(), PublishError>> + Send + 'a>>;
-
-/// Where publications and remote commands go: to the clients of this node, or to all nodes.
-///
-/// The sender is answered when the hand-over is done, not when clients have the message. A hand-over may be
-/// dropped unfinished when it takes too long; what was handed over by then stays so.
-pub trait Publisher: Send + Sync + 'static {
-    /// Hands publications over, in this order. Never empty.
-    fn publish(&self, publications: Vec<Publication>) -> Handover<'_>;
-
-    /// Hands a remote disconnect over.
-    fn disconnect(&self, disconnect: RemoteDisconnect) -> Handover<'_>;
-}
-
-/// Why a publication could not be handed over: our fault, or that of what is behind us.
-#[derive(Debug, thiserror::Error)]
-#[error("publication not handed over: {0}")]
-pub struct PublishError(pub String);
 
 pub(super) async fn answer(shared: &Shared, route: &PublishRoute, request: Request<Incoming>) -> Reply {
     let (head, body) = request.into_parts();
@@ -71,30 +47,27 @@ async fn take(
     }
     let body = tokio::time::timeout(shared.limits.body_timeout, read(shared, body));
     let body = body.await.map_err(|_| StatusCode::REQUEST_TIMEOUT)??;
-    let handover = publish(shared, route, &body.bytes);
-    match tokio::time::timeout(shared.limits.publish_timeout, handover).await {
+    let taken = route.broadcast.take(route.source, &body.bytes);
+    match tokio::time::timeout(shared.limits.publish_timeout, taken).await {
         Ok(Ok(())) => Ok(StatusCode::CREATED),
-        Ok(Err(error)) => {
-            tracing::error!(%error, "broadcast failed");
-            Err(StatusCode::NOT_IMPLEMENTED)
-        }
+        Ok(Err(_)) => Err(StatusCode::NOT_IMPLEMENTED),
         Err(_) => {
-            tracing::warn!("broadcast not handed over in time: inboxes stay full");
+            tracing::warn!(source = %route.source, "broadcast not handed over in time: shards do not keep up");
             Err(StatusCode::SERVICE_UNAVAILABLE)
         }
     }
 }
 
-/// A body in memory, with its share of what all bodies may take.
-struct HeldBody<'a> {
+/// A request body in memory, with the permit for its bytes.
+struct BodyWithPermit<'a> {
     bytes: Vec<u8>,
-    _share: tokio::sync::SemaphorePermit<'a>,
+    _permit: SemaphorePermit<'a>,
 }
 
 /// Reads a body as it comes; nothing is allocated for what is only announced.
-async fn read(shared: &Shared, mut body: Incoming) -> Result<HeldBody<'_>, StatusCode> {
+async fn read(shared: &Shared, mut body: Incoming) -> Result<BodyWithPermit<'_>, StatusCode> {
     let mut bytes = Vec::new();
-    let mut share = shared.bodies.try_acquire_many(0).map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
+    let mut permit = shared.bodies.try_acquire_many(0).map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
     while let Some(frame) = body.frame().await {
         // Shorter than announced, or badly chunked.
         let frame = frame.map_err(|_| StatusCode::UNPROCESSABLE_ENTITY)?;
@@ -105,31 +78,8 @@ async fn read(shared: &Shared, mut body: Incoming) -> Result<HeldBody<'_>, Statu
             return Err(StatusCode::PAYLOAD_TOO_LARGE);
         }
         let more = u32::try_from(data.len()).ok().and_then(|len| shared.bodies.try_acquire_many(len).ok());
-        share.merge(more.ok_or(StatusCode::SERVICE_UNAVAILABLE)?);
+        permit.merge(more.ok_or(StatusCode::SERVICE_UNAVAILABLE)?);
         bytes.extend_from_slice(&data);
     }
-    Ok(HeldBody { bytes, _share: share })
-}
-
-async fn publish(shared: &Shared, route: &PublishRoute, body: &[u8]) -> Result<(), PublishError> {
-    let metrics = &shared.metrics;
-    match publication::parse(body) {
-        Ok(publication::Incoming::Publications(publications)) => route.publisher.publish(publications).await?,
-        Ok(publication::Incoming::Disconnect(disconnect)) => {
-            metrics.remote_commands_total.inc();
-            route.publisher.disconnect(disconnect).await?;
-        }
-        Ok(publication::Incoming::UnknownCommand(name)) => {
-            metrics.remote_commands_total.inc();
-            tracing::warn!(command = name, "unknown remote command ignored; known are: disconnect");
-        }
-        Err(reason) => {
-            metrics.failed_broadcast_msg_total.inc();
-            let cause = reason.source().map(|cause| format!(" ({cause})")).unwrap_or_default();
-            tracing::warn!("broadcast ignored: {reason}{cause}");
-            return Ok(());
-        }
-    }
-    metrics.publications_total.inc();
-    Ok(())
+    Ok(BodyWithPermit { bytes, _permit: permit })
 }

@@ -11,8 +11,8 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::{Request, Response};
 
-use super::publish::{self, Publisher};
-use super::{Reply, Shared};
+use super::{Reply, Shared, publish};
+use crate::broadcast::{Broadcast, Source};
 use crate::identity::Secret;
 
 /// The routes of one port; what is `None` is not there and answered 404. Paths start with `/` and are matched
@@ -48,8 +48,10 @@ pub struct PublishRoute {
     pub key: Option<Secret>,
     /// Whether browsers may use it from other sites.
     pub cors: Option<Cors>,
-    /// Where publications go.
-    pub publisher: Arc<dyn Publisher>,
+    /// Takes what is sent here.
+    pub broadcast: Arc<Broadcast>,
+    /// What that is called in the log.
+    pub source: Source,
 }
 
 /// From which sites browsers may use a route.

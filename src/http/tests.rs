@@ -7,6 +7,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::broadcast::{Broadcast, Handover, PublicationSink, PublishError, Source};
 use crate::identity::Secret;
 use crate::model::{Publication, RemoteDisconnect};
 
@@ -46,9 +47,13 @@ impl Recorder {
     }
 }
 
-impl Publisher for Recorder {
+impl PublicationSink for Recorder {
     fn publish(&self, publications: Vec<Publication>) -> Handover<'_> {
         self.take(publications.iter().map(|p| format!("{}={}", p.stream, p.message)).collect())
+    }
+
+    fn try_publish(&self, publication: Publication) -> bool {
+        panic!("a request waits for room: {publication:?}");
     }
 
     fn disconnect(&self, disconnect: RemoteDisconnect) -> Handover<'_> {
@@ -58,16 +63,24 @@ impl Publisher for Recorder {
 
 struct Fixture {
     server: HttpServer,
-    publisher: Arc<Recorder>,
+    sink: Arc<Recorder>,
+    broadcast: Arc<Broadcast>,
     metrics: Arc<HttpMetrics>,
 }
 
-fn fixture_with(publisher: Arc<Recorder>, change: impl FnOnce(&mut Routes, &mut Limits)) -> Fixture {
+fn fixture_with(sink: Arc<Recorder>, change: impl FnOnce(&mut Routes, &mut Limits)) -> Fixture {
     let key = Secret::resolve(["k3y"]);
-    let route = |path: &str, key| PublishRoute { path: path.into(), key, cors: None, publisher: publisher.clone() };
+    let broadcast = Arc::new(Broadcast::new(Arc::clone(&sink) as Arc<_>));
+    let route = |path: &str, key, source| PublishRoute {
+        path: path.into(),
+        key,
+        cors: None,
+        broadcast: Arc::clone(&broadcast),
+        source,
+    };
     let mut routes = Routes {
-        broadcast: Some(route("/_broadcast", None)),
-        api: Some(route("/api", key)),
+        broadcast: Some(route("/_broadcast", None, Source::Http)),
+        api: Some(route("/api", key, Source::Api)),
         health: Some("/health".into()),
         ready: Some(ReadyRoute { path: "/ready".into(), checks: Box::new(Vec::new) }),
         metrics: Some(MetricsRoute { path: "/metrics".into(), text: Box::new(|| "up 1\n".into()) }),
@@ -76,7 +89,7 @@ fn fixture_with(publisher: Arc<Recorder>, change: impl FnOnce(&mut Routes, &mut 
     let mut limits = Limits::default();
     change(&mut routes, &mut limits);
     let metrics = Arc::new(HttpMetrics::default());
-    Fixture { server: HttpServer::new(routes, limits, metrics.clone()), publisher, metrics }
+    Fixture { server: HttpServer::new(routes, limits, metrics.clone()), sink, broadcast, metrics }
 }
 
 fn fixture(change: impl FnOnce(&mut Routes, &mut Limits)) -> Fixture {
@@ -150,8 +163,8 @@ async fn a_publication_is_handed_over_and_answered_201() {
     assert!(headers.contains(&"content-length: 0"), "{headers:?}");
     assert!(!headers.iter().any(|header| header.starts_with("server")), "{headers:?}");
     assert_eq!(lines.collect::<String>(), "");
-    assert_eq!(fixture.publisher.taken(), [TAKEN]);
-    assert_eq!(fixture.metrics.publications_total.get(), 1);
+    assert_eq!(fixture.sink.taken(), [TAKEN]);
+    assert_eq!(fixture.broadcast.metrics().publications_total.get(), 1);
     assert_eq!(fixture.metrics.http_connections_num.get(), 0);
 }
 
@@ -163,7 +176,7 @@ async fn bytes_that_were_already_read_come_first() {
         let (first, rest) = requests.as_bytes().split_at(already_read);
         let answer = fixture.exchange(first, rest).await;
         assert_eq!(answer.matches("HTTP/1.1 201 Created").count(), 2, "{already_read}: {answer}");
-        assert_eq!(fixture.publisher.taken(), [TAKEN, TAKEN]);
+        assert_eq!(fixture.sink.taken(), [TAKEN, TAKEN]);
     }
 }
 
@@ -174,7 +187,7 @@ async fn a_connection_serves_one_request_after_the_other() {
     for _ in 0..3 {
         client.write_all(post("/_broadcast", "", PUBLICATION).as_bytes()).await.unwrap();
         assert_eq!(status_of(&read_head(&mut client).await), 201);
-        assert_eq!(fixture.publisher.taken(), [TAKEN]);
+        assert_eq!(fixture.sink.taken(), [TAKEN]);
     }
 }
 
@@ -183,7 +196,7 @@ async fn a_target_may_be_an_absolute_url() {
     let fixture = fixture(|_, _| ());
     let target = "http://localhost:8090/_broadcast";
     assert_eq!(fixture.status(&post(target, "", PUBLICATION)).await, 201);
-    assert_eq!(fixture.publisher.taken(), [TAKEN]);
+    assert_eq!(fixture.sink.taken(), [TAKEN]);
     assert_eq!(fixture.status("GET http://x/health HTTP/1.1\r\nHost: h\r\n\r\n").await, 200);
 }
 
@@ -206,7 +219,7 @@ async fn the_key_must_be_shown_exactly() {
         let answer = fixture.exchange(b"", post("/api/publish", authorization, PUBLICATION).as_bytes()).await;
         assert_eq!(status_of(&answer), status, "{authorization}");
         assert!(answer.contains("content-length: 0\r\n") && answer.ends_with("\r\n\r\n"), "{answer}");
-        assert_eq!(fixture.publisher.taken().len(), usize::from(status == 201), "{authorization}");
+        assert_eq!(fixture.sink.taken().len(), usize::from(status == 201), "{authorization}");
     }
 }
 
@@ -219,7 +232,7 @@ async fn only_post_publishes() {
             assert_eq!(fixture.status(&request).await, 422, "{method} {path}");
         }
     }
-    assert!(fixture.publisher.taken().is_empty());
+    assert!(fixture.sink.taken().is_empty());
 }
 
 #[tokio::test]
@@ -296,9 +309,9 @@ async fn what_is_no_publication_is_answered_201_and_counted() {
     for body in ["", "x", "{}", r#"{"stream":"s","data":7}"#, r#"[{"stream":"s"},{}]"#] {
         assert_eq!(fixture.status(&post("/_broadcast", "", body)).await, 201, "{body}");
     }
-    assert!(fixture.publisher.taken().is_empty());
-    assert_eq!(fixture.metrics.failed_broadcast_msg_total.get(), 5);
-    assert_eq!(fixture.metrics.publications_total.get(), 0);
+    assert!(fixture.sink.taken().is_empty());
+    assert_eq!(fixture.broadcast.metrics().failed_broadcast_msg_total.get(), 5);
+    assert_eq!(fixture.broadcast.metrics().publications_total.get(), 0);
 }
 
 #[tokio::test]
@@ -310,25 +323,25 @@ async fn batches_and_remote_commands_are_taken_and_count_as_one() {
         (r#"{"command":"dance"}"#, &[]),
     ] {
         assert_eq!(fixture.status(&post("/_broadcast", "", body)).await, 201);
-        assert_eq!(fixture.publisher.taken(), wanted);
+        assert_eq!(fixture.sink.taken(), wanted);
     }
-    assert_eq!(fixture.metrics.publications_total.get(), 3);
-    assert_eq!(fixture.metrics.remote_commands_total.get(), 2);
-    assert_eq!(fixture.metrics.failed_broadcast_msg_total.get(), 0);
+    assert_eq!(fixture.broadcast.metrics().publications_total.get(), 3);
+    assert_eq!(fixture.broadcast.metrics().remote_commands_total.get(), 2);
+    assert_eq!(fixture.broadcast.metrics().failed_broadcast_msg_total.get(), 0);
 }
 
 #[tokio::test]
 async fn the_answer_waits_for_the_hand_over() {
     let fixture = fixture_with(Recorder::new(false, false), |_, _| ());
     let (mut client, _served) = fixture.connect(post("/_broadcast", "", PUBLICATION).as_bytes()).await;
-    fixture.publisher.has_begun().await;
+    fixture.sink.has_begun().await;
     // A whole other connection is served meanwhile, so an early answer would be here by now.
     assert_eq!(fixture.status("GET /health HTTP/1.1\r\n\r\n").await, 200);
     let mut byte = [0];
     assert_eq!(client.try_read(&mut byte).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
-    fixture.publisher.gate.add_permits(1);
+    fixture.sink.gate.add_permits(1);
     assert_eq!(status_of(&read_head(&mut client).await), 201);
-    assert_eq!(fixture.publisher.taken(), [TAKEN]);
+    assert_eq!(fixture.sink.taken(), [TAKEN]);
 }
 
 #[tokio::test]
@@ -337,7 +350,10 @@ async fn a_hand_over_that_fails_or_takes_too_long_is_not_answered_201() {
     assert_eq!(failing.status(&post("/_broadcast", "", PUBLICATION)).await, 501);
     let stuck = fixture_with(Recorder::new(false, false), |_, l| l.publish_timeout = Duration::from_millis(10));
     assert_eq!(stuck.status(&post("/_broadcast", "", PUBLICATION)).await, 503);
-    assert_eq!(failing.metrics.publications_total.get() + stuck.metrics.publications_total.get(), 0);
+    assert_eq!(
+        failing.broadcast.metrics().publications_total.get() + stuck.broadcast.metrics().publications_total.get(),
+        0
+    );
 }
 
 #[tokio::test]
@@ -356,7 +372,11 @@ async fn a_body_over_the_limit_is_refused_even_by_a_sender_that_writes_it_all_fi
     }
     let announced = "POST /_broadcast HTTP/1.1\r\nContent-Length: 99999999999999\r\n\r\n";
     assert_eq!(fixture.status(announced).await, 413);
-    assert_eq!(fixture.metrics.failed_broadcast_msg_total.get(), 1, "the body of 1000 bytes was no publication");
+    assert_eq!(
+        fixture.broadcast.metrics().failed_broadcast_msg_total.get(),
+        1,
+        "the body of 1000 bytes was no publication"
+    );
 }
 
 #[tokio::test]
@@ -382,7 +402,7 @@ async fn a_body_shorter_than_announced_or_badly_chunked_is_422() {
     assert_eq!(fixture.status(&short[..short.len() - 1]).await, 422);
     let chunked = "POST /_broadcast HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n";
     assert_eq!(fixture.status(chunked).await, 422);
-    assert!(fixture.publisher.taken().is_empty());
+    assert!(fixture.sink.taken().is_empty());
 }
 
 #[tokio::test]
@@ -403,7 +423,7 @@ async fn slow_peers_are_not_waited_for() {
     let (mut client, served) = fixture.connect(&request.as_bytes()[..request.len() - 1]).await;
     assert_eq!(status_of(&read_head(&mut client).await), 408);
     served.await.unwrap();
-    assert!(fixture.publisher.taken().is_empty());
+    assert!(fixture.sink.taken().is_empty());
 }
 
 #[tokio::test]
@@ -526,13 +546,13 @@ async fn draining_finishes_requests_and_ends_everything_else() {
     assert_eq!(status_of(&read_head(&mut idle).await), 200);
     let mut busy = TcpStream::connect(address).await.unwrap();
     busy.write_all(post("/_broadcast", "", PUBLICATION).as_bytes()).await.unwrap();
-    fixture.publisher.has_begun().await;
+    fixture.sink.has_begun().await;
 
     fixture.server.drain();
     listening.await.unwrap();
     assert_eq!(idle.read(&mut [0]).await.unwrap(), 0, "an idle connection is closed");
     drop(idle);
-    fixture.publisher.gate.add_permits(1);
+    fixture.sink.gate.add_permits(1);
     assert_eq!(status_of(&read_head(&mut busy).await), 201);
     assert_eq!(busy.read(&mut [0]).await.unwrap(), 0);
     drop(busy);

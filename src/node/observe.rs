@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 
 use crate::backend::Backend;
+use crate::broadcast::Broadcast;
 use crate::config::Config;
 use crate::http::{Check, HttpMetrics};
 use crate::metrics;
@@ -59,7 +60,8 @@ pub(super) struct Parts {
     pub http: Arc<HttpMetrics>,
     pub backend: Arc<Backend>,
     pub wires: Arc<Wires>,
-    pub publisher: Arc<Pipeline>,
+    pub broadcast: Arc<Broadcast>,
+    pub pipeline: Arc<Pipeline>,
     pub listeners: Arc<Mutex<Vec<TcpListener>>>,
     pub draining: Arc<AtomicBool>,
 }
@@ -127,15 +129,15 @@ impl Observer {
 
     /// All metrics, as Prometheus reads them.
     pub(super) fn metrics_text(&self) -> String {
-        let Parts { config, shards, http, backend, wires, publisher, listeners, .. } = &self.parts;
+        let Parts { config, shards, http, backend, broadcast, pipeline, listeners, .. } = &self.parts;
         let mut families = Families::new(config.metrics.tags.0.clone());
         for shard in shards.iter() {
             shard.collect(&[], &mut families);
         }
         http.collect(&[], &mut families);
         backend.metrics().collect(&[], &mut families);
-        wires.metrics.collect(&[], &mut families);
-        publisher.metrics.collect(&[], &mut families);
+        broadcast.metrics().collect(&[], &mut families);
+        pipeline.metrics.collect(&[], &mut families);
         self.node_metrics().collect(&[], &mut families);
         for (at, listener) in listeners.lock().unwrap_or_else(PoisonError::into_inner).iter().enumerate() {
             let Ok(queue) = listener::accept_queue(listener) else { continue };
@@ -223,7 +225,7 @@ impl Observer {
                  --disconnect-backlog-size)",
             ),
             (
-                self.parts.wires.metrics.whispers_dropped_total.get(),
+                self.parts.broadcast.metrics().whispers_dropped_total.get(),
                 "whispers dropped: more publications wait than are delivered",
             ),
             (

@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::broadcast::{Handover, PublicationSink, PublishError};
 use crate::broker::Broker;
 use crate::cluster::Cluster;
-use crate::http::{Handover, PublishError, Publisher};
 use crate::metrics;
 use crate::model::{Publication, RemoteDisconnect};
 use crate::shard::{Delivery, Inbox, Message};
@@ -49,13 +49,6 @@ impl Pipeline {
         }
     }
 
-    /// Hands a publication over if there is room; tells whether there was.
-    pub(super) fn try_publish(&self, publication: Publication) -> bool {
-        let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() else { return false };
-        self.place(publication, permit);
-        true
-    }
-
     /// Gives a publication its place and puts it into every inbox, before the next one of its stream.
     fn place(&self, publication: Publication, permit: OwnedSemaphorePermit) {
         self.metrics.broadcast_msg_total.inc();
@@ -69,7 +62,7 @@ impl Pipeline {
     }
 }
 
-impl Publisher for Pipeline {
+impl PublicationSink for Pipeline {
     fn publish(&self, publications: Vec<Publication>) -> Handover<'_> {
         Box::pin(async move {
             for publication in publications {
@@ -78,6 +71,12 @@ impl Publisher for Pipeline {
             }
             Ok(())
         })
+    }
+
+    fn try_publish(&self, publication: Publication) -> bool {
+        let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() else { return false };
+        self.place(publication, permit);
+        true
     }
 
     fn disconnect(&self, disconnect: RemoteDisconnect) -> Handover<'_> {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::backend::{self, GrpcTarget, Target, TlsSettings};
+use crate::broadcast::{Broadcast, Source};
 use crate::config::{Config, DisconnectMode, ListenOn, PingPrecision, RpcImplementation, Secrets};
 use crate::http::{self, Cors, MetricsRoute, PublishRoute, ReadyRoute, Routes};
 use crate::identity::{Jwt, Secret, StreamRouter, StreamSettings};
@@ -14,7 +15,6 @@ use crate::shard::{self, ProxyRules, Tokens};
 
 use super::StartError;
 use super::observe::Observer;
-use super::publish::Pipeline;
 
 /// Routes that somebody adds to the main port.
 pub type ExtraRoutes = http::ExtraRoutes;
@@ -164,7 +164,7 @@ impl Ports {
 pub(super) fn ports(
     config: &Config,
     secrets: &Secrets,
-    publisher: &Arc<Pipeline>,
+    broadcast: &Arc<Broadcast>,
     observer: &Arc<Observer>,
     extra: Option<ExtraRoutes>,
 ) -> Ports {
@@ -178,14 +178,16 @@ pub(super) fn ports(
         path: config.broadcast.http_path.clone(),
         key: secret(&secrets.broadcast),
         cors,
-        publisher: Arc::clone(publisher) as Arc<_>,
+        broadcast: Arc::clone(broadcast),
+        source: Source::Http,
     });
     if secrets.api_on {
         ports.on(config.api_on()).api = Some(PublishRoute {
             path: config.api.path.clone(),
             key: secret(&secrets.api),
             cors: None,
-            publisher: Arc::clone(publisher) as Arc<_>,
+            broadcast: Arc::clone(broadcast),
+            source: Source::Api,
         });
     }
     if let Some(path) = &config.metrics.http_path {

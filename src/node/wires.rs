@@ -10,25 +10,15 @@ use std::hash::BuildHasher;
 use tokio::runtime::Handle;
 
 use crate::backend::Backend;
+use crate::broadcast::Broadcast;
 use crate::http::HttpServer;
-use crate::metrics;
 use crate::model::{Call, CallError, Publication, SlotKey};
 use crate::shard::Neighbours;
-
-use super::publish::Pipeline;
-
-metrics! {
-    /// What is counted between the shards.
-    pub struct WireMetrics {
-        /// Whispers dropped because too many publications waited to be delivered.
-        whispers_dropped_total: Counter,
-    }
-}
 
 /// The ways out of all shards.
 pub(super) struct Wires {
     backend: Arc<Backend>,
-    publisher: Arc<Pipeline>,
+    broadcast: Arc<Broadcast>,
     http: Arc<OnceLock<HttpServer>>,
     runtime: Handle,
     open: AtomicU64,
@@ -37,27 +27,25 @@ pub(super) struct Wires {
     /// million identities, one run in 500 counts a single one too few. An entry is 8 bytes.
     identities: DashMap<[u8; 6], u16, RandomState>,
     hasher: RandomState,
-    pub metrics: WireMetrics,
 }
 
 impl Wires {
     pub fn new(
         backend: Arc<Backend>,
-        publisher: Arc<Pipeline>,
+        broadcast: Arc<Broadcast>,
         http: Arc<OnceLock<HttpServer>>,
         runtime: Handle,
         open_max: u64,
     ) -> Wires {
         Wires {
             backend,
-            publisher,
+            broadcast,
             http,
             runtime,
             open: AtomicU64::new(0),
             open_max,
             identities: DashMap::with_hasher(RandomState::default()),
             hasher: RandomState::default(),
-            metrics: WireMetrics::default(),
         }
     }
 
@@ -98,9 +86,7 @@ impl Neighbours for Wires {
     }
 
     fn publish(&self, publication: Publication) {
-        if !self.publisher.try_publish(publication) {
-            self.metrics.whispers_dropped_total.inc();
-        }
+        self.broadcast.whisper(publication);
     }
 
     fn identifiers_present(&self, _shard: u16, identifiers: &str, present: bool) {
