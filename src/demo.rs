@@ -247,8 +247,8 @@ fn answer(stage: &Stage, request: &Parts) -> Option<ExtraAnswer> {
 
 /// `?connections=N`
 fn connections(request: &Parts) -> Option<usize> {
-    let mut pairs = request.uri.query()?.split('&');
-    pairs.find_map(|pair| pair.strip_prefix("connections="))?.parse().ok()
+    let mut pairs = form_urlencoded::parse(request.uri.query()?.as_bytes());
+    pairs.find_map(|(key, value)| (key == "connections").then_some(value))?.parse().ok()
 }
 
 /// Whether the request is not from a page of another site. Browsers put an `Origin` on every POST and DELETE; what

@@ -51,7 +51,7 @@ pub struct Limits {
     pub connections_max: usize,
     /// Bytes of a request head; more is answered 431. Default 64 KiB; less than 8 KiB counts as 8 KiB.
     pub head_bytes_max: usize,
-    /// Bytes of one request body; more is answered 413. Default 8 MiB.
+    /// Bytes of one request body; more is answered 413.
     pub body_bytes_max: usize,
     /// Bytes of all request bodies held at once; more is answered 503. Default 256 MiB.
     pub bodies_bytes_max: usize,
@@ -69,12 +69,13 @@ pub struct Limits {
     pub linger: Duration,
 }
 
-impl Default for Limits {
-    fn default() -> Limits {
+impl Limits {
+    /// The defaults, and how large a body may be, which is for the configuration to say (`--broadcast-max-size`).
+    pub fn new(body_bytes_max: usize) -> Limits {
         Limits {
             connections_max: 1024,
             head_bytes_max: 64 << 10,
-            body_bytes_max: 8 << 20,
+            body_bytes_max,
             bodies_bytes_max: 256 << 20,
             head_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(30),
@@ -95,8 +96,8 @@ const HEAD_BYTES_LEAST: usize = 8 << 10;
 /// Connections at once that are told 503 politely; beyond that they are dropped unanswered.
 const REFUSALS_MAX: usize = 64;
 
-/// Bytes read and thrown away after the last answer, per connection: four times the default body limit, so that
-/// a sender who writes a whole oversized body before it reads still gets its 413.
+/// Bytes read and thrown away after the last answer, per connection. Some senders write a whole body before they read;
+/// one whose body is over the limit by no more than this still gets its 413.
 pub const LINGER_BYTES_MAX: usize = 32 << 20;
 
 /// Pause after accepting failed. Without descriptors the listener stays readable, and trying again at once

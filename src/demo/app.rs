@@ -143,7 +143,7 @@ impl App {
 impl Rpc for App {
     async fn connect(&self, request: Request<ConnectionRequest>) -> Result<ConnectionResponse, Status> {
         let sid = request.metadata().get("sid").and_then(|sid| sid.to_str().ok()).unwrap_or_default().to_owned();
-        let who = request.get_ref().env.as_ref().and_then(asked_name).unwrap_or(&sid).to_owned();
+        let who = request.get_ref().env.as_ref().and_then(asked_name).unwrap_or_else(|| sid.clone());
         let welcome = json!({ "type": "welcome", "sid": sid }).to_string();
         // Two strings always make JSON.
         let identifiers = serde_json::to_string(&Identifiers { sid, who }).unwrap_or_default();
@@ -166,11 +166,11 @@ impl Rpc for App {
 }
 
 /// The `who` that a page adds to its URL. `None` for anything that no page of ours adds.
-fn asked_name(env: &Env) -> Option<&str> {
+fn asked_name(env: &Env) -> Option<String> {
     let (_, query) = env.url.split_once('?')?;
-    let who = query.split('&').find_map(|pair| pair.strip_prefix("who="))?;
+    let (_, who) = form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "who")?;
     let fits = (1..=WHO_CHARS_MAX).contains(&who.len()) && who.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    fits.then_some(who)
+    fits.then(|| who.into_owned())
 }
 
 fn confirmation(identifier: &str) -> String {

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::{Request, Response};
+use serde::{Serialize, Serializer};
 
 use super::{Reply, Shared, publish};
 use crate::broadcast::{Broadcast, Source};
@@ -73,7 +74,7 @@ pub struct ReadyRoute {
 /// One reason to be ready or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Check {
-    /// What must be true, such as `backend_reachable`: letters, digits and `_`.
+    /// What must be true, such as `backend_reachable`.
     pub name: &'static str,
     /// Whether it is.
     pub ok: bool,
@@ -186,10 +187,23 @@ fn presence_status(route: &PublishRoute, rest: &str, request: &Request<Incoming>
     }
 }
 
+/// `{"ready":true,"checks":{"not_draining":true}}`
+#[derive(Serialize)]
+struct Readiness<'a> {
+    ready: bool,
+    #[serde(serialize_with = "by_name")]
+    checks: &'a [Check],
+}
+
+fn by_name<S: Serializer>(checks: &[Check], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(checks.iter().map(|check| (check.name, check.ok)))
+}
+
 fn readiness(checks: &[Check]) -> Reply {
     let ready = checks.iter().all(|check| check.ok);
-    let listed: Vec<_> = checks.iter().map(|check| format!("\"{}\":{}", check.name, check.ok)).collect();
-    let body = format!("{{\"ready\":{ready},\"checks\":{{{}}}}}\n", listed.join(","));
+    // Names and truth values always make JSON.
+    let mut body = serde_json::to_string(&Readiness { ready, checks }).unwrap_or_default();
+    body.push('\n');
     with_body(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, JSON, body)
 }
 

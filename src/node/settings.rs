@@ -134,12 +134,9 @@ pub(super) fn backend(config: &Config, secrets: &Secrets) -> Result<backend::Set
 
 /// Connections of ordinary HTTP take descriptors from clients, so a small limit means few of them.
 pub(super) fn http_limits(config: &Config, open_files: u64) -> http::Limits {
-    let defaults = http::Limits::default();
-    http::Limits {
-        connections_max: defaults.connections_max.min(open_files as usize / 32).max(8),
-        body_bytes_max: config.broadcast.max_size,
-        ..defaults
-    }
+    let mut limits = http::Limits::new(config.broadcast.max_size);
+    limits.connections_max = limits.connections_max.min(open_files as usize / 32).max(8);
+    limits
 }
 
 /// What is served where.
