@@ -49,8 +49,8 @@ enum Channel {
     #[serde(rename = "ChatChannel")]
     Chat { room: String },
     /// For connections that only hold: they hear the room and are nobody in it.
-    #[serde(rename = "CrowdChannel")]
-    Crowd,
+    #[serde(rename = "IdleChannel")]
+    Idle,
 }
 
 impl App {
@@ -106,7 +106,7 @@ impl App {
                 let hello = transmission(identifier, &self.room().hello(&who));
                 subscribed(vec![confirmation(identifier), hello])
             }
-            ("subscribe", Some(Channel::Crowd)) => subscribed(vec![confirmation(identifier)]),
+            ("subscribe", Some(Channel::Idle)) => subscribed(vec![confirmation(identifier)]),
             ("subscribe", _) => {
                 let rejection = json!({ "type": "reject_subscription", "identifier": identifier }).to_string();
                 CommandResponse {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::crowd;
+use super::idle_clients;
 
 /// Connections below which no memory per connection is told: resident memory moves in pages and with the allocator's
 /// mood, and divided by a handful of connections it says nothing about one.
@@ -79,7 +79,7 @@ pub(super) struct Told<'a> {
     pub shards: usize,
     pub messages_delivered: u64,
     pub uptime_s: u64,
-    pub crowd: Option<crowd::Status>,
+    pub idle_clients: Option<idle_clients::Status>,
     pub cable_path: &'a str,
     pub broadcast_url: &'a str,
     pub broadcast_key: Option<&'a str>,
