@@ -131,7 +131,7 @@ mod tests {
 
     use super::*;
 
-    /// Takes down what is handed over, or has no room for it.
+    /// Records what is handed over, or has no room for it.
     #[derive(Default)]
     struct Recorder {
         taken: Mutex<Vec<String>>,

@@ -1,9 +1,9 @@
 //! `cableway demo`: a sample app and a page, so that trying Cableway needs nothing else.
 //!
-//! The sample app is an ordinary gRPC app server that happens to live in this process, and the page is an ordinary
-//! Action Cable client. Neither takes a short cut: clients connect to the main port, calls go over loopback, and
-//! what the app says to everybody is posted to the broadcast endpoint. What one sees is what one gets with an app of
-//! one's own. Beside the chat, the page shows facts of the running server and can start thousands of idle clients.
+//! The sample app is an ordinary gRPC app server that runs in this process, and the page is an ordinary Action Cable
+//! client. Neither takes a short cut: clients connect to the main port, calls go over loopback, and what the app says to
+//! everybody is posted to the broadcast endpoint. It works as an app of one's own would. Beside the chat, the page shows
+//! facts of the running server and can start thousands of idle clients.
 //!
 //! Before the node starts, [`Demo::bind`] gives it the app's address and the page's routes; [`Demo::run`] starts both
 //! once the node knows where it is.
@@ -56,7 +56,7 @@ const DESCRIPTORS_LEFT: u64 = 64;
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
-/// Where the server of this demo is, once it is somewhere.
+/// Where the server of this demo is, once it listens.
 #[derive(Clone, Debug)]
 pub struct Site {
     /// Where idle clients connect to: the WebSocket port, on an address of this machine.

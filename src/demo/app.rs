@@ -1,6 +1,6 @@
 //! The sample app: what a developer would write in Rails or Laravel, here as a gRPC server in the same process.
 //!
-//! Cableway calls it over loopback like any other app server. It keeps nothing per connection but a seat in the
+//! Cableway calls it over loopback like any other app server. It keeps nothing per connection but an entry in the
 //! [`Room`], and everything it says to everybody leaves through the [`publisher`](super::publisher).
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -60,7 +60,7 @@ impl App {
     }
 
     fn room(&self) -> MutexGuard<'_, Room> {
-        // Whoever panicked left a room that is still one: decisions are made before anything is changed.
+        // A panic leaves the room consistent: decisions are made before anything is changed.
         self.room.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use super::idle_clients;
 
-/// Connections below which no memory per connection is told: resident memory moves in pages and with the allocator's
-/// mood, and divided by a handful of connections it says nothing about one.
+/// Connections below which no memory per connection is told: resident memory changes by pages and by what the
+/// allocator keeps, and divided by a few connections it says nothing about one.
 pub const CONNECTIONS_MIN: u64 = 100;
 
 /// What the node knows about itself. Asked for once a second per open page; must not block.

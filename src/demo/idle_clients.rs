@@ -1,6 +1,6 @@
 //! Thousands of idle clients that anyone can start from the demo page.
 //!
-//! They live in a process of their own, this program again under a hidden command, because their half of every
+//! They run in a process of their own, this program again under a hidden command, because their half of every
 //! connection would otherwise count as memory of the server and spoil the figure that the page is there to show.
 //! The process reports on its standard output, one JSON object a line, and ends when its standard input does: on
 //! release, and whenever the server ends, however that happens.
@@ -165,7 +165,7 @@ mod tests {
         command
     }
 
-    /// Looks until it is so. Bounded by the test runner's patience: another process decides when.
+    /// Looks until it is so. Only the test runner's time limit bounds it: another process decides when.
     fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
         loop {
             if let Some(found) = look() {

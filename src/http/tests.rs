@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::identity::Secret;
 use crate::model::{Publication, RemoteDisconnect};
 
-/// Takes down what is handed over, as `stream=message`, once the gate is open.
+/// Records what is handed over, as `stream=message`, once the gate is open.
 struct Recorder {
     taken: Mutex<Vec<String>>,
     gate: Semaphore,

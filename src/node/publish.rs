@@ -2,7 +2,7 @@
 //!
 //! One bound for the whole node. A publication takes a permit before it is placed and gives it back when the last shard
 //! has delivered it. With a permit it goes to all shards at once, so a busy shard does not hold up the others until the
-//! bound is reached; then senders wait, and the app feels it in its HTTP request.
+//! bound is reached; then senders wait, and with them the app's HTTP requests.
 
 use std::sync::Arc;
 

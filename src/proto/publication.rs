@@ -60,7 +60,7 @@ pub enum BadPublication {
 
 /// Reads what an app sent. Time and memory are in proportion to the length of `body`, which the caller bounds.
 ///
-/// `data` is gone through twice: once to read the string out of the body, once to see whether its text is JSON.
+/// `data` is read in two passes: one takes the string out of the body, one checks whether its text is JSON.
 pub fn parse(body: &[u8]) -> Result<Incoming, BadPublication> {
     match serde_json::from_slice::<Body<'_, false>>(body) {
         Ok(body) => body.incoming(),
@@ -101,10 +101,9 @@ pub fn message_json(data: &str) -> Cow<'_, str> {
     }
 }
 
-/// An object's fields, read no further than needed to see what it is: a publication's `data` must not be judged
-/// by the rules of a command's. Without `DATA_LAST`, `data` is read as a text where it
-/// stands, and the body is unreadable if it is none. With it, `data` is passed over first and then looked at, which is
-/// one pass more.
+/// An object's fields, read no further than needed to see what it is: a publication's `data` must not be judged by the
+/// rules of a command's. Without `DATA_LAST`, `data` is read as a text where it stands, and the body is unreadable if
+/// it is none. With it, `data` is skipped first and read afterwards, which is one pass more.
 #[derive(Default)]
 struct Payload<'a, const DATA_LAST: bool> {
     stream: Option<Cow<'a, str>>,
