@@ -20,8 +20,8 @@ use crate::os::clock::Clock;
 pub fn run() -> ExitCode {
     // Started by the demo's page, not by people, and not in the help.
     let mut arguments = std::env::args_os().skip(1).map_while(|argument| argument.into_string().ok());
-    if arguments.next().as_deref() == Some(demo::CROWD_COMMAND) {
-        return demo::hold_crowd(arguments);
+    if arguments.next().as_deref() == Some(demo::IDLE_CLIENTS_COMMAND) {
+        return demo::hold_idle_clients(arguments);
     }
     let env: BTreeMap<String, String> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
@@ -79,10 +79,10 @@ fn serve_demo(mut config: Config, file: Option<&Path>) -> anyhow::Result<()> {
     let demo = Demo::bind()?;
     config.rpc.host = demo.rpc_address().to_string();
     config.rpc.implementation = RpcImplementation::Grpc;
-    // A crowd leaves all at once. The app is in this process and loses nothing by hearing of it at once, and people who
+    // Idle clients leave all at once. The app is in this process and loses nothing by hearing of it at once, and people who
     // leave after it should not be seen in the room for another minute.
     config.disconnect.rate = 0;
-    config.disconnect.backlog = config.disconnect.backlog.max(2 * demo::CROWD_MAX);
+    config.disconnect.backlog = config.disconnect.backlog.max(2 * demo::IDLE_CLIENTS_MAX);
     if config.broadcast.key.or(&config.app.secret).key().is_none() {
         config.broadcast.key = Secret::Key(format!("{:016x}", rand::random::<u64>()));
     }

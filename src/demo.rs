@@ -1,16 +1,16 @@
-//! `cableway demo`: a sample app and a page, so that the first minute with Cableway needs nothing else.
+//! `cableway demo`: a sample app and a page, so that trying Cableway needs nothing else.
 //!
-//! The sample app is an ordinary gRPC app server that happens to live in this process, and the page is an ordinary
-//! Action Cable client. Neither takes a short cut: clients come through the front door, calls go over loopback, and
-//! what the app says to everybody is posted to the broadcast endpoint. What one sees is what one gets with an app of
-//! one's own. Beside the chat, the page shows facts of the running server and can call up a crowd of idle clients.
+//! The sample app is an ordinary gRPC app server that runs in this process, and the page is an ordinary Action Cable
+//! client. Neither takes a short cut: clients connect to the main port, calls go over loopback, and what the app says to
+//! everybody is posted to the broadcast endpoint. It works as an app of one's own would. Beside the chat, the page shows
+//! facts of the running server and can start thousands of idle clients.
 //!
-//! Before the node starts, [`Demo::bind`] gives it the app's address and the page's routes; [`Demo::run`] brings them
-//! to life once the node knows where it is.
+//! Before the node starts, [`Demo::bind`] gives it the app's address and the page's routes; [`Demo::run`] starts both
+//! once the node knows where it is.
 
 mod app;
-mod crowd;
 mod facts;
+mod idle_clients;
 mod publisher;
 mod room;
 
@@ -29,15 +29,17 @@ use serde_json::json;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-pub use crowd::{COMMAND as CROWD_COMMAND, CONNECTIONS_MAX as CROWD_MAX, hold as hold_crowd};
 pub use facts::Facts;
+pub use idle_clients::{
+    COMMAND as IDLE_CLIENTS_COMMAND, CONNECTIONS_MAX as IDLE_CLIENTS_MAX, hold as hold_idle_clients,
+};
 
 use crate::backend::grpc::server;
-use crate::front::{ExtraAnswer, ExtraRoutes};
+use crate::http::{ExtraAnswer, ExtraRoutes};
 use crate::os::clock::Clock;
 use app::{App, STREAM};
-use crowd::{Crowd, CrowdError};
 use facts::{Baseline, Told};
+use idle_clients::{IdleClients, IdleClientsError};
 
 /// The page: one file, nothing from anywhere else.
 const PAGE: &str = include_str!("demo/page.html");
@@ -48,16 +50,16 @@ const PAGE_POLICY: HeaderValue = HeaderValue::from_static(
      connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 );
 
-/// Descriptors that a crowd leaves to everybody else.
+/// Descriptors that idle clients leave to everybody else.
 const DESCRIPTORS_LEFT: u64 = 64;
 
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
-/// Where the server of this demo is, once it is somewhere.
+/// Where the server of this demo is, once it listens.
 #[derive(Clone, Debug)]
 pub struct Site {
-    /// Where a crowd connects to: the WebSocket port, on an address of this machine.
+    /// Where idle clients connect to: the WebSocket port, on an address of this machine.
     pub address: SocketAddr,
     /// Path of the Action Cable endpoint, such as `/cable`.
     pub cable_path: String,
@@ -72,27 +74,27 @@ pub struct Site {
 pub struct Demo {
     rpc: TcpListener,
     rpc_address: SocketAddr,
-    stage: Arc<Stage>,
+    shared: Arc<Shared>,
 }
 
 /// What the routes share.
 #[derive(Default)]
-struct Stage {
+struct Shared {
     live: OnceLock<Live>,
-    crowd: Crowd,
+    idle_clients: IdleClients,
     /// Taken for one copy at a time.
     measure: Mutex<Measure>,
 }
 
-/// Against what memory per connection is measured: the start, until the first crowd is called up, and from then on
-/// the moment before it. Never a later one: memory that an earlier crowd took and left with the allocator would make
-/// the next one look free.
+/// Against what memory per connection is measured: the start, until the first idle clients are started, and from then on
+/// the moment before it. Never a later one: memory that earlier ones took and left with the allocator would make
+/// the next ones look free.
 #[derive(Clone, Copy, Default)]
 enum Measure {
     #[default]
     NotYet,
     SinceStart(Baseline),
-    SinceFirstCrowd(Baseline),
+    SinceFirstIdleClients(Baseline),
 }
 
 struct Live {
@@ -109,7 +111,7 @@ impl Demo {
         let rpc = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         rpc.set_nonblocking(true)?;
         let rpc_address = rpc.local_addr()?;
-        Ok(Demo { rpc, rpc_address, stage: Arc::default() })
+        Ok(Demo { rpc, rpc_address, shared: Arc::default() })
     }
 
     /// Where the app is called (gRPC). Calls wait until [`Demo::run`].
@@ -119,11 +121,11 @@ impl Demo {
 
     /// The page at `/` and what it asks for under `/demo/`. Answers 503 until [`Demo::run`].
     pub fn routes(&self) -> ExtraRoutes {
-        let stage = Arc::clone(&self.stage);
-        Arc::new(move |request| answer(&stage, request))
+        let shared = Arc::clone(&self.shared);
+        Arc::new(move |request| answer(&shared, request))
     }
 
-    /// Brings app and page to life on `runtime`; they end with it. `facts` must not block.
+    /// Starts app and page on `runtime`; they end with it. `facts` must not block.
     ///
     /// # Errors
     /// The app's listener cannot be given to the runtime.
@@ -140,13 +142,13 @@ impl Demo {
         let app = Arc::new(App::new(epoch, queue, Clock::start()));
         runtime.spawn(server::serve(rpc, app, std::future::pending()));
         runtime.spawn(publisher::run(STREAM, waiting, site.broadcast_url.clone(), site.broadcast_key.clone()));
-        *self.stage.measure() = Measure::SinceStart(Baseline::of(&facts()));
-        let _ = self.stage.live.set(Live { site, facts: Box::new(facts) });
+        *self.shared.measure() = Measure::SinceStart(Baseline::of(&facts()));
+        let _ = self.shared.live.set(Live { site, facts: Box::new(facts) });
         Ok(())
     }
 }
 
-impl Stage {
+impl Shared {
     fn measure(&self) -> MutexGuard<'_, Measure> {
         self.measure.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -160,7 +162,7 @@ impl Stage {
             resident_bytes: facts.resident_bytes,
             growth: match *self.measure() {
                 Measure::NotYet => None,
-                Measure::SinceStart(baseline) | Measure::SinceFirstCrowd(baseline) => baseline.growth(&facts),
+                Measure::SinceStart(baseline) | Measure::SinceFirstIdleClients(baseline) => baseline.growth(&facts),
             },
             growth_connections_min: facts::CONNECTIONS_MIN,
             open_files_limit: facts.open_files_limit,
@@ -168,7 +170,7 @@ impl Stage {
             shards: facts.shards,
             messages_delivered: facts.messages_delivered,
             uptime_s: facts.uptime.as_secs(),
-            crowd: self.crowd.status(),
+            idle_clients: self.idle_clients.status(),
             cable_path: &live.site.cable_path,
             broadcast_url: &live.site.broadcast_url,
             broadcast_key: live.site.broadcast_key.as_deref(),
@@ -178,8 +180,8 @@ impl Stage {
         serde_json::to_string(&told).unwrap_or_default()
     }
 
-    /// Calls up a crowd.
-    fn call_crowd(&self, live: &Live, connections: usize) -> Result<(), (StatusCode, String)> {
+    /// Starts idle clients, if there is room for them.
+    fn start_idle_clients(&self, live: &Live, connections: usize) -> Result<(), (StatusCode, String)> {
         let facts = (live.facts)();
         let room = facts.connections_max.saturating_sub(facts.connections).saturating_sub(DESCRIPTORS_LEFT);
         // The holding process has the same limit as this one.
@@ -189,28 +191,28 @@ impl Stage {
             return Err((StatusCode::CONFLICT, text));
         }
         let before = Baseline::of(&facts);
-        self.crowd.call(live.site.address, &live.site.cable_path, connections).map_err(|error| {
+        self.idle_clients.start(live.site.address, &live.site.cable_path, connections).map_err(|error| {
             let status = match error {
-                CrowdError::Size => StatusCode::UNPROCESSABLE_ENTITY,
-                CrowdError::Taken => StatusCode::CONFLICT,
-                CrowdError::Start(_) => StatusCode::SERVICE_UNAVAILABLE,
+                IdleClientsError::Size => StatusCode::UNPROCESSABLE_ENTITY,
+                IdleClientsError::Taken => StatusCode::CONFLICT,
+                IdleClientsError::Start(_) => StatusCode::SERVICE_UNAVAILABLE,
             };
             (status, error.to_string())
         })?;
         let mut measure = self.measure();
         if matches!(*measure, Measure::SinceStart(_)) && facts.connections < facts::CONNECTIONS_MIN {
-            *measure = Measure::SinceFirstCrowd(before);
+            *measure = Measure::SinceFirstIdleClients(before);
         }
         Ok(())
     }
 }
 
 /// The answer to a request for something of the demo's; `None` for other paths.
-fn answer(stage: &Stage, request: &Parts) -> Option<ExtraAnswer> {
+fn answer(shared: &Shared, request: &Parts) -> Option<ExtraAnswer> {
     let path = request.uri.path();
     let allowed: &[Method] = match path {
         "/" | "/demo/facts" => &[Method::GET, Method::HEAD],
-        "/demo/crowd" => &[Method::POST, Method::DELETE],
+        "/demo/idle-clients" => &[Method::POST, Method::DELETE],
         _ => return None,
     };
     let reply = if !allowed.contains(&request.method) {
@@ -223,17 +225,17 @@ fn answer(stage: &Stage, request: &Parts) -> Option<ExtraAnswer> {
         let mut reply = reply(StatusCode::OK, HTML, PAGE);
         reply.headers_mut().insert(header::CONTENT_SECURITY_POLICY, PAGE_POLICY);
         reply
-    } else if let Some(live) = stage.live.get() {
+    } else if let Some(live) = shared.live.get() {
         match (path, &request.method) {
-            ("/demo/facts", _) => reply(StatusCode::OK, JSON, stage.told(live)),
+            ("/demo/facts", _) => reply(StatusCode::OK, JSON, shared.told(live)),
             _ if !is_own_page(request) => refused(StatusCode::FORBIDDEN, "Only the demo page may do this."),
             (_, &Method::DELETE) => {
-                stage.crowd.release();
-                reply(StatusCode::ACCEPTED, JSON, stage.told(live))
+                shared.idle_clients.release();
+                reply(StatusCode::ACCEPTED, JSON, shared.told(live))
             }
-            _ => match connections(request).ok_or(CrowdError::Size) {
-                Ok(connections) => match stage.call_crowd(live, connections) {
-                    Ok(()) => reply(StatusCode::ACCEPTED, JSON, stage.told(live)),
+            _ => match connections(request).ok_or(IdleClientsError::Size) {
+                Ok(connections) => match shared.start_idle_clients(live, connections) {
+                    Ok(()) => reply(StatusCode::ACCEPTED, JSON, shared.told(live)),
                     Err((status, text)) => refused(status, &text),
                 },
                 Err(error) => refused(StatusCode::UNPROCESSABLE_ENTITY, &error.to_string()),
@@ -247,8 +249,8 @@ fn answer(stage: &Stage, request: &Parts) -> Option<ExtraAnswer> {
 
 /// `?connections=N`
 fn connections(request: &Parts) -> Option<usize> {
-    let mut pairs = request.uri.query()?.split('&');
-    pairs.find_map(|pair| pair.strip_prefix("connections="))?.parse().ok()
+    let mut pairs = form_urlencoded::parse(request.uri.query()?.as_bytes());
+    pairs.find_map(|(key, value)| (key == "connections").then_some(value))?.parse().ok()
 }
 
 /// Whether the request is not from a page of another site. Browsers put an `Origin` on every POST and DELETE; what

@@ -20,10 +20,13 @@ pub mod session;
 
 // Floor 3: things that wait.
 pub mod backend;
+pub mod broadcast;
+pub mod broker;
+pub mod cluster;
 pub mod shard;
 
 // Floor 4: ordinary HTTP.
-pub mod front;
+pub mod http;
 
 // Floor 5: assembly.
 pub mod cli;

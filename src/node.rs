@@ -2,7 +2,7 @@
 //!
 //! A node is some shards (one thread each), beside them one thread that calls the app and one for ordinary HTTP, each
 //! with a tokio runtime, and the wires between: answers into inboxes, publications into all inboxes, sockets
-//! that turned out to be HTTP from shards to the front.
+//! that turned out to be HTTP from shards to the HTTP server.
 
 mod boot;
 mod capacity;
@@ -24,8 +24,9 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::time::Instant;
 
 use crate::backend::{Backend, BackendError};
+use crate::broadcast::Broadcast;
 use crate::config::{Config, ListenOn, Secrets};
-use crate::front::{Front, FrontMetrics, Routes};
+use crate::http::{HttpMetrics, HttpServer, Routes};
 use crate::model::Answer;
 use crate::os::clock::Clock;
 use crate::os::{limits, listener};
@@ -33,7 +34,7 @@ use crate::shard::{self, Epoll, EpollSettings, Inbox, Message, Shard, ShardMetri
 
 use capacity::Capacity;
 use observe::Observer;
-use publish::ToShards;
+use publish::Pipeline;
 use services::{NodeServices, Shared};
 
 pub use observe::Facts;
@@ -55,8 +56,8 @@ pub struct Node {
     shards: Vec<thread::JoinHandle<()>>,
     /// Copies of the shards' listeners, for their queues' length. Emptied when they are to close.
     listeners: Arc<Mutex<Vec<TcpListener>>>,
-    main_front: Front,
-    other_fronts: Vec<Front>,
+    main_http: HttpServer,
+    other_http: Vec<HttpServer>,
     observer: Arc<Observer>,
     draining: Arc<AtomicBool>,
     address: SocketAddr,
@@ -124,14 +125,16 @@ impl Node {
         let backend = Arc::new(Backend::start(backend, &calls, answers)?);
         let shard_settings = Arc::new(settings::shard(&config, &secrets)?);
         let shard_metrics: Arc<[_]> = (0..shards as u16).map(|n| Arc::new(ShardMetrics::new(n))).collect();
-        let front_metrics = Arc::new(FrontMetrics::default());
-        let publisher = Arc::new(ToShards::new(Arc::clone(&inboxes), shard_settings.stream_hasher.clone()));
+        let http_metrics = Arc::new(HttpMetrics::default());
+        let pipeline = Arc::new(Pipeline::new(Arc::clone(&inboxes), shard_settings.stream_hasher.clone()));
+        let broadcast = Arc::new(Broadcast::new(Arc::clone(&pipeline) as Arc<_>));
         let draining = Arc::new(AtomicBool::new(false));
-        let front = Arc::new(OnceLock::new());
+        let http = Arc::new(OnceLock::new());
         let shared = Arc::new(Shared::new(
             Arc::clone(&backend),
-            Arc::clone(&publisher),
-            Arc::clone(&front),
+            Arc::clone(&broadcast),
+            Arc::clone(&pipeline),
+            Arc::clone(&http),
             runtime.handle().clone(),
             capacity.clients,
         ));
@@ -140,21 +143,22 @@ impl Node {
             capacity,
             open_files,
             shards: Arc::clone(&shard_metrics),
-            front: Arc::clone(&front_metrics),
+            http: Arc::clone(&http_metrics),
             backend: Arc::clone(&backend),
             shared: Arc::clone(&shared),
-            publisher: Arc::clone(&publisher),
+            broadcast: Arc::clone(&broadcast),
+            pipeline: Arc::clone(&pipeline),
             listeners: Arc::clone(&listeners),
             draining: Arc::clone(&draining),
         }));
 
-        let ports = settings::ports(&config, &secrets, &publisher, &observer, extra);
-        let limits = settings::front_limits(&config, open_files);
-        let main_front = Front::new(ports.main, limits.clone(), Arc::clone(&front_metrics));
-        let _ = front.set(main_front.clone());
-        let mut other_fronts = Vec::new();
+        let ports = settings::ports(&config, &secrets, &broadcast, &observer, extra);
+        let limits = settings::http_limits(&config, open_files);
+        let main_http = HttpServer::new(ports.main, limits.clone(), Arc::clone(&http_metrics));
+        let _ = http.set(main_http.clone());
+        let mut other_http = Vec::new();
         for (place, routes) in ports.others {
-            other_fronts.push(listen(&runtime, &place, routes, &limits, &front_metrics)?);
+            other_http.push(listen(&runtime, &place, routes, &limits, &http_metrics)?);
         }
 
         let clock = Clock::start();
@@ -192,8 +196,8 @@ impl Node {
             inboxes,
             shards: threads,
             listeners,
-            main_front,
-            other_fronts,
+            main_http,
+            other_http,
             observer,
             draining,
             address,
@@ -261,12 +265,12 @@ impl Node {
         };
         let all_in_time = tokio::time::timeout_at(deadline, all_out).await.is_ok();
         tracing::info!(sent_away = clients, all_in_time, "clients sent away");
-        let fronts = std::iter::once(&self.main_front).chain(&self.other_fronts);
-        fronts.clone().for_each(Front::drain);
+        let servers = std::iter::once(&self.main_http).chain(&self.other_http);
+        servers.clone().for_each(HttpServer::drain);
         let report = self.backend.drain(deadline).await;
         tracing::info!(told = report.sent, failed = report.failed, left = report.left, "app told of ended sessions");
-        for front in fronts {
-            let _ = tokio::time::timeout_at(deadline, front.drained()).await;
+        for server in servers {
+            let _ = tokio::time::timeout_at(deadline, server.drained()).await;
         }
     }
 }
@@ -306,20 +310,20 @@ fn listen(
     runtime: &Runtime,
     place: &ListenOn,
     routes: Routes,
-    limits: &crate::front::Limits,
-    metrics: &Arc<FrontMetrics>,
-) -> Result<Front, StartError> {
+    limits: &crate::http::Limits,
+    metrics: &Arc<HttpMetrics>,
+) -> Result<HttpServer, StartError> {
     let ListenOn::Own { host, port } = place else { unreachable!("the main port has its own way in") };
     let refused = |source| StartError::Listen { address: format!("{host}:{port}"), what: "HTTP", source };
-    let front = Front::new(routes, limits.clone(), Arc::clone(metrics));
+    let server = HttpServer::new(routes, limits.clone(), Arc::clone(metrics));
     for mut address in boot::resolve(host).map_err(refused)? {
         address.set_port(*port);
         let _runtime = runtime.enter();
         let listener = TcpListener::bind(address).map_err(refused)?;
         listener.set_nonblocking(true).map_err(refused)?;
         let listener = tokio::net::TcpListener::from_std(listener).map_err(refused)?;
-        let front = front.clone();
-        runtime.spawn(async move { front.listen(listener).await });
+        let server = server.clone();
+        runtime.spawn(async move { server.listen(listener).await });
     }
-    Ok(front)
+    Ok(server)
 }

@@ -65,7 +65,7 @@ use wheel::Wheel;
 pub use connection::{BadState, FORMAT, TakenApart};
 pub use epoll::{Epoll, EpollSettings, Socket};
 pub use handshake::{ProxyRules, Tokens};
-pub use inbox::{Delivery, Inbox, Message, PUBLICATIONS_MAX};
+pub use inbox::{Delivery, Inbox, Message};
 pub use machine::{Accepted, Incoming, Interest, Machine, Readiness, Received};
 pub use metrics::ShardMetrics;
 pub use run::run;

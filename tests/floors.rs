@@ -8,8 +8,8 @@ const FLOORS: &[&[&str]] = &[
     &["model"],
     &["proto", "os", "config", "telemetry"],
     &["session", "hub", "identity"],
-    &["shard", "backend"],
-    &["front"],
+    &["shard", "backend", "broadcast", "broker", "cluster"],
+    &["http"],
     &["node", "demo", "cli"],
 ];
 

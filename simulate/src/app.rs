@@ -173,7 +173,7 @@ impl Sim {
     }
 
     /// A whisper leaves the shard; it comes back as a publication.
-    pub fn on_whisper(&mut self, publication: Arc<Publication>) {
+    pub fn on_whisper(&mut self, publication: Publication) {
         let text = publication.message.to_string();
         let from = serde_json::from_str::<serde_json::Value>(&text).ok().and_then(|value| value["w"][0].as_u64());
         let Some(c) = from.map(|c| c as usize).filter(|&c| c < self.clients.len()) else {
@@ -193,7 +193,7 @@ impl Sim {
         if self.clients[c].sid.is_some() && self.clients[c].sid != sid {
             return self.fail(format!("client {c}: its whisper does not exclude it"));
         }
-        self.whispered.push_back(publication);
+        self.whispered.push_back(Arc::new(publication));
     }
 
     /// Texts for a client, with a number so that none is like another.

@@ -261,7 +261,8 @@ impl Run {
                     exclude: whisperer.or(by_sid),
                 });
                 sim.note_publication(p);
-                Message::Publication(Delivery { publication, permit: None })
+                let publication = Publication::clone(&publication);
+                Message::Publication(Arc::new(Delivery { publication, permit: None }))
             }
             Post::Disconnect(disconnect) => {
                 sim.trace(|| format!("{disconnect:?}"));

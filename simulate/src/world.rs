@@ -328,7 +328,7 @@ impl Services<Socket> for Seams {
     }
 
     fn publish(&mut self, publication: Publication) {
-        self.0.borrow_mut().on_whisper(Arc::new(publication));
+        self.0.borrow_mut().on_whisper(publication);
     }
 
     fn follow(&mut self, stream: StreamKey) {

@@ -1,6 +1,6 @@
 //! The sample app: what a developer would write in Rails or Laravel, here as a gRPC server in the same process.
 //!
-//! Cableway calls it over loopback like any other app server. It keeps nothing per connection but a seat in the
+//! Cableway calls it over loopback like any other app server. It keeps nothing per connection but an entry in the
 //! [`Room`], and everything it says to everybody leaves through the [`publisher`](super::publisher).
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -49,8 +49,8 @@ enum Channel {
     #[serde(rename = "ChatChannel")]
     Chat { room: String },
     /// For connections that only hold: they hear the room and are nobody in it.
-    #[serde(rename = "CrowdChannel")]
-    Crowd,
+    #[serde(rename = "IdleChannel")]
+    Idle,
 }
 
 impl App {
@@ -60,7 +60,7 @@ impl App {
     }
 
     fn room(&self) -> MutexGuard<'_, Room> {
-        // Whoever panicked left a room that is still one: decisions are made before anything is changed.
+        // A panic leaves the room consistent: decisions are made before anything is changed.
         self.room.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -106,7 +106,7 @@ impl App {
                 let hello = transmission(identifier, &self.room().hello(&who));
                 subscribed(vec![confirmation(identifier), hello])
             }
-            ("subscribe", Some(Channel::Crowd)) => subscribed(vec![confirmation(identifier)]),
+            ("subscribe", Some(Channel::Idle)) => subscribed(vec![confirmation(identifier)]),
             ("subscribe", _) => {
                 let rejection = json!({ "type": "reject_subscription", "identifier": identifier }).to_string();
                 CommandResponse {
@@ -143,7 +143,7 @@ impl App {
 impl Rpc for App {
     async fn connect(&self, request: Request<ConnectionRequest>) -> Result<ConnectionResponse, Status> {
         let sid = request.metadata().get("sid").and_then(|sid| sid.to_str().ok()).unwrap_or_default().to_owned();
-        let who = request.get_ref().env.as_ref().and_then(asked_name).unwrap_or(&sid).to_owned();
+        let who = request.get_ref().env.as_ref().and_then(asked_name).unwrap_or_else(|| sid.clone());
         let welcome = json!({ "type": "welcome", "sid": sid }).to_string();
         // Two strings always make JSON.
         let identifiers = serde_json::to_string(&Identifiers { sid, who }).unwrap_or_default();
@@ -166,11 +166,11 @@ impl Rpc for App {
 }
 
 /// The `who` that a page adds to its URL. `None` for anything that no page of ours adds.
-fn asked_name(env: &Env) -> Option<&str> {
+fn asked_name(env: &Env) -> Option<String> {
     let (_, query) = env.url.split_once('?')?;
-    let who = query.split('&').find_map(|pair| pair.strip_prefix("who="))?;
+    let (_, who) = form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "who")?;
     let fits = (1..=WHO_CHARS_MAX).contains(&who.len()) && who.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    fits.then_some(who)
+    fits.then(|| who.into_owned())
 }
 
 fn confirmation(identifier: &str) -> String {

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::crowd;
+use super::idle_clients;
 
-/// Connections below which no memory per connection is told: resident memory moves in pages and with the allocator's
-/// mood, and divided by a handful of connections it says nothing about one.
+/// Connections below which no memory per connection is told: resident memory changes by pages and by what the
+/// allocator keeps, and divided by a few connections it says nothing about one.
 pub const CONNECTIONS_MIN: u64 = 100;
 
 /// What the node knows about itself. Asked for once a second per open page; must not block.
@@ -79,7 +79,7 @@ pub(super) struct Told<'a> {
     pub shards: usize,
     pub messages_delivered: u64,
     pub uptime_s: u64,
-    pub crowd: Option<crowd::Status>,
+    pub idle_clients: Option<idle_clients::Status>,
     pub cable_path: &'a str,
     pub broadcast_url: &'a str,
     pub broadcast_key: Option<&'a str>,

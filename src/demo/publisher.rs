@@ -3,15 +3,16 @@
 //! The app only puts messages into a bounded queue; one task posts them in order over one kept connection. A message
 //! that cannot be posted is logged and lost, as with an app server that has no retry.
 
+use std::error::Error;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
-use http::{Method, Request, StatusCode, Uri};
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full};
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::{self, Client};
+use hyper_util::rt::TokioExecutor;
 use tokio::sync::mpsc;
 
 /// Messages that wait to be posted; while the queue is full, the app turns people away.
@@ -23,14 +24,12 @@ const POST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Why a message was lost.
 #[derive(Debug, thiserror::Error)]
 enum PostError {
-    #[error("the broadcast URL is not http://HOST:PORT/PATH")]
-    Url,
     #[error("the broadcast URL or key cannot be put into a request")]
-    Request,
-    #[error("the connection failed")]
-    Io(#[from] std::io::Error),
+    Request(#[from] http::Error),
     #[error("the request failed")]
-    Http(#[from] hyper::Error),
+    Send(#[from] legacy::Error),
+    #[error("the answer broke off")]
+    Answer(#[from] hyper::Error),
     #[error("the server answered {0}")]
     Status(StatusCode),
     #[error("no answer in time")]
@@ -40,66 +39,47 @@ enum PostError {
 /// Posts what comes through `queue` to `url`, as publications for `stream`, until the queue is closed. `key` is shown
 /// to the endpoint, if it wants one.
 pub async fn run(stream: &'static str, mut queue: mpsc::Receiver<String>, url: String, key: Option<String>) {
-    let mut connection = None;
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    let client = Client::builder(TokioExecutor::new()).build(connector);
     while let Some(message) = queue.recv().await {
         let body = serde_json::json!({ "stream": stream, "data": message }).to_string();
-        let posted = tokio::time::timeout(POST_TIMEOUT, post(&mut connection, &url, key.as_deref(), body)).await;
+        let posted = tokio::time::timeout(POST_TIMEOUT, post(&client, &url, key.as_deref(), body)).await;
         match posted.unwrap_or(Err(PostError::Timeout)) {
             Ok(()) => {}
-            // The server has closed its door: it is shutting down, and tells the app who leaves.
-            Err(PostError::Io(error)) => tracing::debug!(%error, url, "the demo has nowhere to broadcast to"),
+            // The server no longer listens: it is shutting down, and tells the app who leaves.
+            Err(PostError::Send(error)) if error.is_connect() => {
+                tracing::debug!(%error, url, "the demo has nowhere to broadcast to");
+            }
             Err(error) => {
-                let cause = std::error::Error::source(&error).map(tracing::field::display);
+                let cause = error.source().map(tracing::field::display);
                 tracing::warn!(%error, cause, url, "the demo could not broadcast");
             }
         }
     }
 }
 
-type Connection = SendRequest<Full<Bytes>>;
-
-async fn post(kept: &mut Option<Connection>, url: &str, key: Option<&str>, body: String) -> Result<(), PostError> {
-    let url: Uri = url.parse().map_err(|_| PostError::Url)?;
-    let authority = url.authority().filter(|_| url.scheme_str() == Some("http")).ok_or(PostError::Url)?;
-    let mut connection = match kept.take() {
-        Some(connection) => connection,
-        None => connect(authority).await?,
-    };
-    if connection.ready().await.is_err() {
-        // The server closed it while it was idle.
-        connection = connect(authority).await?;
-    }
-    let mut request = Request::builder()
-        .method(Method::POST)
-        .uri(url.path())
-        .header(HOST, authority.as_str())
-        .header(CONTENT_TYPE, "application/json");
+async fn post(
+    client: &Client<HttpConnector, Full<Bytes>>,
+    url: &str,
+    key: Option<&str>,
+    body: String,
+) -> Result<(), PostError> {
+    let mut request = Request::post(url).header(CONTENT_TYPE, "application/json");
     if let Some(key) = key {
         request = request.header(AUTHORIZATION, format!("Bearer {key}"));
     }
-    let request = request.body(Full::new(Bytes::from(body))).map_err(|_| PostError::Request)?;
-    let response = connection.send_request(request).await?;
+    let response = client.request(request.body(Full::from(body))?).await?;
     let status = response.status();
     // Read to the end, or the connection cannot be used again.
     response.into_body().collect().await?;
-    *kept = Some(connection);
     if status.is_success() { Ok(()) } else { Err(PostError::Status(status)) }
-}
-
-async fn connect(authority: &http::uri::Authority) -> Result<Connection, PostError> {
-    let host = authority.host().trim_matches(['[', ']']);
-    let socket = TcpStream::connect((host, authority.port_u16().unwrap_or(80))).await?;
-    socket.set_nodelay(true)?;
-    let (sender, connection) = http1::handshake(TokioIo::new(socket)).await?;
-    // Ends with the sender or the server, and either shows when the next message is posted.
-    tokio::spawn(connection);
-    Ok(sender)
 }
 
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
 

@@ -87,7 +87,7 @@ async fn facts_come_from_the_node_once_it_runs() {
     let wanted = json!({
         "version": env!("CARGO_PKG_VERSION"), "connections": 7, "connections_max": 1_000,
         "resident_bytes": 10_000_000, "growth": null, "growth_connections_min": 100, "open_files_limit": 1_100,
-        "open_files": 40, "shards": 2, "messages_delivered": 12, "uptime_s": 61, "crowd": null,
+        "open_files": 40, "shards": 2, "messages_delivered": 12, "uptime_s": 61, "idle_clients": null,
         "cable_path": "/cable", "broadcast_url": "http://127.0.0.1:1/_broadcast", "broadcast_key": "k3y",
         "stream": "chat:lobby",
     });
@@ -118,28 +118,28 @@ async fn other_paths_are_left_to_others_and_other_methods_are_refused() {
     for path in ["/demo", "/demo/", "/cable", "/demo/facts/"] {
         assert!(ask(&routes, "GET", path, &[]).await.is_none(), "{path}");
     }
-    let (head, _) = ask(&routes, "GET", "/demo/crowd", &[]).await.unwrap();
+    let (head, _) = ask(&routes, "GET", "/demo/idle-clients", &[]).await.unwrap();
     assert_eq!((head.status().as_u16(), head.headers()[header::ALLOW].as_bytes()), (405, &b"POST, DELETE"[..]));
     assert_eq!(status(&routes, "POST", "/", &[]).await, 405);
 }
 
 #[tokio::test]
-async fn a_crowd_is_refused_when_it_does_not_fit_or_another_site_asks() {
+async fn idle_clients_are_refused_when_they_do_not_fit_or_another_site_asks() {
     let demo = Demo::bind().unwrap();
     let routes = demo.routes();
     demo.run(&Handle::current(), site(), facts).unwrap();
     for (path, wanted) in [
-        ("/demo/crowd", 422),
-        ("/demo/crowd?connections=many", 422),
-        ("/demo/crowd?connections=0", 422),
+        ("/demo/idle-clients", 422),
+        ("/demo/idle-clients?connections=many", 422),
+        ("/demo/idle-clients?connections=0", 422),
         // 1,000 less 7 less those that are left to others.
-        ("/demo/crowd?connections=930", 409),
+        ("/demo/idle-clients?connections=930", 409),
     ] {
         assert_eq!(status(&routes, "POST", path, &[]).await, wanted, "{path}");
     }
     let own = [("host", "localhost:8080"), ("origin", "http://localhost:8080")];
-    assert_eq!(status(&routes, "DELETE", "/demo/crowd", &own).await, 202);
+    assert_eq!(status(&routes, "DELETE", "/demo/idle-clients", &own).await, 202);
     for foreign in [&[("host", "localhost:8080"), ("origin", "http://evil.test")][..], &[("origin", "null")]] {
-        assert_eq!(status(&routes, "POST", "/demo/crowd?connections=1", foreign).await, 403);
+        assert_eq!(status(&routes, "POST", "/demo/idle-clients?connections=1", foreign).await, 403);
     }
 }

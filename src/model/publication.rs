@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Sid;
 
-/// One message for the subscribers of one stream.
+/// One message for the subscribers of one stream. Shards share it in one `Arc`, so its texts need none of their own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publication {
     /// The stream it is for. Never empty.

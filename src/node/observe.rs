@@ -8,8 +8,9 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 
 use crate::backend::Backend;
+use crate::broadcast::Broadcast;
 use crate::config::Config;
-use crate::front::{Check, FrontMetrics};
+use crate::http::{Check, HttpMetrics};
 use crate::metrics;
 use crate::model::CloseCause;
 use crate::os::{limits, listener, process};
@@ -17,7 +18,7 @@ use crate::shard::ShardMetrics;
 use crate::telemetry::{Collect, Families};
 
 use super::capacity::Capacity;
-use super::publish::ToShards;
+use super::publish::Pipeline;
 use super::services::Shared;
 
 /// How often the log may warn about one kind of trouble.
@@ -56,10 +57,11 @@ pub(super) struct Parts {
     pub capacity: Capacity,
     pub open_files: u64,
     pub shards: Arc<[Arc<ShardMetrics>]>,
-    pub front: Arc<FrontMetrics>,
+    pub http: Arc<HttpMetrics>,
     pub backend: Arc<Backend>,
     pub shared: Arc<Shared>,
-    pub publisher: Arc<ToShards>,
+    pub broadcast: Arc<Broadcast>,
+    pub pipeline: Arc<Pipeline>,
     pub listeners: Arc<Mutex<Vec<TcpListener>>>,
     pub draining: Arc<AtomicBool>,
 }
@@ -143,15 +145,15 @@ impl Observer {
 
     /// All metrics, as Prometheus reads them.
     pub(super) fn metrics_text(&self) -> String {
-        let Parts { config, shards, front, backend, shared, publisher, listeners, .. } = &self.parts;
+        let Parts { config, shards, http, backend, broadcast, pipeline, listeners, .. } = &self.parts;
         let mut families = Families::new(config.metrics.tags.0.clone());
         for shard in shards.iter() {
             shard.collect(&[], &mut families);
         }
-        front.collect(&[], &mut families);
+        http.collect(&[], &mut families);
         backend.metrics().collect(&[], &mut families);
-        shared.metrics.collect(&[], &mut families);
-        publisher.metrics.collect(&[], &mut families);
+        broadcast.metrics().collect(&[], &mut families);
+        pipeline.metrics.collect(&[], &mut families);
         self.node_metrics().collect(&[], &mut families);
         for (at, listener) in listeners.lock().unwrap_or_else(PoisonError::into_inner).iter().enumerate() {
             let Ok(queue) = listener::accept_queue(listener) else { continue };
@@ -277,7 +279,7 @@ impl Observer {
                  --disconnect-backlog-size)",
             ),
             (
-                self.parts.shared.metrics.whispers_dropped_total.get(),
+                self.parts.broadcast.metrics().whispers_dropped_total.get(),
                 "whispers dropped: more publications wait than are delivered",
             ),
             (

@@ -1,20 +1,37 @@
-//! Publications into every shard. With one node this is all the broker and the cluster there is.
+//! The way of a publication through the node: the broker gives it its place, the cluster is told, the shards that follow
+//! its stream get it.
+//!
+//! One bound for the whole node. A publication takes a permit before it is placed and gives it back when the last shard
+//! has delivered it. With a permit it goes to those shards at once, so a busy shard does not hold up the others until the
+//! bound is reached; then senders wait, and with them the app's HTTP requests.
 
 use std::sync::Arc;
 
-use crate::front::{Handover, Publisher};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::broadcast::{Handover, PublicationSink, PublishError};
+use crate::broker::Broker;
+use crate::cluster::Cluster;
 use crate::hub::StreamHasher;
 use crate::metrics;
 use crate::model::{Publication, RemoteDisconnect};
-use crate::shard::{Inbox, Message};
+use crate::shard::{Delivery, Inbox, Message};
 
 use super::followers::Followers;
 
-/// Hands publications to the shards of this node that follow their streams.
-pub struct ToShards {
+/// Publications that were taken and that some shard has not delivered. Senders of more wait; whispers are dropped.
+/// Enough to keep every shard at work while a sender's next request is on its way.
+const PUBLICATIONS_MAX: usize = 1024;
+
+/// Takes publications to the shards of this node that follow their streams.
+pub(super) struct Pipeline {
+    pub(super) broker: Broker,
+    cluster: Cluster,
     inboxes: Arc<[Arc<Inbox>]>,
     hasher: StreamHasher,
     pub(super) followers: Followers,
+    /// Never closed. Waiting senders are served in their order, before any whisper.
+    room: Arc<Semaphore>,
     pub(super) metrics: DeliveryMetrics,
 }
 
@@ -26,43 +43,179 @@ metrics! {
     }
 }
 
-impl ToShards {
-    pub(super) fn new(inboxes: Arc<[Arc<Inbox>]>, hasher: StreamHasher) -> ToShards {
-        ToShards { inboxes, hasher, followers: Followers::default(), metrics: DeliveryMetrics::default() }
+impl Pipeline {
+    pub(super) fn new(inboxes: Arc<[Arc<Inbox>]>, hasher: StreamHasher) -> Pipeline {
+        Pipeline {
+            broker: Broker::default(),
+            cluster: Cluster::default(),
+            inboxes,
+            hasher,
+            followers: Followers::default(),
+            room: Arc::new(Semaphore::new(PUBLICATIONS_MAX)),
+            metrics: DeliveryMetrics::default(),
+        }
     }
 
-    /// Hands a publication over if there is room everywhere; tells whether nobody missed it.
-    pub(super) fn try_publish(&self, publication: Publication) -> bool {
+    /// Gives a publication its place and puts it into the inbox of every shard that follows its stream, before the next
+    /// one of that stream.
+    fn place(&self, publication: Publication, permit: OwnedSemaphorePermit) {
         self.metrics.broadcast_msg_total.inc();
-        let mut everywhere = true;
-        let publication = Arc::new(publication);
-        self.followers.for_each(self.hasher.key(&publication.stream), |shard| {
-            everywhere &= self.inboxes[usize::from(shard)].try_publish(Arc::clone(&publication));
+        self.broker.in_order(publication, |publication| {
+            self.cluster.announce(&publication);
+            let stream = self.hasher.key(&publication.stream);
+            let delivery = Arc::new(Delivery { publication, permit: Some(permit) });
+            self.followers.for_each(stream, |shard| {
+                if let Some(inbox) = self.inboxes.get(usize::from(shard)) {
+                    inbox.put(Message::Publication(Arc::clone(&delivery)));
+                }
+            });
         });
-        everywhere
     }
 }
 
-impl Publisher for ToShards {
+impl PublicationSink for Pipeline {
     fn publish(&self, publications: Vec<Publication>) -> Handover<'_> {
         Box::pin(async move {
-            for publication in publications.into_iter().map(Arc::new) {
-                self.metrics.broadcast_msg_total.inc();
-                let mut shards = Vec::new();
-                self.followers.for_each(self.hasher.key(&publication.stream), |shard| shards.push(shard));
-                for shard in shards {
-                    self.inboxes[usize::from(shard)].publish(Arc::clone(&publication)).await;
-                }
+            for publication in publications {
+                let room = Arc::clone(&self.room).acquire_owned().await;
+                self.place(publication, room.map_err(|error| PublishError(error.to_string()))?);
             }
             Ok(())
         })
     }
 
+    fn try_publish(&self, publication: Publication) -> bool {
+        let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() else { return false };
+        self.place(publication, permit);
+        true
+    }
+
     fn disconnect(&self, disconnect: RemoteDisconnect) -> Handover<'_> {
         self.metrics.broadcast_msg_total.inc();
+        self.cluster.announce_disconnect(&disconnect);
         for inbox in self.inboxes.iter() {
             inbox.put(Message::Disconnect(disconnect.clone()));
         }
         Box::pin(async { Ok(()) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+    use std::thread;
+
+    use super::*;
+
+    fn pipeline(shards: usize) -> (Pipeline, Arc<[Arc<Inbox>]>) {
+        let inboxes: Arc<[_]> = (0..shards).map(|_| Arc::new(Inbox::new().unwrap())).collect();
+        let hasher = StreamHasher::new(1);
+        let pipeline = Pipeline::new(Arc::clone(&inboxes), hasher.clone());
+        for shard in 0..shards as u16 {
+            ["s", "other"].into_iter().for_each(|stream| pipeline.followers.follow(hasher.key(stream), shard));
+        }
+        (pipeline, inboxes)
+    }
+
+    fn to(stream: &str, message: impl ToString) -> Publication {
+        let message = message.to_string().into();
+        Publication { stream: stream.into(), message, exclude: None, kind: None }
+    }
+
+    fn delivered_by(inbox: &Inbox) -> Vec<Arc<Delivery>> {
+        let mut messages = Vec::new();
+        inbox.take(&mut messages);
+        let publications = messages.into_iter().map(|message| match message {
+            Message::Publication(delivery) => delivery,
+            other => panic!("{other:?}"),
+        });
+        publications.collect()
+    }
+
+    fn texts(inbox: &Inbox) -> Vec<String> {
+        delivered_by(inbox).iter().map(|delivery| delivery.publication.message.to_string()).collect()
+    }
+
+    fn now_or_never(future: &mut (impl Future + Unpin)) -> bool {
+        pin!(future).poll(&mut Context::from_waker(Waker::noop())).is_ready()
+    }
+
+    #[test]
+    fn two_publishers_of_one_stream_reach_all_shards_in_one_order() {
+        // Aim: no two shards see the publications of a stream in different orders. One thread publishes as a request
+        // does, one as a whisper does, both as fast as they can, to inboxes that nobody empties meanwhile.
+        let (pipeline, inboxes) = pipeline(2);
+        for round in 0..100 {
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    for n in 0..200 {
+                        let mut handover = pipeline.publish(vec![to("s", format_args!("{round} a{n}"))]);
+                        assert!(now_or_never(&mut handover));
+                    }
+                });
+                scope.spawn(|| {
+                    (0..200).for_each(|n| assert!(pipeline.try_publish(to("s", format_args!("{round} b{n}")))))
+                });
+            });
+            let orders = [texts(&inboxes[0]), texts(&inboxes[1])];
+            assert_eq!(orders[0].len(), 400);
+            assert_eq!(orders[0], orders[1]);
+            let of_b = orders[0].iter().filter(|text| text.contains('b'));
+            assert!(
+                of_b.eq(&(0..200).map(|n| format!("{round} b{n}")).collect::<Vec<_>>()),
+                "each publisher's own order"
+            );
+        }
+    }
+
+    #[test]
+    fn the_bound_holds_and_frees_when_the_last_shard_has_delivered() {
+        let (pipeline, inboxes) = pipeline(2);
+        for n in 0..PUBLICATIONS_MAX {
+            assert!(pipeline.try_publish(to("s", n)));
+        }
+        assert!(!pipeline.try_publish(to("other", "one too many")));
+        let mut waiting = pipeline.publish(vec![to("s", "waits")]);
+        assert!(!now_or_never(&mut waiting));
+        let mut slow = delivered_by(&inboxes[0]);
+        assert_eq!(slow.len(), PUBLICATIONS_MAX, "taken out is not delivered yet");
+        drop(delivered_by(&inboxes[1]));
+        assert!(!now_or_never(&mut waiting), "one shard has delivered, the other has not");
+        slow.pop();
+        assert!(now_or_never(&mut waiting));
+        assert!(!pipeline.try_publish(to("s", "whispered")));
+        assert_eq!((texts(&inboxes[0]), texts(&inboxes[1])), (vec!["waits".to_owned()], vec!["waits".to_owned()]));
+        assert!(pipeline.try_publish(to("s", "whispered")));
+        assert_eq!(
+            pipeline.metrics.broadcast_msg_total.get(),
+            PUBLICATIONS_MAX as u64 + 2,
+            "refused ones do not count"
+        );
+    }
+
+    #[test]
+    fn a_shard_that_does_not_follow_a_stream_is_left_alone() {
+        let (pipeline, inboxes) = pipeline(3);
+        pipeline.followers.unfollow(pipeline.hasher.key("s"), 1);
+        assert!(pipeline.try_publish(to("s", 1)) && pipeline.try_publish(to("nobody's", 2)));
+        let reached: Vec<_> = inboxes.iter().map(|inbox| texts(inbox).len()).collect();
+        assert_eq!(reached, [1, 0, 1]);
+        assert_eq!(pipeline.room.available_permits(), PUBLICATIONS_MAX);
+    }
+
+    #[test]
+    fn a_hand_over_that_is_given_up_leaves_no_trace() {
+        let (pipeline, inboxes) = pipeline(1);
+        for n in 0..PUBLICATIONS_MAX - 1 {
+            assert!(pipeline.try_publish(to("s", n)));
+        }
+        let mut batch = pipeline.publish(vec![to("s", "first"), to("s", "second")]);
+        assert!(!now_or_never(&mut batch));
+        drop(batch);
+        let texts = texts(&inboxes[0]);
+        assert_eq!((texts.len(), &*texts[PUBLICATIONS_MAX - 1]), (PUBLICATIONS_MAX, "first"));
+        assert_eq!(pipeline.room.available_permits(), PUBLICATIONS_MAX);
     }
 }

@@ -10,27 +10,20 @@ use foldhash::fast::RandomState;
 use tokio::runtime::Handle;
 
 use crate::backend::Backend;
-use crate::front::Front;
+use crate::broadcast::Broadcast;
+use crate::http::HttpServer;
 use crate::hub::StreamKey;
-use crate::metrics;
-use crate::model::{BrokerError, Call, Publication, Question, Reply, Request, Sid, SlotKey};
+use crate::model::{Call, Publication, Question, Reply, Request, Sid, SlotKey};
 use crate::shard::{Services, Socket};
 
-use super::publish::ToShards;
-
-metrics! {
-    /// What is counted between the shards.
-    pub struct ServiceMetrics {
-        /// Whispers dropped because a shard had too many publications waiting.
-        whispers_dropped_total: Counter,
-    }
-}
+use super::publish::Pipeline;
 
 /// What all shards of a node share.
 pub(super) struct Shared {
     backend: Arc<Backend>,
-    publisher: Arc<ToShards>,
-    front: Arc<OnceLock<Front>>,
+    broadcast: Arc<Broadcast>,
+    pipeline: Arc<Pipeline>,
+    http: Arc<OnceLock<HttpServer>>,
     runtime: Handle,
     open: AtomicU64,
     open_max: u64,
@@ -38,27 +31,27 @@ pub(super) struct Shared {
     /// million identities, one run in 500 counts a single one too few. An entry is 8 bytes.
     identities: DashMap<[u8; 6], u16, RandomState>,
     hasher: RandomState,
-    pub metrics: ServiceMetrics,
 }
 
 impl Shared {
     pub fn new(
         backend: Arc<Backend>,
-        publisher: Arc<ToShards>,
-        front: Arc<OnceLock<Front>>,
+        broadcast: Arc<Broadcast>,
+        pipeline: Arc<Pipeline>,
+        http: Arc<OnceLock<HttpServer>>,
         runtime: Handle,
         open_max: u64,
     ) -> Shared {
         Shared {
             backend,
-            publisher,
-            front,
+            broadcast,
+            pipeline,
+            http,
             runtime,
             open: AtomicU64::new(0),
             open_max,
             identities: DashMap::with_hasher(RandomState::default()),
             hasher: RandomState::default(),
-            metrics: ServiceMetrics::default(),
         }
     }
 
@@ -90,8 +83,7 @@ impl Services<Socket> for NodeServices {
             Question::App(request) => {
                 self.shared.backend.submit(Call { key, sid, request }).err().map(|error| Reply::App(Err(error)))
             }
-            // There is no broker.
-            Question::Broker(_) => Some(Reply::Broker(Err(BrokerError::NotKept))),
+            Question::Broker(question) => self.shared.pipeline.broker.ask(&question).map(Reply::Broker),
         }
     }
 
@@ -105,17 +97,15 @@ impl Services<Socket> for NodeServices {
     }
 
     fn publish(&mut self, publication: Publication) {
-        if !self.shared.publisher.try_publish(publication) {
-            self.shared.metrics.whispers_dropped_total.inc();
-        }
+        self.shared.broadcast.whisper(publication);
     }
 
     fn follow(&mut self, stream: StreamKey) {
-        self.shared.publisher.followers.follow(stream, self.shard);
+        self.shared.pipeline.followers.follow(stream, self.shard);
     }
 
     fn unfollow(&mut self, stream: StreamKey) {
-        self.shared.publisher.followers.unfollow(stream, self.shard);
+        self.shared.pipeline.followers.unfollow(stream, self.shard);
     }
 
     fn identity_came(&mut self, identifiers: &str) {
@@ -149,12 +139,12 @@ impl Services<Socket> for NodeServices {
     }
 
     fn serve_http(&mut self, socket: Socket, _peer: SocketAddr, read: Vec<u8>) -> Result<(), Socket> {
-        let Some(front) = self.shared.front.get().cloned() else { return Err(socket) };
+        let Some(http) = self.shared.http.get().cloned() else { return Err(socket) };
         let stream = socket.into_stream();
         // The server bounds how many it serves and turns the others away at once.
         self.shared.runtime.spawn(async move {
             if let Ok(socket) = tokio::net::TcpStream::from_std(stream) {
-                front.serve(socket, read).await;
+                http.serve(socket, read).await;
             }
         });
         Ok(())

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use crate::backend::{self, GrpcTarget, Target, TlsSettings};
+use crate::broadcast::{Broadcast, Source};
 use crate::config::{Config, Disconnect, ListenOn, Rpc, RpcImplementation, Secrets, Ws, default_number};
-use crate::front::{self, Cors, MetricsRoute, PublishRoute, ReadyRoute, Routes};
+use crate::http::{self, Cors, MetricsRoute, PublishRoute, ReadyRoute, Routes};
 use crate::hub::StreamHasher;
 use crate::identity::{Jwt, Secret, StreamRouter, StreamSettings};
 use crate::os::listener::{Keepalive, ListenerOptions};
@@ -15,7 +16,6 @@ use crate::shard::{self, ProxyRules, SCRATCH_BYTES, Tokens};
 
 use super::StartError;
 use super::observe::Observer;
-use super::publish::ToShards;
 
 // Relations between limits of parts that do not know each other.
 const _: () = {
@@ -41,7 +41,7 @@ const _: () = {
 };
 
 /// Routes that somebody adds to the main port.
-pub type ExtraRoutes = front::ExtraRoutes;
+pub type ExtraRoutes = http::ExtraRoutes;
 
 pub(super) fn listener(config: &Config) -> ListenerOptions {
     let tcp = &config.tcp;
@@ -150,13 +150,10 @@ pub(super) fn backend(config: &Config, secrets: &Secrets) -> Result<backend::Set
 }
 
 /// Connections of ordinary HTTP take descriptors from clients, so a small limit means few of them.
-pub(super) fn front_limits(config: &Config, open_files: u64) -> front::Limits {
-    let defaults = front::Limits::default();
-    front::Limits {
-        connections_max: defaults.connections_max.min(open_files as usize / 32).max(8),
-        body_bytes_max: config.broadcast.max_size,
-        ..defaults
-    }
+pub(super) fn http_limits(config: &Config, open_files: u64) -> http::Limits {
+    let mut limits = http::Limits::new(config.broadcast.max_size);
+    limits.connections_max = limits.connections_max.min(open_files as usize / 32).max(8);
+    limits
 }
 
 /// What is served where.
@@ -181,7 +178,7 @@ impl Ports {
 pub(super) fn ports(
     config: &Config,
     secrets: &Secrets,
-    publisher: &Arc<ToShards>,
+    broadcast: &Arc<Broadcast>,
     observer: &Arc<Observer>,
     extra: Option<ExtraRoutes>,
 ) -> Ports {
@@ -195,14 +192,16 @@ pub(super) fn ports(
         path: config.broadcast.http_path.clone(),
         key: secret(&secrets.broadcast),
         cors,
-        publisher: Arc::clone(publisher) as Arc<_>,
+        broadcast: Arc::clone(broadcast),
+        source: Source::Http,
     });
     if secrets.api_on {
         ports.on(config.api_on()).api = Some(PublishRoute {
             path: config.api.path.clone(),
             key: secret(&secrets.api),
             cors: None,
-            publisher: Arc::clone(publisher) as Arc<_>,
+            broadcast: Arc::clone(broadcast),
+            source: Source::Api,
         });
     }
     if let Some(path) = &config.metrics.http_path {

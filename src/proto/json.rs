@@ -13,6 +13,10 @@ use std::marker::PhantomData;
 use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
+/// How much of an unknown command's name is kept for the log, in characters. A name is a peer's text and may be as long
+/// as a message; the longest known one, of clients and apps, has 11.
+pub(crate) const UNKNOWN_NAME_CHARS: usize = 32;
+
 /// A JSON string; borrowed from the input if it holds no escapes.
 pub(crate) struct Text<'a>(pub Cow<'a, str>);
 

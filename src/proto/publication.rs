@@ -14,10 +14,7 @@ use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor}
 use serde_json::value::RawValue;
 
 use crate::model::{Publication, RemoteDisconnect, Sid};
-use crate::proto::json::{self, Fields, Object, skip, text, text_of};
-
-/// How much of an unknown remote command's name is kept for the log, in characters.
-const UNKNOWN_NAME_CHARS: usize = 32;
+use crate::proto::json::{self, Fields, Object, UNKNOWN_NAME_CHARS, skip, text, text_of};
 
 /// What an app sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,21 +59,36 @@ pub enum BadPublication {
 }
 
 /// Reads what an app sent. Time and memory are in proportion to the length of `body`, which the caller bounds.
+///
+/// `data` is read in two passes: one takes the string out of the body, one checks whether its text is JSON.
 pub fn parse(body: &[u8]) -> Result<Incoming, BadPublication> {
-    match serde_json::from_slice(body).map_err(BadPublication::Unreadable)? {
-        Body::One(payload) => match payload.stream() {
-            Some(stream) => Ok(Incoming::Publications(vec![payload.publication(stream)?])),
-            None => payload.remote_command(),
-        },
-        Body::Batch(batch) if batch.is_empty() => Err(BadPublication::EmptyBatch),
-        Body::Batch(batch) => {
-            let publication = |(index, payload): (usize, &Payload<'_>)| {
-                let stream = payload.stream().ok_or(BadPublication::NoStream);
-                let read = stream.and_then(|stream| payload.publication(stream));
-                read.map_err(|reason| BadPublication::InBatch { index, reason: Box::new(reason) })
-            };
-            batch.iter().enumerate().map(publication).collect::<Result<_, _>>().map(Incoming::Publications)
+    match serde_json::from_slice::<Body<'_, false>>(body) {
+        Ok(body) => body.incoming(),
+        // It may be for a `data` that is no text, which is an error of its own, or none where there is no stream.
+        Err(_) => serde_json::from_slice::<Body<'_, true>>(body).map_err(BadPublication::Unreadable)?.incoming(),
+    }
+}
+
+impl<const DATA_LAST: bool> Body<'_, DATA_LAST> {
+    fn incoming(self) -> Result<Incoming, BadPublication> {
+        let batch = match self {
+            Body::One(payload) => {
+                return match payload.stream() {
+                    Some(stream) => Ok(Incoming::Publications(vec![payload.publication(stream)?])),
+                    None => payload.remote_command(),
+                };
+            }
+            Body::Batch(batch) => batch,
+        };
+        if batch.is_empty() {
+            return Err(BadPublication::EmptyBatch);
         }
+        let publication = |(index, payload): (usize, &Payload<'_, DATA_LAST>)| {
+            let stream = payload.stream().ok_or(BadPublication::NoStream);
+            let read = stream.and_then(|stream| payload.publication(stream));
+            read.map_err(|reason| BadPublication::InBatch { index, reason: Box::new(reason) })
+        };
+        batch.iter().enumerate().map(publication).collect::<Result<_, _>>().map(Incoming::Publications)
     }
 }
 
@@ -89,24 +101,29 @@ pub fn message_json(data: &str) -> Cow<'_, str> {
     }
 }
 
-/// An object's fields, read no further than needed to see what it is: a publication's `data` must not be judged
-/// by the rules of a command's.
+/// An object's fields, read no further than needed to see what it is: a publication's `data` must not be judged by the
+/// rules of a command's. Without `DATA_LAST`, `data` is read as a text where it stands, and the body is unreadable if
+/// it is none. With it, `data` is skipped first and read afterwards, which is one pass more.
 #[derive(Default)]
-struct Payload<'a> {
+struct Payload<'a, const DATA_LAST: bool> {
     stream: Option<Cow<'a, str>>,
-    data: Option<&'a RawValue>,
+    data: Option<Data<'a>>,
     meta: Option<&'a RawValue>,
     command: Option<&'a RawValue>,
     payload: Option<&'a RawValue>,
 }
 
-impl<'de> Fields<'de> for Payload<'de> {
+impl<'de, const DATA_LAST: bool> Fields<'de> for Payload<'de, DATA_LAST> {
     const WHAT: &'static str = "a publication object";
 
     fn field<A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
         match key {
             "stream" => self.stream = text(map)?,
-            "data" => self.data = map.next_value()?,
+            "data" if DATA_LAST => {
+                let raw: Option<&RawValue> = map.next_value()?;
+                self.data = raw.map(|raw| text_of(raw).map_or(Data::NotText, Data::Text));
+            }
+            "data" => self.data = text(map)?.map(Data::Text),
             "meta" => self.meta = map.next_value()?,
             "command" => self.command = map.next_value()?,
             "payload" => self.payload = map.next_value()?,
@@ -116,15 +133,16 @@ impl<'de> Fields<'de> for Payload<'de> {
     }
 }
 
-impl Payload<'_> {
+impl<const DATA_LAST: bool> Payload<'_, DATA_LAST> {
     fn stream(&self) -> Option<&str> {
         self.stream.as_deref().filter(|stream| !stream.is_empty())
     }
 
     fn publication(&self, stream: &str) -> Result<Publication, BadPublication> {
-        let data = match self.data {
-            Some(data) => text_of(data).ok_or(BadPublication::DataNotText)?,
-            None => Cow::Borrowed(""),
+        let data = match &self.data {
+            Some(Data::Text(text)) => text,
+            Some(Data::NotText) => return Err(BadPublication::DataNotText),
+            None => "",
         };
         let meta = match self.meta {
             Some(meta) => serde_json::from_str::<Object<Meta<'_>>>(meta.get()).map_err(BadPublication::BadMeta)?.0,
@@ -132,10 +150,10 @@ impl Payload<'_> {
         };
         Ok(Publication {
             stream: stream.into(),
-            message: message_json(&data).into(),
+            message: message_json(data).into(),
             // Anything that we did not hand out belongs to nobody here, so it excludes nobody.
             exclude: meta.exclude_socket.as_deref().and_then(Sid::parse),
-            kind: meta.broadcast_type.filter(|kind| !kind.is_empty()).map(Box::from),
+            kind: meta.broadcast_type.filter(|kind| !kind.is_empty()).map(Into::into),
         })
     }
 
@@ -194,40 +212,46 @@ impl<'de> Fields<'de> for Whom<'de> {
     }
 }
 
-/// The whole body: an object or an array of objects.
-enum Body<'a> {
-    One(Box<Payload<'a>>),
-    Batch(Vec<Payload<'a>>),
+/// What is under `data`, unless it is nothing or `null`.
+enum Data<'a> {
+    Text(Cow<'a, str>),
+    NotText,
 }
 
-impl<'de> Deserialize<'de> for Body<'de> {
+/// The whole body: an object or an array of objects.
+enum Body<'a, const DATA_LAST: bool> {
+    One(Box<Payload<'a, DATA_LAST>>),
+    Batch(Vec<Payload<'a, DATA_LAST>>),
+}
+
+impl<'de, const DATA_LAST: bool> Deserialize<'de> for Body<'de, DATA_LAST> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct BodyVisitor;
-        impl<'de> Visitor<'de> for BodyVisitor {
-            type Value = Body<'de>;
+        struct BodyVisitor<const DATA_LAST: bool>;
+        impl<'de, const DATA_LAST: bool> Visitor<'de> for BodyVisitor<DATA_LAST> {
+            type Value = Body<'de, DATA_LAST>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a publication, an array of publications or a command")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Body<'de>, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Body<'de, DATA_LAST>, A::Error> {
                 let object = Object::deserialize(serde::de::value::MapAccessDeserializer::new(map))?;
                 Ok(Body::One(Box::new(object.0)))
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Body<'de>, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Body<'de, DATA_LAST>, A::Error> {
                 let mut batch = Vec::new();
-                while let Some(object) = seq.next_element::<Object<Payload<'de>>>()? {
+                while let Some(object) = seq.next_element::<Object<Payload<'de, DATA_LAST>>>()? {
                     batch.push(object.0);
                 }
                 Ok(Body::Batch(batch))
             }
 
-            fn visit_unit<E: Error>(self) -> Result<Body<'de>, E> {
+            fn visit_unit<E: Error>(self) -> Result<Body<'de, DATA_LAST>, E> {
                 Err(E::invalid_type(serde::de::Unexpected::Unit, &self))
             }
         }
-        deserializer.deserialize_any(BodyVisitor)
+        deserializer.deserialize_any(BodyVisitor::<DATA_LAST>)
     }
 }
 

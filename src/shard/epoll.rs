@@ -160,6 +160,13 @@ fn dismiss(socket: OwnedFd) {
     let _ = rustix::net::recv(&socket, &mut [0u8; 4096], RecvFlags::DONTWAIT);
 }
 
+impl Drop for Epoll {
+    /// However the shard has ended, nothing stays in its inbox: publications there would keep their share of the bound.
+    fn drop(&mut self) {
+        self.inbox.close();
+    }
+}
+
 impl Machine for Epoll {
     type Socket = Socket;
 

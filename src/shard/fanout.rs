@@ -18,7 +18,7 @@ const RECEIVERS_KEPT: usize = 65_536;
 
 /// What waits to be done, in order.
 pub(super) enum Work {
-    Publish(Delivery),
+    Publish(Arc<Delivery>),
     Disconnect(RemoteDisconnect),
 }
 
@@ -29,7 +29,7 @@ pub(super) enum Work {
 #[derive(Default)]
 pub(super) struct Fanout {
     /// What is delivered; it holds its place in the bound on publications.
-    delivery: Option<Delivery>,
+    delivery: Option<Arc<Delivery>>,
     groups: Vec<Group>,
     receivers: Vec<Receiver>,
     next: usize,
@@ -97,7 +97,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         let share = (fanout.receivers.len() - fanout.next).min(*budget);
         *budget -= share.max(1);
         if let Some(delivery) = &fanout.delivery {
-            let publication = &*delivery.publication;
+            let publication = &delivery.publication;
             for receiver in &fanout.receivers[fanout.next..fanout.next + share] {
                 let slot = &self.slots[receiver.index];
                 let Stage::Session(session) = &slot.stage else { continue };
@@ -120,7 +120,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         Some(started)
     }
 
-    fn start_fanout(&mut self, delivery: Delivery) -> Fanout {
+    fn start_fanout(&mut self, delivery: Arc<Delivery>) -> Fanout {
         let mut fanout = std::mem::take(&mut self.spare_fanout);
         fanout.started = self.machine.now().mono;
         let Fanout { groups, receivers, .. } = &mut fanout;

@@ -1,23 +1,19 @@
 //! What other threads have for a shard.
 //!
-//! The one place of a shard that is shared: a short lock around a list, and a waker. Publications wait for room
-//! (back-pressure up to the app's HTTP request); answers always fit, because there is at most one running call for
-//! each session.
+//! The one place of a shard that is shared: a short lock around a list, and a waker. Everything fits: publications are
+//! bounded by the node before they are put in, and there is at most one running call for each session.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::model::{Answer, Publication, RemoteDisconnect};
 use crate::os::poll::Waker;
 
 use super::Incoming;
 use super::epoll::Socket;
-
-/// Publications that one shard holds and has not delivered. More wait at the door they came through.
-pub const PUBLICATIONS_MAX: usize = 1024;
 
 /// Something for a shard.
 #[derive(Debug)]
@@ -26,7 +22,7 @@ pub enum Message<S> {
     /// A session's question is answered.
     Answer(Answer),
     /// To be delivered.
-    Publication(Delivery),
+    Publication(Arc<Delivery>),
     /// Sessions to be sent away.
     Disconnect(RemoteDisconnect),
     /// A connection that somebody else has begun to read from.
@@ -43,11 +39,12 @@ pub enum Message<S> {
     },
 }
 
-/// A publication and its place in the inbox's bound, given back when it is delivered.
+/// A publication on its way to all shards, and its share of the node's bound: given back when the last shard has
+/// delivered it and lets go of it.
 #[derive(Debug)]
 pub struct Delivery {
     /// What to deliver.
-    pub publication: Arc<Publication>,
+    pub publication: Publication,
     /// `None` where nothing is bounded: in tests and simulations.
     pub permit: Option<OwnedSemaphorePermit>,
 }
@@ -56,7 +53,6 @@ pub struct Delivery {
 #[derive(Debug)]
 pub struct Inbox {
     state: Mutex<State>,
-    room: Arc<Semaphore>,
     pub(super) waker: Waker,
 }
 
@@ -75,8 +71,7 @@ impl Inbox {
     /// # Errors
     /// Out of descriptors.
     pub fn new() -> io::Result<Inbox> {
-        let room = Arc::new(Semaphore::new(PUBLICATIONS_MAX));
-        Ok(Inbox { state: Mutex::default(), room, waker: Waker::new()? })
+        Ok(Inbox { state: Mutex::default(), waker: Waker::new()? })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -96,22 +91,8 @@ impl Inbox {
         }
     }
 
-    /// Puts a publication in, when there is room.
-    pub async fn publish(&self, publication: Arc<Publication>) {
-        // It is closed once the shard has ended; then there is nobody left to deliver to.
-        let permit = Arc::clone(&self.room).acquire_owned().await.ok();
-        self.put(Message::Publication(Delivery { publication, permit }));
-    }
-
-    /// Puts a publication in if there is room now; tells whether there was.
-    pub fn try_publish(&self, publication: Arc<Publication>) -> bool {
-        let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() else { return false };
-        self.put(Message::Publication(Delivery { publication, permit: Some(permit) }));
-        true
-    }
-
     /// Moves everything into `into`, which is empty.
-    pub(super) fn take(&self, into: &mut Vec<Message<Socket>>) {
+    pub(crate) fn take(&self, into: &mut Vec<Message<Socket>>) {
         let mut state = self.state();
         state.asleep = false;
         std::mem::swap(&mut state.messages, into);
@@ -124,9 +105,8 @@ impl Inbox {
         state.asleep
     }
 
-    /// The shard has ended: nobody waits for room any more, and what comes is dropped.
+    /// The shard has ended: what is here and what comes is dropped, and with it its share of the bound.
     pub(super) fn close(&self) {
-        self.room.close();
         *self.state() = State { closed: true, ..State::default() };
     }
 }
@@ -135,45 +115,29 @@ impl Inbox {
 mod tests {
     use super::*;
 
-    fn publication() -> Arc<Publication> {
-        Arc::new(Publication { stream: "s".into(), message: "1".into(), exclude: None, kind: None })
+    fn publication() -> Arc<Delivery> {
+        let publication = Publication { stream: "s".into(), message: "1".into(), exclude: None, kind: None };
+        Arc::new(Delivery { publication, permit: None })
     }
 
     #[test]
-    fn publications_wait_when_the_inbox_is_full_and_go_on_when_one_is_delivered() {
+    fn messages_are_taken_out_in_the_order_they_came() {
         let inbox = Inbox::new().unwrap();
-        for _ in 0..PUBLICATIONS_MAX {
-            assert!(inbox.try_publish(publication()));
-        }
-        assert!(!inbox.try_publish(publication()));
-        let mut messages = Vec::new();
-        inbox.take(&mut messages);
-        assert_eq!(messages.len(), PUBLICATIONS_MAX);
-        assert!(!inbox.try_publish(publication()), "taken out is not delivered yet");
-        messages.pop();
-        assert!(inbox.try_publish(publication()));
-    }
-
-    #[test]
-    fn nobody_waits_for_a_shard_that_has_ended() {
-        let inbox = Inbox::new().unwrap();
-        inbox.close();
-        for _ in 0..2 * PUBLICATIONS_MAX {
-            assert!(!inbox.try_publish(publication()));
-            inbox.put(Message::Drain { over: Duration::ZERO });
-        }
-        let mut messages = Vec::new();
-        inbox.take(&mut messages);
-        assert!(messages.is_empty());
-    }
-
-    #[test]
-    fn answers_fit_even_when_publications_do_not() {
-        let inbox = Inbox::new().unwrap();
-        while inbox.try_publish(publication()) {}
+        inbox.put(Message::Publication(publication()));
         inbox.put(Message::Drain { over: Duration::ZERO });
         let mut messages = Vec::new();
         inbox.take(&mut messages);
-        assert!(matches!(messages.last(), Some(Message::Drain { .. })));
+        assert!(matches!(messages[..], [Message::Publication(_), Message::Drain { .. }]), "{messages:?}");
+        assert!(inbox.may_sleep());
+    }
+
+    #[test]
+    fn a_shard_that_has_ended_holds_nothing() {
+        let inbox = Inbox::new().unwrap();
+        let (before, after) = (publication(), publication());
+        inbox.put(Message::Publication(Arc::clone(&before)));
+        inbox.close();
+        inbox.put(Message::Publication(Arc::clone(&after)));
+        assert_eq!((Arc::strong_count(&before), Arc::strong_count(&after)), (1, 1));
     }
 }

@@ -39,6 +39,5 @@ pub fn run<N: Services<Socket>>(mut shard: Shard<Epoll, N>) -> io::Result<()> {
         messages.drain(..).for_each(|message| shard.receive(message));
         shard.end_turn();
     }
-    shard.machine().inbox.close();
     Ok(())
 }

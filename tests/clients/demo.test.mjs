@@ -115,13 +115,13 @@ describe('the demo page', () => {
     await fact(desktop, 'fact-connections', 'counts the tab that left', (connections) => connections === 2);
   });
 
-  test('memory per connection is measured on a crowd that the page calls up and lets go', async () => {
+  test('memory per connection is measured on idle clients that the page starts and lets go', async () => {
     assert.doesNotMatch(await desktop.getByTestId('fact-bytes').textContent(), /\d/, 'a figure from a handful of connections');
     await desktop.getByRole('button', { name: /1,000/ }).click();
-    await fact(desktop, 'fact-connections', 'counts the crowd', (connections) => connections === 1002);
+    await fact(desktop, 'fact-connections', 'counts the idle clients', (connections) => connections === 1002);
     await fact(desktop, 'fact-bytes', 'is measured', (bytes) => bytes > 0);
     await desktop.getByRole('button', { name: /release/i }).click();
-    await fact(desktop, 'fact-connections', 'counts the crowd that left', (connections) => connections === 2);
+    await fact(desktop, 'fact-connections', 'counts the idle clients that left', (connections) => connections === 2);
   });
 
   test('nothing is cut off sideways, and the message field is in reach', async () => {

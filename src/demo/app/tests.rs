@@ -83,13 +83,13 @@ async fn who_is_disconnected_leaves_the_room() {
 }
 
 #[tokio::test]
-async fn a_crowd_hears_the_room_and_is_nobody_in_it() {
+async fn an_idle_client_hears_the_room_and_is_nobody_in_it() {
     let (app, _told) = app(8);
-    let crowd = r#"{"channel":"CrowdChannel"}"#;
+    let idle = r#"{"channel":"IdleChannel"}"#;
     let one = connect(&app, "s1", "http://localhost/cable").await.identifiers;
-    let answer = command(&app, &one, "subscribe", crowd, "").await;
+    let answer = command(&app, &one, "subscribe", idle, "").await;
     assert_eq!((&answer.streams[..], answer.transmissions.len()), (&[STREAM.to_owned()][..], 1));
-    let answer = command(&app, &one, "message", crowd, r#"{"action":"typing"}"#).await;
+    let answer = command(&app, &one, "message", idle, r#"{"action":"typing"}"#).await;
     assert_eq!(answer.status, Verdict::Error as i32);
 }
 

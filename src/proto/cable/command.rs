@@ -6,11 +6,7 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::model;
-use crate::proto::json::{Fields, Object, Text, skip, text, text_of, text_only};
-
-/// How much of an unknown command's name is kept for the log, in characters. A name is a peer's text and may
-/// be as long as a message; the longest known one has 11.
-const UNKNOWN_NAME_CHARS: usize = 32;
+use crate::proto::json::{Fields, Object, Text, UNKNOWN_NAME_CHARS, skip, text, text_of, text_only};
 
 /// One client message that makes sense on its own. Whether the session knows the identifier is not asked here.
 ///

@@ -111,10 +111,7 @@ impl<'b> Head<'_, 'b> {
     /// UTF-8 is replaced). A name without `=` has an empty value.
     pub fn query(&self, name: &str) -> Option<Cow<'b, str>> {
         let (_, query) = self.path_and_query().split_once('?')?;
-        query.split('&').find_map(|pair| {
-            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            (!pair.is_empty() && decode(key) == name).then(|| decode(value))
-        })
+        form_urlencoded::parse(query.as_bytes()).find_map(|(key, value)| (key == name).then_some(value))
     }
 
     /// The first value of a header, in bytes. `name` in any case.
@@ -177,33 +174,4 @@ impl<'b> Head<'_, 'b> {
     pub fn token_protocol(&self) -> Option<&'b str> {
         self.offered_protocols().find_map(|offered| offered.strip_prefix("anycable-token."))
     }
-}
-
-/// Decodes `application/x-www-form-urlencoded` text.
-fn decode(text: &str) -> Cow<'_, str> {
-    if !text.contains(['%', '+']) {
-        return text.into();
-    }
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, after @ ..] = rest {
-        rest = after;
-        bytes.push(match (first, after) {
-            (b'+', _) => b' ',
-            (b'%', [high, low, beyond @ ..]) if let (Some(high), Some(low)) = (digit(*high), digit(*low)) => {
-                rest = beyond;
-                high << 4 | low
-            }
-            (byte, _) => *byte,
-        });
-    }
-    match String::from_utf8(bytes) {
-        Ok(text) => text.into(),
-        Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned().into(),
-    }
-}
-
-/// The value of a hexadecimal digit.
-fn digit(byte: u8) -> Option<u8> {
-    char::from(byte).to_digit(16).map(|value| value as u8)
 }

@@ -69,6 +69,20 @@ fn missing_data_is_the_empty_string_and_other_types_are_refused() {
 }
 
 #[test]
+fn data_that_is_no_text_does_not_matter_where_there_is_no_stream() {
+    for data in ["7", "{}", r#""\ud800""#, "[1]", "1e999"] {
+        let json = format!(r#"{{"data":{data},"command":"disconnect","payload":{{"identifier":"x"}}}}"#);
+        let wanted = RemoteDisconnect { identifiers: "x".into(), reconnect: false };
+        assert_eq!(parse(json.as_bytes()).unwrap(), Incoming::Disconnect(wanted), "{json}");
+        let json = format!(r#"[{{"stream":"a","data":"1"}},{{"stream":"b","data":{data}}}]"#);
+        match parse(json.as_bytes()) {
+            Err(BadPublication::InBatch { index: 1, reason }) if matches!(*reason, BadPublication::DataNotText) => {}
+            other => panic!("{json}: {other:?}"),
+        }
+    }
+}
+
+#[test]
 fn a_socket_that_is_not_ours_excludes_nobody() {
     for socket in ["\"\"", "\"abc\"", "null", r#""12345678901234567890!""#] {
         let json = format!(r#"{{"stream":"s","data":"1","meta":{{"exclude_socket":{socket},"broadcast_type":""}}}}"#);

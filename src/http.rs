@@ -1,11 +1,12 @@
 //! Ordinary HTTP: what apps publish, and what operators ask (health, readiness, metrics).
 //!
-//! One [`Front`] per port, made of the [`Routes`] that live there and [`Limits`]. On the main port the shards hand
-//! over the sockets that turned out not to be WebSockets, with the bytes they already read ([`Front::serve`]);
-//! other ports are listened on here ([`Front::listen`]). hyper speaks HTTP/1.1; this module bounds it: how many
+//! One [`HttpServer`] per port, made of the [`Routes`] that live there and [`Limits`]. On the main port the shards hand
+//! over the sockets that turned out not to be WebSockets, with the bytes they already read ([`HttpServer::serve`]);
+//! other ports are listened on here ([`HttpServer::listen`]). hyper speaks HTTP/1.1; this module bounds it: how many
 //! connections, how long for a head, a body, an answer, and how many bytes of each.
 //!
-//! It does not know shards, sessions or adapters: publications leave through [`Publisher`].
+//! It does not know shards or sessions, nor what a publication looks like: payloads go to
+//! [`Broadcast`](crate::broadcast::Broadcast).
 
 mod publish;
 mod routes;
@@ -27,19 +28,12 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
-pub use publish::{Handover, PublishError, Publisher};
 pub use routes::{Check, Cors, ExtraAnswer, ExtraRoutes, MetricsRoute, PublishRoute, ReadyRoute, Routes};
-use socket::Carried;
+use socket::ReplayedStream;
 
 crate::metrics! {
     /// What the HTTP server counts.
-    pub struct FrontMetrics {
-        /// Publications taken from apps over HTTP; a batch counts as one, a remote command too.
-        publications_total: Counter,
-        /// Payloads from apps that were no publication and were ignored.
-        failed_broadcast_msg_total: Counter,
-        /// Remote commands taken from apps, unknown ones included.
-        remote_commands_total: Counter,
+    pub struct HttpMetrics {
         /// Connections of ordinary HTTP now.
         http_connections_num: Gauge,
         /// Connections of ordinary HTTP that were answered 503 or dropped because too many were open.
@@ -57,7 +51,7 @@ pub struct Limits {
     pub connections_max: usize,
     /// Bytes of a request head; more is answered 431. Default 64 KiB; less than 8 KiB counts as 8 KiB.
     pub head_bytes_max: usize,
-    /// Bytes of one request body; more is answered 413. Default 8 MiB.
+    /// Bytes of one request body; more is answered 413.
     pub body_bytes_max: usize,
     /// Bytes of all request bodies held at once; more is answered 503. Default 256 MiB.
     pub bodies_bytes_max: usize,
@@ -66,7 +60,7 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// Time for a body to arrive; then 408. Default 30 s.
     pub body_timeout: Duration,
-    /// Time for a publication to be handed over, which waits while inboxes are full; then 503. Default 30 s.
+    /// Time for a publication to be handed over, which waits while too many are not delivered; then 503. Default 30 s.
     pub publish_timeout: Duration,
     /// Time without any progress in writing; then the connection is dropped. Default 10 s.
     pub write_timeout: Duration,
@@ -75,12 +69,13 @@ pub struct Limits {
     pub linger: Duration,
 }
 
-impl Default for Limits {
-    fn default() -> Limits {
+impl Limits {
+    /// The defaults, and how large a body may be, which is for the configuration to say (`--broadcast-max-size`).
+    pub fn new(body_bytes_max: usize) -> Limits {
         Limits {
             connections_max: 1024,
             head_bytes_max: 64 << 10,
-            body_bytes_max: 8 << 20,
+            body_bytes_max,
             bodies_bytes_max: 256 << 20,
             head_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(30),
@@ -101,8 +96,8 @@ const HEAD_BYTES_LEAST: usize = 8 << 10;
 /// Connections at once that are told 503 politely; beyond that they are dropped unanswered.
 const REFUSALS_MAX: usize = 64;
 
-/// Bytes read and thrown away after the last answer, per connection: four times the default body limit, so that
-/// a sender who writes a whole oversized body before it reads still gets its 413.
+/// Bytes read and thrown away after the last answer, per connection. Some senders write a whole body before they read;
+/// one whose body is over the limit by no more than this still gets its 413.
 pub const LINGER_BYTES_MAX: usize = 32 << 20;
 
 /// Pause after accepting failed. Without descriptors the listener stays readable, and trying again at once
@@ -112,14 +107,14 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 const REFUSAL: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
-/// Ordinary HTTP on one port. Clones are the same front.
+/// Ordinary HTTP on one port. Clones are the same server.
 #[derive(Clone)]
-pub struct Front(Arc<Shared>);
+pub struct HttpServer(Arc<Shared>);
 
 struct Shared {
     routes: Routes,
     limits: Limits,
-    metrics: Arc<FrontMetrics>,
+    metrics: Arc<HttpMetrics>,
     connections: Semaphore,
     ops: Semaphore,
     refusals: Semaphore,
@@ -128,13 +123,13 @@ struct Shared {
     draining: watch::Sender<bool>,
 }
 
-impl Front {
-    /// A front with these routes. Several fronts may share `metrics`.
-    pub fn new(routes: Routes, mut limits: Limits, metrics: Arc<FrontMetrics>) -> Front {
+impl HttpServer {
+    /// A server with these routes. Several servers may share `metrics`.
+    pub fn new(routes: Routes, mut limits: Limits, metrics: Arc<HttpMetrics>) -> HttpServer {
         // What the counting and hyper can take; asking for more (or less) than that is not worth a panic.
         limits.connections_max = limits.connections_max.min(u32::MAX as usize);
         limits.head_bytes_max = limits.head_bytes_max.max(HEAD_BYTES_LEAST);
-        Front(Arc::new(Shared {
+        HttpServer(Arc::new(Shared {
             connections: Semaphore::new(limits.connections_max),
             ops: Semaphore::new(OPS_RESERVE),
             refusals: Semaphore::new(REFUSALS_MAX),
@@ -146,7 +141,7 @@ impl Front {
         }))
     }
 
-    /// Accepts and serves connections until [`Front::drain`]. Needs a tokio runtime with I/O and time.
+    /// Accepts and serves connections until [`HttpServer::drain`]. Needs a tokio runtime with I/O and time.
     pub async fn listen(&self, listener: TcpListener) {
         loop {
             let accepted = tokio::select! {
@@ -157,8 +152,8 @@ impl Front {
                 Ok((socket, _)) => {
                     // Failing to tune is no reason to refuse.
                     let _ = socket.set_nodelay(true);
-                    let front = self.clone();
-                    tokio::spawn(async move { front.serve(socket, Vec::new()).await });
+                    let server = self.clone();
+                    tokio::spawn(async move { server.serve(socket, Vec::new()).await });
                 }
                 Err(error) => {
                     self.0.metrics.http_accept_errors_total.inc();
@@ -182,7 +177,7 @@ impl Front {
             Err(_) if shared.routes.is_for_operators(&already_read) => (shared.ops.try_acquire().ok(), false),
             Err(_) => (None, false),
         };
-        let mut socket = Carried::new(socket, already_read, &shared.limits);
+        let mut socket = ReplayedStream::new(socket, already_read, &shared.limits);
         if permit.is_none() {
             shared.metrics.http_connections_refused_total.inc();
             if let Ok(_permit) = shared.refusals.try_acquire() {
@@ -222,11 +217,11 @@ impl Front {
     }
 
     async fn draining(&self) {
-        // The sender lives as long as this front, so waiting cannot fail.
+        // The sender lives as long as this server, so waiting cannot fail.
         let _ = self.0.draining.subscribe().wait_for(|draining| *draining).await;
     }
 
-    /// Waits until no connection is left. Only after [`Front::drain`] is that bound to happen: the limits see to it.
+    /// Waits until no connection is left. Only after [`HttpServer::drain`] is that bound to happen: the limits see to it.
     pub async fn drained(&self) {
         let all = self.0.limits.connections_max as u32;
         // Never closed, so these cannot fail.
@@ -236,7 +231,7 @@ impl Front {
 }
 
 /// Takes a connection off the gauge, however its future ends.
-struct CountDown<'a>(&'a FrontMetrics);
+struct CountDown<'a>(&'a HttpMetrics);
 
 impl Drop for CountDown<'_> {
     fn drop(&mut self) {

@@ -14,7 +14,7 @@ use super::{LINGER_BYTES_MAX, Limits};
 /// What is read at a time while lingering.
 const LINGER_READ_BYTES: usize = 16 << 10;
 
-pub(super) struct Carried<S> {
+pub(super) struct ReplayedStream<S> {
     socket: S,
     /// Given first; emptied and freed once given.
     already_read: Vec<u8>,
@@ -27,9 +27,9 @@ pub(super) struct Carried<S> {
     lingering: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Carried<S> {
-    pub(super) fn new(socket: S, already_read: Vec<u8>, limits: &Limits) -> Carried<S> {
-        Carried {
+impl<S: AsyncRead + AsyncWrite + Unpin> ReplayedStream<S> {
+    pub(super) fn new(socket: S, already_read: Vec<u8>, limits: &Limits) -> ReplayedStream<S> {
+        ReplayedStream {
             socket,
             already_read,
             given: 0,
@@ -53,7 +53,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carried<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Carried<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for ReplayedStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let rest = &self.already_read[self.given..];
         if rest.is_empty() {
@@ -69,7 +69,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Carried<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Carried<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ReplayedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let wrote = Pin::new(&mut self.socket).poll_write(cx, buf);
         self.unless_stalled(cx, wrote)

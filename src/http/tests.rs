@@ -7,10 +7,12 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::broadcast::{Broadcast, Handover, PublicationSink, PublishError, Source};
+use crate::config::Config;
 use crate::identity::Secret;
 use crate::model::{Publication, RemoteDisconnect};
 
-/// Takes down what is handed over, as `stream=message`, once the gate is open.
+/// Records what is handed over, as `stream=message`, once the gate is open.
 struct Recorder {
     taken: Mutex<Vec<String>>,
     gate: Semaphore,
@@ -46,9 +48,13 @@ impl Recorder {
     }
 }
 
-impl Publisher for Recorder {
+impl PublicationSink for Recorder {
     fn publish(&self, publications: Vec<Publication>) -> Handover<'_> {
         self.take(publications.iter().map(|p| format!("{}={}", p.stream, p.message)).collect())
+    }
+
+    fn try_publish(&self, publication: Publication) -> bool {
+        panic!("a request waits for room: {publication:?}");
     }
 
     fn disconnect(&self, disconnect: RemoteDisconnect) -> Handover<'_> {
@@ -57,26 +63,34 @@ impl Publisher for Recorder {
 }
 
 struct Fixture {
-    front: Front,
-    publisher: Arc<Recorder>,
-    metrics: Arc<FrontMetrics>,
+    server: HttpServer,
+    sink: Arc<Recorder>,
+    broadcast: Arc<Broadcast>,
+    metrics: Arc<HttpMetrics>,
 }
 
-fn fixture_with(publisher: Arc<Recorder>, change: impl FnOnce(&mut Routes, &mut Limits)) -> Fixture {
+fn fixture_with(sink: Arc<Recorder>, change: impl FnOnce(&mut Routes, &mut Limits)) -> Fixture {
     let key = Secret::new("k3y");
-    let route = |path: &str, key| PublishRoute { path: path.into(), key, cors: None, publisher: publisher.clone() };
+    let broadcast = Arc::new(Broadcast::new(Arc::clone(&sink) as Arc<_>));
+    let route = |path: &str, key, source| PublishRoute {
+        path: path.into(),
+        key,
+        cors: None,
+        broadcast: Arc::clone(&broadcast),
+        source,
+    };
     let mut routes = Routes {
-        broadcast: Some(route("/_broadcast", None)),
-        api: Some(route("/api", key)),
+        broadcast: Some(route("/_broadcast", None, Source::Http)),
+        api: Some(route("/api", key, Source::Api)),
         health: Some("/health".into()),
         ready: Some(ReadyRoute { path: "/ready".into(), checks: Box::new(Vec::new) }),
         metrics: Some(MetricsRoute { path: "/metrics".into(), text: Box::new(|| "up 1\n".into()) }),
         ..Routes::default()
     };
-    let mut limits = Limits::default();
+    let mut limits = Limits::new(Config::default().broadcast.max_size);
     change(&mut routes, &mut limits);
-    let metrics = Arc::new(FrontMetrics::default());
-    Fixture { front: Front::new(routes, limits, metrics.clone()), publisher, metrics }
+    let metrics = Arc::new(HttpMetrics::default());
+    Fixture { server: HttpServer::new(routes, limits, metrics.clone()), sink, broadcast, metrics }
 }
 
 fn fixture(change: impl FnOnce(&mut Routes, &mut Limits)) -> Fixture {
@@ -92,9 +106,9 @@ async fn pair() -> (TcpStream, TcpStream) {
 impl Fixture {
     /// A client of a connection that was handed over with these bytes.
     async fn connect(&self, already_read: &[u8]) -> (TcpStream, JoinHandle<()>) {
-        let (client, server) = pair().await;
-        let (front, already_read) = (self.front.clone(), already_read.to_vec());
-        (client, tokio::spawn(async move { front.serve(server, already_read).await }))
+        let (client, socket) = pair().await;
+        let (server, already_read) = (self.server.clone(), already_read.to_vec());
+        (client, tokio::spawn(async move { server.serve(socket, already_read).await }))
     }
 
     /// Sends everything, ends our side, and returns everything that comes back.
@@ -150,8 +164,8 @@ async fn a_publication_is_handed_over_and_answered_201() {
     assert!(headers.contains(&"content-length: 0"), "{headers:?}");
     assert!(!headers.iter().any(|header| header.starts_with("server")), "{headers:?}");
     assert_eq!(lines.collect::<String>(), "");
-    assert_eq!(fixture.publisher.taken(), [TAKEN]);
-    assert_eq!(fixture.metrics.publications_total.get(), 1);
+    assert_eq!(fixture.sink.taken(), [TAKEN]);
+    assert_eq!(fixture.broadcast.metrics().publications_total.get(), 1);
     assert_eq!(fixture.metrics.http_connections_num.get(), 0);
 }
 
@@ -163,7 +177,7 @@ async fn bytes_that_were_already_read_come_first() {
         let (first, rest) = requests.as_bytes().split_at(already_read);
         let answer = fixture.exchange(first, rest).await;
         assert_eq!(answer.matches("HTTP/1.1 201 Created").count(), 2, "{already_read}: {answer}");
-        assert_eq!(fixture.publisher.taken(), [TAKEN, TAKEN]);
+        assert_eq!(fixture.sink.taken(), [TAKEN, TAKEN]);
     }
 }
 
@@ -174,7 +188,7 @@ async fn a_connection_serves_one_request_after_the_other() {
     for _ in 0..3 {
         client.write_all(post("/_broadcast", "", PUBLICATION).as_bytes()).await.unwrap();
         assert_eq!(status_of(&read_head(&mut client).await), 201);
-        assert_eq!(fixture.publisher.taken(), [TAKEN]);
+        assert_eq!(fixture.sink.taken(), [TAKEN]);
     }
 }
 
@@ -183,7 +197,7 @@ async fn a_target_may_be_an_absolute_url() {
     let fixture = fixture(|_, _| ());
     let target = "http://localhost:8090/_broadcast";
     assert_eq!(fixture.status(&post(target, "", PUBLICATION)).await, 201);
-    assert_eq!(fixture.publisher.taken(), [TAKEN]);
+    assert_eq!(fixture.sink.taken(), [TAKEN]);
     assert_eq!(fixture.status("GET http://x/health HTTP/1.1\r\nHost: h\r\n\r\n").await, 200);
 }
 
@@ -206,7 +220,7 @@ async fn the_key_must_be_shown_exactly() {
         let answer = fixture.exchange(b"", post("/api/publish", authorization, PUBLICATION).as_bytes()).await;
         assert_eq!(status_of(&answer), status, "{authorization}");
         assert!(answer.contains("content-length: 0\r\n") && answer.ends_with("\r\n\r\n"), "{answer}");
-        assert_eq!(fixture.publisher.taken().len(), usize::from(status == 201), "{authorization}");
+        assert_eq!(fixture.sink.taken().len(), usize::from(status == 201), "{authorization}");
     }
 }
 
@@ -219,7 +233,7 @@ async fn only_post_publishes() {
             assert_eq!(fixture.status(&request).await, 422, "{method} {path}");
         }
     }
-    assert!(fixture.publisher.taken().is_empty());
+    assert!(fixture.sink.taken().is_empty());
 }
 
 #[tokio::test]
@@ -280,13 +294,12 @@ async fn health_and_metrics_answer_any_method() {
 #[tokio::test]
 async fn readiness_says_which_check_is_false() {
     for (backend, status) in [(true, 200), (false, 503)] {
-        let checks = move || vec![Check { name: "backend", ok: backend }, Check { name: "not_draining", ok: true }];
+        let checks = move || vec![Check { name: "not_draining", ok: true }, Check { name: "backend", ok: backend }];
         let fixture = fixture(|routes, _| routes.ready.as_mut().unwrap().checks = Box::new(checks));
         let answer = fixture.exchange(b"", b"GET /ready HTTP/1.1\r\nHost: h\r\n\r\n").await;
         assert_eq!(status_of(&answer), status);
-        let body: serde_json::Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
-        let wanted = serde_json::json!({"ready": backend, "checks": {"backend": backend, "not_draining": true}});
-        assert_eq!(body, wanted);
+        let wanted = format!("{{\"ready\":{backend},\"checks\":{{\"not_draining\":true,\"backend\":{backend}}}}}\n");
+        assert_eq!(answer.split_once("\r\n\r\n").unwrap().1, wanted, "in the order of the checks");
     }
 }
 
@@ -296,9 +309,9 @@ async fn what_is_no_publication_is_answered_201_and_counted() {
     for body in ["", "x", "{}", r#"{"stream":"s","data":7}"#, r#"[{"stream":"s"},{}]"#] {
         assert_eq!(fixture.status(&post("/_broadcast", "", body)).await, 201, "{body}");
     }
-    assert!(fixture.publisher.taken().is_empty());
-    assert_eq!(fixture.metrics.failed_broadcast_msg_total.get(), 5);
-    assert_eq!(fixture.metrics.publications_total.get(), 0);
+    assert!(fixture.sink.taken().is_empty());
+    assert_eq!(fixture.broadcast.metrics().failed_broadcast_msg_total.get(), 5);
+    assert_eq!(fixture.broadcast.metrics().publications_total.get(), 0);
 }
 
 #[tokio::test]
@@ -310,25 +323,25 @@ async fn batches_and_remote_commands_are_taken_and_count_as_one() {
         (r#"{"command":"dance"}"#, &[]),
     ] {
         assert_eq!(fixture.status(&post("/_broadcast", "", body)).await, 201);
-        assert_eq!(fixture.publisher.taken(), wanted);
+        assert_eq!(fixture.sink.taken(), wanted);
     }
-    assert_eq!(fixture.metrics.publications_total.get(), 3);
-    assert_eq!(fixture.metrics.remote_commands_total.get(), 2);
-    assert_eq!(fixture.metrics.failed_broadcast_msg_total.get(), 0);
+    assert_eq!(fixture.broadcast.metrics().publications_total.get(), 3);
+    assert_eq!(fixture.broadcast.metrics().remote_commands_total.get(), 2);
+    assert_eq!(fixture.broadcast.metrics().failed_broadcast_msg_total.get(), 0);
 }
 
 #[tokio::test]
 async fn the_answer_waits_for_the_hand_over() {
     let fixture = fixture_with(Recorder::new(false, false), |_, _| ());
     let (mut client, _served) = fixture.connect(post("/_broadcast", "", PUBLICATION).as_bytes()).await;
-    fixture.publisher.has_begun().await;
+    fixture.sink.has_begun().await;
     // A whole other connection is served meanwhile, so an early answer would be here by now.
     assert_eq!(fixture.status("GET /health HTTP/1.1\r\n\r\n").await, 200);
     let mut byte = [0];
     assert_eq!(client.try_read(&mut byte).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
-    fixture.publisher.gate.add_permits(1);
+    fixture.sink.gate.add_permits(1);
     assert_eq!(status_of(&read_head(&mut client).await), 201);
-    assert_eq!(fixture.publisher.taken(), [TAKEN]);
+    assert_eq!(fixture.sink.taken(), [TAKEN]);
 }
 
 #[tokio::test]
@@ -337,7 +350,10 @@ async fn a_hand_over_that_fails_or_takes_too_long_is_not_answered_201() {
     assert_eq!(failing.status(&post("/_broadcast", "", PUBLICATION)).await, 501);
     let stuck = fixture_with(Recorder::new(false, false), |_, l| l.publish_timeout = Duration::from_millis(10));
     assert_eq!(stuck.status(&post("/_broadcast", "", PUBLICATION)).await, 503);
-    assert_eq!(failing.metrics.publications_total.get() + stuck.metrics.publications_total.get(), 0);
+    assert_eq!(
+        failing.broadcast.metrics().publications_total.get() + stuck.broadcast.metrics().publications_total.get(),
+        0
+    );
 }
 
 #[tokio::test]
@@ -356,7 +372,11 @@ async fn a_body_over_the_limit_is_refused_even_by_a_sender_that_writes_it_all_fi
     }
     let announced = "POST /_broadcast HTTP/1.1\r\nContent-Length: 99999999999999\r\n\r\n";
     assert_eq!(fixture.status(announced).await, 413);
-    assert_eq!(fixture.metrics.failed_broadcast_msg_total.get(), 1, "the body of 1000 bytes was no publication");
+    assert_eq!(
+        fixture.broadcast.metrics().failed_broadcast_msg_total.get(),
+        1,
+        "the body of 1000 bytes was no publication"
+    );
 }
 
 #[tokio::test]
@@ -365,14 +385,14 @@ async fn bodies_held_at_once_are_bounded_together() {
     let request = post("/_broadcast", "", &"x".repeat(80));
     let (mut first, _served) = fixture.connect(b"").await;
     first.write_all(&request.as_bytes()[..request.len() - 1]).await.unwrap();
-    while fixture.front.0.bodies.available_permits() > 21 {
+    while fixture.server.0.bodies.available_permits() > 21 {
         tokio::task::yield_now().await;
     }
     assert_eq!(fixture.status(&request).await, 503);
     first.write_all(b"x").await.unwrap();
     assert_eq!(status_of(&read_head(&mut first).await), 201);
     assert_eq!(fixture.status(&request).await, 201, "room returned");
-    assert_eq!(fixture.front.0.bodies.available_permits(), 100);
+    assert_eq!(fixture.server.0.bodies.available_permits(), 100);
 }
 
 #[tokio::test]
@@ -382,7 +402,7 @@ async fn a_body_shorter_than_announced_or_badly_chunked_is_422() {
     assert_eq!(fixture.status(&short[..short.len() - 1]).await, 422);
     let chunked = "POST /_broadcast HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n";
     assert_eq!(fixture.status(chunked).await, 422);
-    assert!(fixture.publisher.taken().is_empty());
+    assert!(fixture.sink.taken().is_empty());
 }
 
 #[tokio::test]
@@ -403,7 +423,7 @@ async fn slow_peers_are_not_waited_for() {
     let (mut client, served) = fixture.connect(&request.as_bytes()[..request.len() - 1]).await;
     assert_eq!(status_of(&read_head(&mut client).await), 408);
     served.await.unwrap();
-    assert!(fixture.publisher.taken().is_empty());
+    assert!(fixture.sink.taken().is_empty());
 }
 
 #[tokio::test]
@@ -430,8 +450,8 @@ async fn limits_beyond_what_can_be_counted_are_no_panic() {
         (limits.connections_max, limits.bodies_bytes_max, limits.head_bytes_max) = (usize::MAX, usize::MAX, 0);
     });
     assert_eq!(fixture.status(&post("/_broadcast", "", PUBLICATION)).await, 201);
-    fixture.front.drain();
-    fixture.front.drained().await;
+    fixture.server.drain();
+    fixture.server.drained().await;
 }
 
 #[tokio::test]
@@ -518,25 +538,25 @@ async fn draining_finishes_requests_and_ends_everything_else() {
     });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let front = fixture.front.clone();
-    let listening = tokio::spawn(async move { front.listen(listener).await });
+    let server = fixture.server.clone();
+    let listening = tokio::spawn(async move { server.listen(listener).await });
 
     let mut idle = TcpStream::connect(address).await.unwrap();
     idle.write_all(b"HEAD /health HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
     assert_eq!(status_of(&read_head(&mut idle).await), 200);
     let mut busy = TcpStream::connect(address).await.unwrap();
     busy.write_all(post("/_broadcast", "", PUBLICATION).as_bytes()).await.unwrap();
-    fixture.publisher.has_begun().await;
+    fixture.sink.has_begun().await;
 
-    fixture.front.drain();
+    fixture.server.drain();
     listening.await.unwrap();
     assert_eq!(idle.read(&mut [0]).await.unwrap(), 0, "an idle connection is closed");
     drop(idle);
-    fixture.publisher.gate.add_permits(1);
+    fixture.sink.gate.add_permits(1);
     assert_eq!(status_of(&read_head(&mut busy).await), 201);
     assert_eq!(busy.read(&mut [0]).await.unwrap(), 0);
     drop(busy);
-    fixture.front.drained().await;
+    fixture.server.drained().await;
     assert_eq!(fixture.metrics.http_connections_num.get(), 0);
     assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
 }

@@ -1,4 +1,4 @@
-//! The process that holds a crowd: a client with as little in it as an idle client needs.
+//! The process that holds the idle clients: a client with as little in it as an idle client needs.
 //!
 //! Each connection upgrades, waits for the welcome, subscribes to the channel that only listens, and then reads and
 //! throws away what comes. It is written without the server's frame codec: a client that shares our code would agree
@@ -31,7 +31,7 @@ const OPENING_BYTES_MAX: usize = 4096;
 /// Pause between two reports, so that a page that asks once a second sees fresh ones.
 const REPORT_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Runs the hidden command: holds the crowd until standard input ends. `arguments` are ADDRESS, PATH, CONNECTIONS.
+/// Runs the hidden command: holds idle clients until standard input ends. `arguments` are ADDRESS, PATH, CONNECTIONS.
 pub fn hold(arguments: impl IntoIterator<Item = String>) -> ExitCode {
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
@@ -60,7 +60,7 @@ fn run(arguments: impl IntoIterator<Item = String>) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, async {
         tokio::select! {
-            reported = crowd(address, &path, connections, write_report) => reported,
+            reported = open_and_hold(address, &path, connections, write_report) => reported,
             _ = end => Ok(()),
         }
     })
@@ -73,7 +73,7 @@ fn write_report(report: &Report) -> io::Result<()> {
 }
 
 /// Opens the connections and holds them, reporting what changes, until reporting fails.
-async fn crowd(
+async fn open_and_hold(
     address: SocketAddr,
     path: &str,
     connections: usize,
@@ -147,7 +147,7 @@ async fn open(address: SocketAddr, path: &str) -> io::Result<TcpStream> {
         return Err(io::Error::other(format!("the server answered {:?}", String::from_utf8_lossy(line))));
     }
     expect(&mut socket, &mut seen, r#""type":"welcome""#).await?;
-    socket.write_all(&masked(br#"{"command":"subscribe","identifier":"{\"channel\":\"CrowdChannel\"}"}"#)).await?;
+    socket.write_all(&masked(br#"{"command":"subscribe","identifier":"{\"channel\":\"IdleChannel\"}"}"#)).await?;
     expect(&mut socket, &mut seen, r#""type":"confirm_subscription""#).await?;
     Ok(socket)
 }
@@ -202,8 +202,8 @@ mod tests {
         let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = server.local_addr().unwrap();
         let (told, mut reports) = tokio::sync::mpsc::unbounded_channel();
-        let held = LocalSet::new();
-        let crowd = held.run_until(crowd(address, "/cable", 3, move |report: &Report| {
+        let tasks = LocalSet::new();
+        let hold = tasks.run_until(open_and_hold(address, "/cable", 3, move |report: &Report| {
             told.send(report.clone()).map_err(io::Error::other)
         }));
         let serve = async {
@@ -236,13 +236,13 @@ mod tests {
             assert_eq!((report.open, report.failed), (1, 2));
         };
         tokio::select! {
-            ended = crowd => panic!("ended: {ended:?}"),
+            ended = hold => panic!("ended: {ended:?}"),
             () = serve => {}
         }
     }
 
     #[test]
-    fn what_is_no_crowd_is_an_error() {
+    fn arguments_that_name_no_clients_are_an_error() {
         let run = |arguments: &[&str]| run(arguments.iter().map(|argument| (*argument).to_owned()));
         for arguments in [&[][..], &["127.0.0.1:1"], &["localhost", "/", "1"], &["127.0.0.1:1", "/", "many"]] {
             assert_eq!(run(arguments).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{arguments:?}");

@@ -4,15 +4,16 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use ::http::header::{self, HeaderValue};
+use ::http::{Method, StatusCode, Uri};
 use bytes::Bytes;
-use http::header::{self, HeaderValue};
-use http::{Method, StatusCode, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::{Request, Response};
+use serde::{Serialize, Serializer};
 
-use super::publish::{self, Publisher};
-use super::{Reply, Shared};
+use super::{Reply, Shared, publish};
+use crate::broadcast::{Broadcast, Source};
 use crate::identity::Secret;
 
 /// The routes of one port; what is `None` is not there and answered 404. Paths start with `/` and are matched
@@ -35,7 +36,7 @@ pub struct Routes {
 
 /// Routes that somebody else brings: an answer in the making, or `None` for a path that is not theirs. Bodies of
 /// requests are not read.
-pub type ExtraRoutes = Arc<dyn Fn(&http::request::Parts) -> Option<ExtraAnswer> + Send + Sync>;
+pub type ExtraRoutes = Arc<dyn Fn(&::http::request::Parts) -> Option<ExtraAnswer> + Send + Sync>;
 
 /// An answer in the making; must not wait for long.
 pub type ExtraAnswer = Pin<Box<dyn Future<Output = Response<Full<Bytes>>> + Send>>;
@@ -48,8 +49,10 @@ pub struct PublishRoute {
     pub key: Option<Secret>,
     /// Whether browsers may use it from other sites.
     pub cors: Option<Cors>,
-    /// Where publications go.
-    pub publisher: Arc<dyn Publisher>,
+    /// Takes what is sent here.
+    pub broadcast: Arc<Broadcast>,
+    /// What that is called in the log.
+    pub source: Source,
 }
 
 /// From which sites browsers may use a route.
@@ -71,7 +74,7 @@ pub struct ReadyRoute {
 /// One reason to be ready or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Check {
-    /// What must be true, such as `backend_reachable`: letters, digits and `_`.
+    /// What must be true, such as `backend_reachable`.
     pub name: &'static str,
     /// Whether it is.
     pub ok: bool,
@@ -144,7 +147,7 @@ impl Routes {
 impl PublishRoute {
     /// Adds what a browser needs to let a page of another site read the answer. Credentials are allowed only
     /// beside a named origin: browsers refuse them beside `*`.
-    pub(super) fn with_cors(&self, asked: &http::HeaderMap, mut reply: Reply) -> Reply {
+    pub(super) fn with_cors(&self, asked: &::http::HeaderMap, mut reply: Reply) -> Reply {
         let Some(cors) = &self.cors else {
             return reply;
         };
@@ -184,10 +187,23 @@ fn presence_status(route: &PublishRoute, rest: &str, request: &Request<Incoming>
     }
 }
 
+/// `{"ready":true,"checks":{"not_draining":true}}`
+#[derive(Serialize)]
+struct Readiness<'a> {
+    ready: bool,
+    #[serde(serialize_with = "by_name")]
+    checks: &'a [Check],
+}
+
+fn by_name<S: Serializer>(checks: &[Check], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(checks.iter().map(|check| (check.name, check.ok)))
+}
+
 fn readiness(checks: &[Check]) -> Reply {
     let ready = checks.iter().all(|check| check.ok);
-    let listed: Vec<_> = checks.iter().map(|check| format!("\"{}\":{}", check.name, check.ok)).collect();
-    let body = format!("{{\"ready\":{ready},\"checks\":{{{}}}}}\n", listed.join(","));
+    // Names and truth values always make JSON.
+    let mut body = serde_json::to_string(&Readiness { ready, checks }).unwrap_or_default();
+    body.push('\n');
     with_body(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, JSON, body)
 }
 

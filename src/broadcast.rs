@@ -1,0 +1,223 @@
+//! The way in for publications, whatever they come through.
+//!
+//! A source has bytes from the app and says what it is ([`Source`]); here they are read, counted and logged, and what
+//! they hold is handed on through [`PublicationSink`]. A whisper comes from a session that has read it already, and
+//! enters by the same sink without waiting. Sources know nothing of each other and of what is behind the sink.
+
+use std::error::Error as _;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use crate::metrics;
+use crate::model::{Publication, RemoteDisconnect};
+use crate::proto::publication::{self, Incoming};
+
+/// The end of a hand-over; waits while there is no room.
+pub type Handover<'a> = Pin<Box<dyn Future<Output = Result<(), PublishError>> + Send + 'a>>;
+
+/// Where publications and remote commands go: to the clients of this node, or to all nodes.
+///
+/// A hand-over is done when everybody behind it has the message to deliver, not when clients have it. It may be dropped
+/// unfinished when it takes too long; what was handed over by then stays so.
+pub trait PublicationSink: Send + Sync + 'static {
+    /// Hands publications over, in this order. Never empty.
+    fn publish(&self, publications: Vec<Publication>) -> Handover<'_>;
+
+    /// Hands one publication over if there is room now; tells whether there was. Called by threads that must not wait.
+    fn try_publish(&self, publication: Publication) -> bool;
+
+    /// Hands a remote disconnect over.
+    fn disconnect(&self, disconnect: RemoteDisconnect) -> Handover<'_>;
+}
+
+/// Why a publication could not be handed over: our fault, or that of what is behind us.
+#[derive(Debug, thiserror::Error)]
+#[error("publication not handed over: {0}")]
+pub struct PublishError(pub String);
+
+/// What a payload came through, for the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The broadcast endpoint.
+    Http,
+    /// The HTTP API.
+    Api,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Source::Http => "http",
+            Source::Api => "api",
+        })
+    }
+}
+
+metrics! {
+    /// What comes in to be published.
+    pub struct BroadcastMetrics {
+        /// Publications taken from apps; a batch counts as one, a remote command too.
+        publications_total: Counter,
+        /// Payloads from apps that were no publication and were ignored.
+        failed_broadcast_msg_total: Counter,
+        /// Remote commands taken from apps, unknown ones included.
+        remote_commands_total: Counter,
+        /// Whispers dropped because too many publications waited to be delivered.
+        whispers_dropped_total: Counter,
+    }
+}
+
+/// What all sources of this node hand their publications to.
+pub struct Broadcast {
+    sink: Arc<dyn PublicationSink>,
+    metrics: BroadcastMetrics,
+}
+
+impl Broadcast {
+    /// Hands on to `sink`.
+    pub fn new(sink: Arc<dyn PublicationSink>) -> Broadcast {
+        Broadcast { sink, metrics: BroadcastMetrics::default() }
+    }
+
+    /// What was counted.
+    pub fn metrics(&self) -> &BroadcastMetrics {
+        &self.metrics
+    }
+
+    /// Takes one payload from an app and waits until what it holds is handed over.
+    ///
+    /// A payload that is no publication is counted, logged and no error: its sender would only send it again.
+    ///
+    /// # Errors
+    /// What it holds could not be handed over. It is logged here.
+    pub async fn take(&self, source: Source, payload: &[u8]) -> Result<(), PublishError> {
+        let handover = match publication::parse(payload) {
+            Ok(Incoming::Publications(publications)) => self.sink.publish(publications),
+            Ok(Incoming::Disconnect(disconnect)) => {
+                self.metrics.remote_commands_total.inc();
+                self.sink.disconnect(disconnect)
+            }
+            Ok(Incoming::UnknownCommand(command)) => {
+                self.metrics.remote_commands_total.inc();
+                self.metrics.publications_total.inc();
+                tracing::warn!(%source, command, "unknown remote command ignored; known are: disconnect");
+                return Ok(());
+            }
+            Err(reason) => {
+                self.metrics.failed_broadcast_msg_total.inc();
+                let cause = reason.source().map(|cause| format!(" ({cause})")).unwrap_or_default();
+                tracing::warn!(%source, "broadcast ignored: {reason}{cause}");
+                return Ok(());
+            }
+        };
+        handover.await.inspect_err(|error| tracing::error!(%source, %error, "broadcast failed"))?;
+        self.metrics.publications_total.inc();
+        Ok(())
+    }
+
+    /// Takes what a client whispers. Without room it is dropped and counted: a session waits for nobody's delivery.
+    pub fn whisper(&self, whisper: Publication) {
+        if !self.sink.try_publish(whisper) {
+            self.metrics.whispers_dropped_total.inc();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// Records what is handed over, or has no room for it.
+    #[derive(Default)]
+    struct Recorder {
+        taken: Mutex<Vec<String>>,
+        full: bool,
+    }
+
+    impl Recorder {
+        fn take(&self, what: impl IntoIterator<Item = String>) -> Result<(), PublishError> {
+            if self.full {
+                return Err(PublishError("no room".into()));
+            }
+            self.taken.lock().unwrap().extend(what);
+            Ok(())
+        }
+    }
+
+    fn said(publication: &Publication) -> String {
+        format!("{}={}", publication.stream, publication.message)
+    }
+
+    impl PublicationSink for Recorder {
+        fn publish(&self, publications: Vec<Publication>) -> Handover<'_> {
+            Box::pin(async move { self.take(publications.iter().map(said)) })
+        }
+
+        fn try_publish(&self, publication: Publication) -> bool {
+            self.take([said(&publication)]).is_ok()
+        }
+
+        fn disconnect(&self, disconnect: RemoteDisconnect) -> Handover<'_> {
+            Box::pin(async move { self.take([format!("disconnect {}", disconnect.identifiers)]) })
+        }
+    }
+
+    fn broadcast(full: bool) -> (Broadcast, Arc<Recorder>) {
+        let recorder = Arc::new(Recorder { full, ..Recorder::default() });
+        (Broadcast::new(Arc::clone(&recorder) as Arc<_>), recorder)
+    }
+
+    /// Publications, failed ones, remote commands, dropped whispers.
+    fn counted(broadcast: &Broadcast) -> [u64; 4] {
+        let BroadcastMetrics {
+            publications_total,
+            failed_broadcast_msg_total,
+            remote_commands_total,
+            whispers_dropped_total,
+        } = broadcast.metrics();
+        [publications_total, failed_broadcast_msg_total, remote_commands_total, whispers_dropped_total]
+            .map(|counter| counter.get())
+    }
+
+    #[tokio::test]
+    async fn payloads_are_handed_on_in_order_and_count_as_one_each() {
+        let (broadcast, recorder) = broadcast(false);
+        for payload in [
+            r#"[{"stream":"a","data":"1"},{"stream":"b","data":"x"}]"#,
+            r#"{"command":"disconnect","payload":{"identifier":"u"}}"#,
+            r#"{"command":"dance"}"#,
+        ] {
+            broadcast.take(Source::Http, payload.as_bytes()).await.unwrap();
+        }
+        assert_eq!(*recorder.taken.lock().unwrap(), ["a=1", "b=\"x\"", "disconnect u"]);
+        assert_eq!(counted(&broadcast), [3, 0, 2, 0]);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_publication_is_counted_and_no_error() {
+        let (broadcast, recorder) = broadcast(false);
+        for payload in ["", "x", r#"{"stream":"s","data":7}"#, r#"[{"stream":"s"},{}]"#] {
+            broadcast.take(Source::Api, payload.as_bytes()).await.unwrap();
+        }
+        assert!(recorder.taken.lock().unwrap().is_empty());
+        assert_eq!(counted(&broadcast), [0, 4, 0, 0]);
+    }
+
+    #[tokio::test]
+    async fn without_room_payloads_fail_and_whispers_are_dropped() {
+        let (full, _) = broadcast(true);
+        full.take(Source::Http, br#"{"stream":"s"}"#).await.unwrap_err();
+        let whisper = Publication { stream: "s".into(), message: "1".into(), exclude: None, kind: None };
+        full.whisper(whisper.clone());
+        assert_eq!(counted(&full), [0, 0, 0, 1]);
+
+        let (roomy, recorder) = broadcast(false);
+        roomy.whisper(whisper);
+        assert_eq!(*recorder.taken.lock().unwrap(), ["s=1"]);
+        assert_eq!(counted(&roomy), [0, 0, 0, 0], "a whisper is no publication of an app");
+    }
+}

@@ -1,0 +1,85 @@
+//! Taking publications over HTTP (`contracts/broadcast.md` sections 2 and 4): method, key, body and status. What a body
+//! says is for [`Broadcast`](crate::broadcast::Broadcast).
+//!
+//! A payload that is no publication is still answered 201: senders take any other status for an outage and send
+//! again, which would not help.
+
+use ::http::header::{AUTHORIZATION, CONTENT_LENGTH};
+use ::http::{HeaderMap, Method, StatusCode};
+use http_body_util::BodyExt;
+use hyper::Request;
+use hyper::body::Incoming;
+use subtle::ConstantTimeEq;
+use tokio::sync::SemaphorePermit;
+
+use super::routes::{PublishRoute, empty};
+use super::{Reply, Shared};
+
+pub(super) async fn answer(shared: &Shared, route: &PublishRoute, request: Request<Incoming>) -> Reply {
+    let (head, body) = request.into_parts();
+    let status = match &head.method {
+        &Method::OPTIONS if route.cors.is_some() => StatusCode::OK,
+        method if method != Method::POST => StatusCode::UNPROCESSABLE_ENTITY,
+        _ if !authorized(route, &head.headers) => StatusCode::UNAUTHORIZED,
+        _ => take(shared, route, &head.headers, body).await.unwrap_or_else(|refused| refused),
+    };
+    route.with_cors(&head.headers, empty(status))
+}
+
+/// Whether the request shows the route's key, compared as a whole and in constant time.
+pub(super) fn authorized(route: &PublishRoute, headers: &HeaderMap) -> bool {
+    let Some(key) = &route.key else {
+        return true;
+    };
+    let wanted = format!("Bearer {}", key.expose());
+    headers.get(AUTHORIZATION).is_some_and(|given| wanted.as_bytes().ct_eq(given.as_bytes()).into())
+}
+
+async fn take(
+    shared: &Shared,
+    route: &PublishRoute,
+    headers: &HeaderMap,
+    body: Incoming,
+) -> Result<StatusCode, StatusCode> {
+    let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > shared.limits.body_bytes_max as u64) {
+        return Err(StatusCode::PAYLOAD_TOO_LARGE);
+    }
+    let body = tokio::time::timeout(shared.limits.body_timeout, read(shared, body));
+    let body = body.await.map_err(|_| StatusCode::REQUEST_TIMEOUT)??;
+    let taken = route.broadcast.take(route.source, &body.bytes);
+    match tokio::time::timeout(shared.limits.publish_timeout, taken).await {
+        Ok(Ok(())) => Ok(StatusCode::CREATED),
+        Ok(Err(_)) => Err(StatusCode::NOT_IMPLEMENTED),
+        Err(_) => {
+            tracing::warn!(source = %route.source, "broadcast not handed over in time: shards do not keep up");
+            Err(StatusCode::SERVICE_UNAVAILABLE)
+        }
+    }
+}
+
+/// A request body in memory, with the permit for its bytes.
+struct BodyWithPermit<'a> {
+    bytes: Vec<u8>,
+    _permit: SemaphorePermit<'a>,
+}
+
+/// Reads a body as it comes; nothing is allocated for what is only announced.
+async fn read(shared: &Shared, mut body: Incoming) -> Result<BodyWithPermit<'_>, StatusCode> {
+    let mut bytes = Vec::new();
+    let mut permit = shared.bodies.try_acquire_many(0).map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
+    while let Some(frame) = body.frame().await {
+        // Shorter than announced, or badly chunked.
+        let frame = frame.map_err(|_| StatusCode::UNPROCESSABLE_ENTITY)?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        if bytes.len() + data.len() > shared.limits.body_bytes_max {
+            return Err(StatusCode::PAYLOAD_TOO_LARGE);
+        }
+        let more = u32::try_from(data.len()).ok().and_then(|len| shared.bodies.try_acquire_many(len).ok());
+        permit.merge(more.ok_or(StatusCode::SERVICE_UNAVAILABLE)?);
+        bytes.extend_from_slice(&data);
+    }
+    Ok(BodyWithPermit { bytes, _permit: permit })
+}
