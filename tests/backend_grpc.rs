@@ -448,3 +448,47 @@ async fn without_an_app_every_call_is_refused_at_once() {
     assert_eq!(caller.backend.drain(Instant::now()).await.left, 0);
     assert!(caller.backend.describe().starts_with("none"));
 }
+
+/// Where the status stands in an answer: in its head or behind its message.
+#[derive(Clone, Copy)]
+enum StatusIn {
+    Head,
+    Trailers,
+}
+
+/// Answers one call with a status whose details are no base64.
+async fn answer_with_bad_details(listener: &tokio::net::TcpListener, place: StatusIn) {
+    let (stream, _) = listener.accept().await.unwrap();
+    let mut connection = h2::server::handshake(stream).await.unwrap();
+    let (_request, mut respond) = connection.accept().await.unwrap().unwrap();
+    let mut status = http::HeaderMap::new();
+    for (name, value) in [("grpc-status", "5"), ("grpc-message", "gone"), ("grpc-status-details-bin", "*")] {
+        status.insert(name, http::HeaderValue::from_static(value));
+    }
+    let mut head = http::Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+    match place {
+        StatusIn::Head => {
+            head.headers_mut().extend(status);
+            respond.send_response(head, true).unwrap();
+        }
+        StatusIn::Trailers => {
+            let mut body = respond.send_response(head, false).unwrap();
+            body.send_trailers(status).unwrap();
+        }
+    }
+    while connection.accept().await.is_some() {}
+}
+
+/// tonic panics on them, and a panic ends the process.
+#[tokio::test]
+async fn details_of_a_status_that_are_no_base64_harm_nobody() {
+    for place in [StatusIn::Head, StatusIn::Trailers] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = Target::parse(&listener.local_addr().unwrap().to_string()).unwrap();
+        let mut caller = Caller::new(Settings { target, ..Settings::default() });
+        let app = tokio::spawn(async move { answer_with_bad_details(&listener, place).await });
+        caller.backend.submit(connect(7)).unwrap();
+        assert_eq!(caller.answer().await.result, Err(CallError::Failed("NotFound: gone".into())));
+        app.abort();
+    }
+}

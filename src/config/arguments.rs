@@ -6,6 +6,7 @@
 //! twice, the last one counts.
 
 use std::ffi::OsString;
+use std::iter::Peekable;
 use std::path::PathBuf;
 
 use super::definition::{Definition, Kind};
@@ -49,28 +50,15 @@ where
     I: IntoIterator,
     I::Item: Into<OsString>,
 {
-    let mut words = Vec::new();
-    for arg in args {
-        let text = arg.into().into_string();
-        words.push(text.map_err(|raw| Problem::NotUtf8(raw.to_string_lossy().into_owned()))?);
-    }
+    let mut words = utf8(args)?.into_iter().peekable();
     let mut found = Arguments {
-        verb: Verb::Serve,
+        verb: read_verb(&mut words)?,
         flags: Vec::new(),
         config: None,
         ignore_config: false,
         all: false,
         sample: false,
     };
-    let mut words = words.into_iter().peekable();
-    if let Some(first) = words.next_if(|word| !word.starts_with('-')) {
-        let verb = VERBS.iter().find(|(name, _)| *name == first);
-        let (_, verb) = verb.ok_or_else(|| Problem::StrayWord {
-            nearest: nearest(&first, VERBS.iter().map(|(name, _)| (*name).to_owned())),
-            word: first,
-        })?;
-        found.verb = *verb;
-    }
     while let Some(word) = words.next() {
         let Some((name, value)) = split(&word) else {
             return Err(stray(word, &found));
@@ -87,25 +75,11 @@ where
             "print-config" => found.verb = Verb::Config,
             "ignore-config-path" => found.ignore_config = true,
             "config" | "config-path" => {
-                let path = value.or_else(|| words.next_if(|word| !is_known_flag(word)));
-                let path = path.filter(|path| !path.is_empty());
-                found.config = Some(path.ok_or(Problem::MissingValue { flag: word })?.into());
+                found.config = Some(read_config_path(word, value, &mut words)?);
                 continue;
             }
             _ => {
-                let definition = options::all().find(|definition| !name.is_empty() && definition.name == name);
-                let Some(definition) = definition else {
-                    return Err(unknown(word));
-                };
-                let flag = word.split('=').next().unwrap_or_default().to_owned();
-                let value = match value {
-                    Some(value) => value,
-                    None if definition.kind == Kind::Bool => "true".to_owned(),
-                    None => words
-                        .next_if(|word| !is_known_flag(word))
-                        .ok_or_else(|| Problem::MissingValue { flag: flag.clone() })?,
-                };
-                found.flags.push((definition, flag, value));
+                found.flags.push(read_option(word, &name, value, &mut words)?);
                 continue;
             }
         }
@@ -114,6 +88,54 @@ where
         }
     }
     Ok(found)
+}
+
+/// The words that are left.
+type Words = Peekable<std::vec::IntoIter<String>>;
+
+fn utf8<I>(args: I) -> Result<Vec<String>, Problem>
+where
+    I: IntoIterator,
+    I::Item: Into<OsString>,
+{
+    let texts = args.into_iter().map(|arg| arg.into().into_string());
+    texts.map(|text| text.map_err(|raw| Problem::NotUtf8(raw.to_string_lossy().into_owned()))).collect()
+}
+
+/// The command, if the first word is one; without it the server is to run.
+fn read_verb(words: &mut Words) -> Result<Verb, Problem> {
+    let Some(first) = words.next_if(|word| !word.starts_with('-')) else { return Ok(Verb::Serve) };
+    let known = VERBS.iter().find(|(name, _)| *name == first);
+    known.map(|(_, verb)| *verb).ok_or_else(|| Problem::StrayWord {
+        nearest: nearest(&first, VERBS.iter().map(|(name, _)| (*name).to_owned())),
+        word: first,
+    })
+}
+
+fn read_config_path(flag: String, value: Option<String>, words: &mut Words) -> Result<PathBuf, Problem> {
+    let path = value.or_else(|| words.next_if(|word| !is_known_flag(word)));
+    path.filter(|path| !path.is_empty()).map(PathBuf::from).ok_or(Problem::MissingValue { flag })
+}
+
+/// An option of the configuration: its definition, the flag as written, its value.
+fn read_option(
+    word: String,
+    name: &str,
+    value: Option<String>,
+    words: &mut Words,
+) -> Result<(&'static Definition, String, String), Problem> {
+    let Some(definition) = options::all().find(|definition| !name.is_empty() && definition.name == name) else {
+        return Err(unknown(word));
+    };
+    let flag = word.split('=').next().unwrap_or_default().to_owned();
+    let value = match value {
+        Some(value) => value,
+        None if definition.kind == Kind::Bool => "true".to_owned(),
+        None => {
+            words.next_if(|word| !is_known_flag(word)).ok_or_else(|| Problem::MissingValue { flag: flag.clone() })?
+        }
+    };
+    Ok((definition, flag, value))
 }
 
 /// Name with dashes, and what follows `=`. `None` for a word that is no flag.
