@@ -24,6 +24,7 @@ pub use app::{App, serve as serve_app};
 pub use commands::{ClientOptions, bare_client};
 pub use server::{Running, Side, Want};
 
+use self::commands::Transport;
 use crate::engine::{self, Engine, Pace, Sources};
 use crate::protocol::{Protocol, Script, Target};
 
@@ -50,6 +51,8 @@ pub enum Name {
     Idle,
     /// CPU of a command through gRPC.
     Commands,
+    /// CPU of a command through HTTP.
+    CommandsHttp,
     /// All of them.
     All,
 }
@@ -63,13 +66,13 @@ pub struct Options {
     /// One more argument for the server; may be given several times.
     #[arg(long = "server-arg", value_name = "ARG", allow_hyphen_values = true)]
     pub server_args: Vec<String>,
-    /// Connections [default: 15000; fanout 10000; spike 5000; commands 100].
+    /// Connections [default: 15000; fanout 10000; spike 5000; commands, commands-http 100].
     #[arg(long, value_name = "N")]
     pub connections: Option<u32>,
     /// Rounds, each with both sides [default: 3; idle 1; memory 1].
     #[arg(long, value_name = "N")]
     pub rounds: Option<u32>,
-    /// Publications of a fan-out round, or calls of each connection of a commands round [default: 50; commands 200].
+    /// Publications of a fan-out round, or calls of each connection of a commands round [default: 50; commands, commands-http 200].
     #[arg(long, value_name = "N")]
     pub repeat: Option<u32>,
     /// How long idle connections are watched.
@@ -216,8 +219,8 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
 pub fn run(name: Name, options: &Options, report: &mut dyn FnMut(Figure)) -> anyhow::Result<()> {
     if name == Name::All {
         // In the order of rising patience.
-        for name in [Name::Spike, Name::Handshake, Name::Storm, Name::Fanout, Name::Commands, Name::Memory, Name::Idle]
-        {
+        use Name::{Commands, CommandsHttp, Fanout, Handshake, Idle, Memory, Spike, Storm};
+        for name in [Spike, Handshake, Storm, Fanout, Commands, CommandsHttp, Memory, Idle] {
             run(name, options, report)?;
         }
         return Ok(());
@@ -229,7 +232,8 @@ pub fn run(name: Name, options: &Options, report: &mut dyn FnMut(Figure)) -> any
         Name::Storm => handshake::storm(options),
         Name::Spike => handshake::spike(options),
         Name::Idle => idle::run(options),
-        Name::Commands => commands::run(options),
+        Name::Commands => commands::run(options, Transport::Grpc),
+        Name::CommandsHttp => commands::run(options, Transport::Http),
         Name::All => unreachable!("handled above"),
     };
     for figure in figures.with_context(|| format!("bench {name:?} failed"))? {

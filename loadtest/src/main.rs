@@ -45,7 +45,7 @@ enum Command {
     Versus(versus::Options),
     /// Run the yardstick: the least a WebSocket server can do.
     Bare(BareOptions),
-    /// Run a small app server behind gRPC that answers every command.
+    /// Run a small app server that answers every command, through gRPC, and through HTTP below /anycable.RPC.
     App {
         /// Where it listens.
         #[arg(long, default_value = "127.0.0.1:50051")]
@@ -54,9 +54,9 @@ enum Command {
         #[arg(long, value_name = "MS", default_value_t = 0)]
         delay: u64,
     },
-    /// Call an app server with nothing around: the other side of `bench commands`.
+    /// Call an app server with nothing around: the other side of `bench commands` and `bench commands-http`.
     #[command(hide = true)]
-    GrpcClient(bench::ClientOptions),
+    AppClient(bench::ClientOptions),
     /// Hold a share of the clients of another process of this program.
     #[command(hide = true)]
     Worker,
@@ -184,7 +184,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Bare(options) => run_bare(&options),
         Command::App { listen, delay } => match bench::serve_app(listen, Duration::from_millis(delay))? {},
-        Command::GrpcClient(options) => bench::bare_client(&options).map(|()| ExitCode::SUCCESS),
+        Command::AppClient(options) => bench::bare_client(&options).map(|()| ExitCode::SUCCESS),
         Command::Worker => crew::work().map(|()| ExitCode::SUCCESS),
         Command::Check { connections } => Ok(run_check(connections)),
     }

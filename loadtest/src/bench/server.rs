@@ -29,14 +29,14 @@ impl Side {
 }
 
 /// What a scenario needs of the server.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Want {
     /// What the clients speak.
     pub protocol: Protocol,
     /// Heartbeat.
     pub ping_interval: Duration,
-    /// The app server, for commands.
-    pub app: Option<SocketAddr>,
+    /// The app server, for commands, as `--rpc-host` takes it.
+    pub app: Option<String>,
 }
 
 impl Want {
@@ -85,9 +85,9 @@ impl Running {
         let mut command = server::cableway(path, address.port(), publish.port());
         command.args(["--public", "--echo-path", "/echo", "--backlog", &options.backlog.to_string()]);
         command.args(["--ping-interval", &format!("{}s", want.ping_interval.as_secs())]);
-        match want.app {
+        match &want.app {
             Some(app) => {
-                command.args(["--rpc-host", &app.to_string()]);
+                command.args(["--rpc-host", app]);
                 command.args(["--rpc-concurrency", &options.rpc_concurrency.to_string()])
             }
             None => command.args(["--norpc", "--noauth"]),

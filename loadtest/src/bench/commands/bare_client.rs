@@ -1,0 +1,169 @@
+//! The bare client: calls the app with nothing around, as the server does with everything around.
+//!
+//! It runs in a process of its own, so that its CPU can be told from the app's, on a current-thread tokio runtime
+//! (`--runtime multi` for the other kind), with one task per client connection. Through gRPC it is tonic with one HTTP/2
+//! connection, through HTTP it is hyper's client with its pool.
+
+use std::collections::BTreeMap;
+use std::io::BufRead;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use tokio::sync::Semaphore;
+use tonic::Request;
+use tonic::client::Grpc;
+use tonic::codegen::Bytes;
+use tonic::transport::Channel;
+use tonic_prost::ProstCodec;
+
+use super::{COOKIE_BYTES, DATA, IDENTIFIER, WARM_UP};
+use crate::bench::app::{CommandMessage, CommandResponse, Env, SUCCESS};
+use crate::template::Template;
+
+/// Deadline of a call, as the server has it.
+const DEADLINE: Duration = Duration::from_secs(3);
+
+/// What the bare client does.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ClientOptions {
+    /// The app server: `HOST:PORT` for gRPC, a URL for HTTP.
+    #[arg(long)]
+    app: String,
+    /// Tasks that call back to back.
+    #[arg(long, default_value_t = 100)]
+    tasks: u32,
+    /// Calls of each.
+    #[arg(long, default_value_t = 200)]
+    calls: u32,
+    /// Calls under way at once.
+    #[arg(long, default_value_t = 28)]
+    at_once: usize,
+    /// The kind of tokio runtime.
+    #[arg(long, value_enum, default_value = "current")]
+    runtime: Runtime,
+}
+
+/// A kind of tokio runtime.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Runtime {
+    Current,
+    Multi,
+}
+
+/// Warms up, says so, calls when a line comes, says so, and ends with its input.
+pub fn run(options: &ClientOptions) -> anyhow::Result<()> {
+    let mut builder = match options.runtime {
+        Runtime::Current => tokio::runtime::Builder::new_current_thread(),
+        Runtime::Multi => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = builder.enable_all().build()?;
+    let client = runtime.block_on(Client::connect(&options.app))?;
+    let wait_for_line = || std::io::stdin().lock().read_line(&mut String::new());
+    runtime.block_on(call_all(&client, options, WARM_UP))?;
+    println!("warm");
+    wait_for_line()?;
+    runtime.block_on(call_all(&client, options, options.calls))?;
+    println!("done");
+    wait_for_line()?;
+    Ok(())
+}
+
+async fn call_all(client: &Client, options: &ClientOptions, calls: u32) -> anyhow::Result<()> {
+    let permits = Arc::new(Semaphore::new(options.at_once));
+    let tasks: Vec<_> = (0..options.tasks)
+        .map(|number| {
+            let (mut client, permits) = (client.clone(), Arc::clone(&permits));
+            tokio::spawn(async move {
+                for _ in 0..calls {
+                    let _permit = permits.acquire().await?;
+                    client.call(number).await?;
+                }
+                anyhow::Ok(())
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await??;
+    }
+    Ok(())
+}
+
+#[derive(Clone)]
+enum Client {
+    Grpc(Grpc<Channel>),
+    Http(HttpClient),
+}
+
+#[derive(Clone)]
+struct HttpClient {
+    pool: Arc<hyper_util::client::legacy::Client<HttpConnector, Full<Bytes>>>,
+    url: http::Uri,
+}
+
+impl Client {
+    async fn connect(app: &str) -> anyhow::Result<Self> {
+        if app.starts_with("http://") {
+            let mut connector = HttpConnector::new();
+            connector.set_nodelay(true);
+            let pool = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector);
+            return Ok(Self::Http(HttpClient { pool: Arc::new(pool), url: format!("{app}/command").parse()? }));
+        }
+        let endpoint = Channel::from_shared(format!("http://{app}"))?.tcp_nodelay(true);
+        Ok(Self::Grpc(Grpc::new(endpoint.connect().await.context("cannot reach the app server")?)))
+    }
+
+    /// One call as the contract wants it: the same message, metadata and deadline that the server sends.
+    async fn call(&mut self, number: u32) -> anyhow::Result<()> {
+        let sid = format!("load-{number:016}");
+        let response = match self {
+            Self::Grpc(client) => call_grpc(client, &sid, message(number)).await?,
+            Self::Http(client) => client.call(sid, &message(number)).await?,
+        };
+        ensure!(response.status == SUCCESS && response.transmissions.len() == 1, "the app answered {response:?}");
+        Ok(())
+    }
+}
+
+impl HttpClient {
+    async fn call(&self, sid: String, message: &CommandMessage) -> anyhow::Result<CommandResponse> {
+        let request = http::Request::post(self.url.clone())
+            .header("Content-Type", "application/json")
+            .header("X-Anycable-Meta-Sid", sid)
+            .header("X-Anycable-Meta-Protov", "v1")
+            .body(Full::new(Bytes::from(serde_json::to_vec(message)?)))?;
+        let answer = async {
+            let response = self.pool.request(request).await?;
+            ensure!(response.status() == http::StatusCode::OK, "the app answered {}", response.status());
+            Ok(response.into_body().collect().await?.to_bytes())
+        };
+        Ok(serde_json::from_slice(&tokio::time::timeout(DEADLINE, answer).await??)?)
+    }
+}
+
+fn message(number: u32) -> CommandMessage {
+    let cookie = format!("_session={}", "x".repeat(COOKIE_BYTES - "_session=".len()));
+    let headers = [("cookie".to_owned(), cookie), ("REMOTE_ADDR".to_owned(), "127.0.0.1".to_owned())];
+    let env = Env { url: "http://127.0.0.1:8080/cable".to_owned(), headers: BTreeMap::from(headers), ..Env::default() };
+    CommandMessage {
+        command: "message".to_owned(),
+        identifier: Template::new(IDENTIFIER).expand(number),
+        connection_identifiers: r#"{"user":"load"}"#.to_owned(),
+        data: DATA.to_owned(),
+        env: Some(env),
+    }
+}
+
+async fn call_grpc(client: &mut Grpc<Channel>, sid: &str, message: CommandMessage) -> anyhow::Result<CommandResponse> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("sid", sid.parse()?);
+    request.metadata_mut().insert("protov", "v1".parse()?);
+    request.set_timeout(DEADLINE);
+    client.ready().await?;
+    let path = http::uri::PathAndQuery::from_static("/anycable.RPC/Command");
+    let codec = ProstCodec::<CommandMessage, CommandResponse>::default();
+    Ok(client.unary(request, path, codec).await?.into_inner())
+}
