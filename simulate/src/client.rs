@@ -48,6 +48,8 @@ pub struct Due {
 
 pub struct Client {
     pub aim: Aim,
+    /// The shard that holds the connection, or whose listener it waits at. Changed by [`Sim::moved`] alone.
+    pub shard: usize,
     pub model: Model,
     /// By identifier and number of the publication.
     pub ledger: BTreeMap<(String, usize), Due>,
@@ -100,8 +102,9 @@ impl Client {
 }
 
 impl Sim {
-    /// A new client connects.
+    /// A new client connects, if anybody listens.
     pub fn new_client(&mut self) {
+        let Some(shard) = self.some_listener() else { return };
         let c = self.clients.len();
         let rng = &mut self.rng;
         let aim = match rng.below(100) {
@@ -120,11 +123,13 @@ impl Sim {
         ]);
         let (aim, head) = deeds::head(rng, aim, c, offered);
         let buffer_max = self.scenario.buffer_max;
-        let conn = self.net.connect(rng.between(16, buffer_max.max(200)), rng.between(buffer_max / 2 + 1, buffer_max));
+        let conn =
+            self.net.connect(shard, rng.between(16, buffer_max.max(200)), rng.between(buffer_max / 2 + 1, buffer_max));
         assert_eq!(conn, c, "clients and connections are numbered alike");
         let rng = &mut self.rng;
         let client = Client {
             aim,
+            shard,
             model: Model::new(aim == Aim::Echo, self.scenario.settings.session.has_backend),
             ledger: BTreeMap::new(),
             last_seen: BTreeMap::new(),
@@ -161,7 +166,7 @@ impl Sim {
             seen_cause: None,
         };
         self.clients.push(client);
-        self.trace(|| format!("client {c} connects: {aim:?}"));
+        self.trace(|| format!("client {c} connects to shard {shard}: {aim:?}"));
         // Some say more before they are answered.
         if matches!(aim, Aim::Cable | Aim::Echo) && self.rng.chance(300) {
             for _ in 0..self.rng.between(1, 5) {
@@ -310,6 +315,9 @@ impl Sim {
         }
         if client.must_go {
             return self.fail(format!("client {c}: was to be disconnected and is not"));
+        }
+        if self.sites[client.shard].drained_by.is_some_and(|by| now > by + slack) {
+            return self.fail(format!("client {c}: its shard was drained and it was not sent away"));
         }
         let interval = Duration::from_millis(settings.session.ping_interval_ms);
         let last = client.ping_at.or(client.upgraded_at).unwrap_or_default();

@@ -49,6 +49,8 @@ pub struct Conn {
 }
 
 struct Watch {
+    /// Whose poller it is.
+    shard: usize,
     token: u64,
     write: bool,
 }
@@ -76,17 +78,22 @@ pub enum Got {
 }
 
 /// All connections of a run.
-#[derive(Default)]
 pub struct Net {
     conns: Vec<Conn>,
+    /// What the pollers have to report; whose it is, the watch says.
     ready: Vec<ConnId>,
-    /// Connections that wait to be accepted.
-    pub backlog: VecDeque<ConnId>,
+    /// Connections that wait to be accepted, by shard.
+    pub backlogs: Vec<VecDeque<ConnId>>,
 }
 
 impl Net {
-    /// A client connects.
-    pub fn connect(&mut self, to_server_max: usize, to_client_max: usize) -> ConnId {
+    /// No connections, and a listener for each shard.
+    pub fn new(shards: usize) -> Net {
+        Net { conns: Vec::new(), ready: Vec::new(), backlogs: vec![VecDeque::new(); shards] }
+    }
+
+    /// A client connects and waits at the listener of a shard.
+    pub fn connect(&mut self, shard: usize, to_server_max: usize, to_client_max: usize) -> ConnId {
         self.conns.push(Conn {
             to_server: VecDeque::new(),
             to_client: VecDeque::new(),
@@ -107,7 +114,7 @@ impl Net {
             write_progress_at: Duration::ZERO,
             sent: Vec::new(),
         });
-        self.backlog.push_back(self.conns.len() - 1);
+        self.backlogs[shard].push_back(self.conns.len() - 1);
         self.conns.len() - 1
     }
 
@@ -116,9 +123,12 @@ impl Net {
         &mut self.conns[id]
     }
 
-    /// Takes what the poller has to report.
-    pub fn take_ready(&mut self, rng: &mut Rng) -> Vec<Ready> {
-        let mut ids = std::mem::take(&mut self.ready);
+    /// Takes what a shard's poller has to report.
+    pub fn take_ready(&mut self, shard: usize, rng: &mut Rng) -> Vec<Ready> {
+        let conns = &self.conns;
+        let others = |id: &ConnId| conns[*id].watch.as_ref().is_some_and(|watch| watch.shard != shard);
+        let (others, mut ids) = std::mem::take(&mut self.ready).into_iter().partition::<Vec<_>, _>(others);
+        self.ready = others;
         rng.shuffle(&mut ids);
         let mut events = Vec::new();
         for id in ids {
@@ -131,9 +141,9 @@ impl Net {
         events
     }
 
-    /// Whether there is anything to report.
-    pub fn has_ready(&self) -> bool {
-        !self.ready.is_empty()
+    /// Whether there is anything to report to a shard.
+    pub fn has_ready(&self, shard: usize) -> bool {
+        self.ready.iter().any(|id| self.conns[*id].watch.as_ref().is_some_and(|watch| watch.shard == shard))
     }
 
     fn wake(&mut self, id: ConnId, for_write: bool) {
@@ -145,10 +155,10 @@ impl Net {
         }
     }
 
-    /// The server watches a connection or changes its watch.
-    pub fn watch(&mut self, id: ConnId, token: u64, write: bool) {
+    /// A shard watches a connection or changes its watch; a watch of another shard ends.
+    pub fn watch(&mut self, id: ConnId, shard: usize, token: u64, write: bool) {
         let conn = &mut self.conns[id];
-        conn.watch = Some(Watch { token, write });
+        conn.watch = Some(Watch { shard, token, write });
         if !conn.has_room() {
             conn.no_space = true;
         }

@@ -29,6 +29,9 @@ pub struct Ident {
 
 /// One run's conditions.
 pub struct Scenario {
+    pub shards: usize,
+    /// Connections that wait at a listener that closes go to another one, instead of being reset.
+    pub migrates: bool,
     pub settings: Arc<Settings>,
     pub idents: Vec<Ident>,
     pub streams: Vec<String>,
@@ -121,6 +124,8 @@ impl Scenario {
         };
         let clients = rng.pick(&[2, 6, 12, 25, 40]);
         Scenario {
+            shards: rng.between(1, 3),
+            migrates: rng.chance(500),
             settings: Arc::new(settings),
             idents,
             streams,
