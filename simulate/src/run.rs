@@ -114,7 +114,7 @@ impl Run {
 
     /// When a shard wakes of itself, on the clock of the run.
     fn wake_of(&self, s: usize) -> Option<Duration> {
-        self.shards[s].shard.next_wake().map(|wake| self.sim.borrow().from_shard(s, wake))
+        self.shards[s].shard.next_wake().map(|wake| self.sim.borrow().run_time(s, wake))
     }
 
     /// The loop of shard `s`, once round, if there is anything to wake it.

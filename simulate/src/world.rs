@@ -148,7 +148,7 @@ impl Sim {
     }
 
     /// A moment of a shard's clock on the clock of the run.
-    pub fn from_shard(&self, shard: usize, moment: Duration) -> Duration {
+    pub fn run_time(&self, shard: usize, moment: Duration) -> Duration {
         moment.saturating_sub(self.sites[shard].origin)
     }
 
