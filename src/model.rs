@@ -23,7 +23,7 @@ pub use admission::{Routed, TokenOutcome};
 pub use close::{CloseCause, Disconnect, DisconnectReason, Ending};
 pub use env::Env;
 pub use key::SlotKey;
-pub use now::{Now, TICK_MS, Tick, tick, tick_after};
+pub use now::{Now, TICK_MS, Tick, moved_tick, tick, tick_after, tick_phase};
 pub use options::{DisconnectMode, PingPrecision, Scheme};
 pub use path::{PathPattern, PathPatternError};
 pub use publication::{Publication, RemoteDisconnect};

@@ -32,7 +32,7 @@ use crate::os::clock::Clock;
 use crate::os::{limits, listener};
 use crate::shard::{self, Epoll, EpollSettings, Inbox, Message, Shard, ShardMetrics};
 
-use capacity::Capacity;
+use capacity::{Capacity, MachineLimits};
 use observe::Observer;
 use publish::Pipeline;
 use services::{NodeServices, Shared};
@@ -99,7 +99,7 @@ impl Node {
         let open_files = limits::raise_open_files()?;
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let shards = if config.server.acceptors == 0 { cores } else { usize::from(config.server.acceptors) };
-        let capacity = Capacity::find(&config, open_files, shards);
+        let capacity = Capacity::find(&config, &MachineLimits::read(open_files), shards);
         boot::first_lines(open_files, shards, file);
 
         let mut of_shards = bind_shards(&config, shards)?;

@@ -202,8 +202,8 @@ async fn a_canceled_call_is_given_up_at_the_app_and_gets_no_answer() {
 
 #[tokio::test(start_paused = true)]
 async fn calls_fail_fast_while_no_server_listens_and_work_again_soon_after_it_is_back() {
-    let mut app = Server::start().await;
-    let address = app.address;
+    let place = Place::reserve();
+    let mut app = Server::at(&place).await;
     let mut caller = Caller::to(&app);
     caller.backend.submit(command(1)).unwrap();
     app.next().await.succeed();
@@ -232,7 +232,7 @@ async fn calls_fail_fast_while_no_server_listens_and_work_again_soon_after_it_is
 
     // However long it was away, it is found again in little more than a second without being called.
     tokio::time::sleep(Duration::from_secs(600)).await;
-    let mut app = Server::at(address).await;
+    let mut app = Server::at(&place).await;
     tokio::time::sleep(millis(1300)).await;
     assert_eq!(caller.backend.metrics().grpc_active_conn_num.get(), 1);
     caller.backend.submit(command(50)).unwrap();
@@ -242,8 +242,8 @@ async fn calls_fail_fast_while_no_server_listens_and_work_again_soon_after_it_is
 
 #[tokio::test(start_paused = true)]
 async fn a_server_that_restarts_quickly_loses_no_call() {
-    let mut app = Server::start().await;
-    let address = app.address;
+    let place = Place::reserve();
+    let mut app = Server::at(&place).await;
     let mut caller = Caller::to(&app);
     caller.backend.submit(command(0)).unwrap();
     app.next().await.succeed();
@@ -253,7 +253,7 @@ async fn a_server_that_restarts_quickly_loses_no_call() {
     let running = app.next().await;
     app.kill().await;
     drop(running);
-    let mut app = Server::at(address).await;
+    let mut app = Server::at(&place).await;
     let asked = app.next().await;
     assert_eq!(asked.name(), "1");
     asked.succeed();
@@ -264,14 +264,14 @@ async fn a_server_that_restarts_quickly_loses_no_call() {
 /// Ruby servers end connections after 300 s (`max_connection_age`): nobody must notice.
 #[tokio::test(start_paused = true)]
 async fn a_goodbye_of_the_server_moves_new_calls_to_a_new_connection_without_a_retry() {
-    let mut old = Server::start().await;
-    let address = old.address;
+    let place = Place::reserve();
+    let mut old = Server::at(&place).await;
     let mut caller = Caller::to(&old);
     caller.backend.submit(command(1)).unwrap();
     let running = old.next().await;
     old.stop();
     settle().await;
-    let mut new = Server::at(address).await;
+    let mut new = Server::at(&place).await;
     caller.backend.submit(command(2)).unwrap();
     new.next().await.succeed();
     assert_eq!(caller.answer().await.key, key(2));

@@ -48,6 +48,8 @@ pub struct Due {
 
 pub struct Client {
     pub aim: Aim,
+    /// The shard that holds the connection, or whose listener it waits at. Changed by [`Sim::moved`] alone.
+    pub shard: usize,
     pub model: Model,
     /// By identifier and number of the publication.
     pub ledger: BTreeMap<(String, usize), Due>,
@@ -83,6 +85,8 @@ pub struct Client {
     connected_at: Duration,
     pub accepted_at: Option<Duration>,
     ping_at: Option<Duration>,
+    /// How much later than else its deadlines may be, because it was moved.
+    pub late: Duration,
     /// The first ping since the client sent anything.
     ping_waits: Option<Duration>,
     ping_value: u64,
@@ -102,8 +106,9 @@ impl Client {
 }
 
 impl Sim {
-    /// A new client connects.
+    /// A new client connects, if anybody listens.
     pub fn new_client(&mut self) {
+        let Some(shard) = self.some_listener() else { return };
         let c = self.clients.len();
         let rng = &mut self.rng;
         let aim = match rng.below(100) {
@@ -122,11 +127,13 @@ impl Sim {
         ]);
         let (aim, head) = deeds::head(rng, aim, c, offered);
         let buffer_max = self.scenario.buffer_max;
-        let conn = self.net.connect(rng.between(16, buffer_max.max(200)), rng.between(buffer_max / 2 + 1, buffer_max));
+        let conn =
+            self.net.connect(shard, rng.between(16, buffer_max.max(200)), rng.between(buffer_max / 2 + 1, buffer_max));
         assert_eq!(conn, c, "clients and connections are numbered alike");
         let rng = &mut self.rng;
         let client = Client {
             aim,
+            shard,
             model: Model::new(aim == Aim::Echo, self.scenario.settings.session.has_backend),
             ledger: BTreeMap::new(),
             last_seen: BTreeMap::new(),
@@ -155,6 +162,7 @@ impl Sim {
             connected_at: self.mono,
             accepted_at: None,
             ping_at: None,
+            late: Duration::ZERO,
             ping_waits: None,
             ping_value: 0,
             pings: 0,
@@ -165,7 +173,7 @@ impl Sim {
         };
         self.clients.push(client);
         let pongs = self.clients[c].answers_pings;
-        self.trace(|| format!("client {c} connects: {aim:?}, answers pings: {pongs}"));
+        self.trace(|| format!("client {c} connects to shard {shard}: {aim:?}, answers pings: {pongs}"));
         // Some say more before they are answered.
         if matches!(aim, Aim::Cable | Aim::Echo) && self.rng.chance(300) {
             for _ in 0..self.rng.between(1, 5) {
@@ -293,8 +301,11 @@ impl Sim {
         let settings = self.scenario.settings.clone();
         let client = &self.clients[c];
         // A deadline is never early and at most a tick late.
-        let slack = Duration::from_millis(cableway::model::TICK_MS + 100);
-        if stuck && client.upgraded_at.is_some() && now > progress + settings.write_timeout + Duration::from_secs(3) {
+        let slack = Duration::from_millis(cableway::model::TICK_MS + 100) + client.late;
+        if stuck
+            && client.upgraded_at.is_some()
+            && now > progress + settings.write_timeout + Duration::from_secs(3) + client.late
+        {
             return self.fail(format!("client {c}: takes nothing and is not given up"));
         }
         if !client.is_healthy(faulty) || !client.prompt || client.turned_away || client.handed_over {
@@ -317,6 +328,9 @@ impl Sim {
         }
         if client.must_go {
             return self.fail(format!("client {c}: was to be disconnected and is not"));
+        }
+        if self.sites[client.shard].drained_by.is_some_and(|by| now > by + slack) {
+            return self.fail(format!("client {c}: its shard was drained and it was not sent away"));
         }
         let interval = Duration::from_millis(settings.session.ping_interval_ms);
         let last = client.ping_at.or(client.upgraded_at).unwrap_or_default();

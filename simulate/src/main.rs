@@ -11,8 +11,10 @@
 //! A failing seed is printed with what was wrong; the same seed on the same code always fails in the same way,
 //! because nothing here reads a clock or asks the system for chance. Where to look:
 //!
-//! * `scenario` draws the conditions of a run; `run` decides what happens next and checks the end.
-//! * `net` is the kernel: pipes and an edge-triggered poller. `world` is the shard's view of it all.
+//! * `scenario` draws the conditions of a run; `run` decides what happens next, carries posts to the shards and
+//!   checks the end.
+//! * `net` is the kernel: listeners, pipes and edge-triggered pollers.
+//! * `world` is the run's state, with a `Site` for each shard; `seams` is how a shard touches it.
 //! * `client` sends, reads and checks what comes; `app` checks calls and answers them, `broker` questions for history.
 //! * `model` says what a session must do: the second opinion that everything is compared with.
 
@@ -25,6 +27,7 @@ mod net;
 mod rng;
 mod run;
 mod scenario;
+mod seams;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -70,7 +73,7 @@ fn main() -> ExitCode {
         return ExitCode::from(64);
     };
     let mut failures = 0;
-    let (mut clients, mut turns, mut published, mut frames) = (0, 0, 0, 0);
+    let (mut shards, mut clients, mut turns, mut published, mut frames) = (0, 0, 0, 0, 0);
     let mut run = 0;
     for seed in start..start.saturating_add(seeds) {
         run += 1;
@@ -80,6 +83,7 @@ fn main() -> ExitCode {
         }
         match attempt(seed, trace) {
             Ok(summary) => {
+                shards += summary.shards;
                 clients += summary.clients;
                 turns += summary.turns;
                 published += summary.published;
@@ -96,7 +100,8 @@ fn main() -> ExitCode {
         }
     }
     println!(
-        "{run} seeds from {start}, {failures} failed: {clients} clients, {turns} turns, {published} publications, {frames} messages"
+        "{run} seeds from {start}, {failures} failed: {shards} shards, {clients} clients, {turns} turns, \
+         {published} publications, {frames} messages"
     );
     if failures > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
@@ -107,14 +112,17 @@ mod tests {
 
     #[test]
     fn a_handful_of_seeds_passes() {
+        let mut shards = [0; 3];
         for seed in 0..12 {
-            assert!(attempt(seed, false).map_err(|what| println!("seed {seed}: {what}")).is_ok());
+            let summary = attempt(seed, false).unwrap_or_else(|what| panic!("seed {seed}: {what}"));
+            shards[summary.shards - 1] += 1;
         }
+        assert!(shards.iter().all(|&runs| runs > 0), "runs with one, two and three shards: {shards:?}");
     }
 
     #[test]
     fn the_same_seed_gives_the_same_run() {
-        for seed in [3, 1_003] {
+        for seed in [3, 1_003, 1_004, 1_005] {
             let (once, again) = (attempt(seed, false), attempt(seed, false));
             assert!(once.is_ok());
             assert_eq!(once, again);

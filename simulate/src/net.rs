@@ -34,8 +34,8 @@ pub struct Conn {
     /// The server has let go of its end.
     pub server_gone: bool,
     watch: Option<Watch>,
-    /// What the server watched it under last: no other connection ever was.
-    token: Option<u64>,
+    /// The shard that watched it last, and under what: no other connection ever was.
+    token: Option<(usize, u64)>,
     /// Stands in the poller's list.
     queued: bool,
     /// A write met the limit and room has not been reported since.
@@ -53,6 +53,8 @@ pub struct Conn {
 }
 
 struct Watch {
+    /// Whose poller it is.
+    shard: usize,
     token: u64,
     write: bool,
 }
@@ -79,18 +81,28 @@ pub enum Got {
     Reset,
 }
 
+/// The shard of a key, and what it watches the key's connection under.
+fn token_of(key: SlotKey) -> (usize, u64) {
+    (usize::from(key.shard), u64::from(key.generation) << 32 | u64::from(key.index))
+}
+
 /// All connections of a run.
-#[derive(Default)]
 pub struct Net {
     conns: Vec<Conn>,
+    /// What the pollers have to report; whose it is, the watch says.
     ready: Vec<ConnId>,
-    /// Connections that wait to be accepted.
-    pub backlog: VecDeque<ConnId>,
+    /// Connections that wait to be accepted, by shard.
+    pub backlogs: Vec<VecDeque<ConnId>>,
 }
 
 impl Net {
-    /// A client connects.
-    pub fn connect(&mut self, to_server_max: usize, to_client_max: usize) -> ConnId {
+    /// No connections, and a listener for each shard.
+    pub fn new(shards: usize) -> Net {
+        Net { conns: Vec::new(), ready: Vec::new(), backlogs: vec![VecDeque::new(); shards] }
+    }
+
+    /// A client connects and waits at the listener of a shard.
+    pub fn connect(&mut self, shard: usize, to_server_max: usize, to_client_max: usize) -> ConnId {
         self.conns.push(Conn {
             to_server: VecDeque::new(),
             to_client: VecDeque::new(),
@@ -112,7 +124,7 @@ impl Net {
             write_progress_at: Duration::ZERO,
             sent: Vec::new(),
         });
-        self.backlog.push_back(self.conns.len() - 1);
+        self.backlogs[shard].push_back(self.conns.len() - 1);
         self.conns.len() - 1
     }
 
@@ -121,9 +133,12 @@ impl Net {
         &mut self.conns[id]
     }
 
-    /// Takes what the poller has to report.
-    pub fn take_ready(&mut self, rng: &mut Rng) -> Vec<Ready> {
-        let mut ids = std::mem::take(&mut self.ready);
+    /// Takes what a shard's poller has to report.
+    pub fn take_ready(&mut self, shard: usize, rng: &mut Rng) -> Vec<Ready> {
+        let conns = &self.conns;
+        let others = |id: &ConnId| conns[*id].watch.as_ref().is_some_and(|watch| watch.shard != shard);
+        let (others, mut ids) = std::mem::take(&mut self.ready).into_iter().partition::<Vec<_>, _>(others);
+        self.ready = others;
         rng.shuffle(&mut ids);
         let mut events = Vec::new();
         for id in ids {
@@ -136,9 +151,9 @@ impl Net {
         events
     }
 
-    /// Whether there is anything to report.
-    pub fn has_ready(&self) -> bool {
-        !self.ready.is_empty()
+    /// Whether there is anything to report to a shard.
+    pub fn has_ready(&self, shard: usize) -> bool {
+        self.ready.iter().any(|id| self.conns[*id].watch.as_ref().is_some_and(|watch| watch.shard == shard))
     }
 
     fn wake(&mut self, id: ConnId, for_write: bool) {
@@ -150,11 +165,11 @@ impl Net {
         }
     }
 
-    /// The server watches a connection or changes its watch.
-    pub fn watch(&mut self, id: ConnId, token: u64, write: bool) {
+    /// A shard watches a connection or changes its watch; a watch of another shard ends.
+    pub fn watch(&mut self, id: ConnId, shard: usize, token: u64, write: bool) {
         let conn = &mut self.conns[id];
-        conn.watch = Some(Watch { token, write });
-        conn.token = Some(token);
+        conn.watch = Some(Watch { shard, token, write });
+        conn.token = Some((shard, token));
         if !conn.has_room() {
             conn.no_space = true;
         }
@@ -165,7 +180,7 @@ impl Net {
 
     /// Which connection a slot holds, or held until its socket was gone.
     pub fn holder_of(&self, key: SlotKey) -> Option<ConnId> {
-        let token = u64::from(key.generation) << 32 | u64::from(key.index);
+        let token = token_of(key);
         self.conns.iter().position(|conn| conn.token == Some(token))
     }
 

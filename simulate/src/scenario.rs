@@ -31,6 +31,9 @@ pub struct Ident {
 
 /// One run's conditions.
 pub struct Scenario {
+    pub shards: usize,
+    /// Connections that wait at a listener that closes go to another one, instead of being reset.
+    pub migrates: bool,
     pub settings: Arc<Settings>,
     pub idents: Vec<Ident>,
     pub streams: Vec<String>,
@@ -46,8 +49,8 @@ pub struct Scenario {
     pub faults: usize,
     /// Answers out of a thousand that are not a success.
     pub app_trouble: usize,
-    /// Chances out of a thousand that sessions are written out and read back before a turn.
-    pub rewrites: usize,
+    /// Chances out of a thousand that connections are taken apart and put together before a turn.
+    pub moves: usize,
     pub long_publications: bool,
     pub buffer_max: usize,
 }
@@ -125,6 +128,8 @@ impl Scenario {
         };
         let clients = rng.pick(&[2, 6, 12, 25, 40]);
         Scenario {
+            shards: rng.between(1, 3),
+            migrates: rng.chance(500),
             settings: Arc::new(settings),
             idents,
             streams,
@@ -135,7 +140,7 @@ impl Scenario {
             bad: rng.pick(&[0, 100, 400]),
             faults: rng.pick(&[0, 0, 5]),
             app_trouble: rng.pick(&[0, 100, 400]),
-            rewrites: rng.pick(&[0, 0, 30, 300]),
+            moves: rng.pick(&[0, 0, 30, 300]),
             long_publications: rng.chance(250),
             buffer_max: rng.pick(&[64, 600, 5_000, 300_000]),
         }

@@ -1,23 +1,18 @@
-//! Everything around the shard: what a run consists of, and the seams through which the shard touches it.
+//! What a run consists of: the clients, the kernel, the app, the clock, and one [`Site`] for each shard.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
-use std::io::{self, ErrorKind, IoSlice};
-use std::net::SocketAddr;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cableway::hub::StreamKey;
-use cableway::model::{BrokerQuestion, Call, Now, Publication, Question, Reply, Request, Sid, SlotKey};
-use cableway::shard::{Accepted, Incoming, Interest, Machine, Received, Services};
+use cableway::model::{BrokerQuestion, Call, Publication, Reply, SlotKey};
 
-use crate::client::{Aim, Client};
-use crate::net::{ConnId, Net};
+use crate::client::Client;
+use crate::net::Net;
 use crate::rng::Rng;
 use crate::scenario::Scenario;
 
-/// A publication that the shard has got.
+/// A publication. Every shard that follows its stream gets it, in one order, each at a time of its own.
 pub struct Published {
     pub stream: String,
     pub text: String,
@@ -33,39 +28,69 @@ pub enum Open {
     Broker(BrokerQuestion),
 }
 
+/// What stands around one shard.
+pub struct Site {
+    /// The shard's monotonic clock shows the run's time and this. No two shards agree, so a deadline that moves from
+    /// one to the other without being converted is early or late.
+    pub origin: Duration,
+    pub watching: bool,
+    pub listening: bool,
+    /// Out of descriptors.
+    pub exhausted: bool,
+    /// It was told to send everybody away, and must have done so by then.
+    pub drained_by: Option<Duration>,
+    /// Identifiers with a session on this shard.
+    pub present: BTreeSet<String>,
+    /// Streams that this shard wants.
+    pub followed: HashSet<StreamKey>,
+    /// The shard has got the publications before this one.
+    pub got: usize,
+    /// The shard has delivered the publications before this one.
+    pub delivered: usize,
+}
+
+impl Site {
+    fn new(origin: Duration) -> Site {
+        Site {
+            origin,
+            watching: true,
+            listening: true,
+            exhausted: false,
+            drained_by: None,
+            present: BTreeSet::new(),
+            followed: HashSet::new(),
+            got: 0,
+            delivered: 0,
+        }
+    }
+}
+
 /// One run: clients, network, app, clock, and what was noted down to check them.
 pub struct Sim {
     pub rng: Rng,
     pub scenario: Scenario,
+    /// The run's time. Everything outside the shards is on this clock.
     pub mono: Duration,
+    /// By number of the shard.
+    pub sites: Vec<Site>,
     pub net: Net,
     pub clients: Vec<Client>,
     /// Questions that are open, by key; the client.
     pub running: Vec<(SlotKey, usize, Open)>,
     /// Keys of questions that were canceled: an answer may still come.
     pub canceled: Vec<(SlotKey, Open)>,
-    /// Publications in the order in which the shard got them.
+    /// Publications in the order in which they were posted to the shards.
     pub published: Vec<Published>,
     pub by_text: BTreeMap<String, usize>,
-    /// Publications before this one are delivered.
-    pub drained: usize,
-    /// Whispers on their way back to the shard.
+    /// Whispers on their way back to the shards.
     pub whispered: VecDeque<Arc<Publication>>,
-    /// Remote disconnects that were demanded.
+    /// Remote disconnects that have reached a shard.
     pub evicted: BTreeSet<(String, bool)>,
-    pub present: BTreeSet<String>,
-    /// Streams that the shard wants.
-    pub followed: HashSet<StreamKey>,
     pub open: usize,
     pub accepted: u64,
     pub turned_away: u64,
     pub handed_over: u64,
     pub refused_open: u64,
-    pub watching: bool,
-    pub listening: bool,
-    /// Out of descriptors.
-    pub exhausted: bool,
-    pub draining: bool,
     pub serial: u64,
     pub violation: Option<String>,
     pub trace: bool,
@@ -78,30 +103,30 @@ impl Sim {
         let mut rng = Rng::new(seed);
         let scenario = Scenario::draw(&mut rng);
         let mono = Duration::from_millis(rng.between(0, 10_000_000) as u64);
+        let sites: Vec<Site> = (0..scenario.shards)
+            .map(|_| {
+                let most = rng.pick(&[0, 150, 30_000, 40_000_000]);
+                Site::new(Duration::from_millis(rng.between(0, most) as u64))
+            })
+            .collect();
         Sim {
             rng,
             scenario,
             mono,
-            net: Net::default(),
+            net: Net::new(sites.len()),
+            sites,
             clients: Vec::new(),
             running: Vec::new(),
             canceled: Vec::new(),
             published: Vec::new(),
             by_text: BTreeMap::new(),
-            drained: 0,
             whispered: VecDeque::new(),
             evicted: BTreeSet::new(),
-            present: BTreeSet::new(),
-            followed: HashSet::new(),
             open: 0,
             accepted: 0,
             turned_away: 0,
             handed_over: 0,
             refused_open: 0,
-            watching: true,
-            listening: true,
-            exhausted: false,
-            draining: false,
             serial: 0,
             violation: None,
             trace,
@@ -122,14 +147,20 @@ impl Sim {
         }
     }
 
-    /// A connection has another key now; whoever is to answer its question has to know.
-    pub fn moved(&mut self, from: SlotKey, to: SlotKey) {
-        for (key, c, _) in &mut self.running {
-            if *key == from {
-                *key = to;
-                self.clients[*c].running = Some(to);
-            }
-        }
+    /// Runs of one seed must have equal digests.
+    pub fn digest_mix(&mut self, word: u64) {
+        self.digest = (self.digest ^ word).wrapping_mul(0x0100_0000_01b3).rotate_left(23);
+    }
+
+    /// A shard that a new connection goes to: the kernel spreads them over those that listen.
+    pub fn some_listener(&mut self) -> Option<usize> {
+        let listening: Vec<usize> = (0..self.sites.len()).filter(|&s| self.sites[s].listening).collect();
+        (!listening.is_empty()).then(|| self.rng.pick(&listening))
+    }
+
+    /// A moment of a shard's clock on the clock of the run.
+    pub fn run_time(&self, shard: usize, moment: Duration) -> Duration {
+        moment.saturating_sub(self.sites[shard].origin)
     }
 
     /// What becomes of a question.
@@ -140,245 +171,29 @@ impl Sim {
         }
     }
 
-    fn watch_listener(&mut self, watch: bool) {
-        if self.watching == watch {
-            self.fail(format!("watch_listener({watch}) twice"));
-        }
-        self.watching = watch;
-    }
-
-    /// Runs of one seed must have equal digests.
-    pub fn digest_mix(&mut self, word: u64) {
-        self.digest = (self.digest ^ word).wrapping_mul(0x0100_0000_01b3).rotate_left(23);
-    }
-}
-
-/// The shard's end of the run.
-pub struct Seams(pub Rc<RefCell<Sim>>);
-
-/// A connection in the shard's hands.
-pub struct Socket {
-    sim: Rc<RefCell<Sim>>,
-    conn: ConnId,
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        let sim = &mut *self.sim.borrow_mut();
-        sim.trace(|| format!("the shard lets go of {}", self.conn));
-        sim.net.server_drop(self.conn, &mut sim.rng);
-    }
-}
-
-impl Machine for Seams {
-    type Socket = Socket;
-
-    fn now(&mut self) -> Now {
-        let mono = self.0.borrow().mono;
-        Now { mono, unix: mono + Duration::from_secs(1_790_000_000) }
-    }
-
-    fn random(&mut self) -> u128 {
-        let rng = &mut self.0.borrow_mut().rng;
-        u128::from(rng.next()) << 64 | u128::from(rng.next())
-    }
-
-    fn accept(&mut self) -> Accepted<Socket> {
-        let mut guard = self.0.borrow_mut();
-        let sim = &mut *guard;
-        if !sim.listening || !sim.watching {
-            sim.fail("accept on a listener that is not watched".into());
-        }
-        if sim.net.backlog.is_empty() || sim.rng.chance(30) {
-            return Accepted::Nobody;
-        }
-        if sim.exhausted && sim.rng.chance(400) {
-            return Accepted::Stuck;
-        }
-        let Some(conn) = sim.net.backlog.pop_front() else { return Accepted::Nobody };
-        sim.accepted += 1;
-        if sim.exhausted {
-            sim.turned_away += 1;
-            sim.clients[conn].turned_away = true;
-            sim.net.server_drop(conn, &mut sim.rng);
-            return Accepted::TurnedAway;
-        }
-        sim.clients[conn].accepted_at = Some(sim.mono);
-        sim.trace(|| format!("the shard accepts {conn}"));
-        let socket = Socket { sim: Rc::clone(&self.0), conn };
-        Accepted::Connection(Incoming { socket, peer: SocketAddr::from(([127, 0, 0, 1], 4000)), listener: 0 })
-    }
-
-    fn pause_listening(&mut self) {
-        self.0.borrow_mut().watch_listener(false);
-    }
-
-    fn resume_listening(&mut self) {
-        self.0.borrow_mut().watch_listener(true);
-    }
-
-    fn stop_listening(&mut self) {
-        let sim = &mut *self.0.borrow_mut();
-        sim.listening = false;
-        for conn in std::mem::take(&mut sim.net.backlog) {
-            sim.clients[conn].turned_away = true;
-            sim.net.server_drop(conn, &mut sim.rng);
+    /// A connection has another key now; whoever is to answer its question has to know.
+    pub fn rekey(&mut self, from: SlotKey, to: SlotKey) {
+        for (key, c, _) in &mut self.running {
+            if *key == from {
+                *key = to;
+                self.clients[*c].running = Some(to);
+            }
         }
     }
 
-    fn watch(&mut self, socket: &Socket, token: u64) -> io::Result<()> {
-        self.set_interest(socket, token, Interest::Read)
-    }
-
-    fn set_interest(&mut self, socket: &Socket, token: u64, interest: Interest) -> io::Result<()> {
-        let sim = &mut *self.0.borrow_mut();
-        if sim.rng.chance(sim.scenario.faults) {
-            sim.net.conn(socket.conn).faulty = true;
-            return Err(io::Error::from_raw_os_error(28));
+    /// The client's connection is in this shard from here on, with everything that belongs to it.
+    ///
+    /// What the new shard has got and has not delivered may come. A client that has subscriptions may only move
+    /// between shards that have delivered the same publications: otherwise it would miss some or see some twice.
+    pub fn moved(&mut self, c: usize, to: usize) {
+        let from = std::mem::replace(&mut self.clients[c].shard, to);
+        self.trace(|| format!("client {c} moves from shard {from} to shard {to}"));
+        let progress = |site: &Site| (site.got, site.delivered);
+        if !self.clients[c].model.subs.is_empty() && progress(&self.sites[from]) != progress(&self.sites[to]) {
+            self.fail(format!("client {c}: moved to a shard that has delivered more or less"));
         }
-        sim.net.watch(socket.conn, token, interest == Interest::ReadWrite);
-        Ok(())
-    }
-
-    fn unwatch(&mut self, socket: &Socket) {
-        self.0.borrow_mut().net.unwatch(socket.conn);
-    }
-
-    fn peer(&self, _socket: &Socket) -> Option<SocketAddr> {
-        None
-    }
-
-    fn read(&mut self, socket: &Socket, buffer: &mut [u8]) -> io::Result<Received> {
-        let sim = &mut *self.0.borrow_mut();
-        if sim.rng.chance(10) {
-            return Err(ErrorKind::Interrupted.into());
-        }
-        if sim.rng.chance(sim.scenario.faults) {
-            sim.net.conn(socket.conn).faulty = true;
-            return Err(ErrorKind::HostUnreachable.into());
-        }
-        let got = sim.net.server_read(socket.conn, buffer);
-        sim.trace(|| format!("the shard reads {got:?} from {}", socket.conn));
-        // A socket that decrypts, for one, may say so at any time.
-        got.map(|bytes| Received { bytes, maybe_more: bytes == buffer.len() || sim.rng.chance(100) })
-            .map_err(Into::into)
-    }
-
-    fn write(&mut self, socket: &Socket, bytes: &[IoSlice<'_>]) -> io::Result<usize> {
-        let sim = &mut *self.0.borrow_mut();
-        if sim.net.is_shut(socket.conn) {
-            sim.fail(format!("client {}: written to after the shard had shut its half", socket.conn));
-        }
-        if sim.rng.chance(10) {
-            return Err(ErrorKind::Interrupted.into());
-        }
-        let most = if sim.rng.chance(150) { sim.rng.between(1, 50) } else { usize::MAX };
-        let written = sim.net.server_write(socket.conn, bytes, most);
-        if written.is_ok() {
-            sim.net.conn(socket.conn).write_progress_at = sim.mono;
-        }
-        sim.trace(|| format!("the shard writes {written:?} to {}", socket.conn));
-        Ok(written?)
-    }
-
-    fn shut(&mut self, socket: &Socket) {
-        let sim = &mut *self.0.borrow_mut();
-        sim.trace(|| format!("the shard shuts its half of {}", socket.conn));
-        if !sim.net.server_shut(socket.conn) {
-            sim.fail(format!("client {}: shut twice", socket.conn));
-        }
-    }
-}
-
-impl Services<Socket> for Seams {
-    fn serve_http(&mut self, socket: Socket, _peer: SocketAddr, read: Vec<u8>) -> Result<(), Socket> {
-        let mut guard = self.0.borrow_mut();
-        let sim = &mut *guard;
-        let c = socket.conn;
-        if sim.clients[c].aim != Aim::Other && !matches!(sim.clients[c].aim, Aim::Bad(_)) {
-            sim.fail(format!("client {c}: handed over to the HTTP server"));
-        }
-        if !sim.net.conn(c).sent.starts_with(&read) {
-            sim.fail(format!("client {c}: handed over with bytes it did not send"));
-        }
-        if sim.rng.chance(300) {
-            return Err(socket);
-        }
-        sim.handed_over += 1;
-        sim.clients[c].handed_over = true;
-        drop(guard);
-        drop(socket);
-        Ok(())
-    }
-
-    fn ask(&mut self, key: SlotKey, sid: Sid, question: Question) -> Option<Reply> {
-        let sim = &mut *self.0.borrow_mut();
-        match question {
-            Question::App(request) => sim.on_call(Call { key, sid, request }).err().map(|error| Reply::App(Err(error))),
-            Question::Broker(question) => sim.on_broker_question(key, sid, question),
-        }
-    }
-
-    fn cancel(&mut self, key: SlotKey) {
-        self.0.borrow_mut().on_cancel(key);
-    }
-
-    fn tell(&mut self, key: SlotKey, sid: Sid, request: Request) {
-        self.0.borrow_mut().on_disconnect(&Call { key, sid, request });
-    }
-
-    fn publish(&mut self, publication: Publication) {
-        self.0.borrow_mut().on_whisper(publication);
-    }
-
-    fn follow(&mut self, stream: StreamKey) {
-        let sim = &mut *self.0.borrow_mut();
-        if !sim.followed.insert(stream) {
-            sim.fail(format!("{stream:?} followed twice"));
-        }
-    }
-
-    fn unfollow(&mut self, stream: StreamKey) {
-        let sim = &mut *self.0.borrow_mut();
-        if !sim.followed.remove(&stream) {
-            sim.fail(format!("{stream:?} is not followed"));
-        }
-    }
-
-    fn identity_came(&mut self, identifiers: &str) {
-        let sim = &mut *self.0.borrow_mut();
-        if !sim.present.insert(identifiers.into()) {
-            sim.fail(format!("identity {identifiers:?} came twice"));
-        }
-    }
-
-    fn identity_left(&mut self, identifiers: &str) {
-        let sim = &mut *self.0.borrow_mut();
-        if !sim.present.remove(identifiers) {
-            sim.fail(format!("identity {identifiers:?} left twice"));
-        }
-    }
-
-    fn try_open(&mut self) -> bool {
-        let sim = &mut *self.0.borrow_mut();
-        let room = sim.open < sim.scenario.open_max;
-        if room {
-            sim.open += 1
-        } else {
-            sim.refused_open += 1
-        }
-        room
-    }
-
-    fn reopened(&mut self) {
-        self.0.borrow_mut().open += 1;
-    }
-
-    fn closed(&mut self) {
-        let sim = &mut *self.0.borrow_mut();
-        match sim.open.checked_sub(1) {
-            Some(fewer) => sim.open = fewer,
-            None => sim.fail("more WebSockets closed than opened".into()),
+        for p in self.sites[to].delivered..self.sites[to].got {
+            self.note_publication(c, p, true);
         }
     }
 }

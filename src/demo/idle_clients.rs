@@ -165,14 +165,16 @@ mod tests {
         command
     }
 
-    /// Looks until it is so. Only the test runner's time limit bounds it: another process decides when.
+    /// Looks until it is so: another process decides when, and tells nobody. Between two looks it sleeps, for 20 s in
+    /// all.
     fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
-        loop {
+        for _ in 0..4_000 {
             if let Some(found) = look() {
                 return found;
             }
-            std::thread::yield_now();
+            std::thread::sleep(std::time::Duration::from_millis(5));
         }
+        panic!("what was waited for has not come");
     }
 
     #[test]

@@ -138,6 +138,16 @@ fn status_of(answer: &str) -> u16 {
     answer[9..12].parse().unwrap()
 }
 
+/// Lets the server go on until it is so. What is looked at tells nobody when it changes.
+async fn until(what: &str, is_so: impl Fn() -> bool) {
+    let looking = async {
+        while !is_so() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), looking).await.unwrap_or_else(|_| panic!("never: {what}"));
+}
+
 /// Reads one answer that has no body.
 async fn read_head(client: &mut TcpStream) -> String {
     let mut head = Vec::new();
@@ -385,9 +395,7 @@ async fn bodies_held_at_once_are_bounded_together() {
     let request = post("/_broadcast", "", &"x".repeat(80));
     let (mut first, _served) = fixture.connect(b"").await;
     first.write_all(&request.as_bytes()[..request.len() - 1]).await.unwrap();
-    while fixture.server.0.bodies.available_permits() > 21 {
-        tokio::task::yield_now().await;
-    }
+    until("the first body is held", || fixture.server.0.bodies.available_permits() <= 21).await;
     assert_eq!(fixture.status(&request).await, 503);
     first.write_all(b"x").await.unwrap();
     assert_eq!(status_of(&read_head(&mut first).await), 201);
@@ -476,9 +484,7 @@ async fn operators_are_answered_when_everybody_else_is_refused() {
         assert_eq!(fixture.exchange(other.as_bytes(), b"").await.as_bytes(), REFUSAL, "{other}");
     }
     drop(first);
-    while fixture.metrics.http_connections_num.get() > 0 {
-        tokio::task::yield_now().await;
-    }
+    until("nobody is connected", || fixture.metrics.http_connections_num.get() == 0).await;
     assert_eq!(fixture.status(&request).await, 201);
 }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{SlotKey, Tick, tick};
+use crate::model::{SlotKey, Tick, moved_tick, tick, tick_phase};
 use crate::proto::frame::FrameReader;
 use crate::proto::{Carrier, Dialect};
 use crate::session::Session;
@@ -59,6 +59,9 @@ struct Version {
 #[derive(Serialize, Deserialize)]
 struct ConnectionState {
     format: u16,
+    /// Where the moment of taking apart stood in its tick: everything below that is measured in ticks is measured from
+    /// the beginning of that tick.
+    phase_ms: u16,
     carrier: Carrier,
     dialect: Dialect,
     listener: u8,
@@ -141,6 +144,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         let slot = &mut self.slots[index];
         let state = ConnectionState {
             format: FORMAT,
+            phase_ms: tick_phase(self.now.mono),
             carrier: slot.form.carrier,
             dialect: slot.form.dialect,
             listener: slot.listener,
@@ -169,7 +173,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             Ok(read) => read,
             Err(bad) => return Err((socket, bad)),
         };
-        let now = tick(self.now.mono);
+        let now = moved_tick(self.now.mono, read.phase_ms);
         let mut closing = None;
         let stage = match read.stage {
             StageState::Handshake { peer, lasted, ticks_left, head } => {

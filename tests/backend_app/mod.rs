@@ -12,7 +12,7 @@ use cableway::backend::grpc::messages::*;
 use cableway::backend::grpc::server::{Rpc, serve_connection};
 use cableway::backend::{Backend, Settings, Target};
 use cableway::model::{Answer, AppReply, Call, CallError, CommandKind, Env, Reply, Request, Sid, SlotKey, State};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tonic::metadata::MetadataMap;
@@ -112,6 +112,22 @@ impl Rpc for App {
     }
 }
 
+/// A port that stays this test's own while no server listens on it. The socket that holds it never listens, so
+/// connecting is refused; servers may bind beside it, because all of them allow the address to be reused.
+pub struct Place {
+    address: SocketAddr,
+    _holder: TcpSocket,
+}
+
+impl Place {
+    pub fn reserve() -> Place {
+        let holder = TcpSocket::new_v4().unwrap();
+        holder.set_reuseaddr(true).unwrap();
+        holder.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        Place { address: holder.local_addr().unwrap(), _holder: holder }
+    }
+}
+
 /// A running app server.
 pub struct Server {
     pub address: SocketAddr,
@@ -122,11 +138,15 @@ pub struct Server {
 
 impl Server {
     pub async fn start() -> Server {
-        Server::at("127.0.0.1:0".parse().unwrap()).await
+        Server::serving(TcpListener::bind("127.0.0.1:0").await.unwrap())
     }
 
-    pub async fn at(address: SocketAddr) -> Server {
-        let listener = TcpListener::bind(address).await.unwrap();
+    /// Listens at a place where another has listened before, or will.
+    pub async fn at(place: &Place) -> Server {
+        Server::serving(TcpListener::bind(place.address).await.unwrap())
+    }
+
+    fn serving(listener: TcpListener) -> Server {
         let address = listener.local_addr().unwrap();
         let (calls, asked) = mpsc::unbounded_channel();
         let (stop, mut stopped) = oneshot::channel();

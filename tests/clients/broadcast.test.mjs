@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
-import { BROADCAST_KEY, Cableway, freePort } from './harness/cableway.mjs';
+import { BROADCAST_KEY, Cableway, withPort } from './harness/cableway.mjs';
 import { Raw, Socket } from './harness/socket.mjs';
 import { derivedKey } from './harness/token.mjs';
 import { loadServerless } from './apps/serverless.mjs';
@@ -212,8 +212,8 @@ describe('POST /_broadcast, settings', () => {
   });
 
   test('a port of its own serves broadcasts, and the main one does not', async () => {
-    const port = await freePort();
-    const server = await Cableway.start(['--noauth', '--norpc', '--public-streams', '--http-broadcast-port', String(port)]);
+    const options = ['--noauth', '--norpc', '--public-streams', '--http-broadcast-port'];
+    const [server, port] = await withPort((port) => Cableway.start([...options, String(port)]));
     const socket = await Socket.welcomed(server.url());
     await socket.subscribe(follow('own'));
     assert.equal((await server.post({ stream: 'own', data: '1' }, { port })).status, 201);
@@ -223,8 +223,8 @@ describe('POST /_broadcast, settings', () => {
   });
 
   test('--public takes broadcasts without a key, and lets everybody in to every stream', async () => {
-    const port = await freePort();
-    const server = await Cableway.start(['--public', '--http-broadcast-port', String(port)], { key: null, port });
+    const options = ['--public', '--http-broadcast-port'];
+    const [server] = await withPort((port) => Cableway.start([...options, String(port)], { key: null, port }));
     const socket = await Socket.welcomed(server.url());
     assert.equal((await socket.subscribe(follow('open'))).type, 'confirm_subscription');
     assert.equal((await server.post({ stream: 'open', data: '"hi"' }, { key: null })).status, 201);

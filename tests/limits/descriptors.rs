@@ -1,6 +1,6 @@
 //! No descriptors left: nobody hangs in silence, nothing spins, and all is well again when room returns.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -39,7 +39,8 @@ fn answered(sockets: &mut Vec<TcpStream>, silent: usize) -> Vec<TcpStream> {
                 _ => answered.push(socket),
             }
         }
-        thread::park_timeout(Duration::from_millis(5));
+        // A sleep between looks: no one event says that a whole crowd has been answered.
+        thread::sleep(Duration::from_millis(5));
     }
     answered
 }
@@ -104,12 +105,8 @@ fn a_server_without_descriptors_does_not_spin() {
     drop(answered(&mut silent, OPEN_FILES as usize));
     // More who come all the time must not make it spin either: one is always in the queue.
     let before = server.cpu_time();
-    let until = Instant::now() + Duration::from_secs(1);
-    let mut first = silent.swap_remove(0);
-    first.set_nonblocking(false).expect("set");
-    first.set_read_timeout(Some(until - Instant::now())).expect("set");
-    let nothing = first.read(&mut [0]);
-    assert!(nothing.is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "a silent second passes");
+    // A sleep, because there is no event to wait for: that nothing goes on in this second is what is tested.
+    thread::sleep(Duration::from_secs(1));
     let idle = server.cpu_time() - before;
     assert!(idle <= Duration::from_millis(100), "{idle:?} of CPU in an idle second without descriptors");
 }

@@ -14,7 +14,8 @@ use crate::client::{self, Response};
 /// test fails.
 pub const SOON: Duration = Duration::from_secs(20);
 
-/// Between two looks at something that tells nobody when it changes.
+/// The sleep between two looks at something that tells nobody when it changes: metrics, readiness, the end of a
+/// process. Every such loop ends at a deadline.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// What a server is started with.
@@ -121,7 +122,7 @@ impl Server {
                 return;
             }
             assert!(Instant::now() < until, "never ready: {response:?}");
-            thread::park_timeout(LOOK_EVERY);
+            thread::sleep(LOOK_EVERY);
         }
     }
 
@@ -149,7 +150,7 @@ impl Server {
                 return Metrics(metrics.0.clone());
             }
             assert!(Instant::now() < until, "never: {what}; metrics {metrics:#?}");
-            thread::park_timeout(LOOK_EVERY);
+            thread::sleep(LOOK_EVERY);
         }
     }
 
@@ -171,7 +172,7 @@ impl Server {
                 return status;
             }
             assert!(Instant::now() < until, "the server did not end within {at_most:?}:\n{}", self.log.text());
-            thread::park_timeout(LOOK_EVERY);
+            thread::sleep(LOOK_EVERY);
         }
     }
 

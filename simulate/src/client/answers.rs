@@ -237,7 +237,7 @@ impl Sim {
     pub(super) fn closed(&mut self, c: usize, payload: &[u8]) {
         let blocked = self.net.conn(c).ever_blocked;
         let rules = &self.scenario.settings;
-        let draining = self.draining;
+        let draining = self.sites[self.clients[c].shard].drained_by.is_some();
         let now = self.mono;
         let identifiers = self.identifiers(c);
         let client = &mut self.clients[c];
@@ -342,35 +342,35 @@ impl Sim {
         }
     }
 
-    /// The shard has got publication `p`: notes who may and who must get it.
-    pub fn note_publication(&mut self, p: usize) {
+    /// The client's shard has got publication `p`: notes whether the client may get it or, unless `may_miss`, must.
+    pub fn note_publication(&mut self, c: usize, p: usize, may_miss: bool) {
         let published = &self.published[p];
-        for (c, client) in self.clients.iter_mut().enumerate() {
-            if client.aim != Aim::Cable || client.ended || published.exclude == Some(c) {
-                continue;
+        let client = &mut self.clients[c];
+        if client.aim != Aim::Cable || client.ended || published.exclude == Some(c) {
+            return;
+        }
+        let floor = client.model.expected_total;
+        let items = &client.model.items;
+        for sub in &client.model.subs {
+            if sub.streams.contains(&published.stream) {
+                let leaving = |item: &Item| matches!(item, Item::Unsubscribe(i) if i.text == sub.identifier);
+                let must = !may_miss && (sub.by_app || !items.iter().any(leaving));
+                client.ledger.insert((sub.identifier.clone(), p), Due { must, floor });
             }
-            let floor = client.model.expected_total;
-            let items = &client.model.items;
-            for sub in &client.model.subs {
-                if sub.streams.contains(&published.stream) {
-                    let leaving = |item: &Item| matches!(item, Item::Unsubscribe(i) if i.text == sub.identifier);
-                    let must = sub.by_app || !items.iter().any(leaving);
-                    client.ledger.insert((sub.identifier.clone(), p), Due { must, floor });
-                }
-            }
-            for item in items {
-                if let Item::Subscribe(Ident { text, route: Route::Stream { name, .. } }, _) = item
-                    && *name == published.stream
-                {
-                    client.ledger.entry((text.clone(), p)).or_insert(Due { must: false, floor: 0 });
-                }
+        }
+        for item in items {
+            if let Item::Subscribe(Ident { text, route: Route::Stream { name, .. } }, _) = item
+                && *name == published.stream
+            {
+                client.ledger.entry((text.clone(), p)).or_insert(Due { must: false, floor: 0 });
             }
         }
     }
 
-    /// A stream is attached from here on; what the shard still holds may come too.
+    /// A stream is attached from here on; what the client's shard still holds may come too.
     pub fn attached(&mut self, c: usize, identifier: &str, stream: &str) {
-        for p in self.drained..self.published.len() {
+        let site = &self.sites[self.clients[c].shard];
+        for p in site.delivered..site.got {
             let published = &self.published[p];
             if published.stream == stream && published.exclude != Some(c) {
                 let due = Due { must: false, floor: 0 };
@@ -379,9 +379,10 @@ impl Sim {
         }
     }
 
-    /// A stream is or may be detached from here on; what the shard still holds need not come.
+    /// A stream is or may be detached from here on; what the client's shard still holds need not come.
     pub fn detached(&mut self, c: usize, identifier: &str) {
-        let (from, to) = ((identifier.to_owned(), self.drained), (identifier.to_owned(), usize::MAX));
+        let delivered = self.sites[self.clients[c].shard].delivered;
+        let (from, to) = ((identifier.to_owned(), delivered), (identifier.to_owned(), usize::MAX));
         self.clients[c].ledger.range_mut(from..to).for_each(|(_, due)| due.must = false);
     }
 }

@@ -20,13 +20,29 @@ function cleanEnvironment(more) {
   return { ...env, ...more };
 }
 
-/** A port that was free a moment ago, for the few places where one has to be known before the server starts. */
-export async function freePort() {
+/** A port that was free a moment ago; by now somebody else may have it. */
+async function freePort() {
   const probe = createServer();
   await new Promise((ready) => probe.listen(0, '127.0.0.1', ready));
   const { port } = probe.address();
   await new Promise((closed) => probe.close(closed));
   return port;
+}
+
+/**
+ * For the few options that want a port by its number: gives `start` one that seems free, and another one when the
+ * server found that somebody has taken it meanwhile. Returns the server and the port.
+ */
+export async function withPort(start) {
+  for (let attempt = 1; ; attempt += 1) {
+    const port = await freePort();
+    try {
+      return [await start(port), port];
+    } catch (error) {
+      const taken = error.message.includes(`:${port}`) && /address (already )?in use/i.test(error.message);
+      if (!taken || attempt === 5) throw error;
+    }
+  }
 }
 
 export class Cableway {

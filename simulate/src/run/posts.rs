@@ -1,0 +1,223 @@
+//! What is on its way to the shards' inboxes, and what it means when it gets there.
+//!
+//! Publications (to the shards that follow their streams) and remote disconnects are posted at once, in one order; each shard takes them at its
+//! own pace. What a client may or must get is decided when its own shard gets a publication.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cableway::model::{Answer, Publication, RemoteDisconnect, Sid, SlotKey};
+use cableway::shard::{Delivery, Message};
+
+use super::Run;
+use crate::client::Aim;
+use crate::model::Phase;
+use crate::seams::Socket;
+use crate::world::{Open, Published, Sim};
+
+/// Something on its way to a shard's inbox.
+pub(super) enum Post {
+    Answer(SlotKey),
+    /// An answer that nobody waits for.
+    Late(SlotKey, Open),
+    /// With its number.
+    Publish(usize, Arc<Publication>, Reach),
+    Disconnect(RemoteDisconnect),
+    Drain(Duration),
+}
+
+/// Whom a publication can reach in a shard.
+pub(super) enum Reach {
+    /// The shard followed the stream when it was published, so it gets it.
+    Shard,
+    /// It did not. Whoever was subscribed all the same misses it.
+    Nobody(Vec<usize>),
+}
+
+impl Run {
+    /// When which shard is told to drain, and over what time: none, all at once, or one after the other.
+    pub(super) fn draw_drains(&mut self) -> Vec<(usize, usize, Duration)> {
+        let sim = &mut *self.sim.borrow_mut();
+        if !sim.rng.chance(200) {
+            return Vec::new();
+        }
+        let steps = sim.scenario.steps;
+        let over = Duration::from_millis(sim.rng.pick(&[0, 100, 5_000]));
+        let apart = if sim.rng.chance(500) { sim.rng.between(1, steps / 20) } else { 0 };
+        let mut order: Vec<usize> = (0..self.shards.len()).collect();
+        sim.rng.shuffle(&mut order);
+        order.into_iter().enumerate().map(|(n, s)| (steps * 4 / 5 + n * apart, s, over)).collect()
+    }
+
+    /// The app answers some of the calls that run.
+    pub(super) fn answer_some(&mut self, most: usize) {
+        let sim = &mut *self.sim.borrow_mut();
+        for _ in 0..most.min(sim.running.len()) {
+            let (key, ..) = sim.running[sim.rng.below(sim.running.len())];
+            let inbox = &mut self.shards[usize::from(key.shard)].inbox;
+            let known = inbox.iter().any(|post| matches!(post, Post::Answer(other) if *other == key));
+            if !known {
+                inbox.push_back(Post::Answer(key));
+            }
+        }
+        for (key, call) in std::mem::take(&mut sim.canceled) {
+            // Late ones stay away long enough for their slots to be used again.
+            match sim.rng.below(20) {
+                0..=1 => self.shards[usize::from(key.shard)].inbox.push_back(Post::Late(key, call)),
+                2 => {}
+                _ => sim.canceled.push((key, call)),
+            }
+        }
+    }
+
+    /// The app publishes one thing or many; whispers that have left their shards go first.
+    pub(super) fn publish(&mut self) {
+        let whispered = std::mem::take(&mut self.sim.borrow_mut().whispered);
+        whispered.into_iter().for_each(|publication| self.post_publication(publication));
+        let (count, long) = {
+            let sim = &mut *self.sim.borrow_mut();
+            let count = match sim.rng.below(100) {
+                0 if sim.scenario.clients < 10 => 2_500,
+                1..=5 => sim.rng.between(20, 100),
+                _ => sim.rng.between(1, 3),
+            };
+            (count, sim.scenario.long_publications && count < 10)
+        };
+        for _ in 0..count {
+            let publication = self.sim.borrow_mut().draw_publication(long);
+            self.post_publication(Arc::new(publication));
+        }
+    }
+
+    /// A publication gets its place in the one order, and is on its way to every shard that follows its stream now.
+    fn post_publication(&mut self, publication: Arc<Publication>) {
+        let sim = &mut *self.sim.borrow_mut();
+        let p = sim.published.len();
+        sim.trace(|| format!("publication {p} is posted: {publication:?}"));
+        let excluded = publication.exclude.map(|sid| sid.to_string());
+        let whisperer = serde_json::from_str::<serde_json::Value>(&publication.message)
+            .ok()
+            .and_then(|value| value["w"][0].as_u64())
+            .map(|c| c as usize);
+        let by_sid = sim.clients.iter().position(|client| excluded.is_some() && client.sid == excluded);
+        sim.by_text.insert(publication.message.to_string(), p);
+        sim.published.push(Published {
+            stream: publication.stream.to_string(),
+            text: publication.message.to_string(),
+            kind: publication.kind.as_ref().map(|kind| kind.to_string()),
+            exclude: whisperer.or(by_sid),
+        });
+        let key = sim.scenario.settings.stream_hasher.key(&publication.stream);
+        for (s, driven) in self.shards.iter_mut().enumerate() {
+            let follows = |client: &crate::client::Client| {
+                let streams = client.model.subs.iter().flat_map(|sub| &sub.streams);
+                client.shard == s && streams.into_iter().any(|stream| **stream == *publication.stream)
+            };
+            let reach = match sim.sites[s].followed.contains(&key) {
+                true => Reach::Shard,
+                false => Reach::Nobody((0..sim.clients.len()).filter(|&c| follows(&sim.clients[c])).collect()),
+            };
+            driven.inbox.push_back(Post::Publish(p, Arc::clone(&publication), reach));
+        }
+    }
+
+    /// The app wants somebody sent away, wherever they are.
+    pub(super) fn demand_disconnect(&mut self) {
+        let sim = &mut *self.sim.borrow_mut();
+        let reconnect = sim.rng.chance(500);
+        let present: Vec<&String> = sim.sites.iter().flat_map(|site| &site.present).collect();
+        let identifiers = match sim.rng.below(present.len() + 1) {
+            at if at < present.len() && sim.rng.chance(400) => present[at].as_str().into(),
+            _ => "nobody".into(),
+        };
+        let disconnect = RemoteDisconnect { identifiers, reconnect };
+        for driven in &mut self.shards {
+            driven.inbox.push_back(Post::Disconnect(disconnect.clone()));
+        }
+    }
+
+    /// The first thing in a shard's inbox reaches the shard.
+    pub(super) fn deliver_next(&mut self, s: usize) {
+        let Some(post) = self.shards[s].inbox.pop_front() else { return };
+        let message = self.sim.borrow_mut().arrives(s, post);
+        if let Some(message) = message {
+            self.shards[s].shard.receive(message);
+        }
+    }
+}
+
+impl Sim {
+    fn draw_publication(&mut self, long: bool) -> Publication {
+        self.serial += 1;
+        let pad = if long { self.rng.pick(&[0, 100, 5_000, 30_000]) } else { self.rng.pick(&[0, 0, 20]) };
+        let serial = self.serial;
+        let message = match pad {
+            0 => format!("{{\"p\":{serial}}}"),
+            n => format!("{{\"p\":{serial},\"pad\":\"{}\"}}", "p".repeat(n)),
+        };
+        let exclude = match self.rng.chance(200) && !self.clients.is_empty() {
+            true => self.clients[self.rng.below(self.clients.len())].sid.as_deref().and_then(Sid::parse),
+            false => None,
+        };
+        let stream = self.scenario.streams[self.rng.below(self.scenario.streams.len())].as_str().into();
+        let kind = self.rng.chance(50).then(|| "announce".into());
+        Publication { stream, message: message.into(), exclude, kind }
+    }
+
+    /// Notes what must come of a post that reaches a shard; gives the message for it.
+    fn arrives(&mut self, s: usize, post: Post) -> Option<Message<Socket>> {
+        Some(match post {
+            Post::Answer(key) => {
+                // Canceled in the meantime: it comes as a late answer, or not at all.
+                let at = self.running.iter().position(|(running, ..)| *running == key)?;
+                let (key, c, question) = self.running.remove(at);
+                self.clients[c].running = None;
+                let reply = self.make_answer(&question);
+                self.trace(|| format!("answer for client {c}: {reply:?}"));
+                self.apply(c, &reply);
+                Message::Answer(Answer { key, reply })
+            }
+            Post::Late(key, question) => {
+                self.trace(|| "a late answer".into());
+                let reply = self.make_answer(&question);
+                Message::Answer(Answer { key, reply })
+            }
+            Post::Publish(p, publication, reach) => {
+                if self.sites[s].got != p {
+                    self.fail(format!("the run itself is wrong: shard {s} gets publication {p} out of order"));
+                }
+                self.sites[s].got = p + 1;
+                if let Reach::Nobody(clients) = reach {
+                    clients.into_iter().for_each(|c| self.note_publication(c, p, false));
+                    return None;
+                }
+                self.trace(|| format!("publication {p} reaches shard {s}"));
+                for c in 0..self.clients.len() {
+                    if self.clients[c].shard == s {
+                        self.note_publication(c, p, false);
+                    }
+                }
+                let publication = Publication::clone(&publication);
+                Message::Publication(Arc::new(Delivery { publication, permit: None }))
+            }
+            Post::Disconnect(disconnect) => {
+                self.trace(|| format!("shard {s}: {disconnect:?}"));
+                self.evicted.insert((disconnect.identifiers.to_string(), disconnect.reconnect));
+                for c in 0..self.clients.len() {
+                    let client = &self.clients[c];
+                    let open = client.upgraded_at.is_some() && client.model.phase == Phase::Open;
+                    let here = client.shard == s && client.aim == Aim::Cable;
+                    if open && here && self.identifiers(c) == *disconnect.identifiers {
+                        self.clients[c].must_go = true;
+                    }
+                }
+                Message::Disconnect(disconnect)
+            }
+            Post::Drain(over) => {
+                self.trace(|| format!("shard {s} drains over {over:?}"));
+                self.sites[s].drained_by.get_or_insert(self.mono + over);
+                Message::Drain { over }
+            }
+        })
+    }
+}
