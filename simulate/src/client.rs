@@ -316,7 +316,10 @@ impl Sim {
             let overdue = now > accepted_at + settings.handshake_timeout + slack;
             let asked = client.out.is_empty() && client.aim != Aim::Stall;
             if overdue || asked {
-                self.fail(format!("client {c} ({:?}): its request is not answered", client.aim));
+                let (aim, late, waited) = (client.aim, client.late, now.saturating_sub(accepted_at));
+                self.fail(format!(
+                    "client {c} ({aim:?}): its request is not answered after {waited:?}, moves {late:?}"
+                ));
             }
             return;
         }
@@ -356,7 +359,14 @@ impl Sim {
                 return self.fail(format!("client {c}: {missing:?} has not come"));
             }
             if let Some(whisper) = model.whispers.front() {
-                self.fail(format!("client {c}: {whisper:?} was not published"));
+                return self.fail(format!("client {c}: {whisper:?} was not published"));
+            }
+            let hasher = &self.scenario.settings.stream_hasher;
+            let followed = &self.sites[self.clients[c].shard].followed;
+            let streams = self.clients[c].model.subs.iter().flat_map(|sub| &sub.streams);
+            let missing: Vec<_> = streams.filter(|stream| !followed.contains(&hasher.key(stream))).cloned().collect();
+            if !missing.is_empty() {
+                self.fail(format!("client {c}: its shard does not follow {missing:?}"));
             }
         }
     }

@@ -20,6 +20,7 @@ impl Run {
         };
         let mut apart: Vec<(usize, TakenApart<Socket>)> = Vec::new();
         for s in (0..shards).filter(|&s| !emptied(self, s)).collect::<Vec<_>>() {
+            self.shards[s].shard.begin_turn();
             let keys: Vec<_> = self.shards[s].shard.keys().collect();
             for key in keys {
                 if self.sim.borrow_mut().rng.chance(500) {

@@ -20,18 +20,10 @@ pub(super) enum Post {
     Answer(SlotKey),
     /// An answer that nobody waits for.
     Late(SlotKey, Open),
-    /// With its number.
-    Publish(usize, Arc<Publication>, Reach),
+    /// With its number, and whether the shard followed the stream when it was published: else it does not get it.
+    Publish(usize, Arc<Publication>, bool),
     Disconnect(RemoteDisconnect),
     Drain(Duration),
-}
-
-/// Whom a publication can reach in a shard.
-pub(super) enum Reach {
-    /// The shard followed the stream when it was published, so it gets it.
-    Shard,
-    /// It did not. Whoever was subscribed all the same misses it.
-    Nobody(Vec<usize>),
 }
 
 impl Run {
@@ -109,15 +101,8 @@ impl Run {
         });
         let key = sim.scenario.settings.stream_hasher.key(&publication.stream);
         for (s, driven) in self.shards.iter_mut().enumerate() {
-            let follows = |client: &crate::client::Client| {
-                let streams = client.model.subs.iter().flat_map(|sub| &sub.streams);
-                client.shard == s && streams.into_iter().any(|stream| **stream == *publication.stream)
-            };
-            let reach = match sim.sites[s].followed.contains(&key) {
-                true => Reach::Shard,
-                false => Reach::Nobody((0..sim.clients.len()).filter(|&c| follows(&sim.clients[c])).collect()),
-            };
-            driven.inbox.push_back(Post::Publish(p, Arc::clone(&publication), reach));
+            let follows = sim.sites[s].followed.contains(&key);
+            driven.inbox.push_back(Post::Publish(p, Arc::clone(&publication), follows));
         }
     }
 
@@ -182,13 +167,12 @@ impl Sim {
                 let reply = self.make_answer(&question);
                 Message::Answer(Answer { key, reply })
             }
-            Post::Publish(p, publication, reach) => {
+            Post::Publish(p, publication, follows) => {
                 if self.sites[s].got != p {
                     self.fail(format!("the run itself is wrong: shard {s} gets publication {p} out of order"));
                 }
                 self.sites[s].got = p + 1;
-                if let Reach::Nobody(clients) = reach {
-                    clients.into_iter().for_each(|c| self.note_publication(c, p, false));
+                if !follows {
                     return None;
                 }
                 self.trace(|| format!("publication {p} reaches shard {s}"));
