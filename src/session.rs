@@ -7,7 +7,8 @@
 //! * [`Session::open`] when the upgrade is answered; carry out its effects.
 //! * While [`Session::is_waiting`] give it no message: one command at a time, in arrival order. [`Session::answer`]
 //!   ends the wait, whoever was asked. Everything else may come at any time.
-//! * [`Session::due`] when the moment of [`Session::ping_at`] or [`Session::pong_by`] has come.
+//! * [`Session::ping_due`] when the moment of [`Session::ping_at`] has come, [`Session::pong_overdue`] at that of
+//!   [`Session::pong_by`].
 //! * [`Session::end`] exactly once, when the connection is over for whatever reason.
 
 mod activity;

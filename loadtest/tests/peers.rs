@@ -384,6 +384,8 @@ fn a_server_that_pings_and_does_not_read_is_not_answered_without_end() {
                 received += count as u64;
             }
             sender.send(received / PONG_BYTES).unwrap();
+            // The connection stays until it was looked at.
+            all_arrived.wait();
         }
     });
     let engine = opened(&settings(server, Protocol::Raw, 1));
@@ -391,5 +393,7 @@ fn a_server_that_pings_and_does_not_read_is_not_answered_without_end() {
     all_arrived.wait();
     let answered = pongs.recv_timeout(LIMIT).unwrap();
     assert!((1..pings).contains(&answered), "{answered} of {pings} pings were answered");
-    assert_eq!(engine.counts().failed(), 0, "and the connection stays");
+    let failed = engine.counts().failed();
+    all_arrived.wait();
+    assert_eq!(failed, 0, "and the connection stays");
 }

@@ -17,7 +17,6 @@ use super::epoll::Socket;
 
 /// Something for a shard.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "answers are most of what comes; a box would be one allocation for each")]
 pub enum Message<S> {
     /// A session's question is answered.
     Answer(Answer),
