@@ -10,6 +10,7 @@ mod commands;
 mod fanout;
 mod handshake;
 mod idle;
+mod instructions;
 mod memory;
 mod server;
 
@@ -22,6 +23,7 @@ use serde::Serialize;
 
 pub use app::{App, serve as serve_app};
 pub use commands::{ClientOptions, bare_client};
+pub use instructions::{FunctionCount, InstructionCount, InstructionsOptions, instructions};
 pub use server::{Running, Side, Want};
 
 use self::commands::Transport;

@@ -72,7 +72,7 @@ impl Fleet {
 
     fn add(&mut self, path: &Path, options: &FleetOptions, count: u32, app: Option<SocketAddr>) -> anyhow::Result<()> {
         let publish = server::free_address()?;
-        let mut command = server::cableway(path, self.address.port(), publish.port());
+        let mut command = server::cableway(Command::new(path), self.address.port(), publish.port());
         command.args(["--metrics-port", &publish.port().to_string()]);
         command.args(["--echo-path", ECHO_PATH]);
         match app {

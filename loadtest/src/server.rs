@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
@@ -128,9 +127,9 @@ impl Drop for Process {
     }
 }
 
-/// `cableway serve` on loopback, without the variables of a deployment, which must not change what is measured.
-pub fn cableway(path: &Path, port: u16, publish_port: u16) -> Command {
-    let mut command = Command::new(path);
+/// `cableway serve` on loopback, without the variables of a deployment, which must not change what is measured. `command` is
+/// the binary, or what runs it.
+pub fn cableway(mut command: Command, port: u16, publish_port: u16) -> Command {
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("ANYCABLE_") || text.starts_with("CABLEWAY_") {
