@@ -53,7 +53,7 @@ pub struct InstructionsOptions {
     /// One more argument for the server; may be given several times.
     #[arg(long = "server-arg", value_name = "ARG", allow_hyphen_values = true)]
     server_args: Vec<String>,
-    /// How often a round does it; a fifth of it for publications with subscribers, four times as often for heartbeats.
+    /// How often a round does it: a fifth as often for publications with subscribers, four times for heartbeats.
     #[arg(long, value_name = "N", default_value_t = 500)]
     repeat: u32,
     /// Rounds, whose median is the figure.
@@ -191,7 +191,7 @@ fn heartbeat(options: &InstructionsOptions) -> anyhow::Result<InstructionCount> 
     let engine = parked(&counted.server, PARKED)?;
     let mut seen = engine.counts().pings;
     let name = format!("heartbeat of a parked connection, {PARKED} a second");
-    counted.rounds(&name, options.repeat * HEARTBEATS, |repeat| {
+    counted.rounds(&name, (options.repeat * HEARTBEATS).max(2 * PARKED), |repeat| {
         let before = seen;
         let all = engine.wait(PATIENCE, |counts| counts.pings >= before + u64::from(repeat));
         ensure!(all, "{} of {repeat} heartbeats came", engine.counts().pings - before);
