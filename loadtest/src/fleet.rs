@@ -85,7 +85,7 @@ impl Fleet {
         }
         let mut process = Process::spawn(command.args(&options.server_args))?;
         // The port that all share is bound before this one, which is its own.
-        process.await_door(publish)?;
+        process.await_accepting(publish)?;
         self.servers.push(process);
         self.publish_urls.push(format!("http://{publish}/_broadcast"));
         self.metrics_urls.push(format!("http://{publish}/metrics"));

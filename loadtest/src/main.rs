@@ -11,7 +11,7 @@ use cableway_loadtest::engine::Goodbye;
 use cableway_loadtest::protocol::Protocol;
 use cableway_loadtest::report::Provenance;
 use cableway_loadtest::scenario::{self, Load, Publishing, Scenario};
-use cableway_loadtest::{bare, bench, check, crew, os, versus};
+use cableway_loadtest::{bare, bench, check, os, versus, workers};
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -196,7 +196,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bare(options) => run_bare(&options),
         Command::App { listen, delay } => match bench::serve_app(listen, Duration::from_millis(delay))? {},
         Command::AppClient(options) => bench::bare_client(&options).map(|()| ExitCode::SUCCESS),
-        Command::Worker => crew::work().map(|()| ExitCode::SUCCESS),
+        Command::Worker => workers::work().map(|()| ExitCode::SUCCESS),
         Command::Check { connections } => Ok(run_check(connections)),
     }
 }

@@ -17,7 +17,7 @@ use serde::Serialize;
 use self::callgrind::{Callgrind, Profile};
 use super::app::App;
 use super::commands::{Performers, Transport};
-use super::{OPENING_WINDOW, PATIENCE, Running, Want, median};
+use super::{OPENING_WINDOW, Running, TIMEOUT, Want, median};
 use crate::clock::now_ns;
 use crate::engine::{Engine, Pace};
 use crate::protocol::{self, Protocol};
@@ -174,7 +174,7 @@ fn publication(
             sequence += 1;
             if let Some(engine) = &engine {
                 let expected = u64::from(sequence) * u64::from(subscribers);
-                let arrived = engine.wait(PATIENCE, |counts| counts.marked >= expected || counts.failed() > 0);
+                let arrived = engine.wait(TIMEOUT, |counts| counts.marked >= expected || counts.failed() > 0);
                 ensure!(arrived, "{} of {expected} deliveries came", engine.counts().marked);
             }
         }
@@ -193,7 +193,7 @@ fn heartbeat(options: &InstructionsOptions) -> anyhow::Result<InstructionCount> 
     let name = format!("heartbeat of a parked connection, {PARKED} a second");
     counted.rounds(&name, (options.repeat * HEARTBEATS).max(2 * PARKED), |repeat| {
         let before = seen;
-        let all = engine.wait(PATIENCE, |counts| counts.pings >= before + u64::from(repeat));
+        let all = engine.wait(TIMEOUT, |counts| counts.pings >= before + u64::from(repeat));
         ensure!(all, "{} of {repeat} heartbeats came", engine.counts().pings - before);
         seen = engine.counts().pings;
         super::all_ready(&engine, PARKED)?;

@@ -104,8 +104,8 @@ impl Running {
             None => command.args(["--norpc", "--noauth"]),
         };
         let mut process = Process::spawn(command.args(arguments))?;
-        process.await_door(address)?;
-        process.await_door(publish)?;
+        process.await_accepting(address)?;
+        process.await_accepting(publish)?;
         Ok(Self { process, address, publish_url: format!("http://{publish}/_broadcast") })
     }
 
