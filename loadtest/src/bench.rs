@@ -10,6 +10,7 @@ mod commands;
 mod fanout;
 mod handshake;
 mod idle;
+mod instructions;
 mod memory;
 mod server;
 
@@ -22,6 +23,7 @@ use serde::Serialize;
 
 pub use app::{App, serve as serve_app};
 pub use commands::{ClientOptions, bare_client};
+pub use instructions::{FunctionCount, InstructionCount, InstructionsOptions, instructions};
 pub use server::{Running, Side, Want};
 
 use self::commands::Transport;
@@ -32,7 +34,7 @@ use crate::protocol::{Protocol, Script, Target};
 const OPENING_WINDOW: u32 = 512;
 
 /// How long a bench waits for anything that must happen before it calls the run failed.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Which comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -218,7 +220,7 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
 /// Runs one comparison, or all, handing over each scenario's figures as they are done.
 pub fn run(name: Name, options: &Options, report: &mut dyn FnMut(Figure)) -> anyhow::Result<()> {
     if name == Name::All {
-        // In the order of rising patience.
+        // The quick ones first.
         use Name::{Commands, CommandsHttp, Fanout, Handshake, Idle, Memory, Spike, Storm};
         for name in [Spike, Handshake, Storm, Fanout, Commands, CommandsHttp, Memory, Idle] {
             run(name, options, report)?;
@@ -275,7 +277,7 @@ fn open_all(engine: &Engine, connections: u32, pace: Pace) -> anyhow::Result<()>
 
 fn open_to(engine: &Engine, below: u32, ready: u32, pace: Pace) -> anyhow::Result<()> {
     engine.open_below(below, pace);
-    engine.wait(PATIENCE, |counts| counts.ready_now() + counts.failed() >= u64::from(ready));
+    engine.wait(TIMEOUT, |counts| counts.ready_now() + counts.failed() >= u64::from(ready));
     all_ready(engine, ready)
 }
 
@@ -299,7 +301,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_figure_is_the_median_and_its_limit_is_judged() {
+    fn a_figure_is_the_median_and_is_compared_with_its_limit() {
         let rounds = vec![(10.0, Some(10.0)), (30.0, Some(10.0)), (12.0, Some(10.0))];
         let figure = Figure::new("x", "us", Limit::Ratio(1.25), rounds);
         assert_eq!((figure.server, figure.bare, figure.ratio), (12.0, Some(10.0), Some(1.2)));

@@ -5,7 +5,7 @@ use std::fs;
 
 use rustix::process::{Resource, getrlimit};
 
-use crate::{crew, observe};
+use crate::{observe, workers};
 
 /// Memory that a pair of loopback sockets costs in the kernel, both ends with their file, inode and epoll entries.
 /// Measured with a million of them on Linux 6.18.
@@ -44,7 +44,7 @@ pub fn findings(connections: u64) -> Vec<Finding> {
 
     let limit = getrlimit(Resource::Nofile);
     let hard = limit.maximum.unwrap_or(1 << 30);
-    let processes = crew::processes_needed(u32::try_from(connections).unwrap_or(u32::MAX), hard);
+    let processes = workers::processes_needed(u32::try_from(connections).unwrap_or(u32::MAX), hard);
     add(
         "descriptors a process",
         format!("{hard}: {processes} client process(es); the server needs as many or a higher limit"),

@@ -72,7 +72,7 @@ impl Fleet {
 
     fn add(&mut self, path: &Path, options: &FleetOptions, count: u32, app: Option<SocketAddr>) -> anyhow::Result<()> {
         let publish = server::free_address()?;
-        let mut command = server::cableway(path, self.address.port(), publish.port());
+        let mut command = server::cableway(Command::new(path), self.address.port(), publish.port());
         command.args(["--metrics-port", &publish.port().to_string()]);
         command.args(["--echo-path", ECHO_PATH]);
         match app {
@@ -85,7 +85,7 @@ impl Fleet {
         }
         let mut process = Process::spawn(command.args(&options.server_args))?;
         // The port that all share is bound before this one, which is its own.
-        process.await_door(publish)?;
+        process.await_accepting(publish)?;
         self.servers.push(process);
         self.publish_urls.push(format!("http://{publish}/_broadcast"));
         self.metrics_urls.push(format!("http://{publish}/metrics"));

@@ -9,8 +9,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use cableway_loadtest::engine::Goodbye;
 use cableway_loadtest::protocol::Protocol;
+use cableway_loadtest::report::Provenance;
 use cableway_loadtest::scenario::{self, Load, Publishing, Scenario};
-use cableway_loadtest::{bare, bench, check, crew, os, versus};
+use cableway_loadtest::{bare, bench, check, os, versus, workers};
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -38,6 +39,15 @@ enum Command {
         #[command(flatten)]
         options: bench::Options,
         /// Write the figures to this file as JSON.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
+    /// Count the instructions that Cableway executes for one command, publication, delivered message and heartbeat, with
+    /// valgrind.
+    Instructions {
+        #[command(flatten)]
+        options: bench::InstructionsOptions,
+        /// Write the counts to this file as JSON.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
@@ -178,6 +188,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(command) => run_scenario(*command),
         Command::Bench { name, options, json } => run_bench(name, &options, json),
+        Command::Instructions { options, json } => run_instructions(&options, json),
         Command::Versus(options) => {
             let complete = versus::run(&options)?;
             Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -185,7 +196,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bare(options) => run_bare(&options),
         Command::App { listen, delay } => match bench::serve_app(listen, Duration::from_millis(delay))? {},
         Command::AppClient(options) => bench::bare_client(&options).map(|()| ExitCode::SUCCESS),
-        Command::Worker => crew::work().map(|()| ExitCode::SUCCESS),
+        Command::Worker => workers::work().map(|()| ExitCode::SUCCESS),
         Command::Check { connections } => Ok(run_check(connections)),
     }
 }
@@ -224,16 +235,7 @@ fn run_bench(name: bench::Name, options: &bench::Options, json: Option<PathBuf>)
         println!("{}", figure.line());
         figures.push(figure);
     });
-    if let Some(path) = json {
-        let text = serde_json::to_string_pretty(&serde_json::json!({
-            "command": std::env::args().collect::<Vec<_>>(),
-            "kernel": rustix::system::uname().release().to_string_lossy(),
-            "cores": std::thread::available_parallelism().map_or(1, usize::from),
-            "figures": figures,
-            "error": outcome.as_ref().err().map(|error| format!("{error:#}")),
-        }))?;
-        std::fs::write(&path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
-    }
+    write_json(json, "figures", &figures, outcome.as_ref().err())?;
     outcome?;
     let over = figures.iter().filter(|figure| !figure.kept()).count();
     if over > 0 {
@@ -241,6 +243,32 @@ fn run_bench(name: bench::Name, options: &bench::Options, json: Option<PathBuf>)
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn run_instructions(options: &bench::InstructionsOptions, json: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+    let mut counts = Vec::new();
+    println!("{}", bench::InstructionCount::heading());
+    let outcome = bench::instructions(options, &mut |count| {
+        println!("{}", count.lines());
+        counts.push(count);
+    });
+    write_json(json, "instructions", &counts, outcome.as_ref().err())?;
+    outcome.map(|()| ExitCode::SUCCESS)
+}
+
+/// Writes what was measured, as far as it came, and where and how.
+fn write_json(
+    path: Option<PathBuf>,
+    name: &str,
+    measured: &impl serde::Serialize,
+    error: Option<&anyhow::Error>,
+) -> anyhow::Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let mut record = serde_json::to_value(Provenance::now())?;
+    record[name] = serde_json::to_value(measured)?;
+    record["error"] = error.map(|error| format!("{error:#}")).into();
+    let text = serde_json::to_string_pretty(&record)? + "\n";
+    std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn run_bare(options: &BareOptions) -> anyhow::Result<ExitCode> {

@@ -54,7 +54,7 @@ impl Credentials {
     }
 }
 
-/// A connection to a server's publish door.
+/// A connection to where a server takes publications.
 pub struct Publisher {
     client: Client,
     path: String,

@@ -127,14 +127,14 @@ impl Report {
         if run.interrupted() {
             problems.push("interrupted".to_owned());
         }
-        let counts = run.crew.counts();
+        let counts = run.workers.counts();
         let provenance = Provenance::now();
         let client_lag_ms_max = run.lag_us_max as f64 / 1e3;
         Self {
             scenario,
             bottleneck: bottleneck::verdict(&run.samples, provenance.cores, client_lag_ms_max),
             provenance,
-            processes: run.crew.processes(),
+            processes: run.workers.processes(),
             facts,
             latencies,
             failures: counts.failure_words(),

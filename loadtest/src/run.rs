@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use serde::Serialize;
 
-use crate::crew::Crew;
 use crate::engine::{Collected, Counts};
 use crate::metrics::{Calls, Pages, ServerMetrics};
 use crate::observe::{self, KernelCost, ProcessCost};
+use crate::workers::Workers;
 
 /// Between two samples, and two looks at a condition.
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
@@ -89,7 +89,7 @@ pub enum Ended {
 /// A run.
 pub struct Run {
     /// The clients.
-    pub crew: Crew,
+    pub workers: Workers,
     /// One a second.
     pub samples: Vec<Sample>,
     /// The named moments.
@@ -116,7 +116,7 @@ pub struct Run {
 impl Run {
     /// Begins a run with clients that are not connected yet. `metrics` are the URLs of the server's metrics pages; that
     /// they can be read is made sure of now.
-    pub fn begin(crew: Crew, total: u32, pids: Vec<u32>, metrics: &[String]) -> anyhow::Result<Self> {
+    pub fn begin(workers: Workers, total: u32, pids: Vec<u32>, metrics: &[String]) -> anyhow::Result<Self> {
         let mut pages = Pages::connect(metrics).context("the server's metrics")?;
         pages.read().context("the server's metrics")?;
         let interrupted = Arc::new(AtomicBool::new(false));
@@ -130,7 +130,7 @@ impl Run {
         .context("cannot handle Ctrl-C")?;
         let now = Instant::now();
         let mut run = Self {
-            crew,
+            workers,
             samples: Vec::new(),
             snapshots: Vec::new(),
             calls: Vec::new(),
@@ -172,7 +172,7 @@ impl Run {
         self.doing = doing;
         let start = Instant::now();
         loop {
-            let counts = self.crew.counts();
+            let counts = self.workers.counts();
             self.observe(&counts)?;
             if done(&counts) {
                 return Ok(Ended::Done);
@@ -196,9 +196,9 @@ impl Run {
         })
     }
 
-    /// Takes what the clients have measured since the last time; see [`Crew::collect`].
+    /// Takes what the clients have measured since the last time; see [`Workers::collect`].
     pub fn collect(&mut self, expected: u32) -> anyhow::Result<Collected> {
-        let collected = self.crew.collect(expected)?;
+        let collected = self.workers.collect(expected)?;
         self.lag_us_max = self.lag_us_max.max(collected.lag_us_max);
         Ok(collected)
     }
@@ -215,10 +215,10 @@ impl Run {
             Some(server) => server.cpu_ns as f64 / 1e3,
             None => metrics.as_ref().and_then(|metrics| metrics.cpu_s).unwrap_or(0.0) * 1e6,
         };
-        let (client_cpu_us, client_rss_bytes) = self.crew.cost();
+        let (client_cpu_us, client_rss_bytes) = self.workers.cost();
         self.snapshots.push(Snapshot {
             moment: moment.to_owned(),
-            ready: self.crew.counts().ready_now(),
+            ready: self.workers.counts().ready_now(),
             server,
             metrics,
             kernel: observe::kernel_cost()?,
@@ -229,7 +229,7 @@ impl Run {
         });
         // Short phases have their point on the curves too.
         self.next_sample = Instant::now();
-        self.observe(&self.crew.counts())
+        self.observe(&self.workers.counts())
     }
 
     /// Whether the calls to the backend are looked at, at once and then ten times a second, for their peak.
@@ -268,8 +268,8 @@ impl Run {
             return Ok(());
         }
         self.next_sample = now + SAMPLE_EVERY;
-        self.crew.check()?;
-        let (client_cpu_us, client_rss_bytes) = self.crew.cost();
+        self.workers.check()?;
+        let (client_cpu_us, client_rss_bytes) = self.workers.cost();
         let (server_cpu_us, server_rss_bytes) = if self.pids.is_empty() {
             let metrics = self.read_metrics().unwrap_or_default();
             (metrics.cpu_s.unwrap_or(0.0) * 1e6, metrics.rss_bytes.unwrap_or(0))

@@ -8,11 +8,11 @@ mod steps;
 
 pub use options::{Load, Publishing};
 
-use crate::crew::{self, Crew};
 use crate::engine::Goodbye;
 use crate::fleet::Fleet;
 use crate::report::{Latency, Report};
 use crate::run::Run;
+use crate::workers::{self, Workers};
 
 /// A scenario and its own settings.
 #[derive(Debug, Clone)]
@@ -97,7 +97,7 @@ impl Findings {
 
 /// Runs a scenario, prints its table and writes its files. True when the run is clean.
 pub fn run(load: &Load, scenario: &Scenario) -> anyhow::Result<bool> {
-    let descriptors = crew::raise_descriptor_limit();
+    let descriptors = workers::raise_descriptor_limit();
     let mut findings = Findings::default();
     if let Some(note) = &load.note {
         findings.fact("note", note);
@@ -111,9 +111,9 @@ pub fn run(load: &Load, scenario: &Scenario) -> anyhow::Result<bool> {
         pids.extend(fleet.pids());
         metrics.extend_from_slice(&fleet.metrics_urls);
     }
-    let processes = load.processes.unwrap_or_else(|| crew::processes_needed(load.connections, descriptors));
-    let crew = Crew::start(&options::plan(load, &target)?, processes)?;
-    let mut run = Run::begin(crew, load.connections, pids, &metrics)?;
+    let processes = load.processes.unwrap_or_else(|| workers::processes_needed(load.connections, descriptors));
+    let workers = Workers::start(&options::plan(load, &target)?, processes)?;
+    let mut run = Run::begin(workers, load.connections, pids, &metrics)?;
     // Whatever a step ran into, what was seen until then is reported.
     if let Err(error) = steps::run(load, fleet.as_ref(), scenario, &mut run, &mut findings) {
         findings.problem(format!("{error:#}"));

@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
@@ -35,7 +34,7 @@ impl Process {
     }
 
     /// Starts one whose first line on standard output says where it listens, and waits for that line.
-    pub fn spawn_talking(command: &mut Command, patience: Duration) -> anyhow::Result<(Self, String)> {
+    pub fn spawn_talking(command: &mut Command, timeout: Duration) -> anyhow::Result<(Self, String)> {
         let mut process = Self::spawn_with(command.stdout(Stdio::piped()), nameless_file()?)?;
         let mut output = BufReader::new(process.child.stdout.take().context("the server has no output")?);
         let (sender, first_line) = channel();
@@ -46,10 +45,10 @@ impl Process {
             // Read on, or the server would wait for us once the pipe is full. Ends with the server.
             std::io::copy(&mut output, &mut std::io::sink())
         });
-        match first_line.recv_timeout(patience) {
+        match first_line.recv_timeout(timeout) {
             Ok(line) if !line.is_empty() => Ok((process, line)),
             Ok(_) => bail!("the server ended before it listened:\n{}", process.log_tail()),
-            Err(_) => bail!("the server said nothing within {patience:?}:\n{}", process.log_tail()),
+            Err(_) => bail!("the server said nothing within {timeout:?}:\n{}", process.log_tail()),
         }
     }
 
@@ -64,7 +63,7 @@ impl Process {
     }
 
     /// Waits until it accepts on an address that is its own.
-    pub fn await_door(&mut self, address: SocketAddr) -> anyhow::Result<()> {
+    pub fn await_accepting(&mut self, address: SocketAddr) -> anyhow::Result<()> {
         let start = Instant::now();
         while TcpStream::connect(address).is_err() {
             if let Some(status) = self.child.try_wait()? {
@@ -128,9 +127,9 @@ impl Drop for Process {
     }
 }
 
-/// `cableway serve` on loopback, without the variables of a deployment, which must not change what is measured.
-pub fn cableway(path: &Path, port: u16, publish_port: u16) -> Command {
-    let mut command = Command::new(path);
+/// `cableway serve` on loopback, without the variables of a deployment, which must not change what is measured. `command` is
+/// the binary, or what runs it.
+pub fn cableway(mut command: Command, port: u16, publish_port: u16) -> Command {
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("ANYCABLE_") || text.starts_with("CABLEWAY_") {

@@ -14,8 +14,8 @@ use anyhow::{Context as _, ensure};
 use clap::Args;
 use serde::Serialize;
 
-use crate::crew;
 use crate::report::Provenance;
+use crate::workers;
 use peer::{Description, Peer};
 pub use trial::Figures;
 
@@ -91,9 +91,9 @@ struct Record<'a> {
 
 /// Runs the peers and prints the table. True when every peer that was asked for has all its figures.
 pub fn run(options: &Options) -> anyhow::Result<bool> {
-    let descriptors = crew::raise_descriptor_limit();
+    let descriptors = workers::raise_descriptor_limit();
     ensure!(
-        crew::processes_needed(options.connections, descriptors) == 1,
+        workers::processes_needed(options.connections, descriptors) == 1,
         "{} connections are more than this process may open ({descriptors}); one process drives this comparison",
         options.connections
     );

@@ -365,9 +365,9 @@ fn a_server_that_pings_and_does_not_read_is_not_answered_without_end() {
     let kernel_bytes_max: u64 = limits.split_whitespace().next_back().unwrap().parse().unwrap();
     let pings = 2 * kernel_bytes_max / PONG_BYTES;
     let (sender, pongs) = std::sync::mpsc::channel();
-    let all_arrived = Arc::new(Barrier::new(2));
+    let in_step = Arc::new(Barrier::new(2));
     let server = serve({
-        let all_arrived = Arc::clone(&all_arrived);
+        let in_step = Arc::clone(&in_step);
         move |stream| {
             // A fixed size, or it would grow while nobody reads.
             rustix::net::sockopt::set_socket_recv_buffer_size(&stream, 256 * 1024).unwrap();
@@ -375,7 +375,7 @@ fn a_server_that_pings_and_does_not_read_is_not_answered_without_end() {
             let ping = [&[0x89, 125][..], &[b'x'; 125]].concat();
             // In one piece: small writes would wait for acknowledgements that the client delays.
             stream.write_all(&ping.repeat(pings as usize)).unwrap();
-            all_arrived.wait();
+            in_step.wait();
             // Only now does it read, until nothing more comes.
             stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
             let mut received = 0;
@@ -384,16 +384,15 @@ fn a_server_that_pings_and_does_not_read_is_not_answered_without_end() {
                 received += count as u64;
             }
             sender.send(received / PONG_BYTES).unwrap();
-            // The connection stays until it was looked at.
-            all_arrived.wait();
+            // Stays connected until the client has been looked at.
+            in_step.wait();
         }
     });
     let engine = opened(&settings(server, Protocol::Raw, 1));
     assert!(engine.wait(LIMIT, |counts| counts.pings == pings), "{:?}", engine.counts());
-    all_arrived.wait();
+    in_step.wait();
     let answered = pongs.recv_timeout(LIMIT).unwrap();
     assert!((1..pings).contains(&answered), "{answered} of {pings} pings were answered");
-    let failed = engine.counts().failed();
-    all_arrived.wait();
-    assert_eq!(failed, 0, "and the connection stays");
+    assert_eq!(engine.counts().failed(), 0, "and the connection stays");
+    in_step.wait();
 }

@@ -144,9 +144,9 @@ fn pusher_and_centrifugo_clients_subscribe_are_published_to_and_answer_heartbeat
     assert!(!output.status.success() && report["problems"][0].as_str().unwrap().contains("nothing to say"));
 }
 
-/// A door for publications in front of the yardstick's, with the habits of other servers: answers in chunks, and closes
-/// after each. Passes bodies on; every head goes to the receiver.
-fn door(behind: String) -> (String, std::sync::mpsc::Receiver<String>) {
+/// A proxy for publications in front of the yardstick that answers as some servers do: in chunks, and with the connection
+/// closed after each. Passes bodies on; every head goes to the receiver.
+fn chunking_proxy(behind: String) -> (String, std::sync::mpsc::Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/apps/1/events", listener.local_addr().unwrap());
     let (heads, received) = std::sync::mpsc::channel();
@@ -188,7 +188,7 @@ fn a_publisher_says_who_it_is_in_every_way_and_lives_with_chunks_and_closed_conn
     ] {
         // One each: it takes one publisher at a time.
         let bare = Bare::start();
-        let (url, heads) = door(bare.publish_url.clone());
+        let (url, heads) = chunking_proxy(bare.publish_url.clone());
         let mut arguments = vec!["broadcast", option, value];
         arguments.extend(bare.publishing());
         let at = arguments.iter().position(|argument| *argument == bare.publish_url).unwrap();

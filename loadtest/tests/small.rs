@@ -1,5 +1,5 @@
 //! Every comparison in seconds, the yardstick against itself: both sides must agree within noise, and nothing may be
-//! lost. The limits are not judged here, since a debug build on a busy machine promises nothing.
+//! lost. Limits are not checked here, since a debug build on a busy machine promises nothing.
 
 use std::path::PathBuf;
 

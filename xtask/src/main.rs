@@ -1,4 +1,4 @@
-//! What a person runs in this repository: `cargo xtask test`, `cargo xtask bench`, `cargo xtask simulate`.
+//! What a person runs in this repository: `cargo xtask test`, `cargo xtask bench`, `cargo xtask simulate` and others.
 //!
 //! It depends on nothing but the standard library, so that `cargo xtask` starts at once on a fresh machine, before any of
 //! the tools it looks for is there. Every command it runs is printed first: nothing here is a secret ceremony.
@@ -8,6 +8,7 @@
 )]
 
 mod command;
+mod functions;
 mod machine;
 mod smoke;
 mod steps;
@@ -25,6 +26,10 @@ cargo xtask COMMAND
                          installs what is missing, or with --no-install only says what is and fails
   bench [NAME] [ARGS...] build the server and the load test in release, then run the comparison NAME
                          (all without one): `cableway-loadtest bench --help` lists names and arguments
+  instructions [--server PATH] [--functions] [ARGS...]
+                         count with valgrind the instructions of one command, publication, delivered message and
+                         heartbeat: of the server at PATH, or built in release; --functions shows where they are spent
+  functions [N]          the N (20) longest functions of the workspace, tests left out
   load SCENARIO [ARGS...]
                          build both in release, then run a scenario of the load test against as many server processes
                          as it needs: `cableway-loadtest --help` lists scenarios, each one's --help its arguments
@@ -58,6 +63,8 @@ fn main() -> ExitCode {
     match args.next().as_deref() {
         Some("test") => test(&places, rest(&mut args)),
         Some("bench") => bench(&places, &rest(&mut args)),
+        Some("instructions") => instructions(&places, &rest(&mut args)),
+        Some("functions") => functions::run(&places, &rest(&mut args)),
         Some("load") => load(&places, &rest(&mut args)),
         Some("versus") => versus(&places, &rest(&mut args)),
         Some("simulate") => simulate(&places, &rest(&mut args)),
@@ -96,33 +103,41 @@ fn test(places: &Places, args: Vec<String>) -> ExitCode {
 
 fn bench(places: &Places, args: &[String]) -> ExitCode {
     let all = ["all".to_owned()];
-    measure(places, |loadtest| loadtest.arg("bench").args(if args.is_empty() { &all } else { args }))
+    measure(places, args, |loadtest| loadtest.arg("bench").args(if args.is_empty() { &all } else { args }))
+}
+
+fn instructions(places: &Places, args: &[String]) -> ExitCode {
+    measure(places, args, |loadtest| loadtest.arg("instructions").args(args))
 }
 
 fn load(places: &Places, args: &[String]) -> ExitCode {
-    measure(places, |loadtest| loadtest.args(args).arg("--note").arg(provenance(places)))
+    measure(places, args, |loadtest| loadtest.args(args).arg("--note").arg(provenance(places)))
 }
 
 fn versus(places: &Places, args: &[String]) -> ExitCode {
-    measure(places, |loadtest| {
+    measure(places, args, |loadtest| {
         let scripts = places.root.join("loadtest/versus/peers");
         loadtest.arg("versus").arg("--scripts").arg(scripts).args(args).arg("--note").arg(provenance(places))
     })
 }
 
-/// Builds server and load test as users get them, and runs the load test on the server.
-fn measure(places: &Places, arguments: impl FnOnce(command::Command) -> command::Command) -> ExitCode {
+/// Builds server and load test as users get them, and runs the load test on the server; on another one if `args` name it.
+fn measure(places: &Places, args: &[String], arguments: impl FnOnce(command::Command) -> command::Command) -> ExitCode {
+    let named = args.iter().any(|arg| arg == "--server" || arg.starts_with("--server="));
+    let server = ["--package", "cableway", "--bin", "cableway"];
     let built = command::cargo(places)
-        .args(["build", "--release", "--package", "cableway", "--bin", "cableway"])
-        .args(["--package", "cableway-loadtest"])
+        .args(["build", "--release", "--package", "cableway-loadtest", "--bin", "cableway-loadtest"])
+        .args(if named { &[][..] } else { &server[..] })
         .passes();
     if !built {
         return ExitCode::FAILURE;
     }
     let release = places.target.join("release");
-    let loadtest = command::Command::new(release.join("cableway-loadtest"), places);
-    let passed = arguments(loadtest).arg("--server").arg(release.join("cableway")).passes();
-    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let mut loadtest = arguments(command::Command::new(release.join("cableway-loadtest"), places));
+    if !named {
+        loadtest = loadtest.arg("--server").arg(release.join("cableway"));
+    }
+    if loadtest.passes() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// When and of what a measurement is: a figure without is worth nothing later.

@@ -96,6 +96,8 @@ pub fn run(places: &Places, binary: &Path, loadtest: &Path) -> Result<Count, Str
         .arg("--server")
         .arg(binary);
     tell(versus.passes());
+    let counted = ["instructions", "--repeat", "10", "--rounds", "1", "--functions"];
+    tell(Command::new(loadtest, places).args(counted).arg("--server").arg(binary).passes());
     Ok(count)
 }
 

@@ -3,7 +3,7 @@
 
 use crate::Places;
 use crate::command::{Command, cargo};
-use crate::machine::{self, CHROMIUM, IP, NPM, Need, SYSTEMD};
+use crate::machine::{self, CHROMIUM, IP, NPM, Need, SYSTEMD, VALGRIND};
 use crate::smoke;
 use crate::summary::{self, Line, Outcome};
 use crate::tuning;
@@ -57,7 +57,7 @@ pub const ALL: &[Step] = &[
     Step {
         name: "smoke",
         what: "the load test's scenarios in small, against the real binary",
-        needs: &[Need::Node, NPM],
+        needs: &[Need::Node, NPM, VALGRIND],
         run: smoke,
     },
 ];

@@ -12,7 +12,7 @@ use anyhow::{Context as _, bail, ensure};
 pub use bare_client::{ClientOptions, run as bare_client};
 
 use super::app::App;
-use super::{Figure, Limit, OPENING_WINDOW, Options, PATIENCE, Running, Side, Want};
+use super::{Figure, Limit, OPENING_WINDOW, Options, Running, Side, TIMEOUT, Want};
 use crate::engine::{Engine, Pace, Reply, Saying};
 use crate::protocol::{Protocol, json_string};
 use crate::template::Template;
@@ -109,7 +109,7 @@ impl Performers {
         let texts = vec![Template::new(&self.text)];
         self.engine.say(Saying { texts, reply: Reply::Data, rounds, at_once: self.connections });
         let connections = u64::from(self.connections);
-        let done = self.engine.wait(PATIENCE, |counts| counts.said - before.said >= connections);
+        let done = self.engine.wait(TIMEOUT, |counts| counts.said - before.said >= connections);
         let replies = self.engine.counts().replies - before.replies;
         let expected = u64::from(rounds) * connections;
         ensure!(done && replies == expected, "{replies} of {expected} commands were answered");

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 
-use super::{Figure, Limit, OPENING_WINDOW, Options, PATIENCE, Running, Side, Want};
+use super::{Figure, Limit, OPENING_WINDOW, Options, Running, Side, TIMEOUT, Want};
 use crate::clock::now_ns;
 use crate::engine::Pace;
 use crate::observe;
@@ -82,7 +82,7 @@ fn deliver(side: Side, options: &Options, connections: u32, repeat: u32) -> anyh
         };
         publisher.post(&body)?;
         let expected = u64::from(sequence + 1) * u64::from(connections);
-        let arrived = engine.wait(PATIENCE, |counts| counts.marked >= expected || counts.failed() > 0);
+        let arrived = engine.wait(TIMEOUT, |counts| counts.marked >= expected || counts.failed() > 0);
         ensure!(arrived, "publication {sequence}: {} of {expected} deliveries came", engine.counts().marked);
     }
     let (after, client_after) = (server.cpu_us()?, own_cpu_us()?);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 
-use super::{Figure, Limit, OPENING_WINDOW, Options, PATIENCE, Running, Side, Want};
+use super::{Figure, Limit, OPENING_WINDOW, Options, Running, Side, TIMEOUT, Want};
 use crate::engine::{Goodbye, Pace};
 use crate::observe;
 use crate::protocol::Protocol;
@@ -59,7 +59,7 @@ pub(super) fn storm(options: &Options) -> anyhow::Result<Vec<Figure>> {
             let again = u64::from(connections) * 2;
             engine.drop_share(1.0, Goodbye::Reset);
             engine.open(Pace::Storm);
-            engine.wait(PATIENCE, |counts| counts.ready + counts.failed() >= again);
+            engine.wait(TIMEOUT, |counts| counts.ready + counts.failed() >= again);
             super::all_ready(&engine, connections)?;
             let queue = observe::queue_counters()?.since(queue_before);
             let ready = engine.collect(0).ready_us;
@@ -94,7 +94,7 @@ pub(super) fn spike(options: &Options) -> anyhow::Result<Vec<Figure>> {
             let server = Running::start(side, options, &Want::quiet(Protocol::Raw))?;
             let engine = super::clients(&server, Protocol::Raw, connections, 0, None)?;
             engine.open(Pace::Burst);
-            engine.wait(PATIENCE, |counts| counts.ready + counts.failed() >= u64::from(connections));
+            engine.wait(TIMEOUT, |counts| counts.ready + counts.failed() >= u64::from(connections));
             let counts = engine.counts();
             missing[side as usize] = f64::from(connections) - counts.ready_now() as f64;
             repeated[side as usize] = counts.retransmitted as f64;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 
-use super::{Figure, Limit, OPENING_WINDOW, Options, PATIENCE, Running, Side, Want};
+use super::{Figure, Limit, OPENING_WINDOW, Options, Running, Side, TIMEOUT, Want};
 use crate::engine::{Goodbye, Pace, Reply, Saying};
 use crate::protocol::Protocol;
 use crate::template::Template;
@@ -61,9 +61,9 @@ pub(super) fn run(options: &Options) -> anyhow::Result<Vec<Figure>> {
     for variant in VARIANTS {
         let (mut parked, mut anonymous, mut after, mut growth) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for round in 0..options.rounds_or(1) {
-            let mut results = [Held::default(); 2];
+            let mut results = [PerConnection::default(); 2];
             for side in Side::both(round) {
-                results[side as usize] = hold(side, options, &variant, connections)?;
+                results[side as usize] = measure(side, options, &variant, connections)?;
             }
             let [server, bare] = results;
             parked.push((server.parked, Some(bare.parked)));
@@ -81,13 +81,13 @@ pub(super) fn run(options: &Options) -> anyhow::Result<Vec<Figure>> {
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct Held {
+struct PerConnection {
     parked: f64,
     anonymous: f64,
     after: f64,
 }
 
-impl Held {
+impl PerConnection {
     fn after_by_before(self) -> f64 {
         self.after.max(COMPARED_BYTES_MIN) / self.parked.max(COMPARED_BYTES_MIN)
     }
@@ -99,7 +99,7 @@ fn padded(start: &str) -> String {
     format!("{start}{}\"}}", "x".repeat(IDENTIFIER_BYTES.saturating_sub(length + 2)))
 }
 
-fn hold(side: Side, options: &Options, variant: &Variant, connections: u32) -> anyhow::Result<Held> {
+fn measure(side: Side, options: &Options, variant: &Variant, connections: u32) -> anyhow::Result<PerConnection> {
     let identifier = variant.identifier.map(padded);
     let cookie = if variant.protocol == Protocol::ActionCable { COOKIE_BYTES } else { 0 };
     let server = Running::start(side, options, &Want::quiet(variant.protocol))?;
@@ -110,7 +110,7 @@ fn hold(side: Side, options: &Options, variant: &Variant, connections: u32) -> a
     super::open_to(&engine, warm_up, warm_up, Pace::Window(OPENING_WINDOW))?;
     say_large(&engine, 1, variant, identifier.as_deref(), warm_up)?;
     engine.drop_share(1.0, Goodbye::Reset);
-    engine.wait(PATIENCE, |counts| counts.ready_now() == 0);
+    engine.wait(TIMEOUT, |counts| counts.ready_now() == 0);
     super::pause(settle);
     let before = server.cost()?;
 
@@ -123,7 +123,7 @@ fn hold(side: Side, options: &Options, variant: &Variant, connections: u32) -> a
     super::all_ready(&engine, connections)?;
 
     let each = |now: u64, then: u64| (now as f64 - then as f64) / f64::from(connections);
-    Ok(Held {
+    Ok(PerConnection {
         parked: each(parked.rss_bytes, before.rss_bytes),
         anonymous: each(parked.anonymous_bytes, before.anonymous_bytes),
         after: each(after.rss_bytes, before.rss_bytes),
@@ -151,7 +151,7 @@ fn say_large(
     let before = engine.counts();
     engine.say(Saying { texts, reply, rounds: 1, at_once });
     let connections = u64::from(connections);
-    let done = engine.wait(PATIENCE, |counts| counts.said - before.said >= connections);
+    let done = engine.wait(TIMEOUT, |counts| counts.said - before.said >= connections);
     let counts = engine.counts();
     ensure!(
         done && counts.replies - before.replies == connections && counts.failed() == 0,

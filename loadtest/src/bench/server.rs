@@ -81,20 +81,37 @@ impl Running {
     }
 
     fn start_cableway(path: &Path, options: &Options, want: &Want) -> anyhow::Result<Self> {
+        let mut arguments = vec!["--backlog".to_owned(), options.backlog.to_string()];
+        if want.app.is_some() {
+            arguments.extend(["--rpc-concurrency".to_owned(), options.rpc_concurrency.to_string()]);
+        }
+        arguments.extend_from_slice(&options.server_args);
+        Self::launch(Command::new(path), arguments, want)
+    }
+
+    /// Starts Cableway through `launcher`: the binary, or what runs it.
+    pub(super) fn launch(
+        launcher: Command,
+        arguments: impl IntoIterator<Item = String>,
+        want: &Want,
+    ) -> anyhow::Result<Self> {
         let (address, publish) = (server::free_address()?, server::free_address()?);
-        let mut command = server::cableway(path, address.port(), publish.port());
-        command.args(["--public", "--echo-path", "/echo", "--backlog", &options.backlog.to_string()]);
+        let mut command = server::cableway(launcher, address.port(), publish.port());
+        command.args(["--public", "--echo-path", "/echo"]);
         command.args(["--ping-interval", &format!("{}s", want.ping_interval.as_secs())]);
         match &want.app {
-            Some(app) => {
-                command.args(["--rpc-host", app]);
-                command.args(["--rpc-concurrency", &options.rpc_concurrency.to_string()])
-            }
+            Some(app) => command.args(["--rpc-host", app]),
             None => command.args(["--norpc", "--noauth"]),
         };
-        let mut process = Process::spawn(command.args(&options.server_args))?;
-        process.await_door(address)?;
+        let mut process = Process::spawn(command.args(arguments))?;
+        process.await_accepting(address)?;
+        process.await_accepting(publish)?;
         Ok(Self { process, address, publish_url: format!("http://{publish}/_broadcast") })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
     }
 
     /// Its memory and CPU now.

@@ -155,7 +155,7 @@ impl Lane {
         let mut next_tick_ns = 0;
         loop {
             events.clear();
-            let timeout = Timespec::try_from(self.patience()).expect("at most a tick");
+            let timeout = Timespec::try_from(self.wait_at_most()).expect("at most a tick");
             match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&timeout)) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => panic!("epoll_wait on a descriptor of ours cannot fail: {error}"),
@@ -189,7 +189,7 @@ impl Lane {
     }
 
     /// How long the next turn may wait for events.
-    fn patience(&self) -> Duration {
+    fn wait_at_most(&self) -> Duration {
         let opening = self.opening.as_ref().is_some_and(|opening| match opening.pace {
             Pace::Window(window) => self.unfinished < window,
             Pace::Storm | Pace::Burst => true,

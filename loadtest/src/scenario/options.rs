@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use anyhow::{Context as _, ensure};
 use clap::Args;
 
-use crate::crew::Plan;
 use crate::fleet::{self, Fleet, FleetOptions};
 use crate::protocol::{Protocol, Target, json_string};
 use crate::publish::Credentials;
+use crate::workers::Plan;
 
 /// What every scenario needs to know.
 #[derive(Debug, Clone, Args)]

@@ -68,7 +68,7 @@ pub(super) fn run(
 fn open(load: &Load, run: &mut Run, findings: &mut Findings) -> anyhow::Result<()> {
     let pace = load.rate.map_or(Pace::Window(load.window.max(1)), Pace::Rate);
     let began_s = run.elapsed_s();
-    run.crew.open(pace)?;
+    run.workers.open(pace)?;
     let all = u64::from(load.connections);
     let retries = load.retry_after.is_some();
     let limit = Duration::from_secs_f64(load.timeout)
@@ -85,13 +85,13 @@ fn open(load: &Load, run: &mut Run, findings: &mut Findings) -> anyhow::Result<(
         }
         short || counts.ready_now() >= all || (!retries && counts.ready + counts.failed() >= all)
     })?;
-    if short && run.crew.counts().ready_now() < all {
+    if short && run.workers.counts().ready_now() < all {
         // Rather fewer connections than a kernel that ends processes to get memory.
-        run.crew.stop_opening()?;
+        run.workers.stop_opening()?;
         run.pause("stopping", SETTLE)?;
         findings.problem(format!("opening stopped: less than {} MiB of memory were left", load.leave_memory));
     }
-    let counts = run.crew.counts();
+    let counts = run.workers.counts();
     let took_s = run.elapsed_s() - began_s;
     findings.fact("opened", format!("{} of {all} in {took_s:.1} s", counts.ready_now()));
     findings.fact("rate", format!("{:.0} a second", counts.ready as f64 / took_s.max(1e-3)));
@@ -112,7 +112,7 @@ fn open(load: &Load, run: &mut Run, findings: &mut Findings) -> anyhow::Result<(
 
 /// Connections that are gone although nobody here let them go.
 fn all_stayed(run: &Run, findings: &mut Findings, lost_before: u64) {
-    let lost = run.crew.counts().lost - lost_before;
+    let lost = run.workers.counts().lost - lost_before;
     if lost > 0 {
         findings.problem(format!("{lost} connections were lost"));
     }
@@ -139,10 +139,10 @@ fn after_traffic(run: &mut Run) -> anyhow::Result<()> {
 }
 
 fn idle(run: &mut Run, findings: &mut Findings, hold: Duration) -> anyhow::Result<()> {
-    let before = run.crew.counts();
+    let before = run.workers.counts();
     let began_s = run.elapsed_s();
     run.pause("holding", hold)?;
-    let counts = run.crew.counts();
+    let counts = run.workers.counts();
     let held_s = run.elapsed_s() - began_s;
     findings.fact("held", format!("{} for {held_s:.0} s", counts.ready_now()));
     findings.fact("heartbeats received", format!("{:.0} a second", (counts.pings - before.pings) as f64 / held_s));
@@ -172,8 +172,8 @@ fn publish(
     let credentials = publishing.credentials()?;
     let urls = publishing.publish_urls.iter().chain(fleet.iter().flat_map(|fleet| &fleet.publish_urls));
     let mut publishers = urls.map(|url| Publisher::connect(url, &credentials)).collect::<anyhow::Result<Vec<_>>>()?;
-    let receivers = run.crew.counts().ready_now();
-    let before = run.crew.counts();
+    let receivers = run.workers.counts().ready_now();
+    let before = run.workers.counts();
     let start_ns = now_ns();
     let mut published = 0;
     for message in 0..publishing.messages {
@@ -206,7 +206,7 @@ fn publish(
     }
     run.pause("receiving", LINGER)?;
     let collected = run.collect(from + published)?;
-    let counts = run.crew.counts();
+    let counts = run.workers.counts();
     let lost = counts.lost_between() - before.lost_between() + collected.missing_at_end;
     let doubled = counts.duplicated - before.duplicated;
     let reordered = counts.reordered - before.reordered;
@@ -245,13 +245,13 @@ fn echo(
         Protocol::Pusher => (vec![format!(r#"{{"event":"pusher:ping","data":{}}}"#, json_string(text))], Reply::Pong),
         Protocol::Centrifugo => bail!("Centrifugo's clients have nothing to say that every server answers"),
     };
-    let before = run.crew.counts();
+    let before = run.workers.counts();
     let began_s = run.elapsed_s();
-    run.crew.say(texts, reply, rounds, at_once.max(1))?;
+    run.workers.say(texts, reply, rounds, at_once.max(1))?;
     let ready = before.ready_now();
     let limit = Duration::from_secs_f64(load.timeout * f64::from(rounds.max(1)));
     let ended = run.wait("saying", limit, |counts| counts.said - before.said >= ready)?;
-    let replies = run.crew.counts().replies - before.replies;
+    let replies = run.workers.counts().replies - before.replies;
     let expected = u64::from(rounds) * ready;
     let took_s = run.elapsed_s() - began_s;
     findings.fact("replies", format!("{replies} of {expected}, {:.0} a second", replies as f64 / took_s.max(1e-3)));
@@ -265,11 +265,11 @@ fn echo(
 }
 
 fn storm(load: &Load, run: &mut Run, findings: &mut Findings, share: f64, goodbye: Goodbye) -> anyhow::Result<()> {
-    let before = run.crew.counts();
+    let before = run.workers.counts();
     let queue_before = observe::queue_counters()?;
     run.watch_calls(true);
-    run.crew.drop_share(share.clamp(0.0, 1.0), goodbye)?;
-    run.crew.open(Pace::Storm)?;
+    run.workers.drop_share(share.clamp(0.0, 1.0), goodbye)?;
+    run.workers.open(Pace::Storm)?;
     let all = u64::from(load.connections);
     let retries = load.retry_after.is_some();
     run.wait("returning", Duration::from_secs_f64(load.timeout), |counts| {
@@ -278,7 +278,7 @@ fn storm(load: &Load, run: &mut Run, findings: &mut Findings, share: f64, goodby
         let failed = if retries { 0 } else { counts.failed() - before.failed() };
         dropped > 0 && counts.ready_now() + failed >= all && back + failed >= dropped
     })?;
-    let counts = run.crew.counts();
+    let counts = run.workers.counts();
     let queue = observe::queue_counters()?.since(queue_before);
     let ready = run.collect(0)?.ready_us;
     let at = |quantile: f64| ready.value_at_quantile(quantile) as f64 / 1e6;
@@ -339,14 +339,14 @@ fn slow(
 ) -> anyhow::Result<()> {
     let all_fast = publish(load, fleet, run, findings, publishing, 0, true)?;
     findings.latencies.push(Latency::new("publish to receipt, nobody slow", &all_fast.delivery_us));
-    run.crew.slow(share.clamp(0.0, 1.0), read_rate)?;
-    let before = run.crew.counts();
+    run.workers.slow(share.clamp(0.0, 1.0), read_rate)?;
+    let before = run.workers.counts();
     let some_slow = publish(load, fleet, run, findings, publishing, publishing.messages, false)?;
     findings.latencies.push(Latency::new("publish to receipt, with slow readers", &some_slow.delivery_us));
     run.snapshot("with slow readers")?;
-    run.crew.slow(0.0, 0)?;
+    run.workers.slow(0.0, 0)?;
     run.pause("catching up", SETTLE)?;
-    let lost = run.crew.counts().lost - before.lost;
+    let lost = run.workers.counts().lost - before.lost;
     let slow_ones = (f64::from(load.connections) * share).round() as u64;
     findings.fact("slow clients that the server let go", format!("{lost} of {slow_ones}"));
     if lost > slow_ones {
@@ -363,18 +363,18 @@ fn churn(
     share: f64,
     goodbye: Goodbye,
 ) -> anyhow::Result<()> {
-    let before = run.crew.counts();
+    let before = run.workers.counts();
     let began_s = run.elapsed_s();
     while run.elapsed_s() - began_s < seconds {
-        run.crew.drop_share(share.clamp(0.0, 1.0), goodbye)?;
-        run.crew.open(Pace::Window(load.window.max(1)))?;
+        run.workers.drop_share(share.clamp(0.0, 1.0), goodbye)?;
+        run.workers.open(Pace::Window(load.window.max(1)))?;
         if run.pause("churning", Duration::from_secs(1))? == Ended::Interrupted {
             return Ok(());
         }
     }
     let all = u64::from(load.connections);
     run.wait("churning", Duration::from_secs_f64(load.timeout), |counts| counts.ready_now() >= all)?;
-    let counts = run.crew.counts();
+    let counts = run.workers.counts();
     findings.fact("came and went", (counts.ended - before.ended).to_string());
     run.pause("settling", SETTLE)?;
     run.snapshot("after churn")?;
@@ -382,7 +382,7 @@ fn churn(
         findings.problem(format!("{} of {all} are back", counts.ready_now()));
     }
     all_stayed(run, findings, before.lost);
-    run.crew.drop_share(1.0, Goodbye::Close)?;
+    run.workers.drop_share(1.0, Goodbye::Close)?;
     run.wait("leaving", SETTLE, |counts| counts.ready_now() == 0)?;
     run.pause("settling", SETTLE)?;
     run.snapshot("everybody gone")?;

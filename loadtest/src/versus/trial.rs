@@ -29,7 +29,7 @@ const LARGE_AT_ONCE: u32 = 64;
 const PUBLISHED_BYTES: usize = 100;
 
 /// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(90);
+const TIMEOUT: Duration = Duration::from_secs(90);
 
 /// After the last publication, for a copy too many to arrive.
 const LINGER: Duration = Duration::from_millis(500);
@@ -105,7 +105,7 @@ fn steps(
 
     let warm_up = WARM_UP.min(connections);
     engine.open_below(warm_up, opening);
-    engine.wait(PATIENCE, |counts| counts.ready + counts.failed() >= u64::from(warm_up));
+    engine.wait(TIMEOUT, |counts| counts.ready + counts.failed() >= u64::from(warm_up));
     ensure!(engine.counts().ready > 0, "nobody got ready: {}", engine.counts().failure_words());
     if let Some(publish) = &description.publish {
         let mut publisher = Publisher::connect(&publish.url, &publish.credentials()?)?;
@@ -124,7 +124,7 @@ fn steps(
     let (cpu, began, failed) = (Cpu::now(running)?, Instant::now(), engine.counts().failed());
     engine.open(opening);
     let all = u64::from(connections);
-    engine.wait(PATIENCE, |counts| counts.ready_now() + counts.failed() - failed >= all);
+    engine.wait(TIMEOUT, |counts| counts.ready_now() + counts.failed() - failed >= all);
     let took_s = began.elapsed().as_secs_f64();
     let used = cpu.since(running)?;
     let ready = engine.counts().ready_now();
@@ -192,7 +192,7 @@ fn clients(running: &Running, connections: u32) -> anyhow::Result<Engine> {
 
 fn leave(engine: &Engine) -> anyhow::Result<()> {
     engine.drop_share(1.0, Goodbye::Reset);
-    ensure!(engine.wait(PATIENCE, |counts| counts.ready_now() == 0), "the clients do not leave");
+    ensure!(engine.wait(TIMEOUT, |counts| counts.ready_now() == 0), "the clients do not leave");
     Ok(())
 }
 
@@ -216,7 +216,7 @@ fn publications(
         publisher.post(&publish.body.replace("{mark}", &mark)).context("a publication was refused")?;
     }
     let expected = u64::from(messages) * receivers;
-    engine.wait(PATIENCE, |counts| counts.marked - before.marked + counts.lost - before.lost >= expected);
+    engine.wait(TIMEOUT, |counts| counts.marked - before.marked + counts.lost - before.lost >= expected);
     std::thread::sleep(LINGER);
     let (used, seconds) = (cpu.since(running)?, began.elapsed().as_secs_f64());
     let (counts, collected) = (engine.counts(), engine.collect(messages));
@@ -240,7 +240,7 @@ fn say_large(engine: &Engine, say: &Say, connections: u32, at_once: u32) -> u64 
     let before = engine.counts();
     engine.say(Saying { texts, reply: say.reply, rounds: 1, at_once });
     let expected = u64::from(connections).min(before.ready_now());
-    engine.wait(PATIENCE, |counts| counts.said - before.said >= expected);
+    engine.wait(TIMEOUT, |counts| counts.said - before.said >= expected);
     expected.saturating_sub(engine.counts().replies - before.replies)
 }
 
@@ -249,7 +249,7 @@ fn storm(engine: &Engine, all: u64, figures: &mut Figures) -> anyhow::Result<()>
     engine.collect(0);
     engine.drop_share(1.0, Goodbye::Reset);
     engine.open(Pace::Storm);
-    engine.wait(PATIENCE, |counts| {
+    engine.wait(TIMEOUT, |counts| {
         counts.ended - before.ended >= all && counts.ready_now() + counts.failed() - before.failed() >= all
     });
     let counts = engine.counts();

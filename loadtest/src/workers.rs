@@ -32,7 +32,7 @@ const DESCRIPTORS_RESERVED: u64 = 64;
 const REPORT_EVERY: Duration = Duration::from_millis(200);
 
 /// How long a worker may take to answer.
-const WORKER_PATIENCE: Duration = Duration::from_secs(30);
+const WORKER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What all clients of a run have in common, as it travels to a worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -117,7 +117,7 @@ enum Report {
 }
 
 /// All clients of a run.
-pub struct Crew {
+pub struct Workers {
     members: Members,
 }
 
@@ -133,7 +133,7 @@ struct Worker {
     collected: Receiver<Collected>,
 }
 
-impl Crew {
+impl Workers {
     /// Prepares the clients; `processes` 1 keeps them in this process.
     pub fn start(plan: &Plan, processes: u32) -> anyhow::Result<Self> {
         if processes <= 1 {
@@ -155,11 +155,11 @@ impl Crew {
             })
             .collect::<anyhow::Result<_>>()
             .context("cannot start a worker process")?;
-        let mut crew = Self { members: Members::Processes(workers) };
+        let mut workers = Self { members: Members::Processes(workers) };
         // Once all have answered, they are as large as they are without connections: what is measured from here on is
         // what connections cost.
-        crew.collect(0)?;
-        Ok(crew)
+        workers.collect(0)?;
+        Ok(workers)
     }
 
     /// How many processes the clients live in.
@@ -234,7 +234,7 @@ impl Crew {
                 order_all(workers, &Order::Collect { expected })?;
                 let mut all = Collected::empty();
                 for worker in workers {
-                    all.add(&worker.collected.recv_timeout(WORKER_PATIENCE).context("a worker process is gone")?);
+                    all.add(&worker.collected.recv_timeout(WORKER_TIMEOUT).context("a worker process is gone")?);
                 }
                 Ok(all)
             }
