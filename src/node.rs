@@ -4,13 +4,18 @@
 //! with a tokio runtime, and the wires between: answers into inboxes, publications into all inboxes, sockets
 //! that turned out to be HTTP from shards to the HTTP server.
 
-mod boot;
+mod boot_log;
 mod capacity;
+mod dead_peers;
 mod followers;
+mod listeners;
+mod metrics;
 mod observe;
 mod publish;
+mod readiness;
 mod services;
 mod settings;
+mod warnings;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -25,14 +30,15 @@ use tokio::time::Instant;
 
 use crate::backend::{Backend, BackendError};
 use crate::broadcast::Broadcast;
-use crate::config::{Config, ListenOn, Secrets};
-use crate::http::{HttpMetrics, HttpServer, Routes};
+use crate::config::{Config, Secrets};
+use crate::http::{HttpMetrics, HttpServer};
 use crate::model::Answer;
 use crate::os::clock::Clock;
-use crate::os::{limits, listener};
+use crate::os::limits;
 use crate::shard::{self, Epoll, EpollSettings, Inbox, Message, Shard, ShardMetrics};
 
 use capacity::Capacity;
+use listeners::{bind_shards, listen};
 use observe::Observer;
 use publish::Pipeline;
 use services::{NodeServices, Shared};
@@ -100,7 +106,7 @@ impl Node {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let shards = if config.server.acceptors == 0 { cores } else { usize::from(config.server.acceptors) };
         let capacity = Capacity::find(&config, open_files, shards);
-        boot::first_lines(open_files, shards, file);
+        boot_log::first_lines(open_files, shards, file);
 
         let mut of_shards = bind_shards(&config, shards)?;
         let address = of_shards[0][0].local_addr()?;
@@ -188,7 +194,7 @@ impl Node {
         drop(ready);
         let _ = all_ready.recv();
         observer.watch(runtime.handle());
-        boot::facts(&config, &secrets, &capacity, &backend, address, &shard_settings.router);
+        boot_log::facts(&config, &secrets, &capacity, &backend, address, &shard_settings.router);
         Ok(Node {
             config,
             runtime,
@@ -283,47 +289,4 @@ fn calls_thread() -> io::Result<Handle> {
     let run = move || runtime.block_on(std::future::pending::<()>());
     thread::Builder::new().name("calls".into()).spawn(run)?;
     Ok(handle)
-}
-
-/// Binds one listener for each shard on each address of the host; port 0 is chosen once.
-fn bind_shards(config: &Config, shards: usize) -> Result<Vec<Vec<TcpListener>>, StartError> {
-    let host = &config.server.host;
-    let refused = |port: u16| {
-        let address = format!("{host}:{port}");
-        move |source| StartError::Listen { address, what: "WebSockets", source }
-    };
-    let mut port = config.server.port;
-    let mut of_shards: Vec<Vec<TcpListener>> = (0..shards).map(|_| Vec::new()).collect();
-    for mut address in boot::resolve(host).map_err(refused(port))? {
-        for listeners in &mut of_shards {
-            address.set_port(port);
-            let bound = listener::bind(address, &settings::listener(config)).map_err(refused(port))?;
-            port = bound.local_addr().map_err(refused(port))?.port();
-            listeners.push(bound);
-        }
-    }
-    Ok(of_shards)
-}
-
-/// Listens for ordinary HTTP on a port of its own.
-fn listen(
-    runtime: &Runtime,
-    place: &ListenOn,
-    routes: Routes,
-    limits: &crate::http::Limits,
-    metrics: &Arc<HttpMetrics>,
-) -> Result<HttpServer, StartError> {
-    let ListenOn::Own { host, port } = place else { unreachable!("the main port has its own way in") };
-    let refused = |source| StartError::Listen { address: format!("{host}:{port}"), what: "HTTP", source };
-    let server = HttpServer::new(routes, limits.clone(), Arc::clone(metrics));
-    for mut address in boot::resolve(host).map_err(refused)? {
-        address.set_port(*port);
-        let _runtime = runtime.enter();
-        let listener = TcpListener::bind(address).map_err(refused)?;
-        listener.set_nonblocking(true).map_err(refused)?;
-        let listener = tokio::net::TcpListener::from_std(listener).map_err(refused)?;
-        let server = server.clone();
-        runtime.spawn(async move { server.listen(listener).await });
-    }
-    Ok(server)
 }
