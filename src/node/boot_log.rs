@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::backend::{Backend, TransportKind};
 use crate::config::{Config, ListenOn, Secrets};
 use crate::identity::StreamRouter;
+use crate::model::Scheme;
 use crate::os::limits;
 
 use super::capacity::Capacity;
@@ -13,6 +14,23 @@ use super::dead_peers;
 
 /// Below this many open files the log warns: the system's default of 1024 is a mistake for this kind of server.
 const OPEN_FILES_WANTED: u64 = 65_536;
+
+/// The main port, for URLs.
+#[derive(Clone, Copy)]
+pub(super) struct Main {
+    pub address: SocketAddr,
+    pub scheme: Scheme,
+}
+
+impl Main {
+    /// The URL of ordinary HTTP there or on a port of its own, which is never encrypted.
+    fn at(self, place: &ListenOn, path: &str) -> String {
+        match place {
+            ListenOn::Main => format!("{}://{}{path}", self.scheme.http(), self.address),
+            ListenOn::Own { host, port } => format!("{}://{host}:{port}{path}", Scheme::Plain.http()),
+        }
+    }
+}
 
 /// Name, version, pid, open-file limit, shards; tools read the limit out of it. Then the configuration file, if any.
 pub(super) fn first_lines(open_files: u64, shards: usize, file: Option<&Path>) {
@@ -29,7 +47,7 @@ pub(super) fn facts(
     secrets: &Secrets,
     capacity: &Capacity,
     backend: &Backend,
-    address: SocketAddr,
+    main: Main,
     router: &StreamRouter,
 ) {
     machine(config, capacity);
@@ -42,9 +60,9 @@ pub(super) fn facts(
         tracing::info!("HTTP RPC key: derived from the secret");
     }
     let key = if secrets.broadcast.is_some() { "key needed" } else { "NO key needed" };
-    tracing::info!("broadcasts: {} (HTTP, {key})", at(&config.broadcast_on(), address, &config.broadcast.http_path));
+    tracing::info!("broadcasts: {} (HTTP, {key})", main.at(&config.broadcast_on(), &config.broadcast.http_path));
     tracing::info!("app: {}", backend.describe());
-    endpoints(config, secrets, address);
+    endpoints(config, secrets, main);
 }
 
 fn machine(config: &Config, capacity: &Capacity) {
@@ -91,30 +109,25 @@ fn doors(config: &Config, secrets: &Secrets, router: &StreamRouter) {
     }
 }
 
-fn endpoints(config: &Config, secrets: &Secrets, address: SocketAddr) {
+fn endpoints(config: &Config, secrets: &Secrets, main: Main) {
+    let Main { address, scheme } = main;
+    let (http, ws) = (scheme.http(), scheme.ws());
     for path in &config.ws.paths {
-        tracing::info!("WebSockets: ws://{address}{path}");
+        tracing::info!("WebSockets: {ws}://{address}{path}");
     }
     if let Some(path) = &config.ws.echo_path {
-        tracing::info!("echo: ws://{address}{path}");
+        tracing::info!("echo: {ws}://{address}{path}");
     }
-    tracing::info!("health: http://{address}{}", config.server.health_path);
+    tracing::info!("health: {http}://{address}{}", config.server.health_path);
     if let Some(path) = &config.server.ready_path {
-        tracing::info!("readiness: http://{address}{path}");
+        tracing::info!("readiness: {http}://{address}{path}");
     }
     if secrets.api_on {
         let key = if secrets.api.is_some() { "key needed" } else { "NO key needed" };
-        tracing::info!("API: {} ({key})", at(&config.api_on(), address, &config.api.path));
+        tracing::info!("API: {} ({key})", main.at(&config.api_on(), &config.api.path));
     }
     match &config.metrics.http_path {
-        Some(path) => tracing::info!("metrics: {}", at(&config.metrics_on(), address, path)),
+        Some(path) => tracing::info!("metrics: {}", main.at(&config.metrics_on(), path)),
         None => tracing::info!("metrics: off"),
-    }
-}
-
-fn at(place: &ListenOn, main: SocketAddr, path: &str) -> String {
-    match place {
-        ListenOn::Main => format!("http://{main}{path}"),
-        ListenOn::Own { host, port } => format!("http://{host}:{port}{path}"),
     }
 }

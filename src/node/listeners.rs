@@ -2,12 +2,11 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
-use std::sync::Arc;
 
 use tokio::runtime::Runtime;
 
 use crate::config::{Config, ListenOn};
-use crate::http::{HttpMetrics, HttpServer, Routes};
+use crate::http::HttpServer;
 use crate::os::listener;
 
 use super::{StartError, settings};
@@ -53,25 +52,35 @@ pub(super) fn bind_shards(config: &Config, shards: usize) -> Result<Vec<Vec<TcpL
     Ok(of_shards)
 }
 
-/// Listens for ordinary HTTP on a port of its own.
-pub(super) fn listen(
-    runtime: &Runtime,
-    place: &ListenOn,
-    routes: Routes,
-    limits: &crate::http::Limits,
-    metrics: &Arc<HttpMetrics>,
-) -> Result<HttpServer, StartError> {
-    let ListenOn::Own { host, port } = place else { unreachable!("the main port has its own way in") };
-    let refused = |source| StartError::Listen { address: format!("{host}:{port}"), what: "HTTP", source };
-    let server = HttpServer::new(routes, limits.clone(), Arc::clone(metrics));
-    for mut address in resolve(host).map_err(refused)? {
-        address.set_port(*port);
-        let _runtime = runtime.enter();
-        let listener = TcpListener::bind(address).map_err(refused)?;
-        listener.set_nonblocking(true).map_err(refused)?;
-        let listener = tokio::net::TcpListener::from_std(listener).map_err(refused)?;
-        let server = server.clone();
-        runtime.spawn(async move { server.listen(listener).await });
+/// A port of its own for ordinary HTTP, bound, and the server for it.
+pub(super) struct HttpPort {
+    pub listeners: Vec<TcpListener>,
+    pub server: HttpServer,
+}
+
+impl HttpPort {
+    /// Binds a listener on each address of the host.
+    pub(super) fn bind(place: &ListenOn, server: HttpServer) -> Result<HttpPort, StartError> {
+        let ListenOn::Own { host, port } = place else { unreachable!("the main port has its own way in") };
+        let refused = |source| StartError::Listen { address: format!("{host}:{port}"), what: "HTTP", source };
+        let mut listeners = Vec::new();
+        for mut address in resolve(host).map_err(refused)? {
+            address.set_port(*port);
+            let listener = TcpListener::bind(address).map_err(refused)?;
+            listener.set_nonblocking(true).map_err(refused)?;
+            listeners.push(listener);
+        }
+        Ok(HttpPort { listeners, server })
     }
-    Ok(server)
+
+    /// Accepts from now on, on the runtime; gives the server.
+    pub(super) fn serve(self, runtime: &Runtime) -> io::Result<HttpServer> {
+        let _runtime = runtime.enter();
+        for listener in self.listeners {
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            let server = self.server.clone();
+            runtime.spawn(async move { server.listen(listener).await });
+        }
+        Ok(self.server)
+    }
 }

@@ -14,9 +14,9 @@ use crate::os::process;
 use crate::shard::ShardMetrics;
 
 use super::capacity::Capacity;
+use super::counts::Counts;
 use super::metrics::Measured;
 use super::publish::Pipeline;
-use super::services::Shared;
 
 /// Where everything that is observed lives.
 pub(super) struct Parts {
@@ -26,7 +26,7 @@ pub(super) struct Parts {
     pub shards: Arc<[Arc<ShardMetrics>]>,
     pub http: Arc<HttpMetrics>,
     pub backend: Arc<Backend>,
-    pub shared: Arc<Shared>,
+    pub counts: Arc<Counts>,
     pub broadcast: Arc<Broadcast>,
     pub pipeline: Arc<Pipeline>,
     pub listeners: Arc<Mutex<Vec<TcpListener>>>,
@@ -79,7 +79,7 @@ impl Observer {
         let sum = |read: fn(&ShardMetrics) -> u64| self.parts.shards.iter().map(|shard| read(shard)).sum::<u64>();
         Facts {
             clients: sum(|shard| shard.counters.clients_num.get().max(0) as u64),
-            websockets: self.parts.shared.open(),
+            websockets: self.parts.counts.open(),
             capacity: self.parts.capacity.clients,
             resident_bytes: process::resident_bytes().unwrap_or(0),
             resident_bytes_at_boot: self.booted_with.load(Relaxed),

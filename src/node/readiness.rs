@@ -16,7 +16,7 @@ const PROBE_EVERY: Duration = Duration::from_secs(2);
 impl Observer {
     /// What must be true for this server to get new clients.
     pub(super) fn checks(&self) -> Vec<Check> {
-        let open = self.parts.shared.open();
+        let open = self.parts.counts.open();
         vec![
             Check { name: "not_draining", ok: !self.parts.draining.load(Relaxed) },
             Check { name: "backend_reachable", ok: self.backend_reachable.load(Relaxed) },
