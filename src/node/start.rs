@@ -229,7 +229,7 @@ mod tests {
     use std::fs::{self, File};
     use std::os::fd::OwnedFd;
     use std::sync::PoisonError;
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use crate::config::ListenOn;
 
@@ -262,11 +262,12 @@ mod tests {
         names
     }
 
-    /// A thread that was joined may be listed for a moment longer.
-    fn no_thread_is_left() {
-        let until = Instant::now() + SOON;
-        while !threads().is_empty() {
-            assert!(Instant::now() < until, "{:?}", threads());
+    /// A thread that was joined may be listed for a moment longer, and one that was just started gives itself its name.
+    fn threads_become(expected: &[&str]) {
+        let clock = Clock::start();
+        let begun = clock.now().mono;
+        while threads() != expected {
+            assert!(clock.now().mono - begun < SOON, "{:?}", threads());
             thread::yield_now();
         }
     }
@@ -289,7 +290,7 @@ mod tests {
         config.metrics.port = taken.local_addr().unwrap().port();
         let error = Node::start(config, None, None).err().expect("the port is taken");
         assert!(matches!(error, StartError::Listen { what: "HTTP", .. }), "{error}");
-        no_thread_is_left();
+        threads_become(&[]);
         TcpListener::bind(main).expect("nobody listens there any more");
     }
 
@@ -308,7 +309,7 @@ mod tests {
         let bad = HttpPort { listeners: vec![file], server: assembly.main_http.clone() };
         assembly.http_ports = vec![good, bad];
         assert!(matches!(assembly.start().err(), Some(StartError::Machine(_))));
-        no_thread_is_left();
+        threads_become(&[]);
         for address in [main, own] {
             TcpListener::bind(address).expect("nobody listens there any more");
         }
@@ -318,15 +319,10 @@ mod tests {
     fn a_node_that_is_dropped_takes_all_threads_and_ports_down() {
         let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let node = assembly().start().unwrap();
-        // A thread gives itself its name, so one that has just started may not have it yet.
-        let until = Instant::now() + SOON;
-        while threads() != ["calls", "http", "shard-0", "shard-1"] {
-            assert!(Instant::now() < until, "{:?}", threads());
-            thread::yield_now();
-        }
+        threads_become(&["calls", "http", "shard-0", "shard-1"]);
         let main = node.address();
         drop(node);
-        no_thread_is_left();
+        threads_become(&[]);
         TcpListener::bind(main).expect("nobody listens there any more");
     }
 }
