@@ -1,12 +1,8 @@
 //! What the node does for its shards.
 
-use std::hash::BuildHasher;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use dashmap::DashMap;
-use foldhash::fast::RandomState;
 use tokio::runtime::Handle;
 
 use crate::backend::Backend;
@@ -16,59 +12,18 @@ use crate::hub::StreamKey;
 use crate::model::{Call, Publication, Question, Reply, Request, Sid, SlotKey};
 use crate::shard::{Services, Socket};
 
+use super::counts::Counts;
 use super::publish::Pipeline;
 
-/// What all shards of a node share.
+/// What all shards of a node share. Nothing in it holds it in turn, so it goes with the last shard.
 pub(super) struct Shared {
-    backend: Arc<Backend>,
-    broadcast: Arc<Broadcast>,
-    pipeline: Arc<Pipeline>,
-    http: Arc<OnceLock<HttpServer>>,
-    runtime: Handle,
-    open: AtomicU64,
-    open_max: u64,
-    /// On how many shards there are sessions with these connection identifiers, by 48 bits of their hash: with a
-    /// million identities, one run in 500 counts a single one too few. An entry is 8 bytes.
-    identities: DashMap<[u8; 6], u16, RandomState>,
-    hasher: RandomState,
-}
-
-impl Shared {
-    pub fn new(
-        backend: Arc<Backend>,
-        broadcast: Arc<Broadcast>,
-        pipeline: Arc<Pipeline>,
-        http: Arc<OnceLock<HttpServer>>,
-        runtime: Handle,
-        open_max: u64,
-    ) -> Shared {
-        Shared {
-            backend,
-            broadcast,
-            pipeline,
-            http,
-            runtime,
-            open: AtomicU64::new(0),
-            open_max,
-            identities: DashMap::with_hasher(RandomState::default()),
-            hasher: RandomState::default(),
-        }
-    }
-
-    /// WebSockets that are open.
-    pub fn open(&self) -> u64 {
-        self.open.load(Relaxed)
-    }
-
-    /// Distinct connection identifiers.
-    pub fn identities(&self) -> usize {
-        self.identities.len()
-    }
-
-    fn identity(&self, identifiers: &str) -> [u8; 6] {
-        let [hash @ .., _, _] = self.hasher.hash_one(identifiers).to_le_bytes();
-        hash
-    }
+    pub backend: Arc<Backend>,
+    pub broadcast: Arc<Broadcast>,
+    pub pipeline: Arc<Pipeline>,
+    pub counts: Arc<Counts>,
+    /// Serves sockets that turned out to be ordinary HTTP, on `runtime`.
+    pub http: HttpServer,
+    pub runtime: Handle,
 }
 
 /// One shard's end of it.
@@ -109,37 +64,27 @@ impl Services<Socket> for NodeServices {
     }
 
     fn identity_came(&mut self, identifiers: &str) {
-        let identity = self.shared.identity(identifiers);
-        *self.shared.identities.entry(identity).or_default() += 1;
+        self.shared.counts.identity_came(identifiers);
     }
 
     fn identity_left(&mut self, identifiers: &str) {
-        if let dashmap::Entry::Occupied(mut entry) = self.shared.identities.entry(self.shared.identity(identifiers)) {
-            *entry.get_mut() -= 1;
-            if *entry.get() == 0 {
-                entry.remove();
-            }
-        }
+        self.shared.counts.identity_left(identifiers);
     }
 
     fn try_open(&mut self) -> bool {
-        let fits = self.shared.open.fetch_add(1, Relaxed) < self.shared.open_max;
-        if !fits {
-            self.shared.open.fetch_sub(1, Relaxed);
-        }
-        fits
+        self.shared.counts.try_open()
     }
 
     fn reopened(&mut self) {
-        self.shared.open.fetch_add(1, Relaxed);
+        self.shared.counts.reopened();
     }
 
     fn closed(&mut self) {
-        self.shared.open.fetch_sub(1, Relaxed);
+        self.shared.counts.closed();
     }
 
     fn serve_http(&mut self, socket: Socket, _peer: SocketAddr, read: Vec<u8>) -> Result<(), Socket> {
-        let Some(http) = self.shared.http.get().cloned() else { return Err(socket) };
+        let http = self.shared.http.clone();
         let stream = socket.into_stream();
         // The server bounds how many it serves and turns the others away at once.
         self.shared.runtime.spawn(async move {

@@ -8,11 +8,12 @@ use crate::config::{Config, Disconnect, ListenOn, Rpc, RpcImplementation, Secret
 use crate::http::{self, Cors, MetricsRoute, PublishRoute, ReadyRoute, Routes};
 use crate::hub::StreamHasher;
 use crate::identity::{Jwt, Secret, StreamRouter, StreamSettings};
+use crate::model::Scheme;
 use crate::os::listener::{Keepalive, ListenerOptions};
 use crate::proto::frame::Limits;
 use crate::proto::handshake::{HEAD_BYTES_MAX, Origins, PathPattern, Rules};
 use crate::session;
-use crate::shard::{self, ProxyRules, SCRATCH_BYTES, Tokens};
+use crate::shard::{self, ListenerSettings, ProxyRules, SCRATCH_BYTES, Tokens};
 
 use super::StartError;
 use super::observe::Observer;
@@ -58,7 +59,8 @@ fn secret(key: &Option<String>) -> Option<Secret> {
     key.as_deref().and_then(Secret::new)
 }
 
-pub(super) fn shard(config: &Config, secrets: &Secrets) -> Result<shard::Settings, StartError> {
+/// For the shards, each of which has so many listeners.
+pub(super) fn shard(config: &Config, secrets: &Secrets, listeners: usize) -> Result<shard::Settings, StartError> {
     let path =
         |text: &String| PathPattern::parse(text).map_err(|error| StartError::Setting(format!("{text}: {error}")));
     let jwt = secret(&secrets.jwt).map(|secret| Jwt { secret, enforce: config.jwt.enforce });
@@ -69,7 +71,8 @@ pub(super) fn shard(config: &Config, secrets: &Secrets) -> Result<shard::Setting
     };
     let token_param = jwt.is_some().then(|| config.jwt.param.clone());
     Ok(shard::Settings {
-        listeners: Vec::new(),
+        // All alike: `bind_shards` makes one for each address of the host.
+        listeners: vec![ListenerSettings { scheme: Scheme::Plain }; listeners],
         stream_hasher: StreamHasher::new(rand::random()),
         handshake: Rules {
             cable_paths: config.ws.paths.iter().map(path).collect::<Result<_, _>>()?,

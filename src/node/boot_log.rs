@@ -1,0 +1,133 @@
+//! The boot log: what this server is, what it can hold, and where to find it. One fact a line.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use crate::backend::{Backend, TransportKind};
+use crate::config::{Config, ListenOn, Secrets};
+use crate::identity::StreamRouter;
+use crate::model::Scheme;
+use crate::os::limits;
+
+use super::capacity::Capacity;
+use super::dead_peers;
+
+/// Below this many open files the log warns: the system's default of 1024 is a mistake for this kind of server.
+const OPEN_FILES_WANTED: u64 = 65_536;
+
+/// The main port, for URLs.
+#[derive(Clone, Copy)]
+pub(super) struct Main {
+    pub address: SocketAddr,
+    pub scheme: Scheme,
+}
+
+impl Main {
+    /// The URL of ordinary HTTP there or on a port of its own, which is never encrypted.
+    fn at(self, place: &ListenOn, path: &str) -> String {
+        match place {
+            ListenOn::Main => format!("{}://{}{path}", self.scheme.http(), self.address),
+            ListenOn::Own { host, port } => format!("{}://{host}:{port}{path}", Scheme::Plain.http()),
+        }
+    }
+}
+
+/// Name, version, pid, open-file limit, shards; tools read the limit out of it. Then the configuration file, if any.
+pub(super) fn first_lines(open_files: u64, shards: usize, file: Option<&Path>) {
+    let (version, pid) = (env!("CARGO_PKG_VERSION"), std::process::id());
+    tracing::info!("Starting Cableway {version} (pid: {pid}, open file limit: {open_files}, shards: {shards})");
+    if let Some(file) = file {
+        tracing::info!("configuration file: {}", file.display());
+    }
+}
+
+/// Everything else, in the order of `contracts/ops.md` section 1.
+pub(super) fn facts(
+    config: &Config,
+    secrets: &Secrets,
+    capacity: &Capacity,
+    backend: &Backend,
+    main: Main,
+    router: &StreamRouter,
+) {
+    machine(config, capacity);
+    doors(config, secrets, router);
+    tracing::info!("broker: none (no history, no session restore, no presence)");
+    if secrets.broadcast_derived {
+        tracing::info!("broadcast key: derived from the secret");
+    }
+    if secrets.http_rpc_derived && backend.transport() == Some(TransportKind::Http) {
+        tracing::info!("HTTP RPC key: derived from the secret");
+    }
+    let key = if secrets.broadcast.is_some() { "key needed" } else { "NO key needed" };
+    tracing::info!("broadcasts: {} (HTTP, {key})", main.at(&config.broadcast_on(), &config.broadcast.http_path));
+    tracing::info!("app: {}", backend.describe());
+    endpoints(config, secrets, main);
+}
+
+fn machine(config: &Config, capacity: &Capacity) {
+    let Capacity { clients, reserve, bound_by, .. } = capacity;
+    tracing::info!(
+        "capacity: {clients} clients, bound by {bound_by}; one descriptor each ({} if each were passed through to a \
+         backend socket), {reserve} kept for everything else",
+        clients / 2,
+    );
+    if clients + reserve < OPEN_FILES_WANTED && config.server.max_conn == 0 {
+        tracing::warn!(
+            "this process holds {clients} clients at most: raise the open-file limit (LimitNOFILE= in the systemd \
+             unit, nofile in limits.d, --ulimit nofile= of a container)"
+        );
+    }
+    let backlog = config.tcp.backlog;
+    match limits::somaxconn() {
+        Some(max) if max < backlog => tracing::warn!(
+            "accept queue: {max} a shard, not {backlog}: the kernel clamps it to net.core.somaxconn; raise that \
+             (deploy/sysctl.d/90-cableway.conf) or lower --backlog"
+        ),
+        _ => tracing::info!("accept queue: {backlog} connections a shard"),
+    }
+    dead_peers::log(config);
+}
+
+fn doors(config: &Config, secrets: &Secrets, router: &StreamRouter) {
+    if config.app.public {
+        tracing::warn!("public mode: no authentication, public streams, and anybody may broadcast");
+    }
+    if secrets.jwt.is_some() {
+        let enforced =
+            if config.jwt.enforce { "every client needs one" } else { "clients without one are asked about" };
+        tracing::info!("tokens: parameter {:?}, {enforced}", config.jwt.param);
+    }
+    if config.app.noauth {
+        tracing::warn!("authentication is off: every client without a token is let in");
+    }
+    let signed = if secrets.streams.is_some() { "signed" } else { "no signed (there is no secret)" };
+    let public = if config.streams.public { "public" } else { "no public" };
+    tracing::info!("channels answered here: {} ({signed}, {public} streams)", router.channels().join(", "));
+    if !config.server.allowed_origins.is_empty() {
+        tracing::info!("origins allowed: {}", config.server.allowed_origins.join(", "));
+    }
+}
+
+fn endpoints(config: &Config, secrets: &Secrets, main: Main) {
+    let Main { address, scheme } = main;
+    let (http, ws) = (scheme.http(), scheme.ws());
+    for path in &config.ws.paths {
+        tracing::info!("WebSockets: {ws}://{address}{path}");
+    }
+    if let Some(path) = &config.ws.echo_path {
+        tracing::info!("echo: {ws}://{address}{path}");
+    }
+    tracing::info!("health: {http}://{address}{}", config.server.health_path);
+    if let Some(path) = &config.server.ready_path {
+        tracing::info!("readiness: {http}://{address}{path}");
+    }
+    if secrets.api_on {
+        let key = if secrets.api.is_some() { "key needed" } else { "NO key needed" };
+        tracing::info!("API: {} ({key})", main.at(&config.api_on(), &config.api.path));
+    }
+    match &config.metrics.http_path {
+        Some(path) => tracing::info!("metrics: {}", main.at(&config.metrics_on(), path)),
+        None => tracing::info!("metrics: off"),
+    }
+}

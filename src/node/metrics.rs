@@ -1,0 +1,131 @@
+//! The metrics of a node: what Prometheus reads, and the measurements that it shows.
+
+use std::sync::{Arc, PoisonError};
+
+use tokio::runtime::Handle;
+
+use crate::metrics;
+use crate::os::{limits, listener};
+use crate::telemetry::{Collect, Families};
+
+use super::observe::{Observer, Parts};
+
+metrics! {
+    /// What is measured of the process as a whole.
+    pub struct NodeMetrics {
+        /// Distinct connection identifiers among the clients.
+        clients_uniq_num: Gauge,
+        /// Open WebSockets, clients that are being let in and echo connections included.
+        websockets_num: Gauge,
+        /// Open WebSockets this process can hold.
+        websockets_max: Gauge,
+        /// Memory of this process in RAM, in bytes.
+        mem_sys_bytes: Gauge,
+        /// Memory of this process in RAM that came since boot, divided by its open WebSockets.
+        user_bytes_per_connection: Gauge,
+        /// Descriptors in use.
+        open_descriptors_num: Gauge,
+        /// Limit of descriptors.
+        open_descriptors_max: Gauge,
+        /// Connections that found an accept queue full, on the whole machine since it booted.
+        listen_overflows_total: Counter,
+        /// SYNs dropped for want of room, on the whole machine since it booted.
+        listen_drops_total: Counter,
+    }
+}
+
+/// What has to be asked of the kernel. Metrics tell the last measurement, so that a scrape waits for nothing.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Measured {
+    resident_bytes: u64,
+    bytes_per_websocket: u64,
+    descriptors: u64,
+    listen_overflows: u64,
+    listen_drops: u64,
+}
+
+impl Observer {
+    /// All metrics, as Prometheus reads them.
+    pub(super) fn metrics_text(&self) -> String {
+        let Parts { config, shards, http, backend, broadcast, pipeline, listeners, .. } = &self.parts;
+        let mut families = Families::new(config.metrics.tags.0.clone());
+        for shard in shards.iter() {
+            shard.collect(&[], &mut families);
+        }
+        http.collect(&[], &mut families);
+        backend.metrics().collect(&[], &mut families);
+        broadcast.metrics().collect(&[], &mut families);
+        pipeline.metrics.collect(&[], &mut families);
+        self.node_metrics().collect(&[], &mut families);
+        for (at, listener) in listeners.lock().unwrap_or_else(PoisonError::into_inner).iter().enumerate() {
+            let Ok(queue) = listener::accept_queue(listener) else { continue };
+            let at = at.to_string();
+            let labels = [("listener", at.as_str())];
+            let gauge = |value: u32| crate::telemetry::Value::Gauge(f64::from(value));
+            families.put("accept_queue_length", "Connections waiting to be accepted.", &labels, gauge(queue.length));
+            families.put(
+                "accept_queue_max",
+                "Connections that may wait to be accepted.",
+                &labels,
+                gauge(queue.maximum),
+            );
+        }
+        families.to_text(&config.metrics.prefix)
+    }
+
+    fn node_metrics(&self) -> NodeMetrics {
+        let measured = *self.measured.lock().unwrap_or_else(PoisonError::into_inner);
+        let node = NodeMetrics::default();
+        let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        node.clients_uniq_num.set(self.parts.counts.identities() as i64);
+        node.websockets_num.set(gauge(self.parts.counts.open()));
+        node.websockets_max.set(gauge(self.parts.capacity.clients));
+        node.mem_sys_bytes.set(gauge(measured.resident_bytes));
+        node.user_bytes_per_connection.set(gauge(measured.bytes_per_websocket));
+        node.open_descriptors_num.set(gauge(measured.descriptors));
+        node.open_descriptors_max.set(gauge(self.parts.open_files));
+        node.listen_overflows_total.add(measured.listen_overflows);
+        node.listen_drops_total.add(measured.listen_drops);
+        node
+    }
+
+    /// Measures what metrics will tell until the next time.
+    fn measure(&self) {
+        let facts = self.facts();
+        let grown = facts.resident_bytes.saturating_sub(facts.resident_bytes_at_boot);
+        let (listen_overflows, listen_drops) = limits::listen_overflows().unwrap_or_default();
+        let measured = Measured {
+            resident_bytes: facts.resident_bytes,
+            bytes_per_websocket: grown.checked_div(facts.websockets).unwrap_or(0),
+            descriptors: facts.descriptors,
+            listen_overflows,
+            listen_drops,
+        };
+        *self.measured.lock().unwrap_or_else(PoisonError::into_inner) = measured;
+        tracing::debug!(
+            clients = facts.clients,
+            websockets = facts.websockets,
+            resident_bytes = facts.resident_bytes,
+            descriptors = facts.descriptors,
+            "statistics"
+        );
+    }
+
+    /// Measures again and again, on a thread that may wait for the kernel.
+    pub(super) fn keep_measuring(self: &Arc<Self>, runtime: &Handle) {
+        self.measure();
+        let every = self.parts.config.metrics.stats_refresh_interval;
+        if every.is_zero() {
+            return;
+        }
+        let observer = Arc::clone(self);
+        runtime.spawn(async move {
+            loop {
+                tokio::time::sleep(every).await;
+                let observer = Arc::clone(&observer);
+                // It cannot panic; a runtime that shuts down gives it up.
+                let _ = tokio::task::spawn_blocking(move || observer.measure()).await;
+            }
+        });
+    }
+}

@@ -1,0 +1,328 @@
+//! How a node starts: decide, bind, make everything that can fail, then start threads and serve.
+//!
+//! Every value here takes down what it stands for when it is dropped, so each step may just return its error.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, mpsc};
+use std::{io, thread};
+
+use tokio::runtime::Runtime;
+
+use crate::backend::Backend;
+use crate::broadcast::Broadcast;
+use crate::config::{Config, Secrets};
+use crate::http::{ExtraRoutes, HttpMetrics, HttpServer};
+use crate::model::Answer;
+use crate::os::clock::Clock;
+use crate::os::limits;
+use crate::shard::{self, Epoll, EpollSettings, Inbox, Message, Shard, ShardMetrics};
+
+use super::boot_log::{self, Main};
+use super::capacity::{Capacity, MachineLimits};
+use super::counts::Counts;
+use super::listeners::HttpPort;
+use super::observe::{self, Observer};
+use super::publish::Pipeline;
+use super::services::{NodeServices, Shared};
+use super::threads::{CallsThread, ShardThreads};
+use super::{Node, StartError, settings};
+
+/// Threads for ordinary HTTP. Publications are few and short next to what becomes of them in the shards.
+const HTTP_THREADS: usize = 1;
+
+/// What is decided before anything is made.
+pub(super) struct Plan {
+    pub config: Arc<Config>,
+    secrets: Secrets,
+    pub open_files: u64,
+    pub shards: usize,
+    capacity: Capacity,
+}
+
+impl Plan {
+    /// Raises the limit of open files, and works out how many shards and clients there may be.
+    pub fn new(config: Config) -> io::Result<Plan> {
+        let secrets = Secrets::resolve(&config);
+        let open_files = limits::raise_open_files()?;
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let shards = if config.server.acceptors == 0 { cores } else { usize::from(config.server.acceptors) };
+        let capacity = Capacity::find(&config, &MachineLimits::read(open_files), shards);
+        Ok(Plan { config: Arc::new(config), secrets, open_files, shards, capacity })
+    }
+}
+
+/// All parts of a node, before any of its own threads runs.
+pub(super) struct Assembly {
+    plan: Plan,
+    address: SocketAddr,
+    /// Copies of the shards' listeners.
+    listeners: Arc<Mutex<Vec<TcpListener>>>,
+    runtime: Runtime,
+    calls: Runtime,
+    core: Core,
+    observer: Arc<Observer>,
+    draining: Arc<AtomicBool>,
+    main_http: HttpServer,
+    http_ports: Vec<HttpPort>,
+    machines: Vec<Epoll>,
+}
+
+/// What shards, HTTP and observer use alike.
+struct Core {
+    inboxes: Arc<[Arc<Inbox>]>,
+    backend: Arc<Backend>,
+    settings: Arc<shard::Settings>,
+    metrics: Arc<[Arc<ShardMetrics>]>,
+    pipeline: Arc<Pipeline>,
+    broadcast: Arc<Broadcast>,
+    counts: Arc<Counts>,
+}
+
+impl Core {
+    fn new(plan: &Plan, listeners: usize, calls: &Runtime) -> Result<Core, StartError> {
+        let Plan { config, secrets, .. } = plan;
+        let inboxes: Arc<[Arc<Inbox>]> =
+            (0..plan.shards).map(|_| Inbox::new().map(Arc::new)).collect::<Result<Vec<_>, _>>()?.into();
+        let to_inbox = Arc::clone(&inboxes);
+        let answers = Arc::new(move |answer: Answer| {
+            if let Some(inbox) = to_inbox.get(usize::from(answer.key.shard)) {
+                inbox.put(Message::Answer(answer));
+            }
+        });
+        let backend = settings::backend(config, secrets)?;
+        let backend = Arc::new(Backend::start(backend, calls.handle(), answers)?);
+        let settings = Arc::new(settings::shard(config, secrets, listeners)?);
+        let pipeline = Arc::new(Pipeline::new(Arc::clone(&inboxes), settings.stream_hasher.clone()));
+        Ok(Core {
+            metrics: (0..plan.shards as u16).map(|n| Arc::new(ShardMetrics::new(n))).collect(),
+            broadcast: Arc::new(Broadcast::new(Arc::clone(&pipeline) as Arc<_>)),
+            counts: Arc::new(Counts::new(plan.capacity.clients)),
+            inboxes,
+            backend,
+            settings,
+            pipeline,
+        })
+    }
+}
+
+impl Assembly {
+    /// Makes everything that can fail. `bound` are the listeners of each shard.
+    pub fn new(plan: Plan, bound: Vec<Vec<TcpListener>>, extra: Option<ExtraRoutes>) -> Result<Assembly, StartError> {
+        let address = bound[0][0].local_addr()?;
+        let copies = bound.iter().flatten().map(TcpListener::try_clone).collect::<Result<Vec<_>, _>>()?;
+        let listeners = Arc::new(Mutex::new(copies));
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(HTTP_THREADS)
+            .thread_name("http")
+            .enable_all()
+            .build()?;
+        let calls = CallsThread::runtime()?;
+        let core = Core::new(&plan, bound[0].len(), &calls)?;
+        let draining = Arc::new(AtomicBool::new(false));
+        let http_metrics = Arc::new(HttpMetrics::default());
+        let observer = Arc::new(Observer::new(observe::Parts {
+            config: Arc::clone(&plan.config),
+            capacity: plan.capacity,
+            open_files: plan.open_files,
+            shards: Arc::clone(&core.metrics),
+            http: Arc::clone(&http_metrics),
+            backend: Arc::clone(&core.backend),
+            counts: Arc::clone(&core.counts),
+            broadcast: Arc::clone(&core.broadcast),
+            pipeline: Arc::clone(&core.pipeline),
+            listeners: Arc::clone(&listeners),
+            draining: Arc::clone(&draining),
+        }));
+        let ports = settings::ports(&plan.config, &plan.secrets, &core.broadcast, &observer, extra);
+        let limits = settings::http_limits(&plan.config, plan.open_files);
+        let server = |routes| HttpServer::new(routes, limits.clone(), Arc::clone(&http_metrics));
+        let main_http = server(ports.main);
+        let others = ports.others.into_iter().map(|(place, routes)| HttpPort::bind(&place, server(routes)));
+        let http_ports = others.collect::<Result<_, _>>()?;
+        let machines = machines(&plan, bound, &core.inboxes)?;
+        Ok(Assembly {
+            plan,
+            address,
+            listeners,
+            runtime,
+            calls,
+            core,
+            observer,
+            draining,
+            main_http,
+            http_ports,
+            machines,
+        })
+    }
+
+    /// Starts the threads, and serves from then on.
+    pub fn start(mut self) -> Result<Node, StartError> {
+        let calls = CallsThread::start(self.calls)?;
+        let machines = std::mem::take(&mut self.machines);
+        let shards = start_shards(machines, &self.core, &self.main_http, &self.runtime)?;
+        let http_ports = self.http_ports.into_iter();
+        let other_http = http_ports.map(|port| port.serve(&self.runtime)).collect::<Result<_, _>>()?;
+        self.observer.watch(self.runtime.handle());
+        let Core { backend, settings, .. } = self.core;
+        let Plan { config, secrets, capacity, .. } = self.plan;
+        let scheme = settings.listeners.first().copied().unwrap_or_default().scheme;
+        let main = Main { address: self.address, scheme };
+        boot_log::facts(&config, &secrets, &capacity, &backend, main, &settings.router);
+        Ok(Node {
+            config,
+            runtime: self.runtime,
+            shards,
+            calls,
+            backend,
+            listeners: self.listeners,
+            main_http: self.main_http,
+            other_http,
+            observer: self.observer,
+            draining: self.draining,
+            address: self.address,
+        })
+    }
+}
+
+/// One machine for each shard.
+fn machines(plan: &Plan, bound: Vec<Vec<TcpListener>>, inboxes: &[Arc<Inbox>]) -> io::Result<Vec<Epoll>> {
+    let clock = Clock::start();
+    let sockets_max = plan.capacity.sockets_max;
+    let of_shard = bound.into_iter().zip(inboxes);
+    let settings =
+        of_shard.map(|(listeners, inbox)| EpollSettings { listeners, clock, inbox: Arc::clone(inbox), sockets_max });
+    settings.map(Epoll::new).collect()
+}
+
+/// Starts a thread for each shard, and waits until every shard is made: what it holds at rest is there before anybody
+/// measures.
+fn start_shards(machines: Vec<Epoll>, core: &Core, http: &HttpServer, runtime: &Runtime) -> io::Result<ShardThreads> {
+    let shared = Arc::new(Shared {
+        backend: Arc::clone(&core.backend),
+        broadcast: Arc::clone(&core.broadcast),
+        pipeline: Arc::clone(&core.pipeline),
+        counts: Arc::clone(&core.counts),
+        http: http.clone(),
+        runtime: runtime.handle().clone(),
+    });
+    let mut threads = ShardThreads::new(Arc::clone(&core.inboxes));
+    let (ready, all_ready) = mpsc::channel::<()>();
+    for ((shard, machine), metrics) in (0u16..).zip(machines).zip(core.metrics.iter()) {
+        let services = NodeServices { shard, shared: Arc::clone(&shared) };
+        let (settings, metrics, ready) = (Arc::clone(&core.settings), Arc::clone(metrics), ready.clone());
+        threads.start(shard, move || {
+            let engine = Shard::new(shard, machine, services, settings, metrics);
+            drop(ready);
+            if let Err(error) = shard::run(engine) {
+                tracing::error!(shard, %error, "a shard stopped; its connections are lost");
+            }
+        })?;
+    }
+    drop(ready);
+    let _ = all_ready.recv();
+    Ok(threads)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::os::fd::OwnedFd;
+    use std::sync::PoisonError;
+    use std::time::Duration;
+
+    use crate::config::ListenOn;
+
+    use super::super::listeners::bind_shards;
+    use super::*;
+
+    /// Threads are told apart by their names, so one node at a time.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+    /// Reached only when a test fails.
+    const SOON: Duration = Duration::from_secs(20);
+
+    fn config() -> Config {
+        let mut config = Config::default();
+        config.server.host = "127.0.0.1".into();
+        config.server.port = 0;
+        config.server.acceptors = 2;
+        config.app.public = true;
+        config.broadcast.key = crate::config::Secret::Key("unused".into());
+        config.rpc.host = "127.0.0.1:1".into();
+        config
+    }
+
+    fn threads() -> Vec<String> {
+        let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
+        let names = tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
+        let ours = |name: &String| name.starts_with("shard-") || ["calls", "http"].contains(&name.as_str());
+        let mut names: Vec<_> = names.map(|name| name.trim_end().to_owned()).filter(ours).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// A thread that was joined may be listed for a moment longer, and one that was just started gives itself its name.
+    fn threads_become(expected: &[&str]) {
+        let clock = Clock::start();
+        let begun = clock.now().mono;
+        while threads() != expected {
+            assert!(clock.now().mono - begun < SOON, "{:?}", threads());
+            thread::yield_now();
+        }
+    }
+
+    fn assembly() -> Assembly {
+        let plan = Plan::new(config()).unwrap();
+        let bound = bind_shards(&plan.config, plan.shards).unwrap();
+        Assembly::new(plan, bound, None).unwrap()
+    }
+
+    #[test]
+    fn a_port_that_is_taken_is_an_error_and_frees_the_other_ports() {
+        let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let (free, taken) = (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
+        let main = free.local_addr().unwrap();
+        drop(free);
+        let mut config = config();
+        config.server.port = main.port();
+        config.metrics.host = "127.0.0.1".into();
+        config.metrics.port = taken.local_addr().unwrap().port();
+        let error = Node::start(config, None, None).err().expect("the port is taken");
+        assert!(matches!(error, StartError::Listen { what: "HTTP", .. }), "{error}");
+        threads_become(&[]);
+        TcpListener::bind(main).expect("nobody listens there any more");
+    }
+
+    #[test]
+    fn the_last_step_that_fails_takes_all_threads_and_ports_down() {
+        // Aim: an error after all shards run leaves nothing behind. A file in the place of a listener cannot be watched,
+        // which is found out when everything else serves.
+        let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut assembly = assembly();
+        let main = assembly.address;
+        let place = ListenOn::Own { host: "127.0.0.1".into(), port: 0 };
+        let good = HttpPort::bind(&place, assembly.main_http.clone()).unwrap();
+        let own = good.listeners[0].local_addr().unwrap();
+        let file = TcpListener::from(OwnedFd::from(File::open("/proc/self/exe").unwrap()));
+        file.set_nonblocking(true).unwrap();
+        let bad = HttpPort { listeners: vec![file], server: assembly.main_http.clone() };
+        assembly.http_ports = vec![good, bad];
+        assert!(matches!(assembly.start().err(), Some(StartError::Machine(_))));
+        threads_become(&[]);
+        for address in [main, own] {
+            TcpListener::bind(address).expect("nobody listens there any more");
+        }
+    }
+
+    #[test]
+    fn a_node_that_is_dropped_takes_all_threads_and_ports_down() {
+        let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let node = assembly().start().unwrap();
+        threads_become(&["calls", "http", "shard-0", "shard-1"]);
+        let main = node.address();
+        drop(node);
+        threads_become(&[]);
+        TcpListener::bind(main).expect("nobody listens there any more");
+    }
+}
