@@ -45,8 +45,8 @@ impl Session {
         if ctx.rules.native_pings {
             ctx.emit(Effect::NativePing);
         }
-        let answers = self.dialect.language().answers_pings() || ctx.rules.native_pings;
-        if answers && ctx.rules.pong_timeout_ms > 0 && self.pong_by == NEVER {
+        let answers = || self.dialect.language().answers_pings() || ctx.rules.native_pings;
+        if ctx.rules.pong_timeout_ms > 0 && self.pong_by == NEVER && answers() {
             self.pong_by = after(ctx.now, ctx.rules.pong_timeout_ms);
         }
     }

@@ -8,10 +8,10 @@ use std::time::Duration;
 use crate::model::{CloseCause, Tick, tick};
 use crate::proto::handshake;
 
-use super::slots::{Slot, Stage};
+use super::slots::{Slot, Stage, flag};
 use super::{Machine, Services, Shard};
 
-/// Something that has to happen until a moment. Those that have passed are handled in this order.
+/// Something that has to happen until a moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Deadline {
     /// The upgrade request is complete.
@@ -27,29 +27,56 @@ pub(super) enum Deadline {
 }
 
 impl Deadline {
-    const ALL: [Deadline; 5] = [Deadline::Handshake, Deadline::Write, Deadline::Pong, Deadline::Ping, Deadline::Linger];
-
-    /// When it passes for this connection; `None`: it has no such deadline.
-    fn of<S>(self, slot: &Slot<S>) -> Option<Tick> {
+    /// When it passes for this connection.
+    #[inline]
+    fn of<S>(self, slot: &Slot<S>) -> Tick {
         match (self, &slot.stage) {
-            (Deadline::Handshake, Stage::Handshake(handshake)) => Some(handshake.due),
-            (Deadline::Write, Stage::Echo | Stage::Session(_)) => slot.outbox.as_ref()?.stalled_until,
-            (Deadline::Pong, Stage::Session(session)) => session.pong_by(),
-            (Deadline::Ping, Stage::Session(session)) => session.ping_at(),
+            (Deadline::Handshake, Stage::Handshake(handshake)) => handshake.due,
+            (Deadline::Write, Stage::Echo | Stage::Session(_)) => stalled_until(slot),
+            (Deadline::Pong, Stage::Session(session)) => session.pong_by().unwrap_or(NEVER),
+            (Deadline::Ping, Stage::Session(session)) => session.ping_at().unwrap_or(NEVER),
             // The only one of its stage, so the wheel's own note of it serves.
-            (Deadline::Linger, Stage::Closing) => Some(slot.due),
-            _ => None,
+            (Deadline::Linger, Stage::Closing) => slot.due,
+            _ => NEVER,
         }
     }
+
+    /// Those that a connection at this stage can have, in the order in which they are handled.
+    #[inline]
+    fn at(stage: &Stage) -> &'static [Deadline] {
+        match stage {
+            Stage::Session(_) => &[Deadline::Write, Deadline::Pong, Deadline::Ping],
+            Stage::Echo => &[Deadline::Write],
+            Stage::Handshake(_) => &[Deadline::Handshake],
+            Stage::Closing => &[Deadline::Linger],
+            Stage::Free | Stage::Orphan(_) => &[],
+        }
+    }
+
+    /// When the first of a connection's deadlines passes.
+    #[inline]
+    fn nearest<S>(slot: &Slot<S>) -> Tick {
+        let mut nearest = NEVER;
+        for deadline in Deadline::at(&slot.stage) {
+            nearest = nearest.min(deadline.of(slot));
+        }
+        nearest
+    }
+}
+
+/// No deadline.
+const NEVER: Tick = Tick::MAX;
+
+fn stalled_until<S>(slot: &Slot<S>) -> Tick {
+    slot.outbox.as_ref().and_then(|outbox| outbox.stalled_until).unwrap_or(NEVER)
 }
 
 impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     /// Sets the slot's timer to the nearest of its deadlines.
     pub(super) fn set_timer(&mut self, index: u32) {
-        let slot = &self.slots[index];
-        match Deadline::ALL.iter().filter_map(|deadline| deadline.of(slot)).min() {
-            Some(due) => self.wheel.set(&mut self.slots, index, due),
-            None => self.wheel.clear(&mut self.slots, index),
+        match Deadline::nearest(&self.slots[index]) {
+            NEVER => self.wheel.clear(&mut self.slots, index),
+            due => self.wheel.set(&mut self.slots, index, due),
         }
     }
 
@@ -63,14 +90,15 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     pub(super) fn due(&mut self, index: u32) {
         let generation = self.slots[index].generation;
         let now = tick(self.now.mono);
-        for deadline in Deadline::ALL {
-            if self.slots[index].generation == generation
-                && deadline.of(&self.slots[index]).is_some_and(|due| due <= now)
-            {
+        for &deadline in Deadline::at(&self.slots[index].stage) {
+            let slot = &self.slots[index];
+            if slot.generation == generation && deadline.of(slot) <= now {
                 self.passed(index, deadline);
             }
         }
-        if self.slots[index].generation == generation {
+        // An input has set it already; one that found nothing due has not.
+        let slot = &self.slots[index];
+        if slot.generation == generation && slot.flags & flag::TIMED == 0 {
             self.set_timer(index);
         }
     }
@@ -91,8 +119,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             }
             Deadline::Pong => self.session_input(index, |session, ctx| session.pong_overdue(ctx)),
             Deadline::Ping => {
-                let outbox = self.slots[index].outbox.as_ref();
-                let stalled = outbox.is_some_and(|outbox| outbox.stalled_until.is_some());
+                let stalled = stalled_until(&self.slots[index]) != NEVER;
                 self.session_input(index, |session, ctx| session.ping_due(stalled, ctx));
             }
             Deadline::Linger => self.free(index),

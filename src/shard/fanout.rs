@@ -45,9 +45,14 @@ struct Group {
 
 impl Group {
     fn frame(&mut self, form: Form, publication: &Publication) -> Arc<[u8]> {
-        if let Some((_, frame)) = self.frames.iter().find(|(known, _)| *known == form) {
-            return Arc::clone(frame);
+        match self.frames.iter().find(|(known, _)| *known == form) {
+            Some((_, frame)) => Arc::clone(frame),
+            None => self.encode(form, publication),
         }
+    }
+
+    #[cold]
+    fn encode(&mut self, form: Form, publication: &Publication) -> Arc<[u8]> {
         let mut text = Vec::new();
         form.dialect.language().write_publication(&mut text, self.topic.identifier(), publication);
         let frame = form.carrier.message(Kind::Text, &text);

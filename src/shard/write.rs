@@ -75,6 +75,11 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             let slot = &mut self.slots[index];
             let (Some(socket), Some(outbox)) = (&slot.socket, &mut slot.outbox) else { return };
             if outbox.is_empty() {
+                // What nearly always holds: nobody had to wait.
+                if !outbox.last && slot.flags & flag::WATCHES_WRITE == 0 && outbox.stalled_until.is_none() {
+                    slot.outbox = None;
+                    return;
+                }
                 return self.emptied(index);
             }
             let machine = &mut self.machine;
@@ -102,7 +107,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         }
     }
 
-    /// Everything is out.
+    /// Everything is out of a connection that had to wait, or that is to be closed.
     fn emptied(&mut self, index: u32) {
         let Some(outbox) = self.slots[index].outbox.take() else { return };
         if outbox.last {
