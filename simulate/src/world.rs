@@ -39,6 +39,8 @@ pub struct Site {
     pub exhausted: bool,
     /// It was told to send everybody away, and must have done so by then.
     pub drained_by: Option<Duration>,
+    /// When it goes on of itself, on the clock of the run, as far as it was at rest last.
+    pub wakes_at: Option<Duration>,
     /// Identifiers with a session on this shard.
     pub present: BTreeSet<String>,
     /// Streams that this shard wants.
@@ -57,6 +59,7 @@ impl Site {
             listening: true,
             exhausted: false,
             drained_by: None,
+            wakes_at: None,
             present: BTreeSet::new(),
             followed: HashSet::new(),
             got: 0,
@@ -84,6 +87,8 @@ pub struct Sim {
     pub by_text: BTreeMap<String, usize>,
     /// Whispers on their way back to the shards.
     pub whispered: VecDeque<Arc<Publication>>,
+    /// Some client was closed because it did not read or did not answer, as far as the shards were at rest last.
+    pub any_too_slow: bool,
     /// Remote disconnects that have reached a shard.
     pub evicted: BTreeSet<(String, bool)>,
     pub open: usize,
@@ -121,6 +126,7 @@ impl Sim {
             published: Vec::new(),
             by_text: BTreeMap::new(),
             whispered: VecDeque::new(),
+            any_too_slow: false,
             evicted: BTreeSet::new(),
             open: 0,
             accepted: 0,

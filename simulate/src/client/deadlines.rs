@@ -62,7 +62,7 @@ impl Clock {
         now < since + time + self.stood_still(since, now)
     }
 
-    /// Whether it ought to have passed long before.
+    /// Whether it ought to have passed before.
     pub fn is_late(&self, since: Duration, time: Duration, now: Duration) -> bool {
         now > since + time + self.postponed(since) + SLACK
     }
@@ -105,7 +105,8 @@ impl Sim {
         !time.is_zero() && client.answers_are_due(rules.native_pings) && (!client.prompt || passed)
     }
 
-    /// With nothing to do for the shards: has a deadline of this connection passed and nothing come of it?
+    /// With nothing to do for the shards: has a deadline of this connection passed and nothing come of it, or will its
+    /// shard sleep until it has?
     pub(super) fn check_deadlines(&mut self, c: usize) {
         if let Some(what) = self.overdue(c) {
             self.fail(format!("client {c}: {what}"));
@@ -113,7 +114,7 @@ impl Sim {
     }
 
     fn overdue(&mut self, c: usize) -> Option<String> {
-        let now = self.mono;
+        let until = self.sites[self.clients[c].shard].wakes_at.map_or(Duration::MAX, |at| at.max(self.mono));
         let (write_timeout, handshake_timeout, session) = {
             let settings = &self.scenario.settings;
             (settings.write_timeout, settings.handshake_timeout, settings.session.clone())
@@ -126,13 +127,13 @@ impl Sim {
         let blocked = conn.ever_blocked;
         let client = &self.clients[c];
         let clock = &client.clock;
-        if shut_at.is_some_and(|at| clock.is_late(at, LINGER, now)) {
+        if shut_at.is_some_and(|at| clock.is_late(at, LINGER, until)) {
             return Some(format!("its half is shut since {shut_at:?} and it is not let go"));
         }
         if let Some(at) = stuck_since.filter(|_| client.upgraded_at.is_some()) {
             // One that is being closed has as long again, and the time it may take to go.
             let time = if closes { write_timeout * 2 + LINGER } else { write_timeout };
-            if clock.is_late(at, time, now) {
+            if clock.is_late(at, time, until) {
                 return Some(format!("takes nothing since {at:?} and is not given up"));
             }
         }
@@ -140,7 +141,7 @@ impl Sim {
             return None;
         }
         if client.reading == Reading::Head
-            && clock.accepted_at.is_some_and(|at| clock.is_late(at, handshake_timeout, now))
+            && clock.accepted_at.is_some_and(|at| clock.is_late(at, handshake_timeout, until))
         {
             return Some(format!("accepted at {:?}, and not told that its request is too slow", clock.accepted_at));
         }
@@ -150,7 +151,7 @@ impl Sim {
         let interval = Duration::from_millis(session.ping_interval_ms);
         let last = clock.pings.last().map(|&at| (at, interval)).or(clock.opened_at.map(|at| (at, interval * 3 / 2)));
         if let Some((since, time)) = last.filter(|_| !interval.is_zero())
-            && clock.is_late(since, time, now)
+            && clock.is_late(since, time, until)
         {
             return Some(format!("no ping since {since:?}"));
         }
@@ -160,7 +161,7 @@ impl Sim {
         if let Some(&at) =
             unanswered.filter(|_| !pong_timeout.is_zero() && client.answers_are_due(session.native_pings))
             && client.model.waiting.is_none()
-            && clock.is_late(at, pong_timeout, now)
+            && clock.is_late(at, pong_timeout, until)
         {
             return Some(format!("silent since the ping at {at:?} and not given up"));
         }
@@ -170,13 +171,11 @@ impl Sim {
     /// Whether the server may have begun to close this connection, as far as it can be told from outside.
     fn may_be_closing(&mut self, c: usize) -> bool {
         let identifiers = self.identifiers(c);
-        let settings = &self.scenario.settings;
         let client = &self.clients[c];
         client.was_drained
             || self.sites[client.shard].drained_by.is_some()
             || self.evicted.iter().any(|(evicted, _)| *evicted == identifiers)
-            || settings.session.pong_timeout_ms > 0
-            || settings.outbox_bytes_max > 0
+            || self.any_too_slow
             || client.silent
             || client.left
             || client.saw_close
