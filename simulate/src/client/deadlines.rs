@@ -172,7 +172,10 @@ impl Sim {
     fn may_be_closing(&mut self, c: usize) -> bool {
         let identifiers = self.identifiers(c);
         let client = &self.clients[c];
+        // One that has not read its welcome does not know yet who it is.
+        let is_anybody = self.scenario.settings.session.no_auth && client.sid.is_none() && !self.evicted.is_empty();
         client.was_drained
+            || is_anybody
             || self.sites[client.shard].drained_by.is_some()
             || self.evicted.iter().any(|(evicted, _)| *evicted == identifiers)
             || self.any_too_slow
