@@ -93,6 +93,7 @@ impl Sim {
 
     /// The model gets an answer; the ledger follows.
     pub fn apply(&mut self, c: usize, reply: &Reply) {
+        self.clients[c].clock.answered_at = self.mono;
         self.clients[c].model.answer(reply);
         for change in std::mem::take(&mut self.clients[c].model.changes) {
             match change {

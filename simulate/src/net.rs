@@ -30,7 +30,6 @@ pub struct Conn {
     error: Option<ErrorKind>,
     /// An error was reported or a reset arrived: nothing works any more.
     dead: bool,
-    server_shut: bool,
     /// The server has let go of its end.
     pub server_gone: bool,
     watch: Option<Watch>,
@@ -40,14 +39,20 @@ pub struct Conn {
     queued: bool,
     /// A write met the limit and room has not been reported since.
     no_space: bool,
-    /// The last write found no room at all.
-    blocked: bool,
+    /// Since when writes have found no room at all.
+    pub blocked_at: Option<Duration>,
     /// A write met the limit at some time.
     pub ever_blocked: bool,
     /// A fault was injected that the client has no part in.
     pub faulty: bool,
-    /// When the server last got bytes out or found everything out.
-    pub write_progress_at: Duration,
+    /// When the server got something from the client last.
+    pub read_at: Duration,
+    /// When the server said that it writes no more.
+    pub shut_at: Option<Duration>,
+    /// Bytes that the server has written so far.
+    written: u64,
+    /// When it had written how many, as far as the client has not read them.
+    written_at: VecDeque<(u64, Duration)>,
     /// Bytes that the client has sent so far, kept while the server may hand the connection over.
     pub sent: Vec<u8>,
 }
@@ -93,12 +98,14 @@ pub struct Net {
     ready: Vec<ConnId>,
     /// Connections that wait to be accepted, by shard.
     pub backlogs: Vec<VecDeque<ConnId>>,
+    /// Connections that shards have let go of in this turn.
+    pub let_go: Vec<ConnId>,
 }
 
 impl Net {
     /// No connections, and a listener for each shard.
     pub fn new(shards: usize) -> Net {
-        Net { conns: Vec::new(), ready: Vec::new(), backlogs: vec![VecDeque::new(); shards] }
+        Net { conns: Vec::new(), ready: Vec::new(), backlogs: vec![VecDeque::new(); shards], let_go: Vec::new() }
     }
 
     /// A client connects and waits at the listener of a shard.
@@ -112,16 +119,18 @@ impl Net {
             client_closed: false,
             error: None,
             dead: false,
-            server_shut: false,
             server_gone: false,
             watch: None,
             token: None,
             queued: false,
             no_space: false,
-            blocked: false,
+            blocked_at: None,
             ever_blocked: false,
             faulty: false,
-            write_progress_at: Duration::ZERO,
+            read_at: Duration::ZERO,
+            shut_at: None,
+            written: 0,
+            written_at: VecDeque::new(),
             sent: Vec::new(),
         });
         self.backlogs[shard].push_back(self.conns.len() - 1);
@@ -189,14 +198,20 @@ impl Net {
         self.conns[id].watch = None;
     }
 
+    /// A connection that moved is known by this key, even if its new shard could not watch it.
+    pub fn rename(&mut self, id: ConnId, key: SlotKey) {
+        self.conns[id].token = Some(token_of(key));
+    }
+
     /// The server reads.
-    pub fn server_read(&mut self, id: ConnId, buffer: &mut [u8]) -> Result<usize, ErrorKind> {
+    pub fn server_read(&mut self, id: ConnId, buffer: &mut [u8], now: Duration) -> Result<usize, ErrorKind> {
         let conn = &mut self.conns[id];
         let n = conn.to_server.len().min(buffer.len());
         if n > 0 {
             for (to, from) in buffer.iter_mut().zip(conn.to_server.drain(..n)) {
                 *to = from;
             }
+            conn.read_at = now;
             return Ok(n);
         }
         if let Some(error) = conn.error.take() {
@@ -207,7 +222,13 @@ impl Net {
     }
 
     /// The server writes; `most` is how much it gets out at most by chance.
-    pub fn server_write(&mut self, id: ConnId, bytes: &[IoSlice<'_>], most: usize) -> Result<usize, ErrorKind> {
+    pub fn server_write(
+        &mut self,
+        id: ConnId,
+        bytes: &[IoSlice<'_>],
+        most: usize,
+        now: Duration,
+    ) -> Result<usize, ErrorKind> {
         let conn = &mut self.conns[id];
         if let Some(error) = conn.error.take() {
             conn.dead = true;
@@ -227,27 +248,45 @@ impl Net {
             conn.no_space = true;
             conn.ever_blocked = true;
         }
-        conn.blocked = room == 0;
         if room == 0 {
+            conn.blocked_at.get_or_insert(now);
             return Err(ErrorKind::WouldBlock);
         }
+        conn.blocked_at = None;
         let written = room.min(total).min(most.max(1));
         conn.to_client.extend(bytes.iter().flat_map(|slice| slice.iter()).take(written));
+        conn.written += written as u64;
+        conn.written_at.push_back((conn.written, now));
         Ok(written)
     }
 
+    /// When the server wrote the last of the first so many bytes, which the client has read.
+    pub fn written_at(&mut self, id: ConnId, bytes: u64) -> Duration {
+        let conn = &mut self.conns[id];
+        while conn.written_at.front().is_some_and(|(end, _)| *end < bytes) {
+            conn.written_at.pop_front();
+        }
+        conn.written_at.front().map_or(Duration::ZERO, |(_, at)| *at)
+    }
+
+    /// Whether the server has read everything the client has sent.
+    pub fn is_read(&self, id: ConnId) -> bool {
+        self.conns[id].to_server.is_empty()
+    }
+
     /// The server says that it writes no more. False when it had said so before.
-    pub fn server_shut(&mut self, id: ConnId) -> bool {
-        !std::mem::replace(&mut self.conns[id].server_shut, true)
+    pub fn server_shut(&mut self, id: ConnId, now: Duration) -> bool {
+        self.conns[id].shut_at.replace(now).is_none()
     }
 
     /// Whether the server has said that it writes no more.
     pub fn is_shut(&self, id: ConnId) -> bool {
-        self.conns[id].server_shut
+        self.conns[id].shut_at.is_some()
     }
 
     /// The server lets go.
     pub fn server_drop(&mut self, id: ConnId, rng: &mut Rng) {
+        self.let_go.push(id);
         let conn = &mut self.conns[id];
         conn.server_gone = true;
         conn.watch = None;
@@ -291,7 +330,7 @@ impl Net {
         if max > 0 && conn.server_gone && conn.dead {
             return Got::Reset;
         }
-        if max > 0 && (conn.server_shut || conn.server_gone) { Got::End } else { Got::Bytes(Vec::new()) }
+        if max > 0 && (conn.shut_at.is_some() || conn.server_gone) { Got::End } else { Got::Bytes(Vec::new()) }
     }
 
     /// Bytes that the client could read.
@@ -339,6 +378,11 @@ impl Conn {
 
     /// Bytes wait for a client that makes no room.
     pub fn is_stuck(&self) -> bool {
-        self.blocked && !self.server_gone && !self.client_closed && self.error.is_none() && !self.dead
+        self.blocked_at.is_some() && !self.server_gone && !self.client_closed && self.error.is_none() && !self.dead
+    }
+
+    /// The client has its end open, and nothing went wrong.
+    pub fn is_whole(&self) -> bool {
+        !self.client_fin && !self.client_closed && self.error.is_none() && !self.dead && !self.faulty
     }
 }

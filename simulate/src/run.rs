@@ -1,8 +1,7 @@
 //! One run: one to three shards, everything around them, and chance deciding what happens next.
 //!
-//! Here are the turns of the shards; `steps` decides what happens between them, `moves` lets connections change
-//! their shard, `posts` carries answers, publications
-//! and demands to the inboxes, `finish` ends a run and adds everything up.
+//! Here are the turns of the shards; `steps` decides what happens between them, `moves` lets connections change their
+//! shard, `posts` carries answers, publications and demands to the inboxes, `finish` ends a run and adds everything up.
 
 mod finish;
 mod moves;
@@ -38,6 +37,8 @@ struct Driven {
     shard: Shard<Seams, Seams>,
     metrics: Arc<ShardMetrics>,
     inbox: VecDeque<Post>,
+    /// Clients that it gave up because nothing got out to them.
+    given_up: u64,
 }
 
 struct Run {
@@ -75,7 +76,7 @@ impl Run {
             let metrics = Arc::new(ShardMetrics::new(s as u16));
             let seams = || Seams { sim: Rc::clone(&sim), shard: s };
             let shard = Shard::new(s as u16, seams(), seams(), Arc::clone(&settings), Arc::clone(&metrics));
-            Driven { shard, metrics, inbox: VecDeque::new() }
+            Driven { shard, metrics, inbox: VecDeque::new(), given_up: 0 }
         });
         let shards = shards.collect();
         Run { sim, shards, turns: 0 }
@@ -123,10 +124,9 @@ impl Run {
     fn turn(&mut self, s: usize) -> bool {
         let wake = self.wake_of(s);
         let inbox_len = self.shards[s].inbox.len();
-        let (events, listener, mut taken) = {
+        let taken = {
             let sim = &mut *self.sim.borrow_mut();
-            let site = &sim.sites[s];
-            let listener = site.watching && site.listening && !sim.net.backlogs[s].is_empty();
+            let listener = sim.has_waiting(s);
             let woken = listener || wake.is_some_and(|wake| wake <= sim.mono) || sim.net.has_ready(s);
             if !woken && inbox_len == 0 {
                 return false;
@@ -134,14 +134,25 @@ impl Run {
             // What has not arrived in the inbox yet comes in a later turn.
             let all = sim.rng.chance(600);
             let taken = if all { inbox_len } else { sim.rng.between(usize::from(!woken), inbox_len.max(1)) };
-            (sim.net.take_ready(s, &mut sim.rng), listener, taken.min(inbox_len))
+            taken.min(inbox_len)
         };
+        self.open_turn(s, taken);
+        self.close_turn(s);
+        true
+    }
+
+    /// A turn of shard `s` without its end: whatever events there are, and so many posts out of its inbox.
+    fn open_turn(&mut self, s: usize, mut taken: usize) {
         self.turns += 1;
+        let (events, listener) = {
+            let sim = &mut *self.sim.borrow_mut();
+            (sim.net.take_ready(s, &mut sim.rng), sim.has_waiting(s))
+        };
         self.shards[s].shard.begin_turn();
         let listener_at = self.sim.borrow_mut().rng.below(events.len() + 1);
         let inbox_at = self.sim.borrow_mut().rng.below(events.len() + 1);
         for n in 0..=events.len() {
-            if listener && n == listener_at && !self.adopt(s) {
+            if listener && n == listener_at && !self.accepted_elsewhere(s) {
                 self.shards[s].shard.accept();
             }
             while n == inbox_at && taken > 0 {
@@ -159,13 +170,17 @@ impl Run {
                 sim.client_step(c);
             }
         }
-        self.shards[s].shard.end_turn();
-        let wake = self.wake_of(s);
+    }
+
+    /// The end of a turn of shard `s`.
+    fn close_turn(&mut self, s: usize) {
+        let Driven { shard, metrics, given_up, .. } = &mut self.shards[s];
+        shard.end_turn();
         let sim = &mut *self.sim.borrow_mut();
-        // A shard that has not finished wants its next turn at once.
-        if wake != Some(sim.mono) {
+        if !shard.is_delivering() {
             sim.sites[s].delivered = sim.sites[s].got;
         }
-        true
+        let before = std::mem::replace(given_up, metrics.closed_for(CloseCause::WriteTimeout));
+        sim.check_given_up(*given_up - before);
     }
 }

@@ -64,6 +64,7 @@ impl Drop for Socket {
     fn drop(&mut self) {
         let sim = &mut *self.sim.borrow_mut();
         sim.trace(|| format!("a shard lets go of {}", self.conn));
+        sim.check_let_go(self.conn);
         sim.net.server_drop(self.conn, &mut sim.rng);
     }
 }
@@ -102,7 +103,7 @@ impl Machine for Seams {
             return Accepted::TurnedAway;
         }
         self.check_holds(sim, conn, "accepts it");
-        sim.clients[conn].accepted_at = Some(sim.mono);
+        sim.clients[conn].clock.accepted_at = Some(sim.mono);
         sim.trace(|| format!("shard {} accepts {conn}", self.shard));
         Accepted::Connection(incoming(&self.sim, conn))
     }
@@ -168,7 +169,7 @@ impl Machine for Seams {
             sim.net.conn(socket.conn).faulty = true;
             return Err(ErrorKind::HostUnreachable.into());
         }
-        let got = sim.net.server_read(socket.conn, buffer);
+        let got = sim.net.server_read(socket.conn, buffer, sim.mono);
         sim.trace(|| format!("shard {} reads {got:?} from {}", self.shard, socket.conn));
         // A socket that decrypts, for one, may say so at any time.
         let bytes = got?;
@@ -185,10 +186,7 @@ impl Machine for Seams {
             return Err(ErrorKind::Interrupted.into());
         }
         let most = if sim.rng.chance(150) { sim.rng.between(1, 50) } else { usize::MAX };
-        let written = sim.net.server_write(socket.conn, bytes, most);
-        if written.is_ok() {
-            sim.net.conn(socket.conn).write_progress_at = sim.mono;
-        }
+        let written = sim.net.server_write(socket.conn, bytes, most, sim.mono);
         sim.trace(|| format!("shard {} writes {written:?} to {}", self.shard, socket.conn));
         Ok(written?)
     }
@@ -197,7 +195,7 @@ impl Machine for Seams {
         let sim = &mut *self.sim.borrow_mut();
         self.check_holds(sim, socket.conn, "shuts it");
         sim.trace(|| format!("shard {} shuts its half of {}", self.shard, socket.conn));
-        if !sim.net.server_shut(socket.conn) {
+        if !sim.net.server_shut(socket.conn, sim.mono) {
             sim.fail(format!("client {}: shut twice", socket.conn));
         }
     }

@@ -58,8 +58,9 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             return;
         }
         let passed = now.saturating_sub(drain.started) + DRAIN_STEP;
-        let share = if drain.over.is_zero() { 1.0 } else { passed.as_secs_f64() / drain.over.as_secs_f64() };
-        let target = (drain.total as f64 * share).ceil() as usize;
+        let share = passed.as_secs_f64() / drain.over.as_secs_f64();
+        // Who came later, adopted, is sent away too and must not take the place of somebody else when time is up.
+        let target = if passed >= drain.over { usize::MAX } else { (drain.total as f64 * share).ceil() as usize };
         drain.step_at = now + DRAIN_STEP;
         let (mut told, mut sent_away, end) = (drain.told, drain.sent_away, drain.end);
         while told < end && sent_away < target {

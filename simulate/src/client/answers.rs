@@ -23,6 +23,7 @@ impl Sim {
                 Reading::Head => {
                     let Some(end) = client.buffer.windows(4).position(|four| four == b"\r\n\r\n") else { return };
                     let head: Vec<u8> = client.buffer.drain(..end + 4).collect();
+                    self.understands(c, end + 4);
                     match String::from_utf8(head) {
                         Ok(head) => self.response(c, &head),
                         Err(_) => self.fail(format!("client {c}: a response head that is not text")),
@@ -46,12 +47,20 @@ impl Sim {
                     Ok(None) => return,
                     Ok(Some((frame, len))) => {
                         client.buffer.drain(..len);
+                        self.understands(c, len);
                         self.frame(c, frame);
                     }
                     Err(broken) => self.fail(format!("client {c}: {broken}")),
                 },
             }
         }
+    }
+
+    /// So many more bytes are read and understood.
+    fn understands(&mut self, c: usize, bytes: usize) {
+        let client = &mut self.clients[c];
+        client.understood += bytes as u64;
+        client.clock.said_at = self.net.written_at(c, client.understood);
     }
 
     pub(super) fn response(&mut self, c: usize, head: &str) {
@@ -79,6 +88,7 @@ impl Sim {
             let client = &mut self.clients[c];
             client.reading = Reading::Frames;
             client.upgraded_at = Some(now);
+            client.clock.opened_at = Some(client.clock.said_at);
             if client.aim == Aim::Cable {
                 self.upgraded(c);
             }
@@ -86,13 +96,14 @@ impl Sim {
         }
         let allowed = match client.aim {
             Aim::Bad(status) => status,
-            Aim::Stall => 408,
-            Aim::Cable | Aim::Echo => 503,
-            Aim::Other => 503,
+            // Told so in time, or when it is too slow: see below.
+            Aim::Cable | Aim::Echo | Aim::Other | Aim::Stall => 503,
         };
         let length = header("content-length").and_then(|(_, value)| value.parse().ok());
         let timeout = self.scenario.settings.handshake_timeout;
-        let timed_out = status == 408 && self.mono >= client.connected_at + timeout;
+        let clock = &client.clock;
+        let waited = clock.accepted_at.is_some_and(|at| !clock.is_early(at, timeout, clock.said_at));
+        let timed_out = status == 408 && waited;
         match length {
             Some(length) if status == 503 || timed_out || status == allowed => {
                 self.clients[c].reading = Reading::Body(length);
@@ -237,18 +248,14 @@ impl Sim {
     pub(super) fn closed(&mut self, c: usize, payload: &[u8]) {
         let blocked = self.net.conn(c).ever_blocked;
         let rules = &self.scenario.settings;
-        let draining = self.sites[self.clients[c].shard].drained_by.is_some();
-        let now = self.mono;
+        let draining = self.clients[c].was_drained || self.sites[self.clients[c].shard].drained_by.is_some();
+        let no_pong = self.may_have_no_pong(c);
         let identifiers = self.identifiers(c);
         let client = &mut self.clients[c];
         client.saw_close = true;
         client.reading = Reading::Done;
         let may_be_slow = blocked && rules.outbox_bytes_max > 0;
         if let Some((reason, reconnect)) = client.farewell.clone() {
-            let pong_ms = rules.session.pong_timeout_ms;
-            let no_pong = pong_ms > 0
-                && (!client.prompt || client.ping_waits.is_some_and(|at| now >= at + Duration::from_millis(pong_ms)))
-                && (rules.session.native_pings || client.offered == "actioncable-v1-ext-json");
             let (code, words, fits, cause) = match reason.as_str() {
                 "server_restart" => (1001, "Server restart", draining && reconnect, CloseCause::ServerRestart),
                 "remote" => {
@@ -292,8 +299,8 @@ impl Sim {
             return self.fail(format!("client {c}: a wrong ping {text}, number {pings}"));
         }
         client.ping_value = value;
-        client.ping_at = Some(now);
-        client.ping_waits.get_or_insert(now);
+        self.ping_in_time(c);
+        let client = &self.clients[c];
         if client.answers_pings && !client.left && !client.silent && client.out.is_empty() {
             let key = self.key();
             let pong = if self.rng.chance(500) {

@@ -1,7 +1,7 @@
 //! What is on its way to the shards' inboxes, and what it means when it gets there.
 //!
-//! Publications (to the shards that follow their streams) and remote disconnects are posted at once, in one order; each shard takes them at its
-//! own pace. What a client may or must get is decided when its own shard gets a publication.
+//! Publications (to the shards that follow their streams) and remote disconnects are posted at once, in one order; each
+//! shard takes them at its own pace. What a client may or must get is decided when its own shard gets a publication.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,8 @@ use cableway::shard::{Delivery, Message};
 use super::Run;
 use crate::client::Aim;
 use crate::model::Phase;
-use crate::seams::Socket;
+use crate::net::ConnId;
+use crate::seams::{Socket, incoming};
 use crate::world::{Open, Published, Sim};
 
 /// Something on its way to a shard's inbox.
@@ -23,6 +24,8 @@ pub(super) enum Post {
     /// With its number, and whether the shard followed the stream when it was published: else it does not get it.
     Publish(usize, Arc<Publication>, bool),
     Disconnect(RemoteDisconnect),
+    /// A connection that somebody else has accepted, and the bytes that were read of it.
+    Adopt(ConnId, Vec<u8>),
     Drain(Duration),
 }
 
@@ -41,7 +44,7 @@ impl Run {
         order.into_iter().enumerate().map(|(n, s)| (steps * 4 / 5 + n * apart, s, over)).collect()
     }
 
-    /// The app answers some of the calls that run.
+    /// Some of the questions that are open are answered.
     pub(super) fn answer_some(&mut self, most: usize) {
         let sim = &mut *self.sim.borrow_mut();
         for _ in 0..most.min(sim.running.len()) {
@@ -102,6 +105,10 @@ impl Run {
         let key = sim.scenario.settings.stream_hasher.key(&publication.stream);
         for (s, driven) in self.shards.iter_mut().enumerate() {
             let follows = sim.sites[s].followed.contains(&key);
+            if !follows {
+                // Nobody there may have a subscription to it; whoever has misses it.
+                sim.note_publication_at(s, p);
+            }
             driven.inbox.push_back(Post::Publish(p, Arc::clone(&publication), follows));
         }
     }
@@ -124,7 +131,13 @@ impl Run {
     /// The first thing in a shard's inbox reaches the shard.
     pub(super) fn deliver_next(&mut self, s: usize) {
         let Some(post) = self.shards[s].inbox.pop_front() else { return };
-        let message = self.sim.borrow_mut().arrives(s, post);
+        let message = match post {
+            Post::Adopt(conn, read) => {
+                self.sim.borrow_mut().adopts(s, conn, &read);
+                Some(Message::Adopt { incoming: incoming(&self.sim, conn), read })
+            }
+            post => self.sim.borrow_mut().arrives(s, post),
+        };
         if let Some(message) = message {
             self.shards[s].shard.receive(message);
         }
@@ -147,6 +160,22 @@ impl Sim {
         let stream = self.scenario.streams[self.rng.below(self.scenario.streams.len())].as_str().into();
         let kind = self.rng.chance(50).then(|| "announce".into());
         Publication { stream, message: message.into(), exclude, kind }
+    }
+
+    /// A publication as far as the clients of one shard are concerned.
+    fn note_publication_at(&mut self, s: usize, p: usize) {
+        for c in 0..self.clients.len() {
+            if self.clients[c].shard == s {
+                self.note_publication(c, p, false);
+            }
+        }
+    }
+
+    /// A shard takes a connection that somebody else has accepted.
+    fn adopts(&mut self, s: usize, conn: ConnId, read: &[u8]) {
+        self.trace(|| format!("shard {s} adopts {conn} with {} bytes", read.len()));
+        self.accepted += 1;
+        self.clients[conn].clock.accepted_at = Some(self.mono);
     }
 
     /// Notes what must come of a post that reaches a shard; gives the message for it.
@@ -176,11 +205,7 @@ impl Sim {
                     return None;
                 }
                 self.trace(|| format!("publication {p} reaches shard {s}"));
-                for c in 0..self.clients.len() {
-                    if self.clients[c].shard == s {
-                        self.note_publication(c, p, false);
-                    }
-                }
+                self.note_publication_at(s, p);
                 let publication = Publication::clone(&publication);
                 Message::Publication(Arc::new(Delivery { publication, permit: None }))
             }
@@ -197,6 +222,7 @@ impl Sim {
                 }
                 Message::Disconnect(disconnect)
             }
+            Post::Adopt(..) => return None,
             Post::Drain(over) => {
                 self.trace(|| format!("shard {s} drains over {over:?}"));
                 self.sites[s].drained_by.get_or_insert(self.mono + over);

@@ -3,6 +3,8 @@
 use std::io::ErrorKind;
 use std::time::Duration;
 
+use cableway::model::CloseCause;
+
 use super::Run;
 
 /// Rounds in a row that move neither the clock nor a client, after which the shards are said to spin.
@@ -121,7 +123,13 @@ impl Run {
     pub(super) fn settle(&mut self) -> Result<(), String> {
         self.sim.borrow().trace(|| "settle".into());
         self.go_on()?;
+        let wakes: Vec<_> = (0..self.shards.len()).map(|s| self.wake_of(s)).collect();
+        let any_too_slow = self.closed_for(CloseCause::TooSlow) + self.closed_for(CloseCause::NoPong) > 0;
         let sim = &mut *self.sim.borrow_mut();
+        for (site, wakes_at) in sim.sites.iter_mut().zip(wakes) {
+            site.wakes_at = wakes_at;
+        }
+        sim.any_too_slow = any_too_slow;
         for c in 0..sim.clients.len() {
             sim.check_settled(c);
         }
