@@ -5,7 +5,9 @@
 //! process needs. Deadlines travel as the time that is left. The form is MessagePack with names and begins with a
 //! version; what a newer version adds has to be optional.
 //!
-//! Both happen within a turn, because that is when a shard knows what time it is. Two things are the caller's business. Publications: one that a shard was given and has not delivered stays there, so
+//! Both happen within a turn, because that is when a shard knows what time it is.
+//!
+//! Two things are the caller's business. Publications: one that a shard was given and has not delivered stays there, so
 //! both shards must have been given the same ones and have delivered them ([`Shard::is_delivering`]). Questions: the
 //! answer to one that is open must be given to the connection's new key.
 
