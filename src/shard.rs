@@ -19,10 +19,12 @@
 //!
 //! Every list has a bound: connections by descriptors and `--max-conn`, handshakes by
 //! [`Settings::handshakes_max`], an outbox by [`Settings::outbox_bytes_max`], a turn by [`ACCEPTS_PER_TURN`],
-//! [`READS_PER_TURN`], [`DELIVERIES_PER_TURN`] and [`DISCONNECTS_PER_TURN`]. Not bounded is how many deadlines pass in one
-//! turn and how long the list of a publication's receivers is.
+//! [`READS_PER_TURN`], [`DELIVERIES_PER_TURN`], [`DISCONNECTS_PER_TURN`] and [`DEADLINES_PER_TURN`], and all that is kept
+//! for clients together by [`Settings::buffers_bytes_max`]. Not bounded is how long the list of a publication's receivers
+//! is.
 
 mod accept;
+mod buffers;
 mod close;
 mod connection;
 mod deadline;
@@ -30,6 +32,7 @@ mod drain;
 mod effects;
 mod epoll;
 mod fanout;
+mod frame;
 mod handshake;
 mod identities;
 mod inbox;
@@ -44,19 +47,21 @@ mod slots;
 mod wheel;
 mod write;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::hub::{Hub, StreamHasher};
 use crate::identity::StreamRouter;
-use crate::model::{Now, Scheme, TICK_MS, tick};
+use crate::model::{Now, Scheme, TICK_MS, Tick, tick};
 use crate::proto::frame::Limits;
 use crate::session::{self, Effect};
 
+use buffers::Buffers;
 use drain::Drain;
 use fanout::{Fanout, Work};
 use identities::Identities;
+use outbox::Outbox;
 use ping::PingFrames;
 use read::Stashes;
 use slots::{Slots, flag};
@@ -85,12 +90,21 @@ pub const DELIVERIES_PER_TURN: usize = 2048;
 /// Sessions sent away in one turn on the app's demand.
 pub const DISCONNECTS_PER_TURN: usize = 512;
 
+/// Deadlines handled in one turn. At a few microseconds for a heartbeat this is how long a turn may take.
+pub const DEADLINES_PER_TURN: usize = 2048;
+
 /// The one read buffer of a shard. A whole message of the default maximum size fits with room for the next.
 pub const SCRATCH_BYTES: usize = 128 * 1024;
 
 /// How long a connection that was closed by us may take to go: our last bytes have to arrive, and a socket closed
 /// with unread bytes resets the peer and may take them back.
 const LINGER: Duration = Duration::from_secs(2);
+
+/// Bytes that a peer may still send after we have closed. More, and it is reset.
+const LINGER_BYTES_MAX: usize = 1024 * 1024;
+
+/// What a client that finds no room is told to wait before it tries again, in seconds.
+const RETRY_AFTER_S: u32 = 5;
 
 /// How long accepting pauses when there is neither descriptor nor reserve.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -114,12 +128,17 @@ pub struct Settings {
     pub handshake_timeout: Duration,
     /// Connections that have not finished their request; more are answered 503.
     pub handshakes_max: usize,
+    /// How long a message may take from its first byte to its last.
+    pub message_timeout: Duration,
     /// Size of client messages.
     pub limits: Limits,
     /// Size of client messages on the echo path.
     pub echo_limits: Limits,
-    /// Bytes that may wait for one client; one more frame closes it. 0: no limit.
+    /// Bytes that may wait for one client, with what each frame costs beside them; one more frame closes it. 0: no limit.
     pub outbox_bytes_max: usize,
+    /// Bytes that the shard may keep for all its clients together: requests and messages that are not complete, what
+    /// waits behind commands, what clients have not taken. `usize::MAX`: no limit.
+    pub buffers_bytes_max: usize,
     /// How long nothing at all may get out to a client that has bytes waiting.
     pub write_timeout: Duration,
     /// How sessions behave.
@@ -145,8 +164,17 @@ pub struct Shard<M: Machine, N: Services<M::Socket>> {
     identities: Identities,
     scratch: Box<[u8]>,
     stashes: Stashes,
+    /// Slots whose message is not complete, and when it has to be.
+    begun_messages: HashMap<u32, Tick>,
     /// Slots to be written at the end of the turn.
     dirty: Vec<u32>,
+    /// Slots that are to be written in the next turn: they took all that one turn may write to one.
+    unfinished_writes: Vec<u32>,
+    /// Empty outboxes, to be used again.
+    spare_outboxes: Vec<Box<Outbox>>,
+    buffers: Buffers,
+    /// Reused to write frames in.
+    room: Vec<u8>,
     /// Slots to be read from again in the next turn.
     again: VecDeque<u32>,
     /// Publications and remote disconnects that wait; the node bounds how many.
@@ -193,7 +221,12 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             // Written to, not only reserved: its pages are paid for at boot and not by some later connection.
             scratch: vec![1; SCRATCH_BYTES].into(),
             stashes: Stashes::default(),
+            begun_messages: HashMap::new(),
             dirty: Vec::new(),
+            unfinished_writes: Vec::new(),
+            spare_outboxes: Vec::new(),
+            buffers: Buffers::new(settings.buffers_bytes_max),
+            room: Vec::new(),
             again: VecDeque::new(),
             work: VecDeque::new(),
             fanout: None,
@@ -223,8 +256,10 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             self.accepting = Accepting::Yes;
             self.machine.resume_listening();
         }
-        while let Some(index) = self.wheel.expired(&mut self.slots, tick(self.now.mono)) {
+        for _ in 0..DEADLINES_PER_TURN {
+            let Some(index) = self.wheel.expired(&mut self.slots, tick(self.now.mono)) else { break };
             self.due(index);
+            self.flush_if_many();
         }
         for _ in 0..self.again.len() {
             let Some(index) = self.again.pop_front() else { break };
@@ -248,6 +283,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         if readiness.readable || readiness.hangup {
             self.slots[index].flags |= flag::READABLE;
             self.read(index);
+            self.flush_if_many();
         }
     }
 
@@ -268,6 +304,8 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         // Behind the deliveries: whoever is sent away has been given what was published before.
         self.go_on_draining();
         self.flush_dirty();
+        std::mem::swap(&mut self.dirty, &mut self.unfinished_writes);
+        self.metrics.kept(&self.buffers);
         self.metrics.counters.broadcast_streams_num.set(self.hub.streams() as i64);
         self.metrics.counters.subscriptions_num.set(self.hub.attachments() as i64);
         self.metrics.counters.connections_num.set(self.slots.used() as i64);
@@ -309,6 +347,8 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             && self.hub.is_empty()
             && self.identities.is_empty()
             && self.stashes.is_empty()
+            && self.begun_messages.is_empty()
+            && self.buffers.total() == 0
             && self.handshakes == 0
             && self.wheel.next().is_none()
             && !self.has_work()

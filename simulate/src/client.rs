@@ -340,6 +340,9 @@ impl Sim {
             if let Some(missing) = model.expected.front() {
                 return self.fail(format!("client {c}: {missing:?} has not come"));
             }
+            if let Some(ping) = model.unanswered() {
+                return self.fail(format!("client {c}: ping {ping:?} has not been answered"));
+            }
             if let Some(whisper) = model.whispers.front() {
                 return self.fail(format!("client {c}: {whisper:?} was not published"));
             }

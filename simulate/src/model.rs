@@ -113,6 +113,10 @@ pub struct Model {
     pub expected: VecDeque<Expect>,
     /// Things put into `expected` so far.
     pub expected_total: u64,
+    /// Payloads of pings that are not answered yet.
+    pub pings: VecDeque<Vec<u8>>,
+    /// The last answer to one. It stands for all that came before it (RFC 6455 section 5.5.3).
+    pub last_pong: Option<Vec<u8>>,
     /// Whispers that must have been published: stream and text.
     pub whispers: VecDeque<(String, String)>,
     pub changes: Vec<Change>,
@@ -132,6 +136,8 @@ impl Model {
             items: VecDeque::new(),
             expected: VecDeque::new(),
             expected_total: 0,
+            pings: VecDeque::new(),
+            last_pong: None,
             whispers: VecDeque::new(),
             changes: Vec::new(),
         }
@@ -140,6 +146,19 @@ impl Model {
     pub fn expect(&mut self, what: Expect) {
         self.expected.push_back(what);
         self.expected_total += 1;
+    }
+
+    /// A pong has come. Tells whether a ping asked for it, as far as they were handled.
+    pub fn answered(&mut self, payload: &[u8]) -> bool {
+        let Some(at) = self.pings.iter().position(|ping| ping == payload) else { return false };
+        self.pings.drain(..=at);
+        self.last_pong = Some(payload.to_vec());
+        true
+    }
+
+    /// A ping that will not be answered any more, although it is the last of its kind.
+    pub fn unanswered(&self) -> Option<&Vec<u8>> {
+        self.pings.back().filter(|ping| self.last_pong.as_ref() != Some(ping))
     }
 
     fn say(&mut self, text: String) {
@@ -192,7 +211,7 @@ impl Model {
 
     fn handle(&mut self, item: Item) {
         match item {
-            Item::NativePing(payload) => self.expect(Expect::Frame(op::PONG, payload)),
+            Item::NativePing(payload) => self.pings.push_back(payload),
             Item::Echo(opcode, payload) => self.expect(Expect::Frame(opcode, payload)),
             Item::Close(payload) => {
                 self.expect(Expect::Frame(op::CLOSE, payload));

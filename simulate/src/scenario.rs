@@ -100,9 +100,11 @@ impl Scenario {
             },
             handshake_timeout: Duration::from_millis(rng.pick(&[300, 2_000, 10_000])),
             handshakes_max: rng.pick(&[2, 5, 100]),
+            message_timeout: Duration::from_secs(rng.pick(&[2, 60, 3_600])),
             limits: Limits { message_bytes_max, fragments_max },
             echo_limits: Limits { message_bytes_max: 200_000, fragments_max: u32::MAX },
             outbox_bytes_max: rng.pick(&[0, 200, 1_000, 10_000, 100_000, 1 << 20]),
+            buffers_bytes_max: usize::MAX,
             write_timeout: Duration::from_millis(rng.pick(&[500, 2_000, 10_000])),
             session: session::Rules {
                 ping_interval_ms: rng.pick(&[0, 300, 3_000, 60_000, 300_000]),

@@ -88,6 +88,10 @@ endings! {
     InvalidUtf8 = "invalid_utf8", close(1007, "");
     /// A message was over the size or fragment limit.
     MessageTooBig = "message_too_big", close(1009, "");
+    /// A message was begun and not finished within the message time-out.
+    MessageTimeout = "message_timeout", close(1008, "Message Timeout");
+    /// Too many bytes were kept for all clients together, and this one held the most.
+    BuffersFull = "buffers_full", close(1013, "Try again later");
     /// The outbox was full.
     TooSlow = "too_slow", disconnect(1000, "", Word::TooSlow, true);
     /// Bytes could not be written within the write time-out.

@@ -59,8 +59,13 @@ fn secret(key: &Option<String>) -> Option<Secret> {
     key.as_deref().and_then(Secret::new)
 }
 
-/// For the shards, each of which has so many listeners.
-pub(super) fn shard(config: &Config, secrets: &Secrets, listeners: usize) -> Result<shard::Settings, StartError> {
+/// For the shards, of which there are so many, each with so many listeners.
+pub(super) fn shard(
+    config: &Config,
+    secrets: &Secrets,
+    shards: usize,
+    listeners: usize,
+) -> Result<shard::Settings, StartError> {
     let path =
         |text: &String| PathPattern::parse(text).map_err(|error| StartError::Setting(format!("{text}: {error}")));
     let jwt = secret(&secrets.jwt).map(|secret| Jwt { secret, enforce: config.jwt.enforce });
@@ -82,9 +87,11 @@ pub(super) fn shard(config: &Config, secrets: &Secrets, listeners: usize) -> Res
         },
         handshake_timeout: config.server.handshake_timeout,
         handshakes_max: config.server.handshakes_max,
+        message_timeout: config.ws.message_timeout,
         limits,
         echo_limits: limits,
         outbox_bytes_max: config.ws.max_pending_size,
+        buffers_bytes_max: unlimited(config.ws.max_buffers_size.div_ceil(shards)),
         write_timeout: config.ws.write_timeout,
         session: session(config),
         tokens: Tokens { param: config.jwt.param.clone(), jwt },

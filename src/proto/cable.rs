@@ -81,7 +81,11 @@ impl Language for Cable {
         write::presence_error(out, identifier);
     }
 
-    fn write_publication(&self, out: &mut Vec<u8>, identifier: &str, publication: &Publication) {
-        write::publication(out, identifier, publication);
+    fn write_publication_head(&self, out: &mut Vec<u8>, identifier: &str, publication: &Publication) {
+        write::publication_head(out, identifier, publication);
+    }
+
+    fn write_publication_rest(&self, out: &mut Vec<u8>, publication: &Publication) {
+        write::publication_rest(out, publication);
     }
 }

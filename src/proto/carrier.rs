@@ -3,13 +3,11 @@
 //! A carrier turns a dialect's message into the bytes that are written, and knows what it says itself: heartbeats and
 //! closing. A new one adds a variant, its arms here, and a way to read in the shard.
 
-use std::sync::Arc;
-
 use serde::{Deserialize, Serialize};
 
 use super::frame::{self, Kind, Opcode};
 
-/// How a connection's messages are carried.
+/// How a connection's messages are carried. Each `write` function appends to `out` what is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum Carrier {
@@ -19,26 +17,48 @@ pub enum Carrier {
 }
 
 impl Carrier {
-    /// A message as it is written. Any number of receivers share the bytes.
-    pub fn message(self, kind: Kind, payload: &[u8]) -> Arc<[u8]> {
+    /// A message.
+    pub fn write_message(self, out: &mut Vec<u8>, kind: Kind, payload: &[u8]) {
+        match self {
+            Carrier::WebSocket => frame::write(out, opcode(kind), payload),
+        }
+    }
+
+    /// A message without its last `rest_len` bytes, which follow as they are from where many receivers share them.
+    pub fn write_message_head(self, out: &mut Vec<u8>, kind: Kind, head: &[u8], rest_len: usize) {
         match self {
             Carrier::WebSocket => {
-                frame::encode(if kind == Kind::Text { Opcode::Text } else { Opcode::Binary }, payload)
+                out.extend_from_slice(&frame::header(opcode(kind), head.len() + rest_len));
+                out.extend_from_slice(head);
             }
         }
     }
 
-    /// The carrier's own ping; `None` where it has none.
-    pub fn ping(self) -> Option<Arc<[u8]>> {
+    /// The carrier's own ping; nothing where it has none.
+    pub fn write_ping(self, out: &mut Vec<u8>) {
         match self {
-            Carrier::WebSocket => Some(frame::encode(Opcode::Ping, &[])),
+            Carrier::WebSocket => frame::write(out, Opcode::Ping, &[]),
+        }
+    }
+
+    /// The answer to the peer's own ping.
+    pub fn write_pong(self, out: &mut Vec<u8>, payload: &[u8]) {
+        match self {
+            Carrier::WebSocket => frame::write(out, Opcode::Pong, payload),
         }
     }
 
     /// The carrier's own last word. Without a code nothing but the end is said.
-    pub fn close(self, code: Option<u16>, reason: &str) -> Option<Arc<[u8]>> {
+    pub fn write_close(self, out: &mut Vec<u8>, code: Option<u16>, reason: &str) {
         match self {
-            Carrier::WebSocket => Some(frame::close(code, reason)),
+            Carrier::WebSocket => frame::write_close(out, code, reason),
         }
+    }
+}
+
+fn opcode(kind: Kind) -> Opcode {
+    match kind {
+        Kind::Text => Opcode::Text,
+        Kind::Binary => Opcode::Binary,
     }
 }

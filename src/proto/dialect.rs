@@ -79,5 +79,14 @@ pub trait Language: Sync {
     fn write_presence_error(&self, out: &mut Vec<u8>, identifier: &str);
 
     /// A publication, for those who are subscribed under this identifier.
-    fn write_publication(&self, out: &mut Vec<u8>, identifier: &str, publication: &Publication);
+    fn write_publication(&self, out: &mut Vec<u8>, identifier: &str, publication: &Publication) {
+        self.write_publication_head(out, identifier, publication);
+        self.write_publication_rest(out, publication);
+    }
+
+    /// What differs from identifier to identifier: all but [`write_publication_rest`](Self::write_publication_rest).
+    fn write_publication_head(&self, out: &mut Vec<u8>, identifier: &str, publication: &Publication);
+
+    /// What follows the head, the same for every identifier: the publication's message and what ends it.
+    fn write_publication_rest(&self, out: &mut Vec<u8>, publication: &Publication);
 }

@@ -23,7 +23,7 @@ use std::ops::{Deref, DerefMut};
 
 use serde::{Deserialize, Serialize};
 
-pub use encode::{close, encode, encode_parts, header};
+pub use encode::{header, write, write_close};
 pub use header::{CLOSE_REASON_BYTES_MAX, CONTROL_BYTES_MAX, HeaderBytes, Opcode, close_code_is_legal};
 pub use violation::Violation;
 

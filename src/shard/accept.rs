@@ -4,12 +4,11 @@ use crate::model::{CloseCause, Sid, tick_after};
 use crate::proto::handshake::{self, Decision, HEAD_BYTES_MAX, Head, Parsed, Route};
 use crate::session::{Context, Opening, Session};
 
+use super::buffers::{Buffer, head_bytes};
+use super::frame::Frame;
 use super::handshake::{Handshake, env};
 use super::slots::{Stage, flag};
-use super::{ACCEPT_PAUSE, ACCEPTS_PER_TURN, Accepted, Accepting, Incoming, Machine, Services, Shard};
-
-/// What a refused client is told to wait before it tries again, in seconds.
-const RETRY_AFTER_S: u32 = 5;
+use super::{ACCEPT_PAUSE, ACCEPTS_PER_TURN, Accepted, Accepting, Incoming, Machine, RETRY_AFTER_S, Services, Shard};
 
 impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     /// Somebody waits to be accepted. Accepts up to [`ACCEPTS_PER_TURN`]; the listener stays readable for the rest.
@@ -62,7 +61,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         }
         if self.handshakes > self.settings.handshakes_max {
             let response = handshake::unavailable(RETRY_AFTER_S).response;
-            self.refuse(index, response, CloseCause::TooManyHandshakes);
+            self.refuse(index, &response, CloseCause::TooManyHandshakes);
             return None;
         }
         self.set_timer(index);
@@ -80,8 +79,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
 
     /// Bytes of the request. Once it is complete it is answered, and what came behind it is handled at once.
     pub(super) fn request_bytes(&mut self, index: u32, bytes: &mut [u8]) {
-        let Stage::Handshake(waiting) = &mut self.slots[index].stage else { return };
-        let mut saved = std::mem::take(&mut waiting.head);
+        let mut saved = self.take_head(index);
         let whole: &mut [u8] = if saved.is_empty() {
             bytes
         } else {
@@ -89,8 +87,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             saved.extend_from_slice(bytes);
             if saved.len() < HEAD_BYTES_MAX && !handshake::may_end(&saved, seen) {
                 // A head that trickles in is not parsed again for every byte.
-                waiting.head = saved;
-                return;
+                return self.keep_head(index, saved);
             }
             &mut saved
         };
@@ -98,26 +95,25 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         let (head, len) = match handshake::parse_head(whole, &mut header_slots) {
             Parsed::Complete { head, len } if len <= HEAD_BYTES_MAX => (head, len),
             Parsed::Incomplete if whole.len() < HEAD_BYTES_MAX => {
-                waiting.head = if saved.is_empty() { bytes.to_vec() } else { saved };
-                return;
+                return self.keep_head(index, if saved.is_empty() { bytes.to_vec() } else { saved });
             }
             // One that came whole must not have more than one that came in pieces.
             Parsed::Complete { .. } | Parsed::Incomplete => {
-                return self.refuse(index, handshake::head_too_large().response, CloseCause::HandshakeRefused);
+                return self.refuse(index, &handshake::head_too_large().response, CloseCause::HandshakeRefused);
             }
-            Parsed::Bad(refusal) => return self.refuse(index, refusal.response, CloseCause::HandshakeRefused),
+            Parsed::Bad(refusal) => return self.refuse(index, &refusal.response, CloseCause::HandshakeRefused),
         };
         match handshake::answer(&head, &self.settings.handshake) {
             Decision::NotOurs => self.serve_http(index, whole.to_vec()),
             Decision::Refuse(refusal) => {
                 self.log(index, || format!("upgrade refused with {}", refusal.status));
-                self.refuse(index, refusal.response, CloseCause::HandshakeRefused);
+                self.refuse(index, &refusal.response, CloseCause::HandshakeRefused);
             }
             Decision::Upgrade { .. } if self.drain.is_some() => {
-                self.refuse(index, handshake::unavailable(RETRY_AFTER_S).response, CloseCause::Draining);
+                self.refuse(index, &handshake::unavailable(RETRY_AFTER_S).response, CloseCause::Draining);
             }
             Decision::Upgrade { .. } if !self.services.try_open() => {
-                self.refuse(index, handshake::unavailable(RETRY_AFTER_S).response, CloseCause::MaxConnections);
+                self.refuse(index, &handshake::unavailable(RETRY_AFTER_S).response, CloseCause::MaxConnections);
             }
             Decision::Upgrade { route, dialect, response } => {
                 self.slots[index].flags |= flag::COUNTED;
@@ -125,7 +121,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                 match route {
                     Route::Echo => {
                         self.handshake_done(index, Stage::Echo);
-                        self.push(index, response.into());
+                        self.push(index, Frame::new(&response));
                         self.set_timer(index);
                     }
                     Route::Cable => self.open_session(index, &head, response),
@@ -135,11 +131,33 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         }
     }
 
+    fn take_head(&mut self, index: u32) -> Vec<u8> {
+        self.buffers.change(Buffer::Head, head_bytes(&self.slots[index]), 0);
+        match &mut self.slots[index].stage {
+            Stage::Handshake(handshake) => std::mem::take(&mut handshake.head),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Keeps what came of a request until there is more.
+    pub(super) fn keep_head(&mut self, index: u32, head: Vec<u8>) {
+        if let Stage::Handshake(handshake) = &mut self.slots[index].stage {
+            handshake.head = head;
+            self.buffers.change(Buffer::Head, 0, head_bytes(&self.slots[index]));
+        }
+    }
+
+    /// The request is answered, or will never be.
+    pub(super) fn leave_handshake(&mut self, index: u32) {
+        self.handshakes -= 1;
+        drop(self.take_head(index));
+    }
+
     fn handshake_done(&mut self, index: u32, next: Stage) {
         if let Stage::Handshake(handshake) = &self.slots[index].stage {
-            self.handshakes -= 1;
             let lasted = handshake.lasted + self.now.mono.saturating_sub(handshake.began_at);
             self.metrics.counters.handshake_seconds.observe(lasted);
+            self.leave_handshake(index);
         }
         self.slots[index].stage = next;
     }
@@ -170,7 +188,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             Context { rules: &settings.session, now: self.now, topic: &topic, route: &route, effects: &mut effects };
         let session = Session::open(opening, &mut ctx);
         self.handshake_done(index, Stage::Session(Box::new(session)));
-        self.push(index, response.into());
+        self.push(index, Frame::new(&response));
         self.carry_out(index, &mut effects);
         self.effects = effects;
         self.set_timer(index);
@@ -189,7 +207,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                 match self.watch(index) {
                     Ok(()) => {
                         let response = handshake::unavailable(RETRY_AFTER_S).response;
-                        self.refuse(index, response, CloseCause::HandshakeRefused);
+                        self.refuse(index, &response, CloseCause::HandshakeRefused);
                     }
                     Err(error) => self.failed(index, &error),
                 }

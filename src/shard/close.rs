@@ -2,11 +2,11 @@
 //! [`Shard::gone`] (there is nobody to say it to), and each counts one cause.
 
 use std::io::{self, ErrorKind};
-use std::sync::Arc;
 
 use crate::model::{CloseCause, Ending, Reply};
-use crate::proto::frame::{FrameReader, Violation};
+use crate::proto::frame::Violation;
 
+use super::frame::Frame;
 use super::slots::{Stage, flag};
 use super::{LINGER, Machine, Services, Shard};
 
@@ -14,43 +14,44 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     /// Ends a connection in good order, with the close frame of the cause.
     pub(super) fn close(&mut self, index: u32, cause: CloseCause) {
         let Ending::Close { code, reason, .. } = cause.ending() else { return self.gone(index, cause) };
-        let last = self.slots[index].form.carrier.close(Some(code), reason);
+        let last = self.close_frame(index, Some(code), reason);
         self.close_with(index, last, cause);
     }
 
     /// Ends a connection whose client broke a rule of its carrier.
     pub(super) fn violated(&mut self, index: u32, violation: Violation) {
         self.log(index, || format!("client broke a rule: {violation}"));
-        let last = self.slots[index].form.carrier.close(Some(violation.close_code()), violation.reason());
+        let last = self.close_frame(index, Some(violation.close_code()), violation.reason());
         self.close_with(index, last, violation.cause());
     }
 
     /// The client sent a close frame: its code goes back, and nothing more is expected of it.
     pub(super) fn client_closes(&mut self, index: u32, code: Option<u16>) {
         self.slots[index].flags |= flag::PEER_SHUT;
-        let last = self.slots[index].form.carrier.close(code, "");
+        let last = self.close_frame(index, code, "");
         self.close_with(index, last, CloseCause::ClientClosed);
     }
 
+    fn close_frame(&mut self, index: u32, code: Option<u16>, reason: &str) -> Frame {
+        let carrier = self.slots[index].form.carrier;
+        Frame::written(&mut self.room, |out| carrier.write_close(out, code, reason))
+    }
+
     /// Answers a request with something else than an upgrade, and closes.
-    pub(super) fn refuse(&mut self, index: u32, response: Vec<u8>, cause: CloseCause) {
-        self.close_with(index, Some(response.into()), cause);
+    pub(super) fn refuse(&mut self, index: u32, response: &[u8], cause: CloseCause) {
+        self.close_with(index, Frame::new(response), cause);
     }
 
     /// Ends a connection in good order: `last` is written after what waits already, then our half is shut, and
     /// the socket goes when the peer has shut its half too, or after a while.
-    fn close_with(&mut self, index: u32, last: Option<Arc<[u8]>>, cause: CloseCause) {
+    fn close_with(&mut self, index: u32, last: Frame, cause: CloseCause) {
         if !self.is_live(index) {
             return;
         }
         self.leave(index, cause);
-        let slot = &mut self.slots[index];
-        slot.stage = Stage::Closing;
-        slot.reader = FrameReader::new();
-        let outbox = slot.outbox.get_or_insert_default();
-        if let Some(frame) = last {
-            outbox.push(frame);
-        }
+        self.slots[index].stage = Stage::Closing { drained: 0 };
+        let outbox = self.outbox(index);
+        outbox.push(last);
         outbox.last = true;
         self.mark_dirty(index);
         self.linger(index, self.settings.write_timeout + LINGER);
@@ -59,7 +60,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     /// Ends a connection whose socket is of no use any more.
     pub(super) fn gone(&mut self, index: u32, cause: CloseCause) {
         if !self.is_live(index) {
-            if matches!(self.slots[index].stage, Stage::Closing) {
+            if matches!(self.slots[index].stage, Stage::Closing { .. }) {
                 self.free(index);
             }
             return;
@@ -73,9 +74,8 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             let Stage::Session(session) = std::mem::replace(&mut slot.stage, Stage::Free) else { return };
             slot.stage = Stage::Orphan(session);
             slot.socket = None;
-            slot.outbox = None;
-            slot.reader = FrameReader::new();
-            self.stashes.remove(&index);
+            self.forget_read(index);
+            drop(self.take_outbox(index));
             self.wheel.clear(&mut self.slots, index);
             return;
         }
@@ -118,7 +118,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     /// The peer ended the stream.
     pub(super) fn peer_gone(&mut self, index: u32) {
         let slot = &mut self.slots[index];
-        if matches!(slot.stage, Stage::Closing) && slot.outbox.is_some() {
+        if matches!(slot.stage, Stage::Closing { .. }) && slot.outbox.is_some() {
             // It may have shut only its half and still wait for our last word; the socket goes when that is out.
             slot.flags = slot.flags & !flag::READABLE | flag::PEER_SHUT;
             return;
@@ -155,14 +155,14 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         if matches!(self.slots[index].stage, Stage::Session(_)) {
             self.session_input(index, |session, ctx| session.end(ctx));
         }
-        self.stashes.remove(&index);
+        self.forget_read(index);
     }
 
     fn uncount(&mut self, index: u32, cause: CloseCause) {
         self.log(index, || format!("connection ends: {}", cause.label()));
         self.metrics.closed(cause);
         match &self.slots[index].stage {
-            Stage::Handshake(_) => self.handshakes -= 1,
+            Stage::Handshake(_) => self.leave_handshake(index),
             Stage::Session(_) => self.unindex(index),
             _ => {}
         }
@@ -174,6 +174,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
 
     pub(super) fn free(&mut self, index: u32) {
         self.wheel.clear(&mut self.slots, index);
+        drop(self.take_outbox(index));
         drop(self.slots.remove(index));
     }
 

@@ -21,8 +21,10 @@ use crate::proto::frame::FrameReader;
 use crate::proto::{Carrier, Dialect};
 use crate::session::Session;
 
+use super::buffers::Buffer;
 use super::handshake::Handshake;
 use super::outbox::{Outbox, OutboxState};
+use super::read::Stash;
 use super::slots::{Form, Stage, flag};
 use super::{Machine, Services, Shard};
 
@@ -69,6 +71,8 @@ struct ConnectionState {
     listener: u8,
     stage: StageState,
     reader: FrameReader,
+    /// For a message that is not complete.
+    message_ticks_left: Option<Tick>,
     outbox: Option<OutboxState>,
     /// Read behind a command that waits for an answer.
     #[serde(with = "serde_bytes")]
@@ -119,9 +123,10 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         let now = tick(self.now.mono);
         let flags = self.slots[index].flags;
         self.unindex(index);
-        let stage = match std::mem::replace(&mut self.slots[index].stage, Stage::Closing) {
+        let stage = match std::mem::replace(&mut self.slots[index].stage, Stage::Closing { drained: 0 }) {
             Stage::Handshake(handshake) => {
                 self.handshakes -= 1;
+                self.buffers.change(Buffer::Head, handshake.head.capacity(), 0);
                 let Handshake { peer, began_at, lasted, due, head } = *handshake;
                 let lasted = lasted + self.now.mono.saturating_sub(began_at);
                 StageState::Handshake { peer, lasted, ticks_left: due.saturating_sub(now), head }
@@ -136,13 +141,17 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                 session.move_clock(now, 0);
                 StageState::Session(session)
             }
-            Stage::Closing | Stage::Free => {
+            Stage::Closing { .. } | Stage::Free => {
                 StageState::Closing { ticks_left: self.slots[index].due.saturating_sub(now) }
             }
         };
         if flags & flag::COUNTED != 0 {
             self.services.closed();
         }
+        let outbox = self.take_outbox(index).map(|outbox| outbox.take_apart(now));
+        let stash = self.take_stash(index).map(|stash| stash.rest().to_vec()).unwrap_or_default();
+        let message_ticks_left = self.begun_messages.get(&index).map(|due| due.saturating_sub(now));
+        let reader = self.take_reader(index);
         let slot = &mut self.slots[index];
         let state = ConnectionState {
             format: FORMAT,
@@ -151,9 +160,10 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             dialect: slot.form.dialect,
             listener: slot.listener,
             stage,
-            reader: std::mem::take(&mut slot.reader),
-            outbox: slot.outbox.take().map(|outbox| outbox.take_apart(now)),
-            stash: self.stashes.remove(&index).map(|stash| stash.rest().to_vec()).unwrap_or_default(),
+            reader,
+            message_ticks_left,
+            outbox,
+            stash,
             counted: flags & flag::COUNTED != 0,
             indexed: flags & flag::INDEXED != 0,
             peer_shut: flags & flag::PEER_SHUT != 0,
@@ -181,6 +191,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             StageState::Handshake { peer, lasted, ticks_left, head } => {
                 self.handshakes += 1;
                 let due = now.saturating_add(ticks_left);
+                self.buffers.change(Buffer::Head, 0, head.capacity());
                 Stage::Handshake(Box::new(Handshake { peer, began_at: self.now.mono, lasted, due, head }))
             }
             StageState::Echo => Stage::Echo,
@@ -191,18 +202,21 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             }
             StageState::Closing { ticks_left } => {
                 closing = Some(now.saturating_add(ticks_left));
-                Stage::Closing
+                Stage::Closing { drained: 0 }
             }
         };
         let index = self.slots.insert(socket, read.listener, stage);
         let slot = &mut self.slots[index];
         slot.form = Form { carrier: read.carrier, dialect: read.dialect };
-        slot.reader = read.reader;
+        let message_due = read.message_ticks_left.map_or(now, |left| now.saturating_add(left));
         slot.outbox = read.outbox.map(|outbox| Box::new(Outbox::put_together(outbox, now)));
         if read.peer_shut {
             slot.flags |= flag::PEER_SHUT;
         }
-        self.stashes.insert(index, read.stash);
+        self.put_reader(index, read.reader, message_due);
+        if !read.stash.is_empty() {
+            self.keep_stash(index, Stash::new(read.stash));
+        }
         if read.counted {
             self.slots[index].flags |= flag::COUNTED;
             self.services.reopened();

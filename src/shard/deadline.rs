@@ -3,9 +3,12 @@
 //! A slot stands in the wheel under the nearest of them. Each is kept where it belongs (the session knows when it pings,
 //! the outbox since when nothing gets out), so that none costs a connection that does not have it.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::model::{CloseCause, Tick, tick};
+use smallvec::SmallVec;
+
+use crate::model::{CloseCause, Tick, tick, tick_after};
 use crate::proto::handshake;
 
 use super::slots::{Slot, Stage, flag};
@@ -16,8 +19,10 @@ use super::{Machine, Services, Shard};
 pub(super) enum Deadline {
     /// The upgrade request is complete.
     Handshake,
-    /// Some byte gets out to a client that has bytes waiting (`--write-timeout`).
+    /// Some byte gets out to a client that has bytes waiting (`--ws-write-timeout`).
     Write,
+    /// A message that was begun is complete (`--ws-message-timeout`).
+    Message,
     /// The client gives a sign of life after a ping (`--pong-timeout`).
     Pong,
     /// The client is pinged (`--ping-interval`).
@@ -26,55 +31,41 @@ pub(super) enum Deadline {
     Linger,
 }
 
-impl Deadline {
-    /// When it passes for this connection.
-    #[inline]
-    fn of<S>(self, slot: &Slot<S>) -> Tick {
-        match (self, &slot.stage) {
-            (Deadline::Handshake, Stage::Handshake(handshake)) => handshake.due,
-            (Deadline::Write, Stage::Echo | Stage::Session(_)) => stalled_until(slot),
-            (Deadline::Pong, Stage::Session(session)) => session.pong_by().unwrap_or(NEVER),
-            (Deadline::Ping, Stage::Session(session)) => session.ping_at().unwrap_or(NEVER),
-            // The only one of its stage, so the wheel's own note of it serves.
-            (Deadline::Linger, Stage::Closing) => slot.due,
-            _ => NEVER,
-        }
-    }
-
-    /// Those that a connection at this stage can have, in the order in which they are handled.
-    #[inline]
-    fn at(stage: &Stage) -> &'static [Deadline] {
-        match stage {
-            Stage::Session(_) => &[Deadline::Write, Deadline::Pong, Deadline::Ping],
-            Stage::Echo => &[Deadline::Write],
-            Stage::Handshake(_) => &[Deadline::Handshake],
-            Stage::Closing => &[Deadline::Linger],
-            Stage::Free | Stage::Orphan(_) => &[],
-        }
-    }
-
-    /// When the first of a connection's deadlines passes.
-    #[inline]
-    fn nearest<S>(slot: &Slot<S>) -> Tick {
-        let mut nearest = NEVER;
-        for deadline in Deadline::at(&slot.stage) {
-            nearest = nearest.min(deadline.of(slot));
-        }
-        nearest
-    }
-}
-
 /// No deadline.
 const NEVER: Tick = Tick::MAX;
 
-fn stalled_until<S>(slot: &Slot<S>) -> Tick {
-    slot.outbox.as_ref().and_then(|outbox| outbox.stalled_until).unwrap_or(NEVER)
+/// The table: which deadlines a connection has, and when each passes, in the order in which they are handled.
+#[inline]
+fn each<S>(slot: &Slot<S>, index: u32, begun_messages: &HashMap<u32, Tick>, mut has: impl FnMut(Deadline, Tick)) {
+    let write = || slot.outbox.as_ref().and_then(|outbox| outbox.stalled_until).unwrap_or(NEVER);
+    let message = || match slot.reader.is_parked() {
+        true => NEVER,
+        false => begun_messages.get(&index).copied().unwrap_or(NEVER),
+    };
+    match &slot.stage {
+        Stage::Session(session) => {
+            has(Deadline::Write, write());
+            has(Deadline::Message, message());
+            has(Deadline::Pong, session.pong_by().unwrap_or(NEVER));
+            has(Deadline::Ping, session.ping_at().unwrap_or(NEVER));
+        }
+        Stage::Echo => {
+            has(Deadline::Write, write());
+            has(Deadline::Message, message());
+        }
+        Stage::Handshake(handshake) => has(Deadline::Handshake, handshake.due),
+        // The only one of its stage, so the wheel's own note of it serves.
+        Stage::Closing { .. } => has(Deadline::Linger, slot.due),
+        Stage::Free | Stage::Orphan(_) => {}
+    }
 }
 
 impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     /// Sets the slot's timer to the nearest of its deadlines.
     pub(super) fn set_timer(&mut self, index: u32) {
-        match Deadline::nearest(&self.slots[index]) {
+        let mut nearest = NEVER;
+        each(&self.slots[index], index, &self.begun_messages, |_, at| nearest = nearest.min(at));
+        match nearest {
             NEVER => self.wheel.clear(&mut self.slots, index),
             due => self.wheel.set(&mut self.slots, index, due),
         }
@@ -82,47 +73,89 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
 
     /// Gives a connection that is closing this long until it is let go.
     pub(super) fn linger(&mut self, index: u32, time: Duration) {
-        let due = self.now.mono + time;
-        self.wheel.set(&mut self.slots, index, tick(due));
+        self.wheel.set(&mut self.slots, index, tick_after(self.now.mono + time));
     }
 
     /// The nearest deadline of a connection has passed, and perhaps others with it.
     pub(super) fn due(&mut self, index: u32) {
         let generation = self.slots[index].generation;
+        let mut passed: SmallVec<[Deadline; 2]> = SmallVec::new();
         let now = tick(self.now.mono);
-        for &deadline in Deadline::at(&self.slots[index].stage) {
-            let slot = &self.slots[index];
-            if slot.generation == generation && deadline.of(slot) <= now {
-                self.passed(index, deadline);
+        each(&self.slots[index], index, &self.begun_messages, |deadline, at| {
+            if at <= now {
+                passed.push(deadline);
             }
+        });
+        for (nth, deadline) in passed.into_iter().enumerate() {
+            // What was done about one may have settled the next.
+            if nth > 0 && (self.slots[index].generation != generation || !self.has_passed(index, deadline)) {
+                continue;
+            }
+            self.passed(index, deadline);
+        }
+        if self.slots[index].generation != generation {
+            return;
         }
         // An input has set it already; one that found nothing due has not.
-        let slot = &self.slots[index];
-        if slot.generation == generation && slot.flags & flag::TIMED == 0 {
+        if self.slots[index].flags & flag::TIMED == 0 {
             self.set_timer(index);
         }
     }
 
+    fn has_passed(&self, index: u32, deadline: Deadline) -> bool {
+        let now = tick(self.now.mono);
+        let mut passed = false;
+        each(&self.slots[index], index, &self.begun_messages, |known, at| passed |= known == deadline && at <= now);
+        passed
+    }
+
     fn passed(&mut self, index: u32, deadline: Deadline) {
+        match deadline {
+            Deadline::Ping => {
+                let stalled = self.slots[index].outbox.as_ref().is_some_and(|outbox| outbox.stalled_until.is_some());
+                self.session_input(index, |session, ctx| session.ping_due(stalled, ctx));
+            }
+            Deadline::Linger => self.free(index),
+            Deadline::Handshake | Deadline::Write | Deadline::Message | Deadline::Pong => {
+                if self.is_overdue(index, deadline) {
+                    self.overdue(index, deadline);
+                }
+            }
+        }
+    }
+
+    /// Whether a peer has really let a deadline pass. This thread may be late itself, after the process was stopped or
+    /// had no processor, and what it waits for has long been there: so it reads and writes before it judges.
+    fn is_overdue(&mut self, index: u32, deadline: Deadline) -> bool {
+        let generation = self.slots[index].generation;
+        match deadline {
+            Deadline::Write => self.flush(index),
+            _ => {
+                self.slots[index].flags |= flag::READABLE;
+                self.read(index);
+            }
+        }
+        self.slots[index].generation == generation && self.has_passed(index, deadline)
+    }
+
+    /// A peer has let a deadline pass.
+    fn overdue(&mut self, index: u32, deadline: Deadline) {
         match deadline {
             Deadline::Handshake => match &self.slots[index].stage {
                 // Whoever has said nothing is told nothing.
                 Stage::Handshake(handshake) if handshake.head.is_empty() => {
                     self.gone(index, CloseCause::HandshakeTimeout);
                 }
-                _ => self.refuse(index, handshake::timed_out().response, CloseCause::HandshakeTimeout),
+                _ => self.refuse(index, &handshake::timed_out().response, CloseCause::HandshakeTimeout),
             },
             Deadline::Write => {
                 self.metrics.counters.failed_server_msg_total.inc();
                 self.metrics.counters.timeout_server_msg_total.inc();
                 self.drop_now(index, CloseCause::WriteTimeout);
             }
+            Deadline::Message => self.close(index, CloseCause::MessageTimeout),
             Deadline::Pong => self.session_input(index, |session, ctx| session.pong_overdue(ctx)),
-            Deadline::Ping => {
-                let stalled = stalled_until(&self.slots[index]) != NEVER;
-                self.session_input(index, |session, ctx| session.ping_due(stalled, ctx));
-            }
-            Deadline::Linger => self.free(index),
+            Deadline::Ping | Deadline::Linger => {}
         }
     }
 }

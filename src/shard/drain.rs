@@ -67,8 +67,8 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             let index = told;
             told += 1;
             match self.slots[index].stage {
-                Stage::Free | Stage::Closing | Stage::Orphan(_) => continue,
-                Stage::Handshake(_) => self.refuse(index, handshake::unavailable(1).response, CloseCause::Draining),
+                Stage::Free | Stage::Closing { .. } | Stage::Orphan(_) => continue,
+                Stage::Handshake(_) => self.refuse(index, &handshake::unavailable(1).response, CloseCause::Draining),
                 Stage::Echo => self.close(index, CloseCause::ServerRestart),
                 Stage::Session(_) => {
                     self.session_input(index, |session, ctx| session.disconnect(CloseCause::ServerRestart, ctx));

@@ -4,6 +4,7 @@ use crate::model::{Answer, Publication, Reply, Sid};
 use crate::proto::frame::Kind;
 use crate::session::{Context, Effect, Session, SessionCounter};
 
+use super::frame::Frame;
 use super::slots::Stage;
 use super::{Machine, Services, Shard};
 
@@ -45,12 +46,14 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             match effect {
                 Effect::Send(text) => {
                     self.metrics.counters.server_msg_total.inc();
-                    let carrier = self.slots[index].form.carrier;
-                    self.push(index, carrier.message(Kind::Text, &text));
+                    let frame = Frame::message(self.slots[index].form, Kind::Text, &text, &mut self.room);
+                    self.push(index, frame);
                 }
                 Effect::Ping(precision) => self.ping(index, precision),
                 Effect::NativePing => {
-                    if let Some(frame) = self.slots[index].form.carrier.ping() {
+                    let carrier = self.slots[index].form.carrier;
+                    let frame = Frame::written(&mut self.room, |out| carrier.write_ping(out));
+                    if frame.len() > 0 {
                         self.push(index, frame);
                     }
                 }

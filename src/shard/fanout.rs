@@ -7,14 +7,23 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use crate::model::{Publication, RemoteDisconnect, Topic};
+use crate::proto::Dialect;
 use crate::proto::frame::Kind;
 
+use super::frame::{Body, Frame};
 use super::inbox::Delivery;
 use super::slots::{Form, Stage};
 use super::{DELIVERIES_PER_TURN, DISCONNECTS_PER_TURN, Machine, Services, Shard};
 
 /// Receivers whose list is kept for the next publication; a longer one is given back.
 const RECEIVERS_KEPT: usize = 65_536;
+
+/// A publication of this size and more is written once for all who read it under different identifiers, and the bytes of
+/// each of these begin in one place and end in another. For shorter ones that costs more than it saves.
+const SHARED_FROM: usize = 2048;
+
+/// Bytes whose way into a socket takes about as long as what every delivery costs.
+const BYTES_PER_DELIVERY: usize = 32 * 1024;
 
 /// What waits to be done, in order.
 pub(super) enum Work {
@@ -31,6 +40,8 @@ pub(super) struct Fanout {
     /// What is delivered; it holds its place in the bound on publications.
     delivery: Option<Arc<Delivery>>,
     groups: Vec<Group>,
+    /// The ends of its frames, for each dialect of which a receiver came up.
+    bodies: SmallVec<[(Dialect, Body); 1]>,
     receivers: Vec<Receiver>,
     next: usize,
     started: Duration,
@@ -39,28 +50,61 @@ pub(super) struct Fanout {
 /// Receivers who know the publication under one identifier.
 struct Group {
     topic: Topic,
-    /// As it is written, for each form of which a receiver came up.
-    frames: SmallVec<[(Form, Arc<[u8]>); 1]>,
+    /// Those who have not been served.
+    left: u32,
+    /// As it is written, for each form of which a receiver came up. Gone when everybody is served.
+    frames: SmallVec<[(Form, Frame); 1]>,
 }
 
-impl Group {
-    fn frame(&mut self, form: Form, publication: &Publication) -> Arc<[u8]> {
-        match self.frames.iter().find(|(known, _)| *known == form) {
-            Some((_, frame)) => Arc::clone(frame),
-            None => self.encode(form, publication),
+impl Fanout {
+    /// The publication as a receiver of this group and form gets it.
+    #[inline]
+    fn frame(&mut self, group: u32, form: Form, publication: &Publication, room: &mut Vec<u8>) -> Frame {
+        match self.groups[group as usize].frames.iter().find(|(known, _)| *known == form) {
+            Some((_, frame)) => frame.clone(),
+            None => self.encode(group, form, publication, room),
         }
     }
 
     #[cold]
-    fn encode(&mut self, form: Form, publication: &Publication) -> Arc<[u8]> {
+    fn encode(&mut self, group: u32, form: Form, publication: &Publication, room: &mut Vec<u8>) -> Frame {
+        let Fanout { groups, bodies, .. } = self;
+        let group = &mut groups[group as usize];
+        let (language, identifier) = (form.dialect.language(), group.topic.identifier());
         let mut text = Vec::new();
-        form.dialect.language().write_publication(&mut text, self.topic.identifier(), publication);
-        let frame = form.carrier.message(Kind::Text, &text);
-        self.frames.push((form, Arc::clone(&frame)));
+        let frame = if publication.message.len() < SHARED_FROM {
+            language.write_publication(&mut text, identifier, publication);
+            Frame::message(form, Kind::Text, &text, room)
+        } else {
+            let body = bodies.iter().find(|(dialect, _)| *dialect == form.dialect).map(|(_, body)| body.clone());
+            let body = body.unwrap_or_else(|| {
+                language.write_publication_rest(&mut text, publication);
+                let body = Body::new(&text);
+                bodies.push((form.dialect, body.clone()));
+                text.clear();
+                body
+            });
+            language.write_publication_head(&mut text, identifier, publication);
+            room.clear();
+            form.carrier.write_message_head(room, Kind::Text, &text, body.len());
+            Frame::with_body(room, body)
+        };
+        group.frames.push((form, frame.clone()));
         frame
+    }
+
+    /// One receiver of this group less is waiting.
+    #[inline]
+    fn served(&mut self, group: u32) {
+        let group = &mut self.groups[group as usize];
+        group.left -= 1;
+        if group.left == 0 {
+            group.frames.clear();
+        }
     }
 }
 
+#[derive(Clone, Copy)]
 struct Receiver {
     index: u32,
     generation: u32,
@@ -98,24 +142,30 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
 
     /// Serves as many receivers as there are left of `budget`. Gives when the fan-out was started if it is finished.
     fn deliver(&mut self, mut fanout: Fanout, budget: &mut usize) -> Option<Duration> {
+        let Some(delivery) = fanout.delivery.clone() else { return None };
+        let publication = &delivery.publication;
         // Publications without receivers use up the turn too.
-        let share = (fanout.receivers.len() - fanout.next).min(*budget);
-        *budget -= share.max(1);
-        if let Some(delivery) = &fanout.delivery {
-            let publication = &delivery.publication;
-            for receiver in &fanout.receivers[fanout.next..fanout.next + share] {
-                let slot = &self.slots[receiver.index];
-                let Stage::Session(session) = &slot.stage else { continue };
-                let excluded = publication.exclude.is_some_and(|excluded| excluded == session.sid());
-                if slot.generation != receiver.generation || excluded {
-                    continue;
-                }
-                let frame = fanout.groups[receiver.group as usize].frame(slot.form, publication);
-                self.metrics.counters.server_msg_total.inc();
-                self.push(receiver.index, frame);
+        *budget = budget.saturating_sub(usize::from(fanout.receivers.is_empty()));
+        let cost = 1 + publication.message.len() / BYTES_PER_DELIVERY;
+        let mut sent = 0;
+        while *budget > 0
+            && let Some(&Receiver { index, generation, group }) = fanout.receivers.get(fanout.next)
+        {
+            fanout.next += 1;
+            *budget = budget.saturating_sub(cost);
+            let slot = &self.slots[index];
+            if let Stage::Session(session) = &slot.stage
+                && slot.generation == generation
+                && publication.exclude.is_none_or(|excluded| excluded != session.sid())
+            {
+                let frame = fanout.frame(group, slot.form, publication, &mut self.room);
+                sent += 1;
+                self.push(index, frame);
+                self.flush_if_many();
             }
+            fanout.served(group);
         }
-        fanout.next += share;
+        self.metrics.counters.server_msg_total.add(sent);
         if fanout.next < fanout.receivers.len() {
             self.fanout = Some(fanout);
             return None;
@@ -132,13 +182,14 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         self.hub.for_each(
             &delivery.publication.stream,
             |topic| {
-                groups.push(Group { topic: topic.clone(), frames: SmallVec::new() });
+                groups.push(Group { topic: topic.clone(), left: 0, frames: SmallVec::new() });
                 groups.len() as u32 - 1
             },
             |index, &group| {
                 receivers.push(Receiver { index, generation: self.slots[index].generation, group });
             },
         );
+        receivers.iter().for_each(|receiver| groups[receiver.group as usize].left += 1);
         // Members come in the order of a hash; memory, ours and the kernel's, is kinder to neighbours in a row.
         receivers.sort_unstable_by_key(|receiver| receiver.index);
         fanout.delivery = Some(delivery);
@@ -147,6 +198,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
 
     fn keep_buffers(&mut self, mut fanout: Fanout) {
         fanout.delivery = None;
+        fanout.bodies.clear();
         if fanout.receivers.capacity() <= RECEIVERS_KEPT && fanout.groups.capacity() <= RECEIVERS_KEPT {
             fanout.groups.clear();
             fanout.receivers.clear();

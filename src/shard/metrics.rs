@@ -2,7 +2,9 @@
 
 use crate::metrics;
 use crate::model::CloseCause;
-use crate::telemetry::{Collect, Counter, Families};
+use crate::telemetry::{Collect, Counter, Families, Gauge};
+
+use super::buffers::{Buffer, Buffers};
 
 metrics! {
     /// Counters of one shard; names as AnyCable's where the meaning is the same (`contracts/ops.md` section 3).
@@ -59,6 +61,7 @@ pub struct ShardMetrics {
     /// Plain counters.
     pub counters: ShardCounters,
     closed: [Counter; CloseCause::ALL.len()],
+    kept: [Gauge; Buffer::ALL.len()],
 }
 
 impl ShardMetrics {
@@ -68,6 +71,14 @@ impl ShardMetrics {
             shard: shard.to_string(),
             counters: ShardCounters::default(),
             closed: std::array::from_fn(|_| Counter::default()),
+            kept: std::array::from_fn(|_| Gauge::default()),
+        }
+    }
+
+    /// Notes how many bytes are kept for clients.
+    pub(super) fn kept(&self, buffers: &Buffers) {
+        for kind in Buffer::ALL {
+            self.kept[kind as usize].set(buffers.kept(kind) as i64);
         }
     }
 
@@ -93,6 +104,10 @@ impl Collect for ShardMetrics {
                 &[("cause", cause.label())],
                 (&self.closed[*cause as usize]).into(),
             );
+        }
+        for kind in Buffer::ALL {
+            let help = "Bytes kept for clients by what they are; --ws-max-buffers-size bounds their sum.";
+            into.put("buffers_bytes", help, &[("kind", kind.label())], (&self.kept[kind as usize]).into());
         }
         let help = "Connections held by each shard. The kernel spreads them by hash when they are accepted.";
         let gauge = (&self.counters.connections_num).into();

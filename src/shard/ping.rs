@@ -1,10 +1,9 @@
 //! Heartbeats: everybody who is pinged in the same moment of their clock and in the same form gets the same bytes.
 
-use std::sync::Arc;
-
 use crate::model::PingPrecision;
 use crate::proto::frame::Kind;
 
+use super::frame::Frame;
 use super::slots::Form;
 use super::{Machine, Services, Shard};
 
@@ -16,26 +15,26 @@ struct PingFrame {
     form: Form,
     precision: PingPrecision,
     timestamp: u64,
-    frame: Arc<[u8]>,
+    frame: Frame,
 }
 
 impl PingFrames {
-    fn get(&mut self, form: Form, precision: PingPrecision, timestamp: u64) -> Arc<[u8]> {
+    fn get(&mut self, form: Form, precision: PingPrecision, timestamp: u64) -> Frame {
         let encode = || {
             let mut text = Vec::new();
             form.dialect.language().write_ping(&mut text, timestamp);
-            form.carrier.message(Kind::Text, &text)
+            Frame::message(form, Kind::Text, &text, &mut Vec::new())
         };
         match self.0.iter_mut().find(|known| known.form == form && known.precision == precision) {
             Some(known) => {
                 if known.timestamp != timestamp {
                     (known.timestamp, known.frame) = (timestamp, encode());
                 }
-                Arc::clone(&known.frame)
+                known.frame.clone()
             }
             None => {
                 let frame = encode();
-                self.0.push(PingFrame { form, precision, timestamp, frame: Arc::clone(&frame) });
+                self.0.push(PingFrame { form, precision, timestamp, frame: frame.clone() });
                 frame
             }
         }

@@ -4,11 +4,14 @@ use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::sync::Arc;
 
+use crate::model::{Tick, tick_after};
 use crate::proto::Carrier;
-use crate::proto::frame::{self, Event, Opcode};
+use crate::proto::frame::{Event, FrameReader};
 
+use super::buffers::Buffer;
+use super::frame::Frame;
 use super::slots::{Stage, flag};
-use super::{Machine, READS_PER_TURN, Services, Shard};
+use super::{LINGER_BYTES_MAX, Machine, READS_PER_TURN, Services, Shard};
 
 /// Bytes that were read behind a command that still runs, by slot: at most a scratch buffer each, since a connection
 /// that waits is not read.
@@ -23,6 +26,10 @@ pub(super) struct Stash {
 }
 
 impl Stash {
+    pub fn new(bytes: Vec<u8>) -> Stash {
+        Stash { bytes, at: 0 }
+    }
+
     pub fn rest(&self) -> &[u8] {
         &self.bytes[self.at..]
     }
@@ -33,14 +40,9 @@ impl Stashes {
         self.0.is_empty()
     }
 
-    pub fn insert(&mut self, index: u32, bytes: Vec<u8>) {
-        if !bytes.is_empty() {
-            self.0.insert(index, Stash { bytes, at: 0 });
-        }
-    }
-
-    pub fn remove(&mut self, index: &u32) -> Option<Stash> {
-        self.0.remove(index)
+    /// Memory that is held for this slot.
+    pub fn bytes(&self, index: u32) -> usize {
+        self.0.get(&index).map_or(0, |stash| stash.bytes.capacity())
     }
 }
 
@@ -102,8 +104,17 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         match &self.slots[index].stage {
             Stage::Handshake(_) => self.request_bytes(index, bytes),
             Stage::Echo | Stage::Session(_) => self.frame_bytes(index, bytes),
-            Stage::Closing | Stage::Orphan(_) | Stage::Free => {}
+            Stage::Closing { drained } => self.drop_read(index, *drained as usize + bytes.len()),
+            Stage::Orphan(_) | Stage::Free => {}
         }
+    }
+
+    /// A peer that we have closed goes on sending. It may until its end of the stream arrives, but not without end.
+    fn drop_read(&mut self, index: u32, drained: usize) {
+        if drained > LINGER_BYTES_MAX {
+            return self.free(index);
+        }
+        self.slots[index].stage = Stage::Closing { drained: drained as u32 };
     }
 
     /// Bytes behind the handshake: whole frames are handled where they lie, the rest is kept by the reader. What comes
@@ -111,20 +122,67 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     pub(super) fn frame_bytes(&mut self, index: u32, bytes: &mut [u8]) {
         let left = self.frames(index, bytes);
         if left > 0 {
-            self.stashes.insert(index, bytes[bytes.len() - left..].to_vec());
+            self.keep_stash(index, Stash::new(bytes[bytes.len() - left..].to_vec()));
         }
     }
 
     /// A question is answered: what was read behind it comes first, then what the socket holds.
     pub(super) fn go_on_reading(&mut self, index: u32) {
-        if let Some(mut stash) = self.stashes.remove(&index) {
+        if let Some(mut stash) = self.take_stash(index) {
             let left = self.frames(index, &mut stash.bytes[stash.at..]);
             if left > 0 {
                 stash.at = stash.bytes.len() - left;
-                self.stashes.0.insert(index, stash);
+                self.keep_stash(index, stash);
             }
         }
         self.read_again(index);
+    }
+
+    pub(super) fn keep_stash(&mut self, index: u32, stash: Stash) {
+        self.stashes.0.insert(index, stash);
+        self.buffers.change(Buffer::Stash, 0, self.stashes.bytes(index));
+    }
+
+    pub(super) fn take_stash(&mut self, index: u32) -> Option<Stash> {
+        self.buffers.change(Buffer::Stash, self.stashes.bytes(index), 0);
+        self.stashes.0.remove(&index)
+    }
+
+    /// Drops what was read of this client and not handled.
+    pub(super) fn forget_read(&mut self, index: u32) {
+        drop(self.take_stash(index));
+        drop(self.take_reader(index));
+    }
+
+    /// Takes the reader away with the message that is not complete.
+    pub(super) fn take_reader(&mut self, index: u32) -> FrameReader {
+        let reader = std::mem::take(&mut self.slots[index].reader);
+        if !reader.is_parked() {
+            self.message_bytes_changed(index, reader.heap_bytes());
+        }
+        reader
+    }
+
+    /// Goes on with a reader; if its message is not complete, it has to be by then.
+    pub(super) fn put_reader(&mut self, index: u32, reader: FrameReader, message_due: Tick) {
+        if !reader.is_parked() {
+            self.buffers.change(Buffer::Message, 0, reader.heap_bytes());
+            self.begun_messages.insert(index, message_due);
+        }
+        self.slots[index].reader = reader;
+    }
+
+    /// The reader holds more or less than `before` now. A message that is not complete has a deadline from its first byte
+    /// on.
+    fn message_bytes_changed(&mut self, index: u32, before: usize) {
+        let now = self.slots[index].reader.heap_bytes();
+        self.buffers.change(Buffer::Message, before, now);
+        if before == 0 {
+            self.begun_messages.insert(index, tick_after(self.now.mono + self.settings.message_timeout));
+            self.set_timer(index);
+        } else if now == 0 {
+            self.begun_messages.remove(&index);
+        }
     }
 
     /// Handles frames until nothing is left or the session has to wait; gives how many bytes have to wait with it.
@@ -139,22 +197,27 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                 // Closed by one of the frames before; what follows is nobody's.
                 _ => return 0,
             };
+            let held = slot.reader.heap_bytes();
             let event = match slot.form.carrier {
                 Carrier::WebSocket => slot.reader.next(&mut bytes, limits),
             };
+            if slot.reader.heap_bytes() != held {
+                self.message_bytes_changed(index, held);
+            }
             match event {
                 Ok(None) => return 0,
-                Ok(Some(Event::Message(message))) => match &slot.stage {
+                Ok(Some(Event::Message(message))) => match &self.slots[index].stage {
                     Stage::Session(_) => self.session_input(index, |session, ctx| session.message(&message, ctx)),
                     _ => {
                         self.metrics.counters.server_msg_total.inc();
-                        let carrier = slot.form.carrier;
-                        self.push(index, carrier.message(message.kind(), message.bytes()));
+                        let form = self.slots[index].form;
+                        let frame = Frame::message(form, message.kind(), message.bytes(), &mut self.room);
+                        self.push(index, frame);
                     }
                 },
                 Ok(Some(Event::Ping(payload))) => {
                     self.alive(index);
-                    self.push(index, frame::encode(Opcode::Pong, &payload));
+                    self.push_pong(index, &payload);
                 }
                 Ok(Some(Event::Pong(_))) => self.alive(index),
                 Ok(Some(Event::Close(close))) => {

@@ -104,7 +104,10 @@ pub(super) enum Stage {
     /// session ends as if the client had left then.
     Orphan(Box<Session>),
     /// The last bytes are on their way and our half is or will be shut; what the peer still sends is dropped.
-    Closing,
+    Closing {
+        /// Bytes dropped so far.
+        drained: u32,
+    },
 }
 
 // socket 4, generation 4, due 4, timer 8, same_identity 8, stage 16, reader 8, outbox 8, flags 1, form 2, listener 1.
@@ -150,7 +153,7 @@ impl<S> Slots<S> {
         slot.generation = slot.generation.wrapping_add(1);
         slot.stage = Stage::Free;
         slot.reader = FrameReader::new();
-        slot.outbox = None;
+        debug_assert!(slot.outbox.is_none());
         slot.timer = Chain { previous: NONE, next: free };
         slot.flags = 0;
         let socket = slot.socket.take();

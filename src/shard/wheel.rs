@@ -13,13 +13,21 @@ pub(super) struct Wheel {
     buckets: Box<[u32]>,
     /// One bit for each bucket that is not empty.
     occupied: Box<[u64]>,
-    /// The first tick that has not been handled.
+    /// The chain that was the last bucket's: deadlines of its tick, of earlier ones if the clock has leapt, and of later
+    /// turns of the wheel, which go back when they come up. So every entry is looked at once.
+    current: u32,
+    /// The first tick whose bucket has not been taken.
     now: u32,
 }
 
 impl Wheel {
     pub fn new(now: u32) -> Wheel {
-        Wheel { buckets: vec![NONE; BUCKETS as usize].into(), occupied: vec![0; BUCKETS as usize / 64].into(), now }
+        Wheel {
+            buckets: vec![NONE; BUCKETS as usize].into(),
+            occupied: vec![0; BUCKETS as usize / 64].into(),
+            current: NONE,
+            now,
+        }
     }
 
     /// Sets the slot's deadline, or moves it. One that has passed is due at the next tick.
@@ -45,26 +53,34 @@ impl Wheel {
     /// Takes out one slot that is due at `now` or before. Call until it gives `None`, which also sets the
     /// wheel's clock.
     pub fn expired<S>(&mut self, slots: &mut Slots<S>, now: u32) -> Option<u32> {
-        while self.now <= now {
-            let mut index = self.buckets[(self.now % BUCKETS) as usize];
-            while index != NONE && slots[index].due > now {
-                index = slots[index].timer.next;
-            }
-            if index != NONE {
+        loop {
+            while self.current != NONE {
+                let index = self.current;
                 self.unlink(slots, index);
-                return Some(index);
+                if slots[index].due <= now {
+                    return Some(index);
+                }
+                self.link(slots, index);
             }
+            if self.now > now {
+                return None;
+            }
+            let bucket = self.now % BUCKETS;
+            self.current = std::mem::replace(&mut self.buckets[bucket as usize], NONE);
+            self.occupied[bucket as usize / 64] &= !(1 << (bucket % 64));
             // Empty stretches are jumped over, so a clock that leapt costs one turn of the wheel at most.
             self.now = match self.next_occupied(self.now + 1) {
                 Some(next) => next.min(now + 1),
                 None => now + 1,
             };
         }
-        None
     }
 
     /// The next tick at which a bucket has to be looked at; `None` when there is no deadline at all.
     pub fn next(&self) -> Option<u32> {
+        if self.current != NONE {
+            return Some(self.now.saturating_sub(1));
+        }
         self.next_occupied(self.now)
     }
 
@@ -106,6 +122,10 @@ impl Wheel {
         }
         if previous != NONE {
             slots[previous].timer.next = next;
+            return;
+        }
+        if self.current == index {
+            self.current = next;
             return;
         }
         let bucket = slots[index].due % BUCKETS;
@@ -159,6 +179,34 @@ mod tests {
         assert_eq!(fire(&mut wheel, &mut slots, 50_000), [0, 1, 2]);
         assert!(fire(&mut wheel, &mut slots, 99_999).is_empty());
         assert_eq!(fire(&mut wheel, &mut slots, 100_000), [3]);
+    }
+
+    #[test]
+    fn deadlines_of_later_turns_are_looked_at_once_a_turn() {
+        // Aim: many deadlines several turns ahead in the bucket of one that passes do not make that one expensive.
+        let mut slots = Slots::new(0);
+        let mut wheel = Wheel::new(0);
+        for n in 0..1000 {
+            let index = slots.insert(0, 0, Stage::Echo);
+            wheel.set(&mut slots, index, if n % 2 == 0 { 7 } else { 7 + 3 * BUCKETS });
+        }
+        assert_eq!(wheel.next(), Some(7));
+        // Half of those that are due, and the rest is still due at once.
+        for _ in 0..250 {
+            assert!(wheel.expired(&mut slots, 7).is_some());
+        }
+        assert!(wheel.next().is_some_and(|next| next <= 7));
+        // What is moved or cleared in the middle of it is where it belongs.
+        let waiting: Vec<u32> = (0..slots.end()).filter(|&i| slots[i].flags & flag::TIMED != 0).collect();
+        let (early, late): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|&index| slots[index].due == 7);
+        wheel.set(&mut slots, early[0], 9);
+        wheel.clear(&mut slots, early[1]);
+        wheel.clear(&mut slots, late[0]);
+        assert_eq!(fire(&mut wheel, &mut slots, 7).len(), early.len() - 2);
+        assert_eq!(fire(&mut wheel, &mut slots, 9), [early[0]]);
+        assert!(fire(&mut wheel, &mut slots, 6 + 3 * BUCKETS).is_empty());
+        assert_eq!(fire(&mut wheel, &mut slots, 7 + 3 * BUCKETS).len(), late.len() - 1);
+        assert_eq!(wheel.next(), None);
     }
 
     #[test]

@@ -147,6 +147,7 @@ impl Sim {
                 }
                 return;
             }
+            op::PONG => return self.pong(c, &frame.payload),
             op::TEXT if client.aim == Aim::Cable => match String::from_utf8(frame.payload.clone()) {
                 Ok(text) => return self.text(c, &text),
                 Err(_) => return self.fail(format!("client {c}: text that is not UTF-8")),
@@ -206,6 +207,15 @@ impl Sim {
         );
     }
 
+    /// One of several pings may be answered for all, and then earlier than what was asked between them.
+    fn pong(&mut self, c: usize, payload: &[u8]) {
+        while !self.clients[c].model.answered(payload) {
+            if !matches!(self.advance(c), Step::Done) {
+                return self.fail(format!("client {c}: a pong {payload:?} which nothing asked for"));
+            }
+        }
+    }
+
     /// Something that has its place among the replies.
     pub(super) fn reply(&mut self, c: usize, fits: &dyn Fn(&Expect) -> bool, what: &dyn Fn() -> String) {
         while self.clients[c].model.expected.is_empty() {
@@ -251,10 +261,18 @@ impl Sim {
         let draining = self.clients[c].was_drained || self.sites[self.clients[c].shard].drained_by.is_some();
         let no_pong = self.may_have_no_pong(c);
         let identifiers = self.identifiers(c);
+        let all_read = self.net.is_read(c);
         let client = &mut self.clients[c];
         client.saw_close = true;
         client.reading = Reading::Done;
         let may_be_slow = blocked && rules.outbox_bytes_max > 0;
+        if payload == close_payload(1008, "Message Timeout") {
+            client.seen_cause = Some(CloseCause::MessageTimeout);
+            if all_read && client.out.is_empty() {
+                self.fail(format!("client {c}: told that a message is not complete, and has said all of it"));
+            }
+            return;
+        }
         if let Some((reason, reconnect)) = client.farewell.clone() {
             let (code, words, fits, cause) = match reason.as_str() {
                 "server_restart" => (1001, "Server restart", draining && reconnect, CloseCause::ServerRestart),

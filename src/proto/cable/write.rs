@@ -2,12 +2,7 @@
 //! `contracts/action-cable.md` section 2.
 
 use crate::model::{DisconnectReason, Publication, Sid};
-use crate::proto::json::{self, push_string};
-
-/// `identifier` as a JSON string, quotes included: for whoever writes many messages for one identifier.
-pub fn identifier_json(identifier: &str) -> String {
-    json::string(identifier)
-}
+use crate::proto::json::push_string;
 
 /// The first message of a session that this server authenticated itself.
 pub fn welcome(out: &mut Vec<u8>, sid: Sid) {
@@ -62,23 +57,11 @@ pub fn presence_error(out: &mut Vec<u8>, identifier: &str) {
     out.extend_from_slice(br#","message":{"type":"error","total":0}}"#);
 }
 
-/// A publication, for subscribers under this identifier.
-pub fn publication(out: &mut Vec<u8>, identifier: &str, publication: &Publication) {
-    begin_publication(out, identifier.len() + identifier.len() / 4 + 2, publication);
-    push_string(out, identifier);
-    end_publication(out, publication);
-}
-
-/// The same for an identifier that is already a JSON string, see [`identifier_json`].
-pub fn publication_to(out: &mut Vec<u8>, identifier_json: &str, publication: &Publication) {
-    begin_publication(out, identifier_json.len(), publication);
-    out.extend_from_slice(identifier_json.as_bytes());
-    end_publication(out, publication);
-}
-
-fn begin_publication(out: &mut Vec<u8>, identifier_len: usize, publication: &Publication) {
+/// A publication for subscribers under this identifier, up to its message.
+pub fn publication_head(out: &mut Vec<u8>, identifier: &str, publication: &Publication) {
     let kind_len = publication.kind.as_deref().map_or(0, |kind| r#""type":"","#.len() + kind.len());
-    out.reserve(r#"{"identifier":,"message":}"#.len() + kind_len + identifier_len + publication.message.len());
+    // Room for some escapes in the identifier.
+    out.reserve(r#"{"identifier":"","message":"#.len() + kind_len + identifier.len() + identifier.len() / 4);
     out.push(b'{');
     if let Some(kind) = &publication.kind {
         out.extend_from_slice(br#""type":"#);
@@ -86,10 +69,13 @@ fn begin_publication(out: &mut Vec<u8>, identifier_len: usize, publication: &Pub
         out.push(b',');
     }
     out.extend_from_slice(br#""identifier":"#);
+    push_string(out, identifier);
+    out.extend_from_slice(br#","message":"#);
 }
 
-fn end_publication(out: &mut Vec<u8>, publication: &Publication) {
-    out.extend_from_slice(br#","message":"#);
+/// What follows [`publication_head`]: the message as it is, and the end.
+pub fn publication_rest(out: &mut Vec<u8>, publication: &Publication) {
+    out.reserve(publication.message.len() + 1);
     out.extend_from_slice(publication.message.as_bytes());
     out.push(b'}');
 }
@@ -147,26 +133,32 @@ mod tests {
         }
     }
 
+    fn publication(identifier: &str, sent: &Publication) -> String {
+        written(|out| {
+            publication_head(out, identifier, sent);
+            publication_rest(out, sent);
+        })
+    }
+
     #[test]
     fn a_publication_is_spliced_in_raw_and_its_kind_comes_first() {
         let mut sent =
             Publication { stream: "s".into(), message: r#"{"b":1.0,"a":"<é>"}"#.into(), exclude: None, kind: None };
         assert_eq!(
-            written(|out| publication(out, IDENTIFIER, &sent)),
+            publication(IDENTIFIER, &sent),
             r#"{"identifier":"{\"channel\":\"RoomChannel\",\"id\":7}","message":{"b":1.0,"a":"<é>"}}"#
         );
         sent.kind = Some("a\"b".into());
         let wanted = r#"{"type":"a\"b","identifier":"x","message":{"b":1.0,"a":"<é>"}}"#;
-        assert_eq!(written(|out| publication(out, "x", &sent)), wanted);
-        assert_eq!(written(|out| publication_to(out, &identifier_json("x"), &sent)), wanted);
+        assert_eq!(publication("x", &sent), wanted);
     }
 
     #[test]
     fn what_a_json_string_may_not_hold_is_escaped() {
         let nasty: String = (0u8..0x80).map(char::from).chain("é\u{2028}😀".chars()).collect();
-        let json = identifier_json(&nasty);
+        let json = written(|out| push_string(out, &nasty));
         assert!(json.bytes().all(|byte| byte >= 0x20), "{json}");
         assert_eq!(serde_json::from_str::<String>(&json).unwrap(), nasty);
-        assert_eq!(identifier_json("\"\\\n\u{1}/<>"), r#""\"\\\n\u0001/<>""#);
+        assert_eq!(written(|out| push_string(out, "\"\\\n\u{1}/<>")), r#""\"\\\n\u0001/<>""#);
     }
 }
