@@ -261,15 +261,14 @@ impl Sim {
         let draining = self.clients[c].was_drained || self.sites[self.clients[c].shard].drained_by.is_some();
         let no_pong = self.may_have_no_pong(c);
         let identifiers = self.identifiers(c);
-        let all_read = self.net.is_read(c);
         let client = &mut self.clients[c];
         client.saw_close = true;
         client.reading = Reading::Done;
         let may_be_slow = blocked && rules.outbox_bytes_max > 0;
         if payload == close_payload(1008, "Message Timeout") {
             client.seen_cause = Some(CloseCause::MessageTimeout);
-            if all_read && client.out.is_empty() {
-                self.fail(format!("client {c}: told that a message is not complete, and has said all of it"));
+            if !self.has_unhandled(c) {
+                self.fail(format!("client {c}: told that a message is not complete, and everything was handled"));
             }
             return;
         }

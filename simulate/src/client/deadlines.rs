@@ -168,8 +168,16 @@ impl Sim {
         None
     }
 
+    /// Whether it has said something and seen nothing come of it: perhaps because it is not complete there.
+    pub(super) fn has_unhandled(&self, c: usize) -> bool {
+        !self.clients[c].model.items.is_empty()
+    }
+
     /// Whether the server may have begun to close this connection, as far as it can be told from outside.
     fn may_be_closing(&mut self, c: usize) -> bool {
+        if self.may_have_no_pong(c) || self.has_unhandled(c) {
+            return true;
+        }
         let identifiers = self.identifiers(c);
         let client = &self.clients[c];
         // One that has not read its welcome does not know yet who it is.
