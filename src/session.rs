@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{
     CloseCause, Disconnect, DisconnectMode, Ending, Env, Now, PingPrecision, Question, Request, Routed, Sid, State,
-    Tick, TokenOutcome, Topic,
+    StateChanges, Tick, TokenOutcome, Topic,
 };
 use crate::proto::{Dialect, Language};
 
@@ -50,6 +50,10 @@ pub struct Rules {
     pub pong_timeout_ms: u64,
     /// Send the carrier's own ping with each ping, so that the pong time-out can hold for every client.
     pub native_pings: bool,
+    /// Bytes of a channel identifier (`--max-identifier-size`).
+    pub identifier_bytes_max: usize,
+    /// Bytes of all that is kept for one session: request, identifiers, names of streams, states (`--max-session-size`).
+    pub session_bytes_max: usize,
     /// Whether there is an app server to ask.
     pub has_backend: bool,
     /// Let clients in that no token identified, without asking the app.
@@ -283,8 +287,39 @@ impl Session {
             return ctx.fail(LogEvent::LimitReached("streams per subscription"));
         }
         let topic = (ctx.topic)(subscription.identifier(), stream);
+        if !self.has_room(topic.bytes(), ctx) {
+            return;
+        }
         ctx.emit(Effect::Attach(topic.clone()));
         self.subscriptions.edit(at, |subscription| subscription.push(topic));
+    }
+
+    /// Whether this many bytes more may be kept for this session; if not, it is said in the log.
+    fn has_room(&self, more: usize, ctx: &mut Context<'_>) -> bool {
+        let fits = self.bytes().saturating_add(more) <= ctx.rules.session_bytes_max;
+        if !fits {
+            ctx.fail(LogEvent::LimitReached("bytes per session (--max-session-size)"));
+        }
+        fits
+    }
+
+    /// What is kept for it, in bytes of memory.
+    fn bytes(&self) -> usize {
+        size_of::<Session>() + self.env.packed_len() + self.cstate.bytes() + self.subscriptions.bytes()
+    }
+
+    /// Keeps what the app wants to have kept for the connection, if there is room.
+    fn merge_cstate(&mut self, changes: StateChanges, ctx: &mut Context<'_>) {
+        if !changes.is_empty() && self.has_room(changes_bytes(&changes), ctx) {
+            self.cstate.merge(changes);
+        }
+    }
+
+    /// Keeps what the app wants to have kept for a channel, if there is room.
+    fn merge_istate(&mut self, at: usize, changes: StateChanges, ctx: &mut Context<'_>) {
+        if !changes.is_empty() && self.has_room(changes_bytes(&changes), ctx) {
+            self.subscriptions.edit(at, |subscription| subscription.merge(changes));
+        }
     }
 
     /// Stops following the streams that `stop` names.
@@ -292,6 +327,10 @@ impl Session {
         let stopped = self.subscriptions.edit(at, |subscription| subscription.take_out(stop));
         stopped.into_iter().for_each(|topic| ctx.emit(Effect::Detach(topic)));
     }
+}
+
+fn changes_bytes(changes: &StateChanges) -> usize {
+    changes.iter().map(|(key, value)| key.len() + value.len()).sum()
 }
 
 /// Stops every stream of a subscription that is over.

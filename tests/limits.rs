@@ -8,6 +8,8 @@
 
 #[path = "limits/boot.rs"]
 mod boot;
+#[path = "limits/bounds.rs"]
+mod bounds;
 #[path = "limits/capacity.rs"]
 mod capacity;
 #[path = "limits/client.rs"]

@@ -270,12 +270,18 @@ impl Sim {
         }
     }
 
+    /// Whether it may be one of those that hold most when all together hold too much.
+    fn may_hold_too_much(&mut self, c: usize) -> bool {
+        self.scenario.settings.buffers_bytes_max < usize::MAX && self.net.conn(c).ever_blocked
+    }
+
     fn ends(&mut self, c: usize, how: &str) {
         self.trace(|| format!("client {c}: {how}"));
         let faulty = self.net.conn(c).faulty;
         let now = self.mono;
-        let client = &mut self.clients[c];
-        client.ended = true;
+        self.clients[c].ended = true;
+        let may_hold_too_much = self.may_hold_too_much(c);
+        let client = &self.clients[c];
         let fresh = client.prompt && now.saturating_sub(client.emptied_at) < Duration::from_millis(400);
         if client.left || faulty || client.handed_over || client.turned_away || client.saw_close || !fresh {
             return;
@@ -286,7 +292,10 @@ impl Sim {
                 let early = client.clock.accepted_at.is_none_or(|at| client.clock.is_early(at, timeout, now));
                 early.then_some("without an answer to the request")
             }
+            Reading::Head | Reading::Body(_) if may_hold_too_much => None,
             Reading::Head | Reading::Body(_) => Some("in the middle of the response"),
+            // Dropped with what waited for it, when that was too much for all together.
+            Reading::Frames if may_hold_too_much => None,
             Reading::Frames => Some("without a close frame"),
             Reading::Done => None,
         };

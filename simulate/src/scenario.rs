@@ -104,7 +104,7 @@ impl Scenario {
             limits: Limits { message_bytes_max, fragments_max },
             echo_limits: Limits { message_bytes_max: 200_000, fragments_max: u32::MAX },
             outbox_bytes_max: rng.pick(&[0, 200, 1_000, 10_000, 100_000, 1 << 20]),
-            buffers_bytes_max: usize::MAX,
+            buffers_bytes_max: rng.pick(&[usize::MAX, usize::MAX, 5_000, 50_000]),
             write_timeout: Duration::from_millis(rng.pick(&[500, 2_000, 10_000])),
             session: session::Rules {
                 ping_interval_ms: rng.pick(&[0, 300, 3_000, 60_000, 300_000]),
@@ -115,6 +115,8 @@ impl Scenario {
                 ]),
                 pong_timeout_ms: rng.pick(&[0, 0, 1_000, 6_000]),
                 native_pings: rng.chance(400),
+                identifier_bytes_max: 4096,
+                session_bytes_max: 256 << 10,
                 has_backend,
                 no_auth: rng.chance(if has_backend { 150 } else { 850 }),
                 disconnect_mode: rng.pick(&[

@@ -34,6 +34,11 @@ impl State {
         self.0.is_none()
     }
 
+    /// About how much memory it takes.
+    pub fn bytes(&self) -> usize {
+        self.iter().map(|(key, value)| key.len() + value.len() + size_of::<(Box<str>, Box<str>)>()).sum()
+    }
+
     /// Applies changes: an empty value removes its key, any other value sets it, other keys stay.
     pub fn merge(&mut self, changes: StateChanges) {
         if changes.is_empty() {

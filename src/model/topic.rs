@@ -1,5 +1,6 @@
 //! What a publication is delivered by: a stream, and the channel identifier it is read under.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::ops::Deref;
 
@@ -34,6 +35,16 @@ impl Topic {
     /// Whether this is the channel identifier. Cheaper than comparing it as a text.
     pub fn has_identifier(&self, identifier: &str) -> bool {
         self.halves().0 == identifier.as_bytes()
+    }
+
+    /// How its channel identifier and another sort. Cheaper than comparing texts.
+    pub fn cmp_identifier(&self, identifier: &str) -> Ordering {
+        self.halves().0.cmp(identifier.as_bytes())
+    }
+
+    /// How much memory it takes where nobody shares it.
+    pub fn bytes(&self) -> usize {
+        2 * size_of::<usize>() + self.0.slice.len()
     }
 
     /// The stream.

@@ -69,7 +69,6 @@ pub(super) fn shard(
     let path =
         |text: &String| PathPattern::parse(text).map_err(|error| StartError::Setting(format!("{text}: {error}")));
     let jwt = secret(&secrets.jwt).map(|secret| Jwt { secret, enforce: config.jwt.enforce });
-    let unlimited = |n: usize| if n == 0 { usize::MAX } else { n };
     let limits = Limits {
         message_bytes_max: unlimited(config.ws.max_message_size),
         fragments_max: if config.ws.max_fragments == 0 { u32::MAX } else { config.ws.max_fragments },
@@ -107,12 +106,19 @@ pub(super) fn shard(
     })
 }
 
+/// An option whose 0 means that there is no limit.
+fn unlimited(n: usize) -> usize {
+    if n == 0 { usize::MAX } else { n }
+}
+
 fn session(config: &Config) -> session::Rules {
     session::Rules {
         ping_interval_ms: config.ws.ping_interval.as_millis() as u64,
         ping_precision: config.ws.ping_timestamp_precision,
         pong_timeout_ms: config.ws.pong_timeout.as_millis() as u64,
         native_pings: config.ws.native_pings,
+        identifier_bytes_max: unlimited(config.ws.max_identifier_size),
+        session_bytes_max: unlimited(config.ws.max_session_size),
         has_backend: config.rpc_implementation() != RpcImplementation::None,
         no_auth: config.app.noauth,
         disconnect_mode: config.disconnect.mode,

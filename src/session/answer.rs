@@ -50,7 +50,7 @@ impl Session {
         let may_connect = reply.status == Status::Success;
         if may_connect {
             self.disconnectable = true;
-            self.cstate.merge(reply.cstate);
+            self.merge_cstate(reply.cstate, ctx);
             self.let_in(&reply.identifiers, ctx);
         }
         reply.transmissions.into_iter().for_each(|text| ctx.emit(Effect::Send(text.into_bytes())));
@@ -107,7 +107,7 @@ impl Session {
         }
         // A rejection lists streams when the app rejects after it began to stream: those are not for this
         // client. State of a channel that is not there goes nowhere either.
-        self.cstate.merge(std::mem::take(&mut reply.cstate));
+        self.merge_cstate(std::mem::take(&mut reply.cstate), ctx);
         self.finish(reply, ctx);
     }
 
@@ -115,7 +115,7 @@ impl Session {
         if let Some(at) = self.subscriptions.find(identifier) {
             self.forget(at, ctx);
         }
-        self.cstate.merge(std::mem::take(&mut reply.cstate));
+        self.merge_cstate(std::mem::take(&mut reply.cstate), ctx);
         self.finish(reply, ctx);
     }
 
@@ -130,11 +130,8 @@ impl Session {
         for stream in std::mem::take(&mut reply.streams) {
             self.follow(at, &stream, ctx);
         }
-        let istate = std::mem::take(&mut reply.istate);
-        if !istate.is_empty() {
-            self.subscriptions.edit(at, |subscription| subscription.merge(istate));
-        }
-        self.cstate.merge(std::mem::take(&mut reply.cstate));
+        self.merge_istate(at, std::mem::take(&mut reply.istate), ctx);
+        self.merge_cstate(std::mem::take(&mut reply.cstate), ctx);
         if reply.presence.is_some() {
             ctx.emit(Effect::Log(LogEvent::NoBroker("presence")));
         }

@@ -10,6 +10,9 @@ use super::{
     Activity, Answerer, Asked, Context, Effect, LogEvent, SUBSCRIPTIONS_MAX, Session, SessionCounter, Subscription,
 };
 
+/// What a subscription takes beside its identifier and a stream's name of that length.
+const SUBSCRIPTION_BYTES: usize = 64;
+
 impl Session {
     /// A message of the client. Must not be called while [`Session::is_waiting`].
     pub fn message(&mut self, message: &Message<'_>, ctx: &mut Context<'_>) {
@@ -51,6 +54,13 @@ impl Session {
         }
         if self.subscriptions.len() == SUBSCRIPTIONS_MAX {
             ctx.fail(LogEvent::LimitReached("subscriptions per session"));
+            return self.reject(identifier, ctx);
+        }
+        if identifier.len() > ctx.rules.identifier_bytes_max {
+            ctx.fail(LogEvent::LimitReached("bytes of an identifier (--max-identifier-size)"));
+            return self.reject(identifier, ctx);
+        }
+        if !self.has_room(2 * identifier.len() + SUBSCRIPTION_BYTES, ctx) {
             return self.reject(identifier, ctx);
         }
         match (ctx.route)(identifier) {

@@ -77,6 +77,14 @@ impl Subscription {
         SubscriptionRef { first: &self.first, more: self.more.as_deref(), by: self.by }
     }
 
+    /// What is kept of it, in bytes of memory.
+    fn bytes(&self) -> usize {
+        let more = self.more.as_ref().map_or(0, |more| {
+            size_of::<More>() + more.topics.iter().map(Topic::bytes).sum::<usize>() + more.istate.bytes()
+        });
+        size_of::<Subscription>() + self.first.bytes() + more
+    }
+
     pub fn merge(&mut self, changes: StateChanges) {
         if !changes.is_empty() {
             self.more.get_or_insert_default().istate.merge(changes);
@@ -133,7 +141,76 @@ pub(super) enum Subscriptions {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct List(Vec<Subscription>);
+#[serde(from = "Vec<Subscription>", into = "Vec<Subscription>")]
+pub(super) struct List {
+    subscriptions: Vec<Subscription>,
+    /// Places in `subscriptions`, sorted by identifier: a client may have a thousand, and name one in every command.
+    sorted: Vec<u16>,
+    /// Over all of them.
+    bytes: usize,
+}
+
+const _: () = assert!(super::SUBSCRIPTIONS_MAX <= u16::MAX as usize + 1);
+
+impl From<Vec<Subscription>> for List {
+    fn from(subscriptions: Vec<Subscription>) -> List {
+        let mut sorted: Vec<u16> = (0..subscriptions.len()).map(|at| at as u16).collect();
+        sorted.sort_by(|&a, &b| {
+            let (a, b) = (&subscriptions[usize::from(a)], &subscriptions[usize::from(b)]);
+            a.first.cmp_identifier(b.first.identifier())
+        });
+        let bytes = subscriptions.iter().map(Subscription::bytes).sum();
+        List { subscriptions, sorted, bytes }
+    }
+}
+
+impl From<List> for Vec<Subscription> {
+    fn from(list: List) -> Vec<Subscription> {
+        list.subscriptions
+    }
+}
+
+impl List {
+    /// Where in `sorted` an identifier stands, or would.
+    fn search(&self, identifier: &str) -> Result<usize, usize> {
+        self.sorted.binary_search_by(|&at| self.subscriptions[usize::from(at)].first.cmp_identifier(identifier))
+    }
+
+    fn find(&self, identifier: &str) -> Option<usize> {
+        Some(usize::from(self.sorted[self.search(identifier).ok()?]))
+    }
+
+    fn push(&mut self, subscription: Subscription) {
+        let (Ok(place) | Err(place)) = self.search(subscription.first.identifier());
+        // Lists grow by one at a time and rarely: what is not used would be kept for hours.
+        self.sorted.reserve_exact(1);
+        self.sorted.insert(place, self.subscriptions.len() as u16);
+        self.bytes += subscription.bytes();
+        self.subscriptions.reserve_exact(1);
+        self.subscriptions.push(subscription);
+    }
+
+    fn remove(&mut self, at: usize) -> Subscription {
+        let removed = self.subscriptions.remove(at);
+        self.sorted.retain(|&place| usize::from(place) != at);
+        self.sorted.iter_mut().for_each(|place| *place -= u16::from(usize::from(*place) > at));
+        self.bytes -= removed.bytes();
+        if self.subscriptions.capacity() > 2 * self.subscriptions.len() {
+            self.subscriptions.shrink_to_fit();
+            self.sorted.shrink_to_fit();
+        }
+        removed
+    }
+
+    /// The identifier stays as it is.
+    fn edit<R>(&mut self, at: usize, change: impl FnOnce(&mut Subscription) -> R) -> R {
+        let subscription = &mut self.subscriptions[at];
+        self.bytes -= subscription.bytes();
+        let result = change(subscription);
+        self.bytes += subscription.bytes();
+        result
+    }
+}
 
 const _: () = assert!(size_of::<Subscriptions>() == 16 && size_of::<Subscription>() == 24);
 
@@ -142,7 +219,7 @@ impl Subscriptions {
         match self {
             Subscriptions::None => 0,
             Subscriptions::One { .. } => 1,
-            Subscriptions::Many(list) => list.0.len(),
+            Subscriptions::Many(list) => list.subscriptions.len(),
         }
     }
 
@@ -150,7 +227,7 @@ impl Subscriptions {
         match self {
             Subscriptions::One { first, by } if at == 0 => Some(SubscriptionRef { first, more: None, by: *by }),
             Subscriptions::None | Subscriptions::One { .. } => None,
-            Subscriptions::Many(list) => list.0.get(at).map(Subscription::as_ref),
+            Subscriptions::Many(list) => list.subscriptions.get(at).map(Subscription::as_ref),
         }
     }
 
@@ -160,57 +237,49 @@ impl Subscriptions {
 
     /// Where the subscription to an identifier stands.
     pub fn find(&self, identifier: &str) -> Option<usize> {
-        self.iter().position(|subscription| subscription.first.has_identifier(identifier))
+        match self {
+            Subscriptions::None => None,
+            Subscriptions::One { first, .. } => first.has_identifier(identifier).then_some(0),
+            Subscriptions::Many(list) => list.find(identifier),
+        }
+    }
+
+    /// What is kept of them, in bytes of memory.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Subscriptions::None => 0,
+            Subscriptions::One { first, .. } => first.bytes(),
+            Subscriptions::Many(list) => list.bytes,
+        }
     }
 
     pub fn push(&mut self, subscription: Subscription) {
-        let mut list = std::mem::take(self).into_list();
-        list.reserve_exact(1);
-        list.push(subscription);
-        *self = Subscriptions::from_list(list);
+        self.change(|list| list.push(subscription));
     }
 
     pub fn remove(&mut self, at: usize) -> Subscription {
-        let mut list = std::mem::take(self).into_list();
-        let removed = list.remove(at);
-        *self = Subscriptions::from_list(list);
-        removed
+        self.change(|list| list.remove(at))
     }
 
-    /// Changes one of them.
+    /// Changes one of them; not its identifier.
     pub fn edit<R>(&mut self, at: usize, change: impl FnOnce(&mut Subscription) -> R) -> R {
-        match self {
-            Subscriptions::Many(list) if list.0.len() > 1 => change(&mut list.0[at]),
-            _ => {
-                let mut only = self.remove(at);
-                let result = change(&mut only);
-                self.push(only);
-                result
-            }
-        }
+        self.change(|list| list.edit(at, change))
     }
 
-    fn into_list(self) -> Vec<Subscription> {
-        match self {
-            Subscriptions::None => Vec::new(),
-            Subscriptions::One { first, by } => vec![Subscription::new(first, by)],
-            Subscriptions::Many(list) => list.0,
-        }
-    }
-
-    fn from_list(mut list: Vec<Subscription>) -> Subscriptions {
-        match list.as_slice() {
+    /// Changes the list, and keeps what is left in the smallest form.
+    fn change<R>(&mut self, change: impl FnOnce(&mut List) -> R) -> R {
+        let mut list = match std::mem::take(self) {
+            Subscriptions::None => Box::new(List::from(Vec::new())),
+            Subscriptions::One { first, by } => Box::new(List::from(vec![Subscription::new(first, by)])),
+            Subscriptions::Many(list) => list,
+        };
+        let result = change(&mut list);
+        *self = match list.subscriptions.as_mut_slice() {
             [] => Subscriptions::None,
-            [Subscription { more: None, .. }] => {
-                let Subscription { first, by, .. } = list.remove(0);
-                Subscriptions::One { first, by }
-            }
-            _ => {
-                // Lists grow by one at a time and rarely: what is not used would be kept for hours.
-                list.shrink_to_fit();
-                Subscriptions::Many(Box::new(List(list)))
-            }
-        }
+            [Subscription { more: None, first, by }] => Subscriptions::One { first: first.clone(), by: *by },
+            _ => Subscriptions::Many(list),
+        };
+        result
     }
 }
 

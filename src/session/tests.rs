@@ -24,6 +24,8 @@ fn rules() -> Rules {
         ping_precision: PingPrecision::Seconds,
         pong_timeout_ms: 0,
         native_pings: false,
+        identifier_bytes_max: 4096,
+        session_bytes_max: 256 << 10,
         has_backend: true,
         no_auth: false,
         disconnect_mode: DisconnectMode::Auto,
@@ -412,4 +414,29 @@ fn deadlines_move_to_another_clock_as_the_time_that_is_left() {
     t.session.alive();
     t.session.move_clock(5, 0);
     assert_eq!(t.session.pong_by(), None, "never is never on every clock");
+}
+
+#[test]
+fn what_would_make_a_session_too_large_is_not_kept() {
+    let rules = Rules { identifier_bytes_max: 100, session_bytes_max: 2_000, ..rules() };
+    let (mut t, _) = Transcript::open(TokenOutcome::NoToken, Dialect::Cable, rules);
+    t.answer(Ok(AppReply::Connect(ConnectReply { status: Status::Success, ..Default::default() })));
+    let long = format!("{{\"channel\":\"{}\"}}", "x".repeat(100));
+    let said = t.say(&command("subscribe", &long, ""));
+    assert_eq!(
+        said[1..3],
+        ["count FailedClientMessage", "log bytes of an identifier (--max-identifier-size) limit reached"]
+    );
+    assert!(said[3].contains("reject_subscription"), "{said:?}");
+    // The app gives more than there is room for: streams and states that do not fit are left out, the rest holds.
+    t.say(&command("subscribe", ROOM, ""));
+    let said = t.answer(Ok(success(|reply| {
+        reply.streams = vec!["a".into(), "b".repeat(3_000), "c".into()];
+        reply.istate = vec![("k".into(), "v".repeat(3_000))];
+        reply.cstate = vec![("k".into(), "v".into())];
+    })));
+    let attached: Vec<_> = said.iter().filter(|line| line.starts_with("attach")).collect();
+    assert_eq!(attached, ["attach a", "attach c"]);
+    assert_eq!(said.iter().filter(|line| line.contains("--max-session-size")).count(), 2, "{said:?}");
+    assert_eq!(t.session.cstate.get("k"), Some("v"));
 }

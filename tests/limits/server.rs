@@ -289,6 +289,11 @@ impl Metrics {
         self.get(&format!("connections_closed_total{{cause=\"{cause}\"}}"))
     }
 
+    /// Bytes kept for clients.
+    pub fn kept(&self, kind: &str) -> u64 {
+        self.get(&format!("buffers_bytes{{kind=\"{kind}\"}}"))
+    }
+
     /// Connections that have ended, whatever for.
     pub fn closed_in_all(&self) -> u64 {
         let causes = self.0.iter().filter(|(name, _)| name.starts_with("cableway_connections_closed_total{"));

@@ -265,6 +265,10 @@ impl Sim {
         client.saw_close = true;
         client.reading = Reading::Done;
         let may_be_slow = blocked && rules.outbox_bytes_max > 0;
+        if payload == close_payload(1013, "Try again later") && rules.buffers_bytes_max < usize::MAX {
+            client.seen_cause = Some(CloseCause::BuffersFull);
+            return;
+        }
         if payload == close_payload(1008, "Message Timeout") {
             client.seen_cause = Some(CloseCause::MessageTimeout);
             if !self.has_unhandled(c) {

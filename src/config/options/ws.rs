@@ -19,6 +19,13 @@ options! {
     /// 0: no limit.
     max_message_size: usize = "64KiB", "max-message-size", "ws.max_message_size" [.unit(Unit::Bytes)];
 
+    /// Longest channel identifier of a subscription; a longer one is rejected. 0: no limit.
+    max_identifier_size: usize = "4KiB", "max-identifier-size", "ws.max_identifier_size" [.unit(Unit::Bytes)];
+
+    /// Bytes kept for one session: its request, identifiers, names of streams, and states of the app. What would be over
+    /// it is not kept, and a subscription is rejected. 0: no limit.
+    max_session_size: usize = "256KiB", "max-session-size", "ws.max_session_size" [.unit(Unit::Bytes)];
+
     /// Most fragments in one message; over it the client is closed with 1009. 0: no limit.
     ///
     /// Fragments can be empty, so the size alone does not bound them. The default lets a message of the
