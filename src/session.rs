@@ -68,6 +68,8 @@ pub struct Context<'a> {
     pub rules: &'a Rules,
     /// The time.
     pub now: Now,
+    /// Where in the interval this client is pinged, as a share of it in 2^-32: those of one phase are pinged together.
+    pub heartbeat_phase: u32,
     /// The topic of an identifier and a stream, shared with those who follow it already.
     pub topic: &'a dyn Fn(&str, &str) -> Topic,
     /// Who answers for a channel: this server or the app.
@@ -102,8 +104,6 @@ pub struct Opening<'a> {
     pub ping_interval: Option<&'a str>,
     /// Query parameter `ptp`.
     pub ping_precision: Option<&'a str>,
-    /// A random number, to spread first pings.
-    pub random: u64,
 }
 
 /// One client. What it is at is drawn above [`Activity`].
@@ -133,7 +133,7 @@ const _: () = assert!(size_of::<Session>() == 72);
 impl Session {
     /// Begins a session: welcomes the client, refuses it, or asks the app.
     pub fn open(opening: Opening<'_>, ctx: &mut Context<'_>) -> Session {
-        let Opening { sid, env, dialect, token, ping_interval, ping_precision, random } = opening;
+        let Opening { sid, env, dialect, token, ping_interval, ping_precision } = opening;
         let interval = heartbeat::asked_interval(ping_interval).unwrap_or(ctx.rules.ping_interval_ms);
         let mut session = Session {
             sid,
@@ -141,7 +141,7 @@ impl Session {
             cstate: State::default(),
             subscriptions: Subscriptions::default(),
             activity: Some(Box::new(Activity::Connecting)),
-            ping_at: heartbeat::first_ping(ctx.now, interval, random),
+            ping_at: heartbeat::next_ping(ctx.now, interval, ctx.heartbeat_phase),
             pong_by: heartbeat::NEVER,
             ping_interval_ms: u32::try_from(interval).unwrap_or(u32::MAX),
             ping_precision: ping_precision.and_then(PingPrecision::parse).unwrap_or(ctx.rules.ping_precision),

@@ -183,6 +183,8 @@ pub struct Shard<M: Machine, N: Services<M::Socket>> {
     /// Empty; its buffers serve the next publication.
     spare_fanout: Fanout,
     ping_frames: PingFrames,
+    /// Random, so that shards do not ping at the same moments.
+    heartbeat_offset: u32,
     /// Reused between inputs.
     effects: Vec<Effect>,
     /// Connections whose request is not complete.
@@ -209,7 +211,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         metrics: Arc<ShardMetrics>,
     ) -> Shard<M, N> {
         let now = machine.now();
-        let seed = machine.random() as u64;
+        let (seed, heartbeat_offset) = (machine.random() as u64, machine.random() as u32);
         Shard {
             machine,
             services,
@@ -232,6 +234,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             fanout: None,
             spare_fanout: Fanout::default(),
             ping_frames: PingFrames::default(),
+            heartbeat_offset,
             effects: Vec::new(),
             handshakes: 0,
             accepting: Accepting::Yes,

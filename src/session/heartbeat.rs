@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::model::{CloseCause, Now, Tick, tick_after};
+use crate::model::{CloseCause, Now, TICK_MS, Tick, tick, tick_after};
 
 use super::{Context, Effect, Session};
 
@@ -37,7 +37,7 @@ impl Session {
     /// Sends the ping that is due. A client that is `stalled`, with bytes waiting for it, is sent none: they tell it as
     /// much, and it must not collect pings.
     pub fn ping_due(&mut self, stalled: bool, ctx: &mut Context<'_>) {
-        self.ping_at = after(ctx.now, u64::from(self.ping_interval_ms));
+        self.ping_at = next_ping(ctx.now, u64::from(self.ping_interval_ms), ctx.heartbeat_phase);
         if stalled {
             return;
         }
@@ -76,12 +76,54 @@ pub(super) fn asked_interval(text: Option<&str>) -> Option<u64> {
     Some(if asked == 0 { 0 } else { asked.clamp(*PING_INTERVAL_MS.start(), *PING_INTERVAL_MS.end()) })
 }
 
-/// The first ping comes at a random point between half and one and a half intervals, so that clients that came
-/// together are not pinged together.
-pub(super) fn first_ping(now: Now, interval_ms: u64, random: u64) -> Tick {
-    if interval_ms == 0 { NEVER } else { after(now, interval_ms / 2 + random % interval_ms) }
+/// When the next ping is due: at the next moment of this phase that is further away than half an interval. So the
+/// first comes between half and one and a half intervals after the welcome, and every other an interval after the one
+/// before, however late that was; only one that was late by more than half an interval is not followed at once.
+pub(super) fn next_ping(now: Now, interval_ms: u64, phase: u32) -> Tick {
+    if interval_ms == 0 {
+        return NEVER;
+    }
+    let interval = interval_ms.div_ceil(TICK_MS);
+    let phase = (u64::from(phase) * interval) >> 32;
+    let earliest = u64::from(tick(now.mono)) + interval / 2 + 1;
+    let at = earliest + (phase + interval - earliest % interval) % interval;
+    Tick::try_from(at).unwrap_or(NEVER).min(NEVER - 1)
 }
 
 fn after(now: Now, ms: u64) -> Tick {
     tick_after(now.mono + Duration::from_millis(ms))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ms: u64) -> Now {
+        let mono = Duration::from_millis(ms);
+        Now { mono, unix: mono }
+    }
+
+    #[test]
+    fn pings_come_an_interval_apart_and_do_not_drift() {
+        for interval_ms in [300_u64, 1_000, 3_000, 60_000, 3_600_000] {
+            let interval = interval_ms.div_ceil(TICK_MS);
+            for phase in [0, 1, u32::MAX / 3, u32::MAX] {
+                let opened = 12_345_678;
+                let first = next_ping(at(opened), interval_ms, phase);
+                let wait = u64::from(first) * TICK_MS - opened;
+                assert!(wait > interval_ms / 2 && wait <= interval_ms * 3 / 2 + 2 * TICK_MS, "{interval_ms}: {wait}");
+                let mut due = first;
+                for late_ms in [0, 1, 150, interval_ms / 3, 0] {
+                    let next = next_ping(at(u64::from(due) * TICK_MS + late_ms), interval_ms, phase);
+                    assert_eq!(u64::from(next - due), interval, "{interval_ms} ms, {late_ms} ms late");
+                    due = next;
+                }
+                // One that is an interval late is not followed at once.
+                let now = u64::from(due) * TICK_MS + interval_ms * 9 / 10;
+                let wait = u64::from(next_ping(at(now), interval_ms, phase)) * TICK_MS - now;
+                assert!(wait > interval_ms / 2, "{interval_ms}: {wait}");
+            }
+        }
+        assert_eq!(next_ping(at(5), 0, 7), NEVER);
+    }
 }

@@ -87,11 +87,11 @@ impl Transcript {
             token,
             ping_interval: None,
             ping_precision: None,
-            random: 0,
         };
         let mut ctx = Context {
             rules: &rules,
             now: Now { mono: now, unix: now },
+            heartbeat_phase: 0,
             topic: &Topic::new,
             route: &route,
             effects: &mut effects,
@@ -121,6 +121,7 @@ impl Transcript {
         let mut ctx = Context {
             rules: &self.rules,
             now: Now { mono: self.now, unix: self.now },
+            heartbeat_phase: 0,
             topic: &Topic::new,
             route: &route,
             effects: &mut effects,
@@ -380,7 +381,7 @@ fn a_client_that_does_not_answer_pings_is_given_up_unless_a_command_of_it_runs()
     let (mut t, _) = Transcript::open(me.clone(), Dialect::CableExtended, rules.clone());
     t.say(&command("subscribe", OPEN, ""));
     t.now += Duration::from_secs(2);
-    assert_eq!((t.session.ping_at(), t.session.pong_by()), (Some(tick(t.now) - 2), None));
+    assert_eq!((t.session.ping_at(), t.session.pong_by()), (Some(tick(t.now)), None));
     assert_eq!(t.input(|session, ctx| session.ping_due(false, ctx)), ["ping"]);
     assert_eq!(t.session.pong_by(), Some(tick(t.now) + 31));
     t.say("{\"command\":\"pong\"}");

@@ -168,24 +168,28 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         let Stage::Handshake(waiting) = &self.slots[index].stage else { return };
         let (peer, settings) = (waiting.peer, &self.settings);
         let (token, travelling) = settings.tokens.read(head, self.now.unix.as_secs());
-        let random = self.machine.random();
         let (ping_interval, ping_precision) = (head.query("pi"), head.query("ptp"));
         let listener = settings.listeners.get(usize::from(self.slots[index].listener));
         let scheme = listener.map(|listener| listener.scheme).unwrap_or_default();
         let opening = Opening {
-            sid: Sid::from_bits(random),
+            sid: Sid::from_bits(self.machine.random()),
             env: env(head, scheme, peer, travelling.as_deref(), &settings.proxy),
             dialect: self.slots[index].form.dialect,
             token,
             ping_interval: ping_interval.as_deref(),
             ping_precision: ping_precision.as_deref(),
-            random: (random >> 64) as u64 ^ random as u64,
         };
         let mut effects = std::mem::take(&mut self.effects);
         let route = |identifier: &str| settings.router.route(identifier);
         let topic = |identifier: &str, stream: &str| self.hub.topic(identifier, stream);
-        let mut ctx =
-            Context { rules: &settings.session, now: self.now, topic: &topic, route: &route, effects: &mut effects };
+        let mut ctx = Context {
+            rules: &settings.session,
+            now: self.now,
+            heartbeat_phase: self.heartbeat_phase(index),
+            topic: &topic,
+            route: &route,
+            effects: &mut effects,
+        };
         let session = Session::open(opening, &mut ctx);
         self.handshake_done(index, Stage::Session(Box::new(session)));
         self.push(index, Frame::new(&response));

@@ -28,11 +28,15 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     /// Gives a session an input and carries out what it decides.
     pub(super) fn session_input(&mut self, index: u32, input: impl FnOnce(&mut Session, &mut Context<'_>)) {
         let mut effects = std::mem::take(&mut self.effects);
+        let heartbeat_phase = self.heartbeat_phase(index);
         let (Stage::Session(session) | Stage::Orphan(session)) = &mut self.slots[index].stage else { return };
         let route = |identifier: &str| self.settings.router.route(identifier);
         let topic = |identifier: &str, stream: &str| self.hub.topic(identifier, stream);
         let (rules, now) = (&self.settings.session, self.now);
-        input(session, &mut Context { rules, now, topic: &topic, route: &route, effects: &mut effects });
+        input(
+            session,
+            &mut Context { rules, now, heartbeat_phase, topic: &topic, route: &route, effects: &mut effects },
+        );
         self.carry_out(index, &mut effects);
         self.effects = effects;
         self.set_timer(index);

@@ -16,7 +16,7 @@ use crate::world::Sim;
 const LINGER: Duration = Duration::from_secs(2);
 
 /// How much later than asked for a deadline may be.
-const TICK: Duration = Duration::from_millis(TICK_MS);
+pub(super) const TICK: Duration = Duration::from_millis(TICK_MS);
 
 /// Longer than any deadline is late.
 pub(super) const SLACK: Duration = Duration::from_millis(TICK_MS + 100);
@@ -82,13 +82,10 @@ impl Sim {
         let blocked = self.net.conn(c).ever_blocked;
         let clock = &mut self.clients[c].clock;
         let sent_at = clock.said_at;
-        let (since, time) = match (clock.pings.last(), clock.opened_at) {
-            (Some(&last), _) => (last, interval),
-            // The first comes after half an interval at the earliest.
-            (None, Some(opened_at)) => (opened_at, interval / 2),
-            (None, None) => (sent_at, interval),
-        };
-        let early = clock.is_early(since, time, sent_at);
+        // Half an interval, after the welcome, behind one that was late, and in another slot, which has another phase;
+        // else a whole one.
+        let since = clock.pings.last().copied().or(clock.opened_at).unwrap_or(sent_at);
+        let early = clock.is_early(since, (interval / 2).saturating_sub(TICK), sent_at) && since != sent_at;
         clock.pings.push(sent_at);
         clock.ping_waits.get_or_insert(sent_at);
         if early && !blocked {
@@ -149,9 +146,9 @@ impl Sim {
             return None;
         }
         let interval = Duration::from_millis(session.ping_interval_ms);
-        let last = clock.pings.last().map(|&at| (at, interval)).or(clock.opened_at.map(|at| (at, interval * 3 / 2)));
-        if let Some((since, time)) = last.filter(|_| !interval.is_zero())
-            && clock.is_late(since, time, until)
+        let last = clock.pings.last().copied().or(clock.opened_at);
+        if let Some(since) = last.filter(|_| !interval.is_zero())
+            && clock.is_late(since, interval * 3 / 2, until)
         {
             return Some(format!("no ping since {since:?}"));
         }
