@@ -17,6 +17,7 @@ pub mod rpc;
 pub mod secret;
 pub mod sid;
 pub mod state;
+mod text_pair;
 pub mod topic;
 
 pub use admission::{Routed, TokenOutcome};
