@@ -6,7 +6,7 @@
 //! meant to serve anybody.
 
 mod control;
-mod dialect;
+pub(crate) mod dialect;
 mod shard;
 
 use std::net::SocketAddr;

@@ -22,7 +22,7 @@ use anyhow::{Context as _, ensure};
 use serde::Serialize;
 
 pub use app::{App, serve as serve_app};
-pub use commands::{ClientOptions, bare_client};
+pub use commands::{ClientOptions, RelayOptions, bare_client, bare_relay};
 pub use instructions::{FunctionCount, InstructionCount, InstructionsOptions, instructions};
 pub use server::{Running, Side, Want};
 

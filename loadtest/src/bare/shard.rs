@@ -15,7 +15,7 @@ use rustix::net::{self, RecvFlags, SendFlags, SocketFlags};
 use super::{Settings, dialect};
 use crate::clock::now_ns;
 use crate::protocol::Protocol;
-use crate::wire::{self, opcode};
+use crate::wire::{self, BadHeader, opcode};
 
 const EVENTS_MAX: usize = 512;
 const SCRATCH_BYTES: usize = 64 * 1024;
@@ -26,9 +26,6 @@ const PING_TICK: Duration = Duration::from_millis(100);
 
 const LISTENER: u64 = u64::MAX;
 const WAKE: u64 = u64::MAX - 1;
-
-const ANSWER_BEFORE: &[u8] =
-    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ";
 
 #[derive(Default)]
 struct Slot {
@@ -219,22 +216,14 @@ impl Shard {
                 }
             }
         }
-        while let Some(header) = wire::parse_header(&bytes[used..]).map_err(|_| Gone)? {
-            let start = used + header.header_length;
-            let end = start + usize::try_from(header.payload_length).map_err(|_| Gone)?;
-            if end - used > RECEIVED_BYTES_MAX || header.mask.is_none() {
-                return Err(Gone);
-            }
-            if end > bytes.len() {
-                break;
-            }
-            let payload = &mut bytes[start..end];
-            wire::apply_mask(payload, header.mask.unwrap_or_default(), 0);
-            used = end;
-            self.on_frame(index, header.opcode, payload)?;
+        let mut rest = &mut bytes[used..];
+        while let Some((opcode, payload)) =
+            wire::take_client_frame(&mut rest, RECEIVED_BYTES_MAX).map_err(|BadHeader| Gone)?
+        {
+            self.on_frame(index, opcode, payload)?;
         }
-        if used < bytes.len() {
-            self.keep(index, &bytes[used..]);
+        if !rest.is_empty() {
+            self.keep(index, rest);
         }
         self.tidy(index);
         Ok(())
@@ -254,13 +243,12 @@ impl Shard {
     /// Answers the upgrade once its head is whole; the length of the head.
     fn answer(&mut self, index: usize, bytes: &[u8]) -> Result<Option<usize>, Gone> {
         let Some(end) = memmem::find(bytes, b"\r\n\r\n") else { return Ok(None) };
-        let key = key_of(&bytes[..end]).ok_or(Gone)?;
         let mut out = std::mem::take(&mut self.out);
         out.clear();
-        out.extend_from_slice(ANSWER_BEFORE);
-        out.extend_from_slice(&wire::accept_value(key));
-        dialect::push_welcome(self.protocol, &mut out, index);
-        let sent = self.transmit(index, &out);
+        let sent = match dialect::push_answer(self.protocol, &mut out, &bytes[..end], index) {
+            Some(()) => self.transmit(index, &out),
+            None => Err(Gone),
+        };
         self.out = out;
         sent?;
         self.slots[index].open = true;
@@ -356,26 +344,5 @@ fn send(socket: impl AsFd, bytes: &[u8]) -> Result<usize, Gone> {
         Ok(sent) => Ok(sent),
         Err(Errno::AGAIN | Errno::INTR) => Ok(0),
         Err(_) => Err(Gone),
-    }
-}
-
-/// The value of `Sec-WebSocket-Key`.
-fn key_of(head: &[u8]) -> Option<&[u8]> {
-    const NAME: &[u8] = b"sec-websocket-key:";
-    head.split(|byte| *byte == b'\n').find_map(|line| {
-        let (name, value) = line.split_at_checked(NAME.len())?;
-        name.eq_ignore_ascii_case(NAME).then(|| value.trim_ascii())
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_key_is_found_whatever_its_spelling() {
-        let head = b"GET / HTTP/1.1\r\nHost: x\r\nSEC-WebSocket-key:  abc== \r\nX: y";
-        assert_eq!(key_of(head), Some(&b"abc=="[..]));
-        assert_eq!(key_of(b"GET / HTTP/1.1\r\nHost: x"), None);
     }
 }

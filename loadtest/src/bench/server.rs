@@ -51,17 +51,26 @@ pub struct Running {
     process: Process,
     /// Where clients connect.
     pub address: SocketAddr,
-    /// Where publications are posted.
+    /// Where publications are posted; nowhere for the bare relay.
     pub publish_url: String,
 }
 
 impl Running {
-    /// Starts a side.
+    /// Starts a side. Where an app is wanted, the yardstick is the bare relay.
     pub fn start(side: Side, options: &Options, want: &Want) -> anyhow::Result<Self> {
-        match (side, &options.server) {
-            (Side::Server, Some(path)) => Self::start_cableway(path, options, want),
-            _ => Self::start_bare(options, want),
+        match (side, &options.server, &want.app) {
+            (Side::Server, Some(path), _) => Self::start_cableway(path, options, want),
+            (.., Some(app)) => Self::start_relay(options, app),
+            (.., None) => Self::start_bare(options, want),
         }
+    }
+
+    fn start_relay(options: &Options, app: &str) -> anyhow::Result<Self> {
+        let mut command = Command::new(options.yardstick()?);
+        command.args(["app-relay", "--app", app, "--at-once", &options.rpc_concurrency.to_string()]);
+        let (process, line) = Process::spawn_talking(&mut command, server::START_MAX)?;
+        let Some(address) = line.trim_end().strip_prefix("listening ") else { bail!("the relay said: {line}") };
+        Ok(Self { process, address: address.parse()?, publish_url: String::new() })
     }
 
     fn start_bare(options: &Options, want: &Want) -> anyhow::Result<Self> {

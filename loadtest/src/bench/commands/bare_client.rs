@@ -1,4 +1,5 @@
 //! The bare client: calls the app with nothing around, as the server does with everything around.
+//! [`relay`](super::relay) is the same client with WebSockets in front.
 //!
 //! It runs in a process of its own, so that its CPU can be told from the app's, on a current-thread tokio runtime
 //! (`--runtime multi` for the other kind), with one task per client connection. Through gRPC it is tonic with one HTTP/2
@@ -26,6 +27,9 @@ use crate::template::Template;
 
 /// Deadline of a call, as the server has it.
 const DEADLINE: Duration = Duration::from_secs(3);
+
+/// Who the clients are to the app.
+pub(super) const IDENTIFIERS: &str = r#"{"user":"load"}"#;
 
 /// What the bare client does.
 #[derive(Debug, Clone, clap::Args)]
@@ -80,7 +84,7 @@ async fn call_all(client: &Client, options: &ClientOptions, calls: u32) -> anyho
             tokio::spawn(async move {
                 for _ in 0..calls {
                     let _permit = permits.acquire().await?;
-                    client.call(number).await?;
+                    client.call(number, message(number)).await?;
                 }
                 anyhow::Ok(())
             })
@@ -92,20 +96,21 @@ async fn call_all(client: &Client, options: &ClientOptions, calls: u32) -> anyho
     Ok(())
 }
 
+/// The way to the app.
 #[derive(Clone)]
-enum Client {
+pub(super) enum Client {
     Grpc(Grpc<Channel>),
     Http(HttpClient),
 }
 
 #[derive(Clone)]
-struct HttpClient {
+pub(super) struct HttpClient {
     pool: Arc<hyper_util::client::legacy::Client<HttpConnector, Full<Bytes>>>,
     url: http::Uri,
 }
 
 impl Client {
-    async fn connect(app: &str) -> anyhow::Result<Self> {
+    pub async fn connect(app: &str) -> anyhow::Result<Self> {
         if app.starts_with("http://") {
             let mut connector = HttpConnector::new();
             connector.set_nodelay(true);
@@ -116,15 +121,15 @@ impl Client {
         Ok(Self::Grpc(Grpc::new(endpoint.connect().await.context("cannot reach the app server")?)))
     }
 
-    /// One call as the contract wants it: the same message, metadata and deadline that the server sends.
-    async fn call(&mut self, number: u32) -> anyhow::Result<()> {
+    /// One call as the contract wants it, with the metadata and the deadline that the server gives it.
+    pub async fn call(&mut self, number: u32, message: CommandMessage) -> anyhow::Result<CommandResponse> {
         let sid = format!("load-{number:016}");
         let response = match self {
-            Self::Grpc(client) => call_grpc(client, &sid, message(number)).await?,
-            Self::Http(client) => client.call(sid, &message(number)).await?,
+            Self::Grpc(client) => call_grpc(client, &sid, message).await?,
+            Self::Http(client) => client.call(sid, &message).await?,
         };
         ensure!(response.status == SUCCESS && response.transmissions.len() == 1, "the app answered {response:?}");
-        Ok(())
+        Ok(response)
     }
 }
 
@@ -144,17 +149,21 @@ impl HttpClient {
     }
 }
 
+/// The same message that the server sends.
 fn message(number: u32) -> CommandMessage {
-    let cookie = format!("_session={}", "x".repeat(COOKIE_BYTES - "_session=".len()));
-    let headers = [("cookie".to_owned(), cookie), ("REMOTE_ADDR".to_owned(), "127.0.0.1".to_owned())];
-    let env = Env { url: "http://127.0.0.1:8080/cable".to_owned(), headers: BTreeMap::from(headers), ..Env::default() };
     CommandMessage {
         command: "message".to_owned(),
         identifier: Template::new(IDENTIFIER).expand(number),
-        connection_identifiers: r#"{"user":"load"}"#.to_owned(),
+        connection_identifiers: IDENTIFIERS.to_owned(),
         data: DATA.to_owned(),
-        env: Some(env),
+        env: Some(env()),
     }
+}
+
+pub(super) fn env() -> Env {
+    let cookie = format!("_session={}", "x".repeat(COOKIE_BYTES - "_session=".len()));
+    let headers = [("cookie".to_owned(), cookie), ("REMOTE_ADDR".to_owned(), "127.0.0.1".to_owned())];
+    Env { url: "http://127.0.0.1:8080/cable".to_owned(), headers: BTreeMap::from(headers), ..Env::default() }
 }
 
 async fn call_grpc(client: &mut Grpc<Channel>, sid: &str, message: CommandMessage) -> anyhow::Result<CommandResponse> {
