@@ -172,6 +172,9 @@ struct BareOptions {
     /// Send every message back.
     #[arg(long)]
     echo: bool,
+    /// Send what is posted only to those that subscribed to its `identifier`.
+    #[arg(long)]
+    rooms: bool,
     /// End when the process that started this one ends.
     #[arg(long, hide = true)]
     die_with_parent: bool,
@@ -285,6 +288,7 @@ fn run_bare(options: &BareOptions) -> anyhow::Result<ExitCode> {
         protocol: options.protocol,
         ping_interval: options.ping_interval.filter(|s| *s > 0.0).map(Duration::from_secs_f64),
         echo: options.echo,
+        rooms: options.rooms,
         ..bare::Settings::default()
     };
     if let Some(shards) = options.shards {

@@ -218,8 +218,8 @@ mod tests {
         }
         assert_eq!(take_client_frame(&mut &mut bytes.clone()[..], 4), Err(BadHeader), "too long");
         let mut rest = &mut bytes[..];
-        assert_eq!(take_client_frame(&mut rest, 5), Ok(Some((opcode::TEXT, &mut b"hello".clone()[..]))));
-        assert_eq!(take_client_frame(&mut rest, 5), Ok(Some((opcode::PING, &mut b"x".clone()[..]))));
+        assert_eq!(take_client_frame(&mut rest, 5), Ok(Some((opcode::TEXT, &mut { *b"hello" }[..]))));
+        assert_eq!(take_client_frame(&mut rest, 5), Ok(Some((opcode::PING, &mut { *b"x" }[..]))));
         assert_eq!(take_client_frame(&mut rest, 5), Ok(None));
         let mut unmasked = Vec::new();
         push_server_frame(&mut unmasked, opcode::TEXT, b"hello");

@@ -1,5 +1,6 @@
 //! What the yardstick says: each protocol reduced to what a load test needs of it.
 
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
@@ -74,16 +75,33 @@ pub(crate) fn push_reply(protocol: Protocol, out: &mut Vec<u8>, message: &[u8]) 
     }
 }
 
+/// What an Action Cable client says.
+#[derive(Deserialize)]
+struct Command {
+    command: String,
+    #[serde(default)]
+    identifier: String,
+    #[serde(default)]
+    data: String,
+}
+
+/// The room that a message subscribes to: the identifier.
+pub(super) fn joined_room(message: &[u8]) -> Option<String> {
+    let command: Command = serde_json::from_slice(message).ok()?;
+    (command.command == "subscribe").then_some(command.identifier)
+}
+
+/// The room that a publication is for; nobody is in the one without a name.
+pub(super) fn room(publication: &[u8]) -> Arc<str> {
+    #[derive(Deserialize)]
+    struct Message {
+        identifier: String,
+    }
+    serde_json::from_slice(publication).map_or_else(|_| "".into(), |message: Message| message.identifier.into())
+}
+
 /// A subscription is confirmed, a ping answered, a message sent back.
 fn cable_reply(message: &[u8]) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Command {
-        command: String,
-        #[serde(default)]
-        identifier: String,
-        #[serde(default)]
-        data: String,
-    }
     let command: Command = serde_json::from_slice(message).ok()?;
     let identifier = json_string(&command.identifier);
     match command.command.as_str() {

@@ -65,10 +65,9 @@ pub(super) fn run(options: &Options, transport: Transport) -> anyhow::Result<Vec
     for round in 0..options.rounds_or(3) {
         let mut pair = [0.0; 2];
         for side in Side::both(round) {
-            let is_server = side == Side::Server && options.server.is_some();
-            pair[side as usize] = if is_server || transport == Transport::Http {
+            pair[side as usize] = if !side.is_bare(options) || transport == Transport::Http {
                 let (each, most) = through_server(side, options, transport, &app, connections, calls)?;
-                if is_server {
+                if !side.is_bare(options) {
                     at_once.push((most, Some(f64::from(options.rpc_concurrency))));
                 }
                 each
