@@ -79,7 +79,7 @@ fn large_messages_leave_nothing_behind() {
 }
 
 #[test]
-fn the_app_answers_every_call_of_the_bare_client() {
+fn the_app_answers_every_call_of_the_bare_client_and_of_the_relay() {
     let options = Options { connections: Some(10), ..small() };
     assert!(figures(Name::Commands, &options)[0].server > 0.0, "through gRPC");
     assert!(figures(Name::CommandsHttp, &options)[0].server > 0.0, "through HTTP");

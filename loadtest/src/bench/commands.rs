@@ -72,7 +72,7 @@ pub(super) fn run(options: &Options, transport: Transport) -> anyhow::Result<Vec
                 }
                 each
             } else {
-                through_bare_client(options, transport, &app, connections, calls)?
+                through_bare_client(options, &app, connections, calls)?
             };
         }
         cpu.push((pair[0], Some(pair[1])));
@@ -157,15 +157,9 @@ fn through_server(
 }
 
 /// CPU per call of the bare client, which runs in a process of its own.
-fn through_bare_client(
-    options: &Options,
-    transport: Transport,
-    app: &App,
-    tasks: u32,
-    calls: u32,
-) -> anyhow::Result<f64> {
+fn through_bare_client(options: &Options, app: &App, tasks: u32, calls: u32) -> anyhow::Result<f64> {
     let mut child = Command::new(options.yardstick()?)
-        .args(["app-client", "--app", &transport.app_address(app), "--tasks", &tasks.to_string()])
+        .args(["app-client", "--app", &Transport::Grpc.app_address(app), "--tasks", &tasks.to_string()])
         .args(["--calls", &calls.to_string(), "--at-once", &options.rpc_concurrency.to_string()])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -7,15 +7,19 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
 use memchr::memmem;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tonic::codegen::Bytes;
 
-use super::bare_client::{Client, IDENTIFIERS, env};
+use super::bare_client::{DEADLINE, IDENTIFIERS, check, env, sid};
 use crate::bare::dialect;
-use crate::bench::app::{CommandMessage, Env};
+use crate::bench::app::{CommandMessage, CommandResponse, Env};
 use crate::os;
 use crate::protocol::Protocol;
 use crate::wire::{self, BadHeader, opcode};
@@ -26,7 +30,7 @@ const RECEIVED_BYTES_MAX: usize = 64 * 1024;
 /// What the bare relay does.
 #[derive(Debug, Clone, clap::Args)]
 pub struct RelayOptions {
-    /// The app server: `HOST:PORT` for gRPC, a URL for HTTP.
+    /// Base URL of the app server's HTTP RPC.
     #[arg(long)]
     app: String,
     /// Calls under way at once.
@@ -39,7 +43,7 @@ pub fn run(options: &RelayOptions) -> anyhow::Result<Infallible> {
     os::die_with_parent()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let client = Client::connect(&options.app).await?;
+        let app = App::new(&options.app)?;
         let permits = Arc::new(Semaphore::new(options.at_once));
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         println!("listening {}", listener.local_addr()?);
@@ -47,7 +51,7 @@ pub fn run(options: &RelayOptions) -> anyhow::Result<Infallible> {
             let (stream, _) = listener.accept().await?;
             stream.set_nodelay(true)?;
             let permits = Arc::clone(&permits);
-            let connection = Connection { stream, number, client: client.clone(), permits, env: env() };
+            let connection = Connection { stream, number, app: app.clone(), permits, env: env() };
             tokio::spawn(async move {
                 if let Err(error) = connection.serve().await {
                     eprintln!("a connection of the bare relay ended: {error:#}");
@@ -58,10 +62,43 @@ pub fn run(options: &RelayOptions) -> anyhow::Result<Infallible> {
     })
 }
 
+/// The way to the app: hyper's client with its pool, as the server has it.
+#[derive(Clone)]
+struct App {
+    pool: Arc<hyper_util::client::legacy::Client<HttpConnector, Full<Bytes>>>,
+    url: http::Uri,
+}
+
+impl App {
+    fn new(base: &str) -> anyhow::Result<Self> {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        let pool = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector);
+        Ok(Self { pool: Arc::new(pool), url: format!("{base}/command").parse()? })
+    }
+
+    /// One call as the contract wants it, with the headers and the deadline that the server gives it.
+    async fn call(&self, number: u32, message: &CommandMessage) -> anyhow::Result<CommandResponse> {
+        let request = http::Request::post(self.url.clone())
+            .header("Content-Type", "application/json")
+            .header("X-Anycable-Meta-Sid", sid(number))
+            .header("X-Anycable-Meta-Protov", "v1")
+            .body(Full::new(Bytes::from(serde_json::to_vec(message)?)))?;
+        let answer = async {
+            let response = self.pool.request(request).await?;
+            ensure!(response.status() == http::StatusCode::OK, "the app answered {}", response.status());
+            Ok(response.into_body().collect().await?.to_bytes())
+        };
+        let response = serde_json::from_slice(&tokio::time::timeout(DEADLINE, answer).await??)?;
+        check(&response)?;
+        Ok(response)
+    }
+}
+
 struct Connection {
     stream: TcpStream,
     number: u32,
-    client: Client,
+    app: App,
     permits: Arc<Semaphore>,
     env: Env,
 }
@@ -108,7 +145,7 @@ impl Connection {
         let connection_identifiers = IDENTIFIERS.to_owned();
         let call = CommandMessage { connection_identifiers, env: Some(self.env.clone()), ..command };
         let _permit = self.permits.acquire().await?;
-        let response = self.client.call(self.number, call).await?;
+        let response = self.app.call(self.number, &call).await?;
         for transmission in &response.transmissions {
             wire::push_server_frame(out, opcode::TEXT, transmission.as_bytes());
         }
