@@ -32,11 +32,15 @@ impl Main {
     }
 }
 
-/// Logs name, version, pid, open-file limit and shards, a line that tools parse for the limit; then the configuration
-/// file, if there is one.
-pub(super) fn first_lines(open_files: u64, shards: usize, file: Option<&Path>) {
+/// Name, version, pid, open-file limit and shards. Tools parse it for the limit.
+pub fn first_line(open_files: u64, shards: usize) -> String {
     let (version, pid) = (env!("CARGO_PKG_VERSION"), std::process::id());
-    tracing::info!("Starting Cableway {version} (pid: {pid}, open file limit: {open_files}, shards: {shards})");
+    format!("Starting Cableway {version} (pid: {pid}, open file limit: {open_files}, shards: {shards})")
+}
+
+/// Logs [`first_line`], then the configuration file, if there is one.
+pub(super) fn first_lines(open_files: u64, shards: usize, file: Option<&Path>) {
+    tracing::info!("{}", first_line(open_files, shards));
     if let Some(file) = file {
         tracing::info!("configuration file: {}", file.display());
     }
