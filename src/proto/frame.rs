@@ -19,7 +19,7 @@ mod utf8;
 mod violation;
 
 use std::borrow::Cow;
-use std::ops::{Deref, DerefMut};
+use std::ops::Deref;
 
 use serde::{Deserialize, Serialize};
 
@@ -117,15 +117,6 @@ impl Deref for Payload<'_> {
     }
 }
 
-impl DerefMut for Payload<'_> {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        match self {
-            Payload::Borrowed(bytes) => bytes,
-            Payload::Owned(bytes) => bytes,
-        }
-    }
-}
-
 /// Payloads are equal when their bytes are; where the bytes live does not matter.
 impl PartialEq for Payload<'_> {
     fn eq(&self, other: &Self) -> bool {
@@ -134,16 +125,6 @@ impl PartialEq for Payload<'_> {
 }
 
 impl Eq for Payload<'_> {}
-
-impl Payload<'_> {
-    /// The bytes on their own, copied only if they are borrowed.
-    pub fn into_vec(self) -> Vec<u8> {
-        match self {
-            Payload::Borrowed(bytes) => bytes.to_vec(),
-            Payload::Owned(bytes) => bytes,
-        }
-    }
-}
 
 /// Reads the frames of one client.
 ///
