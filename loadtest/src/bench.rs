@@ -83,8 +83,8 @@ pub struct Options {
     /// Rounds, each with both sides [default: 3; idle 1; memory 1].
     #[arg(long, value_name = "N")]
     pub rounds: Option<u32>,
-    /// Publications to each stream of a fanout or rooms round, hundreds of publications of a publish round, or calls of each
-    /// connection of a commands round [default: fanout 50; rooms 10; publish, commands, commands-http 200].
+    /// Publications to each stream of a fanout or rooms round, requests of 500 publications of a publish round, or calls of
+    /// each connection of a commands round [default: fanout 50; rooms 10; publish, commands, commands-http 200].
     #[arg(long, value_name = "N")]
     pub repeat: Option<u32>,
     /// How long idle connections are watched.
