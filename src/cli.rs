@@ -13,7 +13,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::config::{self, Command, Config, ConfigError, Invocation, ListenOn, RpcImplementation, Secret, Secrets};
 use crate::demo::{self, Demo, Site};
-use crate::node::Node;
+use crate::node::{self, Node};
 use crate::os::clock::Clock;
 
 /// Runs the program; what `main` does.
@@ -116,6 +116,10 @@ fn serve_demo(mut config: Config, file: Option<&Path>) -> anyhow::Result<()> {
             uptime: clock.now().mono,
         }
     })?;
+    if !tracing::enabled!(tracing::Level::INFO) {
+        let facts = node.observer().facts();
+        eprintln!("{}", node::first_line(facts.descriptors_max, facts.shards));
+    }
     eprintln!("The Cableway demo is running; Ctrl-C ends it. Open this page in two tabs:");
     // It runs on even if nobody reads this.
     let _ = writeln!(io::stdout(), "http://{address}/");

@@ -17,6 +17,8 @@ pub mod rpc;
 pub mod secret;
 pub mod sid;
 pub mod state;
+pub mod text;
+mod text_pair;
 pub mod topic;
 
 pub use admission::{Routed, TokenOutcome};
@@ -32,4 +34,5 @@ pub use rpc::{AppReply, Call, CallError, CommandKind, CommandReply, ConnectReply
 pub use secret::Secret;
 pub use sid::Sid;
 pub use state::{State, StateChanges};
+pub use text::floor_char_boundary;
 pub use topic::{ChannelIdentifier, Topic};

@@ -39,6 +39,7 @@ use observe::Observer;
 use start::{Assembly, Plan};
 use threads::{CallsThread, ShardThreads};
 
+pub use boot_log::first_line;
 pub use observe::Facts;
 pub use settings::ExtraRoutes;
 

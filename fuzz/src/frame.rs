@@ -112,16 +112,16 @@ fn look_at(event: Event<'_>, limits: &Limits) -> Said {
         }
         Event::Ping(payload) => {
             assert!(payload.len() <= CONTROL_BYTES_MAX);
-            Said::Ping(payload.into_vec())
+            Said::Ping(payload.to_vec())
         }
         Event::Pong(payload) => {
             assert!(payload.len() <= CONTROL_BYTES_MAX);
-            Said::Pong(payload.into_vec())
+            Said::Pong(payload.to_vec())
         }
         Event::Close(None) => Said::Close(None),
         Event::Close(Some((code, reason))) => {
             assert!(close_code_is_legal(code) && std::str::from_utf8(&reason).is_ok());
-            Said::Close(Some((code, reason.into_vec())))
+            Said::Close(Some((code, reason.to_vec())))
         }
     }
 }

@@ -6,7 +6,7 @@
 //! meant to serve anybody.
 
 mod control;
-mod dialect;
+pub(crate) mod dialect;
 mod shard;
 
 use std::net::SocketAddr;
@@ -39,6 +39,8 @@ pub struct Settings {
     pub ping_interval: Option<Duration>,
     /// Send every message back, when it holds plain WebSockets.
     pub echo: bool,
+    /// Send what is posted only to those that subscribed to its `identifier`, with Action Cable.
+    pub rooms: bool,
 }
 
 impl Default for Settings {
@@ -50,15 +52,21 @@ impl Default for Settings {
             protocol: Protocol::Raw,
             ping_interval: None,
             echo: false,
+            rooms: false,
         }
     }
 }
 
-/// What another thread tells a shard: a frame for everybody.
-type Inbox = Sender<Arc<[u8]>>;
+/// What another thread tells a shard.
+#[derive(Clone)]
+struct Publication {
+    frame: Arc<[u8]>,
+    /// Who gets it; none for everybody.
+    room: Option<Arc<str>>,
+}
 
 struct ShardHandle {
-    inbox: Inbox,
+    inbox: Sender<Publication>,
     wake: Arc<OwnedFd>,
     open: Arc<AtomicU64>,
 }
@@ -67,7 +75,8 @@ struct ShardHandle {
 pub struct Bare {
     /// Where clients connect.
     pub address: SocketAddr,
-    /// Where `POST /_broadcast` sends its body as one text frame to everybody, and `GET /` says how many there are.
+    /// Where `POST /_broadcast` sends its body as one text frame to everybody, or to a room, and `GET /` says how many
+    /// there are.
     pub control: SocketAddr,
 }
 
@@ -80,14 +89,14 @@ pub fn start(settings: &Settings) -> anyhow::Result<Bare> {
         if index == 0 {
             address = net::getsockname(&listener)?.try_into().context("the listener has no address")?;
         }
-        let (inbox, frames) = channel();
+        let (inbox, publications) = channel();
         let wake = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
         let open = Arc::new(AtomicU64::new(0));
-        let mut shard = Shard::new(settings, listener, frames, Arc::clone(&wake), Arc::clone(&open))?;
+        let mut shard = Shard::new(settings, listener, publications, Arc::clone(&wake), Arc::clone(&open))?;
         std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || shard.run())?;
         shards.push(ShardHandle { inbox, wake, open });
     }
-    let control = control::start(shards)?;
+    let control = control::start(shards, settings.rooms)?;
     Ok(Bare { address, control })
 }
 

@@ -12,7 +12,9 @@ mod handshake;
 mod idle;
 mod instructions;
 mod memory;
+mod publish;
 mod server;
+mod subscribers;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -22,7 +24,7 @@ use anyhow::{Context as _, ensure};
 use serde::Serialize;
 
 pub use app::{App, serve as serve_app};
-pub use commands::{ClientOptions, bare_client};
+pub use commands::{ClientOptions, RelayOptions, bare_client, bare_relay};
 pub use instructions::{FunctionCount, InstructionCount, InstructionsOptions, instructions};
 pub use server::{Running, Side, Want};
 
@@ -32,6 +34,9 @@ use crate::protocol::{Protocol, Script, Target};
 
 /// Connections that are unfinished at a time where a scenario just needs them open: enough to keep two cores busy.
 const OPENING_WINDOW: u32 = 512;
+
+/// For the last event loops to go back to sleep before a clock or counter is read.
+const QUIET: Duration = Duration::from_millis(30);
 
 /// How long a bench waits for anything that must happen before it calls the run failed.
 const TIMEOUT: Duration = Duration::from_secs(120);
@@ -43,6 +48,10 @@ pub enum Name {
     Memory,
     /// CPU of delivering a publication to parked subscribers.
     Fanout,
+    /// CPU of delivering publications to many streams of ten.
+    Rooms,
+    /// CPU of publications without subscribers, and with ten, by the number of shards.
+    Publish,
     /// CPU of a handshake.
     Handshake,
     /// Everybody is dropped and comes back at once.
@@ -68,13 +77,14 @@ pub struct Options {
     /// One more argument for the server; may be given several times.
     #[arg(long = "server-arg", value_name = "ARG", allow_hyphen_values = true)]
     pub server_args: Vec<String>,
-    /// Connections [default: 15000; fanout 10000; spike 5000; commands, commands-http 100].
+    /// Connections [default: 15000; fanout, rooms 10000; spike 5000; commands, commands-http 100].
     #[arg(long, value_name = "N")]
     pub connections: Option<u32>,
     /// Rounds, each with both sides [default: 3; idle 1; memory 1].
     #[arg(long, value_name = "N")]
     pub rounds: Option<u32>,
-    /// Publications of a fan-out round, or calls of each connection of a commands round [default: 50; commands, commands-http 200].
+    /// Publications to each stream of a fanout or rooms round, requests of 500 publications of a publish round, or calls of
+    /// each connection of a commands round [default: fanout 50; rooms 10; publish, commands, commands-http 200].
     #[arg(long, value_name = "N")]
     pub repeat: Option<u32>,
     /// How long idle connections are watched.
@@ -92,6 +102,9 @@ pub struct Options {
     /// Accept queue given to both sides.
     #[arg(long, value_name = "N", default_value_t = 4096)]
     pub backlog: u32,
+    /// Threads that hold connections, given to both sides except in the publish comparison [default: one per core].
+    #[arg(long, value_name = "N")]
+    pub acceptors: Option<u32>,
     /// Limit of concurrent calls given to the server in the commands comparison.
     #[arg(long, value_name = "N", default_value_t = 28)]
     pub rpc_concurrency: u32,
@@ -207,6 +220,17 @@ impl Figure {
     }
 }
 
+/// Two figures: the server beside the yardstick with as many threads, and with one.
+fn beside_both(
+    name: &str,
+    limit: Limit,
+    rounds: Vec<(f64, Option<f64>)>,
+    single: Vec<(f64, Option<f64>)>,
+) -> Vec<Figure> {
+    let single = Figure::new(format!("{name} / one thread"), "us", limit, single);
+    vec![Figure::new(name, "us", limit, rounds), single]
+}
+
 fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
@@ -221,8 +245,8 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
 pub fn run(name: Name, options: &Options, report: &mut dyn FnMut(Figure)) -> anyhow::Result<()> {
     if name == Name::All {
         // The quick ones first.
-        use Name::{Commands, CommandsHttp, Fanout, Handshake, Idle, Memory, Spike, Storm};
-        for name in [Spike, Handshake, Storm, Fanout, Commands, CommandsHttp, Memory, Idle] {
+        use Name::{Commands, CommandsHttp, Fanout, Handshake, Idle, Memory, Publish, Rooms, Spike, Storm};
+        for name in [Spike, Handshake, Storm, Fanout, Rooms, Publish, Commands, CommandsHttp, Memory, Idle] {
             run(name, options, report)?;
         }
         return Ok(());
@@ -230,6 +254,8 @@ pub fn run(name: Name, options: &Options, report: &mut dyn FnMut(Figure)) -> any
     let figures = match name {
         Name::Memory => memory::run(options),
         Name::Fanout => fanout::run(options),
+        Name::Rooms => fanout::rooms(options),
+        Name::Publish => publish::run(options),
         Name::Handshake => handshake::cpu(options),
         Name::Storm => handshake::storm(options),
         Name::Spike => handshake::spike(options),

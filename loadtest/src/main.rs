@@ -64,9 +64,12 @@ enum Command {
         #[arg(long, value_name = "MS", default_value_t = 0)]
         delay: u64,
     },
-    /// Call an app server with nothing around: the other side of `bench commands` and `bench commands-http`.
+    /// Call an app server with nothing around: the other side of `bench commands`.
     #[command(hide = true)]
     AppClient(bench::ClientOptions),
+    /// Pass what WebSockets say to an app server, with nothing around: the other side of `bench commands-http`.
+    #[command(hide = true)]
+    AppRelay(bench::RelayOptions),
     /// Hold a share of the clients of another process of this program.
     #[command(hide = true)]
     Worker,
@@ -169,6 +172,9 @@ struct BareOptions {
     /// Send every message back.
     #[arg(long)]
     echo: bool,
+    /// Send what is posted only to those that subscribed to its `identifier`.
+    #[arg(long)]
+    rooms: bool,
     /// End when the process that started this one ends.
     #[arg(long, hide = true)]
     die_with_parent: bool,
@@ -196,6 +202,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bare(options) => run_bare(&options),
         Command::App { listen, delay } => match bench::serve_app(listen, Duration::from_millis(delay))? {},
         Command::AppClient(options) => bench::bare_client(&options).map(|()| ExitCode::SUCCESS),
+        Command::AppRelay(options) => match bench::bare_relay(&options)? {},
         Command::Worker => workers::work().map(|()| ExitCode::SUCCESS),
         Command::Check { connections } => Ok(run_check(connections)),
     }
@@ -281,6 +288,7 @@ fn run_bare(options: &BareOptions) -> anyhow::Result<ExitCode> {
         protocol: options.protocol,
         ping_interval: options.ping_interval.filter(|s| *s > 0.0).map(Duration::from_secs_f64),
         echo: options.echo,
+        rooms: options.rooms,
         ..bare::Settings::default()
     };
     if let Some(shards) = options.shards {

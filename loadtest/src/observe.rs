@@ -3,6 +3,7 @@
 //! Nothing here measures time or talks to a server. Counters of the network are those of the whole network
 //! namespace, so other traffic shows up in them; where a per-connection answer exists the engine asks for that.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::time::Duration;
@@ -78,6 +79,22 @@ fn open_descriptors(pid: u32) -> io::Result<u64> {
         0 => Ok(fs::read_dir(&directory)?.count() as u64),
         count => Ok(count),
     }
+}
+
+/// How often each thread of a process whose name begins with `name` has gone to sleep by itself (`status` in proc(5)), by
+/// thread.
+pub fn sleeps(pid: u32, name: &str) -> io::Result<BTreeMap<u32, u64>> {
+    let mut sleeps = BTreeMap::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let entry = entry?;
+        // A thread that has ended meanwhile has no file.
+        let status = fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+        let named = status.strip_prefix("Name:").is_some_and(|rest| rest.trim_start().starts_with(name));
+        if let (true, Ok(thread)) = (named, entry.file_name().to_string_lossy().parse()) {
+            sleeps.insert(thread, field(&status, "voluntary_ctxt_switches:"));
+        }
+    }
+    Ok(sleeps)
 }
 
 /// CPU time of all threads of a process.
@@ -226,6 +243,31 @@ mod tests {
         assert!(cost.pss_bytes <= cost.rss_bytes);
         assert!(cost.cpu_ns > 0 && cost.threads >= 1 && cost.descriptors >= 3);
         assert!(rss_bytes(std::process::id()) > 500_000);
+    }
+
+    #[test]
+    fn a_thread_that_waits_has_gone_to_sleep_once_more() {
+        use std::sync::mpsc::{Sender, channel};
+        let (ask, asked) = channel::<Sender<()>>();
+        let waiting = move || asked.iter().for_each(|answer| answer.send(()).unwrap());
+        let thread = std::thread::Builder::new().name("waiting-1".into()).spawn(waiting).unwrap();
+        let wake = || {
+            let (answer, answered) = channel();
+            ask.send(answer).unwrap();
+            answered.recv().unwrap();
+            sleeps(std::process::id(), "waiting-").unwrap()
+        };
+        // It has its name once it has answered.
+        let before = wake();
+        let mut after = wake();
+        while after == before {
+            after = sleeps(std::process::id(), "waiting-").unwrap();
+        }
+        assert_eq!((before.len(), after.len()), (1, 1));
+        assert!(after.values().sum::<u64>() > before.values().sum::<u64>());
+        assert!(sleeps(std::process::id(), "nobody").unwrap().is_empty());
+        drop(ask);
+        thread.join().unwrap();
     }
 
     #[test]

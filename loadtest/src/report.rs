@@ -3,7 +3,6 @@
 mod bottleneck;
 mod html;
 
-use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::Context as _;
@@ -168,36 +167,8 @@ impl Report {
             let Latency { p50_ms, p90_ms, p99_ms, max_ms, .. } = latency;
             row(&latency.name, &format!("p50 {p50_ms:.2}  p90 {p90_ms:.2}  p99 {p99_ms:.2}  max {max_ms:.2} ms"));
         }
-        let first = self.snapshots.first();
         for snapshot in &self.snapshots {
-            let mut words = format!("{} ready", snapshot.ready);
-            if let Some(server) = &snapshot.server {
-                write!(
-                    words,
-                    "; server RSS {:.1} PSS {:.1} MiB, {} threads, {} descriptors",
-                    server.rss_bytes as f64 / 1048576.0,
-                    server.pss_bytes as f64 / 1048576.0,
-                    server.threads,
-                    server.descriptors
-                )
-                .expect("a String takes all");
-            }
-            if let (Some(first), true) = (first, snapshot.ready > 0) {
-                let each = |now: u64, then: u64| (now as f64 - then as f64) / snapshot.ready as f64;
-                if let (Some(now), Some(then)) = (snapshot.server_rss_bytes(), first.server_rss_bytes()) {
-                    write!(words, "; {:.0} B of user memory each", each(now, then)).expect("a String takes all");
-                }
-                let kernel = each(snapshot.kernel.slab_bytes, first.kernel.slab_bytes)
-                    + each(snapshot.kernel.tcp_buffer_bytes, first.kernel.tcp_buffer_bytes);
-                // It is the whole machine's: what others give back hides what a small run takes.
-                match kernel >= 0.0 {
-                    true => write!(words, "; kernel, both ends, {kernel:.0} B each").expect("a String takes all"),
-                    false => words.push_str("; kernel: hidden by what others on this machine gave back"),
-                }
-                write!(words, "; this tool {:.0} B each", each(snapshot.client_rss_bytes, first.client_rss_bytes))
-                    .expect("a String takes all");
-            }
-            row(&format!("memory: {}", snapshot.moment), &words);
+            row(&format!("memory: {}", snapshot.moment), &self.memory_words(snapshot));
             if let Some(metrics) = &snapshot.metrics {
                 row(&format!("the server says: {}", snapshot.moment), &metrics.words());
             }
@@ -221,6 +192,30 @@ impl Report {
             row("FAILED", problem);
         }
         rows
+    }
+
+    /// What a snapshot says of memory, in all and for each connection since the first snapshot.
+    fn memory_words(&self, snapshot: &Snapshot) -> String {
+        let mut words = format!("{} ready", snapshot.ready);
+        if let Some(server) = &snapshot.server {
+            let mib = |bytes: u64| bytes as f64 / 1048576.0;
+            let (rss, pss) = (mib(server.rss_bytes), mib(server.pss_bytes));
+            let (threads, descriptors) = (server.threads, server.descriptors);
+            words += &format!("; server RSS {rss:.1} PSS {pss:.1} MiB, {threads} threads, {descriptors} descriptors");
+        }
+        let Some(first) = self.snapshots.first().filter(|_| snapshot.ready > 0) else { return words };
+        let each = |now: u64, then: u64| (now as f64 - then as f64) / snapshot.ready as f64;
+        if let (Some(now), Some(then)) = (snapshot.server_rss_bytes(), first.server_rss_bytes()) {
+            words += &format!("; {:.0} B of user memory each", each(now, then));
+        }
+        let kernel = each(snapshot.kernel.slab_bytes, first.kernel.slab_bytes)
+            + each(snapshot.kernel.tcp_buffer_bytes, first.kernel.tcp_buffer_bytes);
+        // It is the whole machine's: what others give back hides what a small run takes.
+        match kernel >= 0.0 {
+            true => words += &format!("; kernel, both ends, {kernel:.0} B each"),
+            false => words.push_str("; kernel: hidden by what others on this machine gave back"),
+        }
+        words + &format!("; this tool {:.0} B each", each(snapshot.client_rss_bytes, first.client_rss_bytes))
     }
 
     /// Writes the files asked for.

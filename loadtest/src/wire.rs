@@ -117,6 +117,28 @@ pub fn apply_mask(payload: &mut [u8], mask: [u8; 4], offset: usize) {
     }
 }
 
+/// Takes a whole client frame off the front of `bytes`: its opcode and its unmasked payload. `None` when more bytes are
+/// needed; one without a mask or with more payload than `payload_max` is refused.
+pub fn take_client_frame<'a>(
+    bytes: &mut &'a mut [u8],
+    payload_max: usize,
+) -> Result<Option<(u8, &'a mut [u8])>, BadHeader> {
+    let Some(header) = parse_header(bytes)? else { return Ok(None) };
+    let mask = header.mask.ok_or(BadHeader)?;
+    let length = usize::try_from(header.payload_length).map_err(|_| BadHeader)?;
+    if length > payload_max {
+        return Err(BadHeader);
+    }
+    if header.header_length + length > bytes.len() {
+        return Ok(None);
+    }
+    let (frame, rest) = std::mem::take(bytes).split_at_mut(header.header_length + length);
+    *bytes = rest;
+    let payload = &mut frame[header.header_length..];
+    apply_mask(payload, mask, 0);
+    Ok(Some((header.opcode, payload)))
+}
+
 fn push_header(out: &mut Vec<u8>, opcode: u8, length: usize, mask_bit: u8) {
     out.push(0x80 | opcode);
     match length {
@@ -182,6 +204,26 @@ mod tests {
             apply_mask(&mut read, header.mask.unwrap(), 0);
             assert_eq!(read, payload);
         }
+    }
+
+    #[test]
+    fn a_client_frame_is_taken_whole_or_not_at_all() {
+        let mut bytes = Vec::new();
+        push_client_frame(&mut bytes, opcode::TEXT, b"hello");
+        push_client_frame(&mut bytes, opcode::PING, b"x");
+        for end in 0..11 {
+            let mut cut = &mut bytes.clone()[..end];
+            assert_eq!(take_client_frame(&mut cut, 5), Ok(None));
+            assert_eq!(cut.len(), end);
+        }
+        assert_eq!(take_client_frame(&mut &mut bytes.clone()[..], 4), Err(BadHeader), "too long");
+        let mut rest = &mut bytes[..];
+        assert_eq!(take_client_frame(&mut rest, 5), Ok(Some((opcode::TEXT, &mut { *b"hello" }[..]))));
+        assert_eq!(take_client_frame(&mut rest, 5), Ok(Some((opcode::PING, &mut { *b"x" }[..]))));
+        assert_eq!(take_client_frame(&mut rest, 5), Ok(None));
+        let mut unmasked = Vec::new();
+        push_server_frame(&mut unmasked, opcode::TEXT, b"hello");
+        assert_eq!(take_client_frame(&mut &mut unmasked[..], 5), Err(BadHeader));
     }
 
     #[test]

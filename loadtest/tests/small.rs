@@ -17,6 +17,7 @@ fn small() -> Options {
         settle: 0.1,
         at_once: 32,
         backlog: 4096,
+        acceptors: None,
         rpc_concurrency: 28,
         yardstick: Some(PathBuf::from(env!("CARGO_BIN_EXE_cableway-loadtest"))),
     }
@@ -33,6 +34,7 @@ fn figures(name: Name, options: &Options) -> Vec<Figure> {
 fn handshakes_cost_cpu_on_both_sides() {
     let figures = figures(Name::Handshake, &small());
     assert!(figures[0].server > 0.0 && figures[0].bare.unwrap() > 0.0);
+    assert!(figures[1].name.ends_with("one thread") && figures[1].bare.unwrap() > 0.0);
 }
 
 #[test]
@@ -53,8 +55,20 @@ fn a_publication_reaches_everybody_once_and_in_order() {
 }
 
 #[test]
+fn a_publication_reaches_its_room_and_nobody_else() {
+    assert!(figures(Name::Rooms, &small())[0].server > 0.0);
+}
+
+#[test]
+fn a_publication_to_ten_subscribers_wakes_ten_shards() {
+    let figures = figures(Name::Publish, &small());
+    let handovers = figures.iter().find(|figure| figure.name.contains("hand-overs")).unwrap();
+    assert!((8.0..15.0).contains(&handovers.server), "of 64 shards: {}", handovers.line());
+}
+
+#[test]
 fn heartbeats_come_at_the_rate_asked_for() {
-    let rate = figures(Name::Idle, &small())[2].server;
+    let rate = figures(Name::Idle, &small())[3].server;
     assert!((250.0..350.0).contains(&rate), "{rate} a second from 300 connections, one a second each");
 }
 
@@ -65,7 +79,7 @@ fn large_messages_leave_nothing_behind() {
 }
 
 #[test]
-fn the_app_answers_every_call_of_the_bare_client() {
+fn the_app_answers_every_call_of_the_bare_client_and_of_the_relay() {
     let options = Options { connections: Some(10), ..small() };
     assert!(figures(Name::Commands, &options)[0].server > 0.0, "through gRPC");
     assert!(figures(Name::CommandsHttp, &options)[0].server > 0.0, "through HTTP");

@@ -27,7 +27,7 @@ use self::connection::{AnswerBody, never_processed, status, without_details};
 use super::attempt::{Failure, Method, Outcome, Prepared, Retry, Transport};
 use super::{BackendError, BackendMetrics, GrpcTarget, Settings, tls};
 use crate::model::rpc::PresenceReply;
-use crate::model::{CallError, CommandReply, ConnectReply, Request, Status as ReplyStatus};
+use crate::model::{CallError, CommandReply, ConnectReply, Request, Status as ReplyStatus, floor_char_boundary};
 
 /// How often one attempt moves to another connection because the server certainly had not looked at the call.
 const MOVES_MAX: usize = 3;
@@ -143,7 +143,7 @@ struct FailingAlready;
 fn failure(status: Status) -> Failure {
     let known = std::error::Error::source(&status).is_some_and(|source| source.is::<FailingAlready>());
     let mut message = status.message().to_owned();
-    message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
+    message.truncate(floor_char_boundary(&message, MESSAGE_BYTES_MAX));
     let (error, retry) = match status.code() {
         Code::Unavailable if known => (CallError::Unavailable(message), Retry::Never),
         Code::Unavailable => (CallError::Unavailable(message), Retry::Unavailable),

@@ -3,17 +3,17 @@
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use triomphe::ThinArc;
+
+use super::text_pair::TextPair;
 
 /// URL and proxied headers of an upgrade request, as every RPC call carries them (`contracts/rpc-grpc.md`
 /// section 2), and the connection identifiers once they are known.
 ///
 /// Kept for the life of a session, so it is one shared allocation behind one word, and what nearly every session has
-/// in common is not spelled out. First come four bytes that say how long the request is; then the request: the URL, and
-/// each header behind a mark, a control byte, which neither a URL nor a header name or value can contain (RFC 9110
-/// section 5.5); then the identifiers, which may be any text.
+/// in common is not spelled out. The first text is the request: the URL, and each header behind a mark, a control byte,
+/// which neither a URL nor a header name or value can contain (RFC 9110 section 5.5). The second is the identifiers.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Env(ThinArc<(), u8>);
+pub struct Env(TextPair);
 
 /// Marks the header `cookie`, whose name is left out.
 const COOKIE: u8 = 1;
@@ -50,18 +50,12 @@ impl Env {
             }
             put(&mut packed, value);
         }
-        Env::pack(packed.as_bytes(), "")
+        Env(TextPair::new(&packed, ""))
     }
 
     /// The same request with these connection identifiers.
     pub fn with_identifiers(&self, identifiers: &str) -> Env {
-        Env::pack(self.halves().0, identifiers)
-    }
-
-    fn pack(request: &[u8], identifiers: &str) -> Env {
-        let len = u32::try_from(request.len()).expect("a request head is bounded");
-        let packed = [&len.to_le_bytes(), request, identifiers.as_bytes()].concat();
-        Env(ThinArc::from_header_and_slice((), &packed))
+        Env(self.0.with_second(identifiers))
     }
 
     /// The absolute URL, `http://` or `https://`.
@@ -71,19 +65,19 @@ impl Env {
 
     /// The URL in two parts that belong together, so that it can be written somewhere without making a text of it.
     pub fn url_parts(&self) -> [&str; 2] {
-        let request = self.request();
+        let request = self.0.first();
         let url = &request[..mark(request).unwrap_or(request.len())];
         [if is_absolute(url) { "" } else { SCHEME }, url]
     }
 
     /// About how many bytes there are to write: the request and the identifiers, without what is not spelled out.
     pub fn packed_len(&self) -> usize {
-        self.0.slice.len()
+        self.0.packed_len()
     }
 
     /// Header names and values, in the order given.
     pub fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
-        let request = self.request();
+        let request = self.0.first();
         let mut rest = mark(request).map_or("", |at| &request[at..]);
         std::iter::from_fn(move || {
             let (kind, behind) = rest.split_at_checked(1)?;
@@ -99,23 +93,8 @@ impl Env {
 
     /// Who the client is: what Connect returned, byte for byte; empty until then.
     pub fn identifiers(&self) -> &str {
-        text(self.halves().1)
+        self.0.second()
     }
-
-    fn request(&self) -> &str {
-        text(self.halves().0)
-    }
-
-    /// The request, and the identifiers.
-    fn halves(&self) -> (&[u8], &[u8]) {
-        let (len, texts) = self.0.slice.split_first_chunk().expect("made with a length");
-        texts.split_at(u32::from_le_bytes(*len) as usize)
-    }
-}
-
-/// Checked again each time because the thin pointer forgets the type; a few hundred bytes take some ten nanoseconds.
-fn text(half: &[u8]) -> &str {
-    std::str::from_utf8(half).expect("made from text")
 }
 
 /// Where the first mark is, or a NUL.

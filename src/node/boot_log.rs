@@ -12,7 +12,7 @@ use crate::os::limits;
 use super::capacity::Capacity;
 use super::dead_peers;
 
-/// Below this many open files the log warns: the system's default of 1024 is a mistake for this kind of server.
+/// Below this many open files the log warns: the system's default of 1024 is far too low for this kind of server.
 const OPEN_FILES_WANTED: u64 = 65_536;
 
 /// The main port, for URLs.
@@ -23,7 +23,7 @@ pub(super) struct Main {
 }
 
 impl Main {
-    /// The URL of ordinary HTTP there or on a port of its own, which is never encrypted.
+    /// The URL of an HTTP path on this port, or on a port of its own, which never has TLS.
     fn at(self, place: &ListenOn, path: &str) -> String {
         match place {
             ListenOn::Main => format!("{}://{}{path}", self.scheme.http(), self.address),
@@ -32,16 +32,21 @@ impl Main {
     }
 }
 
-/// Name, version, pid, open-file limit, shards; tools read the limit out of it. Then the configuration file, if any.
-pub(super) fn first_lines(open_files: u64, shards: usize, file: Option<&Path>) {
+/// Name, version, pid, open-file limit and shards. Tools parse it for the limit.
+pub fn first_line(open_files: u64, shards: usize) -> String {
     let (version, pid) = (env!("CARGO_PKG_VERSION"), std::process::id());
-    tracing::info!("Starting Cableway {version} (pid: {pid}, open file limit: {open_files}, shards: {shards})");
+    format!("Starting Cableway {version} (pid: {pid}, open file limit: {open_files}, shards: {shards})")
+}
+
+/// Logs [`first_line`], then the configuration file, if there is one.
+pub(super) fn first_lines(open_files: u64, shards: usize, file: Option<&Path>) {
+    tracing::info!("{}", first_line(open_files, shards));
     if let Some(file) = file {
         tracing::info!("configuration file: {}", file.display());
     }
 }
 
-/// Everything else, in the order of `contracts/ops.md` section 1.
+/// Logs everything else, in the order of `contracts/ops.md` section 1.
 pub(super) fn facts(
     config: &Config,
     secrets: &Secrets,
@@ -51,7 +56,7 @@ pub(super) fn facts(
     router: &StreamRouter,
 ) {
     machine(config, capacity);
-    doors(config, secrets, router);
+    access(config, secrets, router);
     tracing::info!("broker: none (no history, no session restore, no presence)");
     if secrets.broadcast_derived {
         tracing::info!("broadcast key: derived from the secret");
@@ -89,7 +94,8 @@ fn machine(config: &Config, capacity: &Capacity) {
     dead_peers::log(config);
 }
 
-fn doors(config: &Config, secrets: &Secrets, router: &StreamRouter) {
+/// Who is let in, and what needs no app.
+fn access(config: &Config, secrets: &Secrets, router: &StreamRouter) {
     if config.app.public {
         tracing::warn!("public mode: no authentication, public streams, and anybody may broadcast");
     }

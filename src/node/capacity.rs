@@ -3,11 +3,11 @@
 use crate::config::Config;
 use crate::os::limits;
 
-/// Descriptors kept for everything that is not a client, at least: the shards' own, calls to the app, logs.
+/// Descriptors kept for everything that is not a client, at least: the shards' own, calls to the app, log files.
 const RESERVE_MIN: u64 = 64;
 
-/// Descriptors kept, at most: the HTTP server's connections and unfinished handshakes want some too, but a large limit
-/// is there for clients.
+/// Descriptors kept, at most: the HTTP server's connections and unfinished handshakes need some too, but most of a large
+/// limit is for clients.
 const RESERVE_MAX: u64 = 2048;
 
 /// What the machine allows.
@@ -22,7 +22,7 @@ pub struct MachineLimits {
 }
 
 impl MachineLimits {
-    /// Asks the machine; the limit of open files is known already, because it was raised.
+    /// Reads the limits of the machine; that of open files is known already, because it was raised.
     pub fn read(open_files: u64) -> MachineLimits {
         MachineLimits { open_files, system_files: limits::system_files(), epoll_watches: limits::epoll_watches() }
     }
@@ -35,7 +35,7 @@ pub struct Capacity {
     pub clients: u64,
     /// Descriptors that are not given to clients.
     pub reserve: u64,
-    /// What would have to be raised first.
+    /// The limit that would have to be raised first.
     pub bound_by: &'static str,
     /// Sockets of all kinds that the shards take: half of the reserve is for requests and refusals, and the other half
     /// stays free for the process itself however many connect and say nothing.
@@ -43,7 +43,7 @@ pub struct Capacity {
 }
 
 impl Capacity {
-    /// Works it out for what the machine allows.
+    /// Computes it from the configuration and the limits of the machine.
     pub fn find(config: &Config, machine: &MachineLimits, shards: usize) -> Capacity {
         let open_files = machine.open_files;
         let own = 16 + 8 * shards as u64 + u64::from(config.rpc.concurrency).min(256);
@@ -77,7 +77,7 @@ impl Capacity {
 mod tests {
     use super::*;
 
-    /// A machine with room for anything but the process's own limit.
+    /// A machine on which only the process's own limit binds.
     fn roomy(open_files: u64) -> MachineLimits {
         MachineLimits { open_files, system_files: Some((5_000, 1 << 40)), epoll_watches: Some(1 << 30) }
     }

@@ -12,7 +12,7 @@ use hashbrown::hash_table::Entry as TableEntry;
 
 use crate::hub::StreamKey;
 
-/// Bits of a key that choose a bucket. 64 buckets: shards subscribe and publishers look without meeting often.
+/// Bits of a key that choose a bucket. 64 buckets: two threads rarely want the same lock.
 const BUCKET_BITS: u32 = 6;
 
 /// The table.
@@ -23,13 +23,13 @@ pub struct Followers {
 #[derive(Default)]
 struct Bucket {
     entries: HashTable<Entry>,
-    /// Shards of streams with several.
+    /// The shards of each stream that several follow.
     sets: Vec<ShardSet>,
-    /// Sets that nobody uses.
+    /// Numbers of sets that are not in use.
     free: Vec<u32>,
 }
 
-/// A stream and who follows it, in 8 bytes: most streams are followed by one client.
+/// A stream and the shards that follow it, in 8 bytes: most streams are followed by one client.
 #[derive(Clone, Copy)]
 struct Entry {
     key: u32,
@@ -38,7 +38,7 @@ struct Entry {
 
 const _: () = assert!(size_of::<Entry>() == 8);
 
-/// A shard's number, or behind [`SET`] the number of a set.
+/// The number of a shard; with the bit [`SET`], the number of a set of shards.
 #[derive(Clone, Copy, PartialEq)]
 struct Shards(u32);
 
@@ -72,7 +72,7 @@ impl ShardSet {
     }
 }
 
-/// Keys are hashes already; this brings all their bits where the table looks.
+/// Keys are hashes already; the multiplication spreads their bits over all those that the table uses.
 fn hash(key: u32) -> u64 {
     u64::from(key).wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }
@@ -84,7 +84,7 @@ impl Default for Followers {
 }
 
 impl Followers {
-    /// Lists a shard for a stream. When it returns, whoever publishes to the stream finds it.
+    /// Adds a shard to those that follow a stream. Publications that look into the table after this returns find it.
     pub fn follow(&self, stream: StreamKey, shard: u16) {
         let (mut bucket, key) = self.bucket(stream);
         let Bucket { entries, sets, free } = &mut *bucket;
@@ -107,7 +107,7 @@ impl Followers {
         }
     }
 
-    /// Takes a shard off the list.
+    /// Removes a shard from those that follow a stream.
     pub fn unfollow(&self, stream: StreamKey, shard: u16) {
         let (mut bucket, key) = self.bucket(stream);
         let Bucket { entries, sets, free } = &mut *bucket;
@@ -134,8 +134,8 @@ impl Followers {
         }
     }
 
-    /// Visits the shards that follow a stream. While it does, none can be added or taken off; what the caller hands to
-    /// them here, it hands over in one order with everybody else who does the same for this stream.
+    /// Visits the shards that follow a stream. Until it returns, none can be added or removed, and no other call for this
+    /// stream runs: all shards get what is handed to them here in the same order.
     pub fn for_each(&self, stream: StreamKey, mut visit: impl FnMut(u16)) {
         let (bucket, key) = self.bucket(stream);
         match bucket.entries.find(hash(key), |entry| entry.key == key).map(|entry| entry.shards) {
@@ -153,7 +153,7 @@ impl Followers {
 
     fn bucket(&self, stream: StreamKey) -> (MutexGuard<'_, Bucket>, u32) {
         let (bucket, key) = stream.split(BUCKET_BITS);
-        // Every change under this lock is complete when it ends, so a poisoned one is as good as new.
+        // A panic cannot leave a bucket half changed, so a poisoned lock is used as it is.
         (self.buckets[bucket].lock().unwrap_or_else(PoisonError::into_inner), key)
     }
 }

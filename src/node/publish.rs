@@ -1,9 +1,9 @@
-//! The way of a publication through the node: the broker gives it its place, the cluster is told, the shards that follow
-//! its stream get it.
+//! The way of a publication through the node: the broker gives it its position in the stream, the cluster is told, and
+//! the shards that follow the stream get it.
 //!
-//! One bound for the whole node. A publication takes a permit before it is placed and gives it back when the last shard
-//! has delivered it. With a permit it goes to those shards at once, so a busy shard does not hold up the others until the
-//! bound is reached; then senders wait, and with them the app's HTTP requests.
+//! There is one bound for the whole node. A publication takes a permit first and gives it back when the last shard has
+//! delivered it. With a permit it goes to all those shards at once, so a busy shard does not delay the others until the
+//! bound is reached; then publishers wait, and with them the app's HTTP requests.
 
 use std::sync::Arc;
 
@@ -19,8 +19,8 @@ use crate::shard::{Delivery, Inbox, Message};
 
 use super::followers::Followers;
 
-/// Publications that were taken and that some shard has not delivered. Senders of more wait; whispers are dropped.
-/// Enough to keep every shard at work while a sender's next request is on its way.
+/// Publications that were taken and that some shard has not delivered. Publishers of more wait; whispers are dropped.
+/// Enough that every shard has work while a publisher's next request is on its way.
 const PUBLICATIONS_MAX: usize = 1024;
 
 /// Takes publications to the shards of this node that follow their streams.
@@ -30,13 +30,13 @@ pub(super) struct Pipeline {
     inboxes: Arc<[Arc<Inbox>]>,
     hasher: StreamHasher,
     pub(super) followers: Followers,
-    /// Never closed. Waiting senders are served in their order, before any whisper.
+    /// Never closed. Waiting publishers get permits in their order, before any whisper.
     room: Arc<Semaphore>,
     pub(super) metrics: DeliveryMetrics,
 }
 
 metrics! {
-    /// What goes to the shards.
+    /// Counts of what is handed to the shards.
     pub struct DeliveryMetrics {
         /// Publications handled by this node, whether or not they had subscribers; remote disconnects count too.
         broadcast_msg_total: Counter,
@@ -56,8 +56,8 @@ impl Pipeline {
         }
     }
 
-    /// Gives a publication its place and puts it into the inbox of every shard that follows its stream, before the next
-    /// one of that stream.
+    /// Gives a publication its position and puts it into the inbox of every shard that follows its stream, before the
+    /// next publication of that stream.
     fn place(&self, publication: Publication, permit: OwnedSemaphorePermit) {
         self.metrics.broadcast_msg_total.inc();
         self.broker.in_order(publication, |publication| {

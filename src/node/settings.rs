@@ -1,4 +1,4 @@
-//! From the configuration to what each part wants to know.
+//! Turns the configuration into the settings of each part.
 
 use std::sync::Arc;
 
@@ -41,7 +41,7 @@ const _: () = {
     assert!(backlog >= rate, "less than a second of Disconnect calls would be dropped in an ordinary second");
 };
 
-/// Routes that somebody adds to the main port.
+/// Routes that the caller adds to the main port, such as those of the demo.
 pub type ExtraRoutes = http::ExtraRoutes;
 
 pub(super) fn listener(config: &Config) -> ListenerOptions {
@@ -59,7 +59,7 @@ fn secret(key: &Option<String>) -> Option<Secret> {
     key.as_deref().and_then(Secret::new)
 }
 
-/// For the shards, of which there are so many, each with so many listeners.
+/// Settings of the shards, of which there are `shards`, each with `listeners` listeners.
 pub(super) fn shard(
     config: &Config,
     secrets: &Secrets,
@@ -165,14 +165,14 @@ pub(super) fn backend(config: &Config, secrets: &Secrets) -> Result<backend::Set
     })
 }
 
-/// Connections of ordinary HTTP take descriptors from clients, so a small limit means few of them.
+/// HTTP connections take descriptors that clients could have, so a small limit of open files allows few of them.
 pub(super) fn http_limits(config: &Config, open_files: u64) -> http::Limits {
     let mut limits = http::Limits::new(config.broadcast.max_size);
     limits.connections_max = limits.connections_max.min(open_files as usize / 32).max(8);
     limits
 }
 
-/// What is served where.
+/// Which routes are served on which port.
 pub(super) struct Ports {
     pub main: Routes,
     pub others: Vec<(ListenOn, Routes)>,

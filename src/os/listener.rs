@@ -91,25 +91,6 @@ pub fn accept_queue(listener: impl AsFd) -> io::Result<AcceptQueue> {
     Ok(AcceptQueue { length: info.tcpi_unacked, maximum: info.tcpi_sacked })
 }
 
-/// Connections that a listener has lost since it was made because its accept queue was full or memory was short: the
-/// client is told nothing and tries again after a second (`SO_MEMINFO`, `SK_MEMINFO_DROPS`).
-///
-/// # Errors
-/// The kernel is older than 4.12.
-#[allow(unsafe_code, reason = "SO_MEMINFO has no safe wrapper")]
-pub fn accept_drops(listener: impl AsFd) -> io::Result<u32> {
-    /// Place of the counter (`linux/sock_diag.h`).
-    const DROPS: usize = 8;
-    let mut info = [0u32; DROPS + 1];
-    let mut len = size_of_val(&info) as libc::socklen_t;
-    // SAFETY: the kernel writes at most `len` bytes, which is the size of `info`, and whole numbers only.
-    let result = unsafe {
-        let fd = listener.as_fd().as_raw_fd();
-        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_MEMINFO, info.as_mut_ptr().cast(), &mut len)
-    };
-    if result == 0 { Ok(info[DROPS]) } else { Err(io::Error::last_os_error()) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,24 +109,6 @@ mod tests {
         let clients: Vec<_> = (0..4).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
         let waiting = accept_queue(&first).unwrap().length + accept_queue(&second).unwrap().length;
         assert_eq!(waiting as usize, clients.len());
-    }
-
-    #[test]
-    fn a_full_accept_queue_counts_what_it_loses() {
-        let options = ListenerOptions { backlog: 1, keepalive: None, user_timeout: Duration::ZERO };
-        let listener = bind("127.0.0.1:0".parse().unwrap(), &options).unwrap();
-        assert_eq!(accept_drops(&listener).unwrap(), 0);
-        let address = listener.local_addr().unwrap().into();
-        let clients: Vec<_> = (0..8)
-            .map(|_| {
-                let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-                client.set_nonblocking(true).unwrap();
-                // In progress, or done at once; on loopback the first packet has been dealt with either way.
-                let _ = client.connect(&address);
-                client
-            })
-            .collect();
-        assert!(accept_drops(&listener).unwrap() > 0, "{} clients at a queue of one", clients.len());
     }
 
     #[test]

@@ -19,7 +19,7 @@ mod utf8;
 mod violation;
 
 use std::borrow::Cow;
-use std::ops::{Deref, DerefMut};
+use std::ops::Deref;
 
 use serde::{Deserialize, Serialize};
 
@@ -117,15 +117,6 @@ impl Deref for Payload<'_> {
     }
 }
 
-impl DerefMut for Payload<'_> {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        match self {
-            Payload::Borrowed(bytes) => bytes,
-            Payload::Owned(bytes) => bytes,
-        }
-    }
-}
-
 /// Payloads are equal when their bytes are; where the bytes live does not matter.
 impl PartialEq for Payload<'_> {
     fn eq(&self, other: &Self) -> bool {
@@ -134,16 +125,6 @@ impl PartialEq for Payload<'_> {
 }
 
 impl Eq for Payload<'_> {}
-
-impl Payload<'_> {
-    /// The bytes on their own, copied only if they are borrowed.
-    pub fn into_vec(self) -> Vec<u8> {
-        match self {
-            Payload::Borrowed(bytes) => bytes.to_vec(),
-            Payload::Owned(bytes) => bytes,
-        }
-    }
-}
 
 /// Reads the frames of one client.
 ///
@@ -196,63 +177,72 @@ impl FrameReader {
                     None => return Ok(None),
                 },
             };
-            let Header { opcode, fin, mask, len } = frame.header;
+            let Header { opcode, mask, len, .. } = frame.header;
             let bytes = take_front(input, len - frame.arrived);
             unmask(bytes, mask, frame.arrived);
             frame.arrived += bytes.len();
-            let complete = frame.arrived == len;
-            let whole_here = bytes.len() == len;
-            if bytes.is_empty() && !complete {
+            if bytes.is_empty() && frame.arrived < len {
                 // Only the header so far: the payload may still come in one piece, so nothing is opened for it.
                 self.unfinished().frame = Some(frame);
                 return Ok(None);
             }
-
-            if opcode.is_control() {
-                let payload = if whole_here {
-                    Payload::Borrowed(bytes)
-                } else {
-                    let unfinished = self.unfinished();
-                    unfinished.push_control(bytes, len);
-                    if !complete {
-                        unfinished.frame = Some(frame);
-                        return Ok(None);
-                    }
-                    Payload::Owned(std::mem::take(&mut unfinished.control))
-                };
-                self.park_if_idle();
-                return control_event(opcode, payload).map(Some);
+            let event = match opcode.is_control() {
+                true => self.control(frame, bytes)?,
+                false => self.data(frame, bytes, limits)?,
+            };
+            if event.is_some() {
+                return Ok(event);
             }
+        }
+    }
 
-            // The header was checked against what is open, so a continuation always finds its message and only a
-            // first frame needs the kind.
-            let kind = if opcode == Opcode::Binary { Kind::Binary } else { Kind::Text };
-            if whole_here && fin && opcode != Opcode::Continuation {
-                self.park_if_idle();
-                return Ok(Some(Event::Message(match kind {
-                    Kind::Text => {
-                        let text = std::str::from_utf8(bytes).map_err(|_| Violation::TextNotUtf8)?;
-                        Message::Text(Cow::Borrowed(text))
-                    }
-                    Kind::Binary => Message::Binary(Payload::Borrowed(bytes)),
-                })));
-            }
+    /// Takes the next bytes of a control frame. `None`: the frame is not complete.
+    fn control<'a>(&mut self, frame: Frame, bytes: &'a mut [u8]) -> Result<Option<Event<'a>>, Violation> {
+        let Header { opcode, len, .. } = frame.header;
+        let payload = if bytes.len() == len {
+            Payload::Borrowed(bytes)
+        } else {
             let unfinished = self.unfinished();
-            let message = unfinished.message.get_or_insert_with(|| unfinished::OpenMessage::new(kind));
-            // How long the message will be is known only in its last frame.
-            let bytes_max =
-                if fin { message.len() + bytes.len() + len - frame.arrived } else { limits.message_bytes_max };
-            message.push(bytes, bytes_max)?;
-            if !complete {
+            unfinished.push_control(bytes, len);
+            if frame.arrived < len {
                 unfinished.frame = Some(frame);
                 return Ok(None);
             }
-            message.end_fragment();
-            if fin && let Some(message) = unfinished.message.take() {
-                self.park_if_idle();
-                return Ok(Some(Event::Message(message.finish()?)));
-            }
+            Payload::Owned(std::mem::take(&mut unfinished.control))
+        };
+        self.park_if_idle();
+        control_event(opcode, payload).map(Some)
+    }
+
+    /// Takes the next bytes of a frame of a message. `None`: the message is not complete.
+    fn data<'a>(&mut self, frame: Frame, bytes: &'a mut [u8], limits: &Limits) -> Result<Option<Event<'a>>, Violation> {
+        let Header { opcode, fin, len, .. } = frame.header;
+        // The header was checked against what is open, so a continuation always finds its message and only a first
+        // frame needs the kind.
+        let kind = if opcode == Opcode::Binary { Kind::Binary } else { Kind::Text };
+        if bytes.len() == len && fin && opcode != Opcode::Continuation {
+            self.park_if_idle();
+            return Ok(Some(Event::Message(match kind {
+                Kind::Text => {
+                    let text = std::str::from_utf8(bytes).map_err(|_| Violation::TextNotUtf8)?;
+                    Message::Text(Cow::Borrowed(text))
+                }
+                Kind::Binary => Message::Binary(Payload::Borrowed(bytes)),
+            })));
         }
+        let unfinished = self.unfinished();
+        let message = unfinished.message.get_or_insert_with(|| unfinished::OpenMessage::new(kind));
+        // How long the message will be is known only in its last frame.
+        let bytes_max = if fin { message.len() + bytes.len() + len - frame.arrived } else { limits.message_bytes_max };
+        message.push(bytes, bytes_max)?;
+        if frame.arrived < len {
+            unfinished.frame = Some(frame);
+            return Ok(None);
+        }
+        message.end_fragment();
+        let Some(message) = unfinished.message.take_if(|_| fin) else { return Ok(None) };
+        self.park_if_idle();
+        Ok(Some(Event::Message(message.finish()?)))
     }
 
     /// Reads a header, which may have begun in an earlier input. `None`: it goes on in a later one.

@@ -32,7 +32,7 @@ enum End {
 
 fn ours(bytes: &[u8], cut_max: usize, random: &mut StdRng) -> (Vec<Seen>, End, Option<Violation>) {
     let limits = Limits { message_bytes_max: MESSAGE_BYTES_MAX, fragments_max: u32::MAX };
-    let string = |payload: Payload<'_>| String::from_utf8(payload.into_vec()).unwrap();
+    let string = |payload: Payload<'_>| String::from_utf8(payload.to_vec()).unwrap();
     let mut reader = FrameReader::new();
     let mut seen = Vec::new();
     let mut rest = bytes;
@@ -44,9 +44,9 @@ fn ours(bytes: &[u8], cut_max: usize, random: &mut StdRng) -> (Vec<Seen>, End, O
         loop {
             seen.push(match reader.next(&mut input, &limits) {
                 Ok(Some(Event::Message(frame::Message::Text(text)))) => Seen::Text(text.into_owned()),
-                Ok(Some(Event::Message(frame::Message::Binary(payload)))) => Seen::Binary(payload.into_vec()),
-                Ok(Some(Event::Ping(payload))) => Seen::Ping(payload.into_vec()),
-                Ok(Some(Event::Pong(payload))) => Seen::Pong(payload.into_vec()),
+                Ok(Some(Event::Message(frame::Message::Binary(payload)))) => Seen::Binary(payload.to_vec()),
+                Ok(Some(Event::Ping(payload))) => Seen::Ping(payload.to_vec()),
+                Ok(Some(Event::Pong(payload))) => Seen::Pong(payload.to_vec()),
                 Ok(Some(Event::Close(said))) => {
                     return (seen, End::Closed(said.map(|(code, reason)| (code, string(reason)))), None);
                 }

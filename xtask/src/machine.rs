@@ -3,7 +3,7 @@
 
 use crate::Places;
 use crate::command::{Command, cargo};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Something a step cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +20,10 @@ pub enum Need {
     CargoTool(&'static str),
     /// Every crate in the lock file, for programs that look at all of them without a network.
     Crates,
+    /// The RustSec database of known faults of crates, where its host can be reached.
+    Advisories,
+    /// The toolchain that Cargo.toml names as the oldest, where rustup can fetch it.
+    OldestRust,
 }
 
 pub const NPM: Need = Need::Program { program: "npm", package: "npm" };
@@ -56,7 +60,19 @@ impl Need {
                 let there = cargo(places).args(["fetch", "--locked", "--offline"]).output().is_some();
                 (!there).then(|| "crates of the lock file (cargo fetch --locked)".to_owned())
             }
+            Need::Advisories => {
+                (!advisories_are_here()).then(|| "the database of advisories (cargo deny fetch db)".to_owned())
+            }
+            Need::OldestRust => {
+                let there = oldest_rust(places).args(["cargo", "--version"]).output().is_some();
+                (!there).then(|| format!("Rust {0} (rustup toolchain install {0})", oldest_version(places)))
+            }
         }
+    }
+
+    /// Whether a machine may be unable to have it, in which case the steps that need it are left out.
+    pub fn is_optional(self) -> bool {
+        matches!(self, Need::Advisories | Need::OldestRust)
     }
 
     fn debian_package(self) -> Option<&'static str> {
@@ -98,6 +114,17 @@ pub fn install(places: &Places, needs: &[Need]) {
                 println!("fetching the crates of the lock file");
                 cargo(places).args(["fetch", "--locked"]).passes();
             }
+            Need::Advisories => {
+                println!("fetching the database of advisories");
+                cargo_deny(places).args(["fetch", "db"]).passes();
+            }
+            Need::OldestRust => {
+                let version = oldest_version(places);
+                println!("adding Rust {version}, the oldest that has to build this");
+                Command::new("rustup", places)
+                    .args(["toolchain", "install", &version, "--profile", "minimal", "--no-self-update"])
+                    .passes();
+            }
             Need::Program { .. } | Need::Node => {}
         }
     }
@@ -125,11 +152,57 @@ fn client_packages_current(project: &Path) -> bool {
     installed.is_some() && installed >= modified(&project.join("package-lock.json"))
 }
 
+/// What Cargo.toml names as the oldest Rust; nothing when it cannot be read.
+fn oldest_version(places: &Places) -> String {
+    let manifest = std::fs::read_to_string(places.root.join("Cargo.toml")).unwrap_or_default();
+    quoted(&manifest, "rust-version = ").unwrap_or_default().to_owned()
+}
+
+/// The text in quotes behind `key` at the start of a line.
+fn quoted<'a>(text: &'a str, key: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('"')?.split('"').next())
+}
+
+/// A command that runs another one with the oldest toolchain.
+pub fn oldest_rust(places: &Places) -> Command {
+    Command::new("rustup", places).args(["run", &oldest_version(places)])
+}
+
+/// Where cargo-deny keeps its databases unless told otherwise; a fetch that failed leaves an empty one.
+fn advisories_are_here() -> bool {
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(std::env::home_dir()?.join(".cargo")));
+    let databases = home.and_then(|home| std::fs::read_dir(home.join("advisory-dbs")).ok());
+    databases.into_iter().flatten().flatten().any(|database| database.path().join("crates").is_dir())
+}
+
+/// cargo-deny, or a name that does not start.
+pub fn cargo_deny(places: &Places) -> Command {
+    Command::new(cargo_tool(places, "cargo-deny").unwrap_or_else(|| "cargo-deny".into()), places)
+}
+
 /// The program of a cargo subcommand, from the path or from where `install` puts it.
-pub fn cargo_tool(places: &Places, tool: &str) -> Option<std::path::PathBuf> {
+fn cargo_tool(places: &Places, tool: &str) -> Option<PathBuf> {
     let ours = places.target.join("tools/bin").join(tool);
     if ours.is_file() {
         return Some(ours);
     }
     in_path(tool).then(|| tool.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn manifests_and_readme_name_the_same_oldest_rust() {
+        let places = Places::find();
+        let version = oldest_version(&places);
+        let read = |file: &str| std::fs::read_to_string(places.root.join(file)).unwrap();
+        assert_eq!(quoted(&read("loadtest/Cargo.toml"), "rust-version = "), Some(version.as_str()));
+        assert!(
+            read("README.md").contains(&format!("Rust {version} or newer")),
+            "README.md does not name Rust {version}"
+        );
+    }
 }

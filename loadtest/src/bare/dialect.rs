@@ -1,5 +1,6 @@
 //! What the yardstick says: each protocol reduced to what a load test needs of it.
 
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
@@ -10,8 +11,28 @@ use crate::wire::{self, opcode};
 /// Seconds of silence after which a Pusher client pings, and Centrifugo's clients miss a heartbeat.
 const SILENCE_S: u32 = 120;
 
+const ANSWER_BEFORE: &[u8] =
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ";
+
+/// Appends the answer to an upgrade request and what is said right behind it. `None`: the request has no key.
+pub(crate) fn push_answer(protocol: Protocol, out: &mut Vec<u8>, request: &[u8], index: usize) -> Option<()> {
+    out.extend_from_slice(ANSWER_BEFORE);
+    out.extend_from_slice(&wire::accept_value(key_of(request)?));
+    push_welcome(protocol, out, index);
+    Some(())
+}
+
+/// The value of `Sec-WebSocket-Key`.
+fn key_of(head: &[u8]) -> Option<&[u8]> {
+    const NAME: &[u8] = b"sec-websocket-key:";
+    head.split(|byte| *byte == b'\n').find_map(|line| {
+        let (name, value) = line.split_at_checked(NAME.len())?;
+        name.eq_ignore_ascii_case(NAME).then(|| value.trim_ascii())
+    })
+}
+
 /// Appends the end of the 101, and what is said right behind it.
-pub(super) fn push_welcome(protocol: Protocol, out: &mut Vec<u8>, index: usize) {
+fn push_welcome(protocol: Protocol, out: &mut Vec<u8>, index: usize) {
     match protocol {
         Protocol::Raw | Protocol::Centrifugo => out.extend_from_slice(b"\r\n\r\n"),
         Protocol::ActionCable => {
@@ -28,7 +49,7 @@ pub(super) fn push_welcome(protocol: Protocol, out: &mut Vec<u8>, index: usize) 
 }
 
 /// Appends a heartbeat.
-pub(super) fn push_heartbeat(protocol: Protocol, out: &mut Vec<u8>) {
+pub(crate) fn push_heartbeat(protocol: Protocol, out: &mut Vec<u8>) {
     match protocol {
         Protocol::Raw => wire::push_server_frame(out, opcode::PING, b""),
         Protocol::ActionCable => {
@@ -42,7 +63,7 @@ pub(super) fn push_heartbeat(protocol: Protocol, out: &mut Vec<u8>) {
 }
 
 /// Appends the answer to a client's message, if it gets one; plain WebSocket has none.
-pub(super) fn push_reply(protocol: Protocol, out: &mut Vec<u8>, message: &[u8]) {
+pub(crate) fn push_reply(protocol: Protocol, out: &mut Vec<u8>, message: &[u8]) {
     let reply = match protocol {
         Protocol::Raw => None,
         Protocol::ActionCable => cable_reply(message),
@@ -54,16 +75,33 @@ pub(super) fn push_reply(protocol: Protocol, out: &mut Vec<u8>, message: &[u8]) 
     }
 }
 
+/// What an Action Cable client says.
+#[derive(Deserialize)]
+struct Command {
+    command: String,
+    #[serde(default)]
+    identifier: String,
+    #[serde(default)]
+    data: String,
+}
+
+/// The room that a message subscribes to: the identifier.
+pub(super) fn joined_room(message: &[u8]) -> Option<String> {
+    let command: Command = serde_json::from_slice(message).ok()?;
+    (command.command == "subscribe").then_some(command.identifier)
+}
+
+/// The room that a publication is for; nobody is in the one without a name.
+pub(super) fn room(publication: &[u8]) -> Arc<str> {
+    #[derive(Deserialize)]
+    struct Message {
+        identifier: String,
+    }
+    serde_json::from_slice(publication).map_or_else(|_| "".into(), |message: Message| message.identifier.into())
+}
+
 /// A subscription is confirmed, a ping answered, a message sent back.
 fn cable_reply(message: &[u8]) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Command {
-        command: String,
-        #[serde(default)]
-        identifier: String,
-        #[serde(default)]
-        data: String,
-    }
     let command: Command = serde_json::from_slice(message).ok()?;
     let identifier = json_string(&command.identifier);
     match command.command.as_str() {
@@ -114,6 +152,13 @@ fn centrifugo_reply(message: &[u8]) -> Option<String> {
 mod tests {
     use super::*;
     use crate::protocol::{self, Kind, Script, Target};
+
+    #[test]
+    fn the_key_is_found_whatever_its_spelling() {
+        let head = b"GET / HTTP/1.1\r\nHost: x\r\nSEC-WebSocket-key:  abc== \r\nX: y";
+        assert_eq!(key_of(head), Some(&b"abc=="[..]));
+        assert_eq!(key_of(b"GET / HTTP/1.1\r\nHost: x"), None);
+    }
 
     #[test]
     fn what_is_said_is_what_the_clients_understand() {

@@ -1,5 +1,6 @@
 //! One thread of the yardstick: accept, read, answer, hold, send.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,23 +13,22 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::{self, RecvFlags, SendFlags, SocketFlags};
 
-use super::{Settings, dialect};
+use super::{Publication, Settings, dialect};
 use crate::clock::now_ns;
 use crate::protocol::Protocol;
-use crate::wire::{self, opcode};
+use crate::wire::{self, BadHeader, opcode};
 
 const EVENTS_MAX: usize = 512;
 const SCRATCH_BYTES: usize = 64 * 1024;
 /// Longest head, and longest frame of a client.
 const RECEIVED_BYTES_MAX: usize = 1 << 20;
-/// Heartbeats go out in batches ten times a second.
+/// Heartbeats go out in batches, ten a second at most.
 const PING_TICK: Duration = Duration::from_millis(100);
+/// Batches of an interval, where that is long.
+const PING_BATCHES: u32 = 1000;
 
 const LISTENER: u64 = u64::MAX;
 const WAKE: u64 = u64::MAX - 1;
-
-const ANSWER_BEFORE: &[u8] =
-    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ";
 
 #[derive(Default)]
 struct Slot {
@@ -49,7 +49,7 @@ pub(super) struct Shard {
     accepting: bool,
     epoll: OwnedFd,
     wake: Arc<OwnedFd>,
-    frames: Receiver<Arc<[u8]>>,
+    publications: Receiver<Publication>,
     open: Arc<AtomicU64>,
     slots: Vec<Slot>,
     free: Vec<u32>,
@@ -57,6 +57,8 @@ pub(super) struct Shard {
     out: Vec<u8>,
     protocol: Protocol,
     echo: bool,
+    /// Who subscribed to what, by identifier.
+    rooms: Option<HashMap<String, Vec<usize>>>,
     ping_interval: Option<Duration>,
     /// Slot whose heartbeat is next, and how many are due, with the fraction.
     ping_next: usize,
@@ -71,7 +73,7 @@ impl Shard {
     pub fn new(
         settings: &Settings,
         listener: OwnedFd,
-        frames: Receiver<Arc<[u8]>>,
+        publications: Receiver<Publication>,
         wake: Arc<OwnedFd>,
         open: Arc<AtomicU64>,
     ) -> rustix::io::Result<Self> {
@@ -83,7 +85,7 @@ impl Shard {
             accepting: true,
             epoll,
             wake,
-            frames,
+            publications,
             open,
             slots: Vec::new(),
             free: Vec::new(),
@@ -91,6 +93,7 @@ impl Shard {
             out: Vec::new(),
             protocol: settings.protocol,
             echo: settings.echo,
+            rooms: settings.rooms.then(HashMap::new),
             ping_interval: settings.ping_interval,
             ping_next: 0,
             pings_due: 0.0,
@@ -100,7 +103,9 @@ impl Shard {
 
     pub fn run(&mut self) {
         let mut events: Vec<epoll::Event> = Vec::with_capacity(EVENTS_MAX);
-        let tick = self.ping_interval.map(|_| Timespec::try_from(PING_TICK).expect("a tenth of a second"));
+        let tick = self.ping_interval.map(|interval| {
+            Timespec::try_from(PING_TICK.max(interval / PING_BATCHES)).expect("an interval is not so long")
+        });
         loop {
             events.clear();
             match epoll::wait(&self.epoll, spare_capacity(&mut events), tick.as_ref()) {
@@ -155,7 +160,9 @@ impl Shard {
         }
         if std::mem::take(&mut slot.open) {
             self.open.fetch_sub(1, Ordering::Relaxed);
+            self.rooms.iter_mut().flat_map(HashMap::values_mut).for_each(|room| room.retain(|member| *member != index));
         }
+        let slot = &mut self.slots[index];
         slot.transit = None;
         self.free.push(index as u32);
         if !self.accepting {
@@ -219,22 +226,14 @@ impl Shard {
                 }
             }
         }
-        while let Some(header) = wire::parse_header(&bytes[used..]).map_err(|_| Gone)? {
-            let start = used + header.header_length;
-            let end = start + usize::try_from(header.payload_length).map_err(|_| Gone)?;
-            if end - used > RECEIVED_BYTES_MAX || header.mask.is_none() {
-                return Err(Gone);
-            }
-            if end > bytes.len() {
-                break;
-            }
-            let payload = &mut bytes[start..end];
-            wire::apply_mask(payload, header.mask.unwrap_or_default(), 0);
-            used = end;
-            self.on_frame(index, header.opcode, payload)?;
+        let mut rest = &mut bytes[used..];
+        while let Some((opcode, payload)) =
+            wire::take_client_frame(&mut rest, RECEIVED_BYTES_MAX).map_err(|BadHeader| Gone)?
+        {
+            self.on_frame(index, opcode, payload)?;
         }
-        if used < bytes.len() {
-            self.keep(index, &bytes[used..]);
+        if !rest.is_empty() {
+            self.keep(index, rest);
         }
         self.tidy(index);
         Ok(())
@@ -254,18 +253,15 @@ impl Shard {
     /// Answers the upgrade once its head is whole; the length of the head.
     fn answer(&mut self, index: usize, bytes: &[u8]) -> Result<Option<usize>, Gone> {
         let Some(end) = memmem::find(bytes, b"\r\n\r\n") else { return Ok(None) };
-        let key = key_of(&bytes[..end]).ok_or(Gone)?;
         let mut out = std::mem::take(&mut self.out);
         out.clear();
-        out.extend_from_slice(ANSWER_BEFORE);
-        out.extend_from_slice(&wire::accept_value(key));
-        dialect::push_welcome(self.protocol, &mut out, index);
-        let sent = self.transmit(index, &out);
+        let answer = dialect::push_answer(self.protocol, &mut out, &bytes[..end], index).ok_or(Gone);
+        // First of all, or a publisher that knows of the connection would find nobody here.
+        self.slots[index].open = answer.is_ok();
+        self.open.fetch_add(u64::from(answer.is_ok()), Ordering::Relaxed);
+        let sent = answer.and_then(|()| self.transmit(index, &out));
         self.out = out;
-        sent?;
-        self.slots[index].open = true;
-        self.open.fetch_add(1, Ordering::Relaxed);
-        Ok(Some(end + 4))
+        sent.map(|()| Some(end + 4))
     }
 
     fn on_frame(&mut self, index: usize, opcode: u8, payload: &[u8]) -> Result<(), Gone> {
@@ -275,6 +271,11 @@ impl Shard {
             opcode::PING => wire::push_server_frame(&mut out, opcode::PONG, payload),
             opcode::CLOSE => wire::push_server_frame(&mut out, opcode::CLOSE, payload),
             opcode::TEXT | opcode::BINARY if self.protocol != Protocol::Raw => {
+                if let Some(rooms) = &mut self.rooms
+                    && let Some(room) = dialect::joined_room(payload)
+                {
+                    rooms.entry(room).or_default().push(index);
+                }
                 dialect::push_reply(self.protocol, &mut out, payload);
             }
             opcode::TEXT | opcode::BINARY if self.echo => wire::push_server_frame(&mut out, opcode, payload),
@@ -289,12 +290,24 @@ impl Shard {
     fn broadcast(&mut self) {
         let mut counter = [0; 8];
         let _ = rustix::io::read(&*self.wake, &mut counter);
-        while let Ok(frame) = self.frames.try_recv() {
-            for index in 0..self.slots.len() {
-                if self.slots[index].open && self.transmit(index, &frame).is_err() {
-                    self.close(index);
+        while let Ok(Publication { frame, room }) = self.publications.try_recv() {
+            match room {
+                None => (0..self.slots.len()).for_each(|index| self.deliver(index, &frame)),
+                Some(room) => {
+                    // Closing takes members out of a room, so it is not in the table meanwhile.
+                    let found = self.rooms.as_mut().and_then(|rooms| rooms.remove_entry(&*room));
+                    let Some((room, mut members)) = found else { continue };
+                    members.iter().for_each(|index| self.deliver(*index, &frame));
+                    members.retain(|index| self.slots[*index].open);
+                    self.rooms.get_or_insert_default().insert(room, members);
                 }
             }
+        }
+    }
+
+    fn deliver(&mut self, index: usize, frame: &[u8]) {
+        if self.slots[index].open && self.transmit(index, frame).is_err() {
+            self.close(index);
         }
     }
 
@@ -356,26 +369,5 @@ fn send(socket: impl AsFd, bytes: &[u8]) -> Result<usize, Gone> {
         Ok(sent) => Ok(sent),
         Err(Errno::AGAIN | Errno::INTR) => Ok(0),
         Err(_) => Err(Gone),
-    }
-}
-
-/// The value of `Sec-WebSocket-Key`.
-fn key_of(head: &[u8]) -> Option<&[u8]> {
-    const NAME: &[u8] = b"sec-websocket-key:";
-    head.split(|byte| *byte == b'\n').find_map(|line| {
-        let (name, value) = line.split_at_checked(NAME.len())?;
-        name.eq_ignore_ascii_case(NAME).then(|| value.trim_ascii())
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_key_is_found_whatever_its_spelling() {
-        let head = b"GET / HTTP/1.1\r\nHost: x\r\nSEC-WebSocket-key:  abc== \r\nX: y";
-        assert_eq!(key_of(head), Some(&b"abc=="[..]));
-        assert_eq!(key_of(b"GET / HTTP/1.1\r\nHost: x"), None);
     }
 }

@@ -1,7 +1,13 @@
-//! Commands through the app: CPU per call of the server, WebSocket and all, beside a bare client that makes the same calls
-//! with the same limit of concurrent ones. Once through gRPC and once through HTTP. And the limit itself, as the app sees it.
+//! Commands through the app: CPU per call of the server, WebSocket and all. And the limit of concurrent calls itself, as the
+//! app sees it.
+//!
+//! Through gRPC the yardstick is a bare tonic client that makes the same calls with the same limit of concurrent ones.
+//! Through HTTP that would say nothing: server and client would use the same library, hyper, and what is left between
+//! them is the WebSocket, two system calls for each command. So there the yardstick is a bare relay, the same client
+//! with WebSockets in front.
 
 mod bare_client;
+mod relay;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
@@ -10,6 +16,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 
 pub use bare_client::{ClientOptions, run as bare_client};
+pub use relay::{RelayOptions, run as bare_relay};
 
 use super::app::App;
 use super::{Figure, Limit, OPENING_WINDOW, Options, Running, Side, TIMEOUT, Want};
@@ -58,12 +65,14 @@ pub(super) fn run(options: &Options, transport: Transport) -> anyhow::Result<Vec
     for round in 0..options.rounds_or(3) {
         let mut pair = [0.0; 2];
         for side in Side::both(round) {
-            pair[side as usize] = if side == Side::Server && options.server.is_some() {
-                let (each, most) = through_server(options, transport, &app, connections, calls)?;
-                at_once.push((most, Some(f64::from(options.rpc_concurrency))));
+            pair[side as usize] = if !side.is_bare(options) || transport == Transport::Http {
+                let (each, most) = through_server(side, options, transport, &app, connections, calls)?;
+                if !side.is_bare(options) {
+                    at_once.push((most, Some(f64::from(options.rpc_concurrency))));
+                }
                 each
             } else {
-                through_bare_client(options, transport, &app, connections, calls)?
+                through_bare_client(options, &app, connections, calls)?
             };
         }
         cpu.push((pair[0], Some(pair[1])));
@@ -117,8 +126,9 @@ impl Performers {
     }
 }
 
-/// Server CPU per call, and the most calls the app saw at once when it was slow.
+/// CPU per call of the server or the bare relay, and the most calls the app saw at once when it was slow.
 fn through_server(
+    side: Side,
     options: &Options,
     transport: Transport,
     app: &App,
@@ -126,7 +136,7 @@ fn through_server(
     calls: u32,
 ) -> anyhow::Result<(f64, f64)> {
     let want = Want { app: Some(transport.app_address(app)), ..Want::quiet(Protocol::ActionCable) };
-    let server = Running::start(Side::Server, options, &want)?;
+    let server = Running::start(side, options, &want)?;
     let performers = Performers::open(&server, connections)?;
     performers.perform(WARM_UP)?;
     app.take_most_at_once();
@@ -147,15 +157,9 @@ fn through_server(
 }
 
 /// CPU per call of the bare client, which runs in a process of its own.
-fn through_bare_client(
-    options: &Options,
-    transport: Transport,
-    app: &App,
-    tasks: u32,
-    calls: u32,
-) -> anyhow::Result<f64> {
+fn through_bare_client(options: &Options, app: &App, tasks: u32, calls: u32) -> anyhow::Result<f64> {
     let mut child = Command::new(options.yardstick()?)
-        .args(["app-client", "--app", &transport.app_address(app), "--tasks", &tasks.to_string()])
+        .args(["app-client", "--app", &Transport::Grpc.app_address(app), "--tasks", &tasks.to_string()])
         .args(["--calls", &calls.to_string(), "--at-once", &options.rpc_concurrency.to_string()])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

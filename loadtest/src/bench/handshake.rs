@@ -1,10 +1,8 @@
 //! What it costs to come in: CPU of a handshake, everybody at once, and a spike longer than the accept queue.
 
-use std::time::Duration;
-
 use anyhow::ensure;
 
-use super::{Figure, Limit, OPENING_WINDOW, Options, Running, Side, TIMEOUT, Want};
+use super::{Figure, Limit, OPENING_WINDOW, Options, QUIET, Running, Side, TIMEOUT, Want};
 use crate::engine::{Goodbye, Pace};
 use crate::observe;
 use crate::protocol::Protocol;
@@ -12,17 +10,14 @@ use crate::protocol::Protocol;
 /// Connections made before measuring, so that code and tables are in memory.
 const WARM_UP: u32 = 200;
 
-/// For the last event loops to go back to sleep before the CPU clock is read.
-const QUIET: Duration = Duration::from_millis(30);
-
 /// Server CPU of a plain WebSocket's handshake while clients connect as fast as they can.
 pub(super) fn cpu(options: &Options) -> anyhow::Result<Vec<Figure>> {
     let connections = options.connections_or(15_000);
     let warm_up = WARM_UP.min(connections / 10);
-    let mut rounds = Vec::new();
+    let (mut rounds, mut single) = (Vec::new(), Vec::new());
     for round in 0..options.rounds_or(3) {
-        let mut pair = [0.0; 2];
-        for side in Side::both(round) {
+        let mut results = [0.0; 3];
+        for side in Side::all(round) {
             let server = Running::start(side, options, &Want::quiet(Protocol::Raw))?;
             let engine = super::clients(&server, Protocol::Raw, connections, 0, None)?;
             super::open_to(&engine, warm_up, warm_up, Pace::Window(OPENING_WINDOW))?;
@@ -30,16 +25,13 @@ pub(super) fn cpu(options: &Options) -> anyhow::Result<Vec<Figure>> {
             let before = server.cpu_us()?;
             super::open_all(&engine, connections, Pace::Window(OPENING_WINDOW))?;
             super::pause(QUIET);
-            pair[side as usize] = (server.cpu_us()? - before) / f64::from(connections - warm_up);
+            results[side as usize] = (server.cpu_us()? - before) / f64::from(connections - warm_up);
         }
-        rounds.push((pair[0], Some(pair[1])));
+        rounds.push((results[0], Some(results[1])));
+        single.push((results[0], Some(results[2])));
     }
-    Ok(vec![Figure::new(
-        format!("handshake: server CPU each, {connections} connections"),
-        "us",
-        Limit::Ratio(1.25),
-        rounds,
-    )])
+    let name = format!("handshake: server CPU each, {connections} connections");
+    Ok(super::beside_both(&name, Limit::Ratio(1.15), rounds, single))
 }
 
 /// All are reset and come back at once: how long until the last one is ready, and whether any SYN was sent twice.

@@ -17,17 +17,9 @@ use serde::Serialize;
 use self::callgrind::{Callgrind, Profile};
 use super::app::App;
 use super::commands::{Performers, Transport};
-use super::{OPENING_WINDOW, Running, TIMEOUT, Want, median};
-use crate::clock::now_ns;
-use crate::engine::{Engine, Pace};
-use crate::protocol::{self, Protocol};
-use crate::publish::{Credentials, Publisher};
-
-const STREAM: &str = "room:7";
-const IDENTIFIER: &str = r#"{"channel":"$pubsub","stream_name":"room:7"}"#;
-
-/// Length of a publication's data: a chat message.
-const DATA_BYTES: usize = 100;
+use super::subscribers::Subscribers;
+use super::{Running, TIMEOUT, Want, median};
+use crate::protocol::Protocol;
 
 /// Subscribers of the publication that is delivered.
 const SUBSCRIBERS: u32 = 100;
@@ -159,28 +151,10 @@ fn publication(
     repeat: u32,
 ) -> anyhow::Result<InstructionCount> {
     let mut counted = Counted::start(options, &Want::quiet(Protocol::ActionCable))?;
-    let engine = match subscribers {
-        0 => None,
-        _ => Some(parked(&counted.server, subscribers)?),
-    };
-    let mut publisher = Publisher::connect(&counted.server.publish_url, &Credentials::None)?;
-    let mut sequence = 0;
+    let mut followed = Subscribers::new(&counted.server, false, subscribers, 1)?;
+    followed.open()?;
     counted.rounds(name, repeat, |repeat| {
-        for _ in 0..repeat {
-            let mut data = protocol::mark(sequence, now_ns());
-            data.push_str(&"x".repeat(DATA_BYTES.saturating_sub(data.len())));
-            let data = protocol::json_string(&protocol::json_string(&data));
-            publisher.post(&format!(r#"{{"stream":"{STREAM}","data":{data}}}"#))?;
-            sequence += 1;
-            if let Some(engine) = &engine {
-                let expected = u64::from(sequence) * u64::from(subscribers);
-                let arrived = engine.wait(TIMEOUT, |counts| counts.marked >= expected || counts.failed() > 0);
-                ensure!(arrived, "{} of {expected} deliveries came", engine.counts().marked);
-            }
-        }
-        if let Some(engine) = &engine {
-            super::all_ready(engine, subscribers)?;
-        }
+        (0..repeat).try_for_each(|_| followed.publish())?;
         Ok(u64::from(repeat))
     })
 }
@@ -188,7 +162,9 @@ fn publication(
 fn heartbeat(options: &InstructionsOptions) -> anyhow::Result<InstructionCount> {
     let want = Want { ping_interval: Duration::from_secs(1), ..Want::quiet(Protocol::ActionCable) };
     let mut counted = Counted::start(options, &want)?;
-    let engine = parked(&counted.server, PARKED)?;
+    let parked = Subscribers::new(&counted.server, false, PARKED, 1)?;
+    parked.open()?;
+    let engine = &parked.engine;
     let mut seen = engine.counts().pings;
     let name = format!("heartbeat of a parked connection, {PARKED} a second");
     counted.rounds(&name, (options.repeat * HEARTBEATS).max(2 * PARKED), |repeat| {
@@ -196,16 +172,9 @@ fn heartbeat(options: &InstructionsOptions) -> anyhow::Result<InstructionCount> 
         let all = engine.wait(TIMEOUT, |counts| counts.pings >= before + u64::from(repeat));
         ensure!(all, "{} of {repeat} heartbeats came", engine.counts().pings - before);
         seen = engine.counts().pings;
-        super::all_ready(&engine, PARKED)?;
+        super::all_ready(engine, PARKED)?;
         Ok(seen - before)
     })
-}
-
-/// Connections that follow the stream and do nothing.
-fn parked(server: &Running, connections: u32) -> anyhow::Result<Engine> {
-    let engine = super::clients(server, Protocol::ActionCable, connections, 0, Some(IDENTIFIER))?;
-    super::open_all(&engine, connections, Pace::Window(OPENING_WINDOW))?;
-    Ok(engine)
 }
 
 /// A server whose instructions are counted. It ends before its counters' folder goes.

@@ -17,14 +17,28 @@ use crate::server::{self, Process};
 pub enum Side {
     /// The server under test, or the yardstick again when none was given.
     Server,
-    /// The yardstick.
+    /// The yardstick, with as many threads as the server has shards.
     Bare,
+    /// The yardstick with one thread.
+    Single,
 }
 
 impl Side {
     /// Both, in the order of a round. Rounds alternate it, so that neither side always comes second.
     pub fn both(round: u32) -> [Self; 2] {
         if round.is_multiple_of(2) { [Self::Server, Self::Bare] } else { [Self::Bare, Self::Server] }
+    }
+
+    /// Whether the yardstick is started for it: always, when no server was given.
+    pub fn is_bare(self, options: &Options) -> bool {
+        self != Self::Server || options.server.is_none()
+    }
+
+    /// All three, each in turn the first.
+    pub fn all(round: u32) -> [Self; 3] {
+        let mut sides = [Self::Server, Self::Bare, Self::Single];
+        sides.rotate_left(round as usize % 3);
+        sides
     }
 }
 
@@ -35,6 +49,10 @@ pub struct Want {
     pub protocol: Protocol,
     /// Heartbeat.
     pub ping_interval: Duration,
+    /// Threads that hold connections, on both sides; without it as many as the options say.
+    pub acceptors: Option<u32>,
+    /// The yardstick sends a publication only to those that subscribed to its identifier.
+    pub rooms: bool,
     /// The app server, for commands, as `--rpc-host` takes it.
     pub app: Option<String>,
 }
@@ -42,7 +60,7 @@ pub struct Want {
 impl Want {
     /// Plain WebSockets, or Action Cable without an app, that are left in peace.
     pub fn quiet(protocol: Protocol) -> Self {
-        Self { protocol, ping_interval: Duration::from_secs(3600), app: None }
+        Self { protocol, ping_interval: Duration::from_secs(3600), acceptors: None, rooms: false, app: None }
     }
 }
 
@@ -51,20 +69,29 @@ pub struct Running {
     process: Process,
     /// Where clients connect.
     pub address: SocketAddr,
-    /// Where publications are posted.
+    /// Where publications are posted; nowhere for the bare relay.
     pub publish_url: String,
 }
 
 impl Running {
-    /// Starts a side.
+    /// Starts a side. Where an app is wanted, the yardstick is the bare relay.
     pub fn start(side: Side, options: &Options, want: &Want) -> anyhow::Result<Self> {
-        match (side, &options.server) {
-            (Side::Server, Some(path)) => Self::start_cableway(path, options, want),
-            _ => Self::start_bare(options, want),
+        match (side, &options.server, &want.app) {
+            (Side::Server, Some(path), _) => Self::start_cableway(path, options, want),
+            (.., Some(app)) => Self::start_relay(options, app),
+            (.., None) => Self::start_bare(side, options, want),
         }
     }
 
-    fn start_bare(options: &Options, want: &Want) -> anyhow::Result<Self> {
+    fn start_relay(options: &Options, app: &str) -> anyhow::Result<Self> {
+        let mut command = Command::new(options.yardstick()?);
+        command.args(["app-relay", "--app", app, "--at-once", &options.rpc_concurrency.to_string()]);
+        let (process, line) = Process::spawn_talking(&mut command, server::START_MAX)?;
+        let Some(address) = line.trim_end().strip_prefix("listening ") else { bail!("the relay said: {line}") };
+        Ok(Self { process, address: address.parse()?, publish_url: String::new() })
+    }
+
+    fn start_bare(side: Side, options: &Options, want: &Want) -> anyhow::Result<Self> {
         let mut command = Command::new(options.yardstick()?);
         command.args(["bare", "--listen", "127.0.0.1:0", "--backlog", &options.backlog.to_string()]);
         match want.protocol {
@@ -74,6 +101,13 @@ impl Running {
                 command.arg(want.ping_interval.as_secs_f64().to_string())
             }
         };
+        if want.rooms {
+            command.arg("--rooms");
+        }
+        let acceptors = if side == Side::Single { Some(1) } else { want.acceptors.or(options.acceptors) };
+        if let Some(acceptors) = acceptors {
+            command.args(["--shards", &acceptors.to_string()]);
+        }
         let (process, line) = Process::spawn_talking(command.arg("--die-with-parent"), server::START_MAX)?;
         let words: Vec<&str> = line.split_ascii_whitespace().collect();
         let ["listening", address, "control", control] = words[..] else { bail!("the yardstick said: {line}") };
@@ -82,6 +116,9 @@ impl Running {
 
     fn start_cableway(path: &Path, options: &Options, want: &Want) -> anyhow::Result<Self> {
         let mut arguments = vec!["--backlog".to_owned(), options.backlog.to_string()];
+        if let Some(acceptors) = want.acceptors.or(options.acceptors) {
+            arguments.extend(["--acceptors".to_owned(), acceptors.to_string()]);
+        }
         if want.app.is_some() {
             arguments.extend(["--rpc-concurrency".to_owned(), options.rpc_concurrency.to_string()]);
         }

@@ -25,6 +25,22 @@ struct Curve<'a> {
 
 pub(super) fn page(report: &Report) -> String {
     let mut out = String::new();
+    head(&mut out, report);
+    out.push_str("<table>");
+    for (name, value) in report.rows() {
+        row(&mut out, &name, &value);
+    }
+    out.push_str("</table><div class=plots>");
+    connections(&mut out, report);
+    memory(&mut out, report);
+    cpu(&mut out, report);
+    backend_calls(&mut out, report);
+    latencies(&mut out, report);
+    out.push_str("</div></html>\n");
+    out
+}
+
+fn head(out: &mut String, report: &Report) {
     let verdict = if report.problems.is_empty() {
         "<p class=good>The run is clean.</p>".to_owned()
     } else {
@@ -34,65 +50,73 @@ pub(super) fn page(report: &Report) -> String {
         out,
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\">\
          <title>cableway-loadtest {0}</title><style>{STYLE}</style><h1>{0}: {1} connections</h1>{verdict}\
-         <p>{2}, {3} client process(es), {4}<br><code>{5}</code></p><table>",
+         <p>{2}, {3} client process(es), {4}<br><code>{5}</code></p>",
         report.scenario,
-        report.samples.iter().map(|sample| sample.ready).max().unwrap_or(0),
+        most_ready(report),
         escape(&report.provenance.machine()),
         report.processes,
         date(report.provenance.ended_at),
         escape(&report.provenance.command),
     )
     .expect("a String takes all");
-    for (name, value) in report.rows() {
-        row(&mut out, &name, &value);
-    }
-    out.push_str("</table><div class=plots>");
+}
 
-    let over_time = |value: &dyn Fn(usize) -> f64| -> Vec<(f64, f64)> {
-        report.samples.iter().enumerate().map(|(index, sample)| (sample.at_s, value(index))).collect()
-    };
-    let samples = &report.samples;
-    plot(
-        &mut out,
-        "Connections and failures",
-        &[],
-        &[
-            Curve { name: "ready", points: over_time(&|i| samples[i].ready as f64) },
-            Curve { name: "failed", points: over_time(&|i| samples[i].failed as f64) },
-        ],
-    );
+fn most_ready(report: &Report) -> u64 {
+    report.samples.iter().map(|sample| sample.ready).max().unwrap_or(0)
+}
+
+fn over_time(samples: &[Sample], value: impl Fn(&Sample) -> f64) -> Vec<(f64, f64)> {
+    samples.iter().map(|sample| (sample.at_s, value(sample))).collect()
+}
+
+fn connections(out: &mut String, report: &Report) {
+    let ready = over_time(&report.samples, |sample| sample.ready as f64);
+    let failed = over_time(&report.samples, |sample| sample.failed as f64);
+    let curves = [Curve { name: "ready", points: ready }, Curve { name: "failed", points: failed }];
+    plot(out, "Connections and failures", &[], &curves);
+}
+
+fn memory(out: &mut String, report: &Report) {
     let base = report.snapshots.first().and_then(Snapshot::server_rss_bytes).unwrap_or(0);
-    if base > 0 {
-        // With few connections there the quotient says nothing about one.
-        let many = samples.iter().map(|sample| sample.ready).max().unwrap_or(0).max(2) / 2;
-        let points = samples.iter().filter(|sample| sample.ready >= many);
-        let each = |sample: &Sample| (sample.server_rss_bytes as f64 - base as f64) / sample.ready as f64;
-        let points = points.map(|sample| (sample.at_s, each(sample))).collect();
-        let curve = Curve { name: "bytes, while half of all or more were there", points };
-        plot(&mut out, "User memory per connection", &[], &[curve]);
+    if base == 0 {
+        return;
     }
-    let cores = |cpu_us: &dyn Fn(&Sample) -> f64| {
-        rates(&samples.iter().map(|sample| (sample.at_s, cpu_us(sample) / 1e6)).collect::<Vec<_>>())
-    };
-    let mut curves = vec![Curve { name: "this tool", points: cores(&|sample| sample.client_cpu_us) }];
+    // With few connections there the quotient says nothing about one.
+    let many = most_ready(report).max(2) / 2;
+    let points = report.samples.iter().filter(|sample| sample.ready >= many);
+    let each = |sample: &Sample| (sample.server_rss_bytes as f64 - base as f64) / sample.ready as f64;
+    let points = points.map(|sample| (sample.at_s, each(sample))).collect();
+    let curve = Curve { name: "bytes, while half of all or more were there", points };
+    plot(out, "User memory per connection", &[], &[curve]);
+}
+
+fn cpu(out: &mut String, report: &Report) {
+    let samples = &report.samples;
+    let cores = |cpu_us: fn(&Sample) -> f64| rates(&over_time(samples, |sample| cpu_us(sample) / 1e6));
+    let mut curves = vec![Curve { name: "this tool", points: cores(|sample| sample.client_cpu_us) }];
     if samples.iter().any(|sample| sample.server_cpu_us > 0.0) {
-        curves.push(Curve { name: "server", points: cores(&|sample| sample.server_cpu_us) });
+        curves.push(Curve { name: "server", points: cores(|sample| sample.server_cpu_us) });
     }
-    plot(&mut out, "CPU in cores", &[], &curves);
-    if !report.backend_calls.is_empty() {
-        let calls = &report.backend_calls;
-        let made: Vec<_> = calls.iter().map(|(at_s, calls)| (*at_s, calls.made as f64)).collect();
-        let waiting = calls.iter().filter_map(|(at_s, calls)| Some((*at_s, calls.waiting? as f64))).collect();
-        let curves = [Curve { name: "a second", points: rates(&made) }, Curve { name: "waiting", points: waiting }];
-        plot(&mut out, "Calls to the backend during the storm", &[], &curves);
+    plot(out, "CPU in cores", &[], &curves);
+}
+
+fn backend_calls(out: &mut String, report: &Report) {
+    let calls = &report.backend_calls;
+    if calls.is_empty() {
+        return;
     }
+    let made: Vec<_> = calls.iter().map(|(at_s, calls)| (*at_s, calls.made as f64)).collect();
+    let waiting = calls.iter().filter_map(|(at_s, calls)| Some((*at_s, calls.waiting? as f64))).collect();
+    let curves = [Curve { name: "a second", points: rates(&made) }, Curve { name: "waiting", points: waiting }];
+    plot(out, "Calls to the backend during the storm", &[], &curves);
+}
+
+fn latencies(out: &mut String, report: &Report) {
     for latency in report.latencies.iter().filter(|latency| latency.count > 0) {
         let points = latency.curve.iter().enumerate().map(|(step, (_, ms))| (step as f64, *ms)).collect();
         let shares: Vec<String> = latency.curve.iter().map(|(share, _)| format!("{}", share * 100.0)).collect();
-        plot(&mut out, &capitalized(&latency.name), &shares, &[Curve { name: "milliseconds, by percentile", points }]);
+        plot(out, &capitalized(&latency.name), &shares, &[Curve { name: "milliseconds, by percentile", points }]);
     }
-    out.push_str("</div></html>\n");
-    out
 }
 
 /// How fast a growing number grew, a second; points closer than a fifth of a second are taken together.

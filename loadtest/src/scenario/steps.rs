@@ -7,7 +7,7 @@ use anyhow::{bail, ensure};
 use super::options::{Load, Publishing};
 use super::{Findings, Scenario};
 use crate::clock::now_ns;
-use crate::engine::{Collected, Goodbye, Pace, Reply};
+use crate::engine::{Collected, Counts, Goodbye, Pace, Reply};
 use crate::fleet::Fleet;
 use crate::metrics::Calls;
 use crate::observe;
@@ -46,7 +46,7 @@ pub(super) fn run(
             }
         }
         Scenario::Broadcast(publishing) => {
-            let collected = publish(load, fleet, run, findings, publishing, 0, true)?;
+            let collected = publish(load, fleet, run, findings, publishing, 0, Receivers::All)?;
             findings.latencies.push(Latency::new("publish to receipt", &collected.delivery_us));
             after_traffic(run)?;
         }
@@ -157,6 +157,15 @@ fn idle(run: &mut Run, findings: &mut Findings, hold: Duration) -> anyhow::Resul
     Ok(())
 }
 
+/// Which of the clients are expected to receive all that is published.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Receivers {
+    /// All of them, or the run has failed.
+    All,
+    /// Those that read; how many messages the others get, nobody knows.
+    Fast,
+}
+
 /// Publishes and waits for the receipts. `from` is the first sequence number.
 fn publish(
     load: &Load,
@@ -165,66 +174,91 @@ fn publish(
     findings: &mut Findings,
     publishing: &Publishing,
     from: u32,
-    everybody: bool,
+    receivers: Receivers,
 ) -> anyhow::Result<Collected> {
+    let before = run.workers.counts();
+    let published = post_all(load, fleet, run, publishing, from)?;
+    findings.published = from + published;
+    let expected = u64::from(published) * before.ready_now();
+    await_receipts(load, run, before.marked + expected, receivers)?;
+    let collected = run.collect(from + published)?;
+    compare_receipts(run, findings, &before, expected, collected.missing_at_end, receivers);
+    Ok(collected)
+}
+
+/// Posts every publication at its time, to all servers; how many were posted.
+fn post_all(
+    load: &Load,
+    fleet: Option<&Fleet>,
+    run: &mut Run,
+    publishing: &Publishing,
+    from: u32,
+) -> anyhow::Result<u32> {
     let body = publishing.body(load)?;
     ensure!(publishing.publish_rate > 0.0, "the rate of publications must be above 0");
     let credentials = publishing.credentials()?;
     let urls = publishing.publish_urls.iter().chain(fleet.iter().flat_map(|fleet| &fleet.publish_urls));
     let mut publishers = urls.map(|url| Publisher::connect(url, &credentials)).collect::<anyhow::Result<Vec<_>>>()?;
-    let receivers = run.workers.counts().ready_now();
-    let before = run.workers.counts();
     let start_ns = now_ns();
-    let mut published = 0;
     for message in 0..publishing.messages {
         // The time it should go out, whatever the server or this tool were busy with until then.
         let due_ns = start_ns + (f64::from(message) / publishing.publish_rate * 1e9) as u64;
         let wait = Duration::from_nanos(due_ns.saturating_sub(now_ns()));
         if run.pause("publishing", wait)? == Ended::Interrupted {
-            break;
+            return Ok(message);
         }
         let mut mark = protocol::mark(from + message, due_ns);
         mark.push_str(&"x".repeat(publishing.bytes.saturating_sub(mark.len())));
         let body = body.replace("{mark}", &mark);
         publishers.iter_mut().try_for_each(|publisher| publisher.post(&body))?;
-        published += 1;
     }
-    findings.published = from + published;
-    let expected = before.marked + u64::from(published) * receivers;
+    Ok(publishing.messages)
+}
+
+/// Waits until so many marked messages have come, or no more come.
+fn await_receipts(load: &Load, run: &mut Run, expected: u64, receivers: Receivers) -> anyhow::Result<()> {
     let limit = Duration::from_secs_f64(load.timeout);
-    if everybody {
-        run.wait("receiving", limit, |counts| counts.marked >= expected)?;
-    } else {
+    match receivers {
+        Receivers::All => run.wait("receiving", limit, |counts| counts.marked >= expected)?,
         // Nobody knows how many will come: until a second passes without any.
-        let (mut last, mut since_ns) = (0, now_ns());
-        run.wait("receiving", limit, |counts| {
-            if counts.marked != last {
-                (last, since_ns) = (counts.marked, now_ns());
-            }
-            now_ns() - since_ns > 1_000_000_000
-        })?;
-    }
+        Receivers::Fast => {
+            let (mut last, mut since_ns) = (0, now_ns());
+            run.wait("receiving", limit, |counts| {
+                if counts.marked != last {
+                    (last, since_ns) = (counts.marked, now_ns());
+                }
+                now_ns() - since_ns > 1_000_000_000
+            })?
+        }
+    };
     run.pause("receiving", LINGER)?;
-    let collected = run.collect(from + published)?;
+    Ok(())
+}
+
+fn compare_receipts(
+    run: &Run,
+    findings: &mut Findings,
+    before: &Counts,
+    expected: u64,
+    missing_at_end: u64,
+    receivers: Receivers,
+) {
     let counts = run.workers.counts();
-    let lost = counts.lost_between() - before.lost_between() + collected.missing_at_end;
+    let lost = counts.lost_between() - before.lost_between() + missing_at_end;
     let doubled = counts.duplicated - before.duplicated;
     let reordered = counts.reordered - before.reordered;
-    findings.fact(
-        if everybody { "delivered" } else { "delivered while some read slowly" },
-        format!(
-            "{} of {}; lost {lost}, doubled {doubled}, out of order {reordered}",
-            counts.marked - before.marked,
-            u64::from(published) * receivers
-        ),
-    );
-    if everybody {
+    let name = match receivers {
+        Receivers::All => "delivered",
+        Receivers::Fast => "delivered while some read slowly",
+    };
+    let marked = counts.marked - before.marked;
+    findings.fact(name, format!("{marked} of {expected}; lost {lost}, doubled {doubled}, out of order {reordered}"));
+    if receivers == Receivers::All {
         if lost + doubled + reordered > 0 {
             findings.problem(format!("{lost} messages lost, {doubled} doubled, {reordered} out of order"));
         }
         all_stayed(run, findings, before.lost);
     }
-    Ok(collected)
 }
 
 fn echo(
@@ -337,11 +371,11 @@ fn slow(
     read_rate: u32,
     publishing: &Publishing,
 ) -> anyhow::Result<()> {
-    let all_fast = publish(load, fleet, run, findings, publishing, 0, true)?;
+    let all_fast = publish(load, fleet, run, findings, publishing, 0, Receivers::All)?;
     findings.latencies.push(Latency::new("publish to receipt, nobody slow", &all_fast.delivery_us));
     run.workers.slow(share.clamp(0.0, 1.0), read_rate)?;
     let before = run.workers.counts();
-    let some_slow = publish(load, fleet, run, findings, publishing, publishing.messages, false)?;
+    let some_slow = publish(load, fleet, run, findings, publishing, publishing.messages, Receivers::Fast)?;
     findings.latencies.push(Latency::new("publish to receipt, with slow readers", &some_slow.delivery_us));
     run.snapshot("with slow readers")?;
     run.workers.slow(0.0, 0)?;

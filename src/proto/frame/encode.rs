@@ -1,6 +1,7 @@
 //! Frames to clients: unmasked, in one piece, with the shortest header. Each `write` function appends one to `out`.
 
 use super::header::{CLOSE_REASON_BYTES_MAX, HeaderBytes, Opcode, close_code_is_legal};
+use crate::model::floor_char_boundary;
 
 /// The header of a frame with a payload of `len` bytes, for callers that write the payload from elsewhere.
 pub fn header(opcode: Opcode, len: usize) -> HeaderBytes {
@@ -21,6 +22,6 @@ pub fn write(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
 pub fn write_close(out: &mut Vec<u8>, code: Option<u16>, reason: &str) {
     let Some(code) = code else { return write(out, Opcode::Close, &[]) };
     debug_assert!(close_code_is_legal(code), "{code} may not be sent");
-    let reason = &reason[..reason.floor_char_boundary(CLOSE_REASON_BYTES_MAX)];
+    let reason = &reason[..floor_char_boundary(reason, CLOSE_REASON_BYTES_MAX)];
     write(out, Opcode::Close, &[&code.to_be_bytes(), reason.as_bytes()].concat());
 }

@@ -82,67 +82,73 @@ impl Header {
     /// The checks stand in the order of the bytes, so that a stream breaks the same rule however it was cut.
     pub fn parse(bytes: &[u8], open: Option<Open>, limits: &Limits) -> Result<Option<(Header, usize)>, Violation> {
         let Some(&first) = bytes.first() else { return Ok(None) };
-        if first & RESERVED_BITS != 0 {
-            return Err(Violation::ReservedBits);
-        }
-        let opcode = Opcode::from_bits(first & 0x0F).ok_or(Violation::ReservedOpcode)?;
-        let fin = first & FIN != 0;
-        match (opcode, open) {
-            (Opcode::Close | Opcode::Ping | Opcode::Pong, _) if !fin => return Err(Violation::ControlFragmented),
-            (Opcode::Continuation, None) => return Err(Violation::ContinuationStray),
-            (Opcode::Text | Opcode::Binary, Some(_)) => return Err(Violation::MessageInsideMessage),
-            _ => {}
-        }
-        if !opcode.is_control() && open.map_or(0, |message| message.fragments) >= limits.fragments_max {
-            return Err(Violation::TooManyFragments);
-        }
-
+        let opcode = read_first_byte(first, open, limits)?;
         let Some(&second) = bytes.get(1) else { return Ok(None) };
-        if second & MASKED == 0 {
-            return Err(Violation::Unmasked);
-        }
-        let short = second & !MASKED;
-        if opcode.is_control() && usize::from(short) > CONTROL_BYTES_MAX {
-            return Err(Violation::ControlTooLong);
-        }
-        if opcode == Opcode::Close && short == 1 {
-            return Err(Violation::CloseCodeCut);
-        }
-
-        let rest = &bytes[2..];
-        let (len, rest) = match short {
-            LEN_16 => {
-                let Some((len, rest)) = rest.split_first_chunk() else { return Ok(None) };
-                (u64::from(u16::from_be_bytes(*len)), rest)
-            }
-            LEN_64 => {
-                let Some((len, rest)) = rest.split_first_chunk() else { return Ok(None) };
-                (u64::from_be_bytes(*len), rest)
-            }
-            short => (u64::from(short), rest),
-        };
-        if len >> 63 != 0 {
-            return Err(Violation::LengthTopBit);
-        }
-        let least = match short {
-            LEN_16 => u64::from(LEN_16),
-            LEN_64 => 1 << 16,
-            _ => 0,
-        };
-        if len < least {
-            return Err(Violation::LengthNotMinimal);
-        }
-        let len = usize::try_from(len).map_err(|_| Violation::MessageTooBig)?;
+        let short = read_second_byte(second, opcode)?;
+        let Some((len, rest)) = read_length(short, &bytes[2..])? else { return Ok(None) };
         if !opcode.is_control() {
             let message = open.map_or(0, |message| message.bytes).checked_add(len);
             if message.is_none_or(|bytes| bytes > limits.message_bytes_max) {
                 return Err(Violation::MessageTooBig);
             }
         }
-
         let Some((mask, rest)) = rest.split_first_chunk() else { return Ok(None) };
+        let fin = first & FIN != 0;
         Ok(Some((Header { opcode, fin, mask: *mask, len }, bytes.len() - rest.len())))
     }
+}
+
+fn read_first_byte(first: u8, open: Option<Open>, limits: &Limits) -> Result<Opcode, Violation> {
+    if first & RESERVED_BITS != 0 {
+        return Err(Violation::ReservedBits);
+    }
+    let opcode = Opcode::from_bits(first & 0x0F).ok_or(Violation::ReservedOpcode)?;
+    match (opcode, open) {
+        (Opcode::Close | Opcode::Ping | Opcode::Pong, _) if first & FIN == 0 => Err(Violation::ControlFragmented),
+        (Opcode::Close | Opcode::Ping | Opcode::Pong, _) => Ok(opcode),
+        (Opcode::Continuation, None) => Err(Violation::ContinuationStray),
+        (Opcode::Text | Opcode::Binary, Some(_)) => Err(Violation::MessageInsideMessage),
+        _ if open.map_or(0, |message| message.fragments) >= limits.fragments_max => Err(Violation::TooManyFragments),
+        _ => Ok(opcode),
+    }
+}
+
+/// The seven bits that are the length, or say how many bytes behind them are.
+fn read_second_byte(second: u8, opcode: Opcode) -> Result<u8, Violation> {
+    if second & MASKED == 0 {
+        return Err(Violation::Unmasked);
+    }
+    let short = second & !MASKED;
+    if opcode.is_control() && usize::from(short) > CONTROL_BYTES_MAX {
+        return Err(Violation::ControlTooLong);
+    }
+    if opcode == Opcode::Close && short == 1 {
+        return Err(Violation::CloseCodeCut);
+    }
+    Ok(short)
+}
+
+/// The length of the payload, and what follows it. `None`: bytes are missing.
+fn read_length(short: u8, rest: &[u8]) -> Result<Option<(usize, &[u8])>, Violation> {
+    let (len, least, rest) = match short {
+        LEN_16 => {
+            let Some((len, rest)) = rest.split_first_chunk() else { return Ok(None) };
+            (u64::from(u16::from_be_bytes(*len)), u64::from(LEN_16), rest)
+        }
+        LEN_64 => {
+            let Some((len, rest)) = rest.split_first_chunk() else { return Ok(None) };
+            (u64::from_be_bytes(*len), 1 << 16, rest)
+        }
+        short => (u64::from(short), 0, rest),
+    };
+    if len >> 63 != 0 {
+        return Err(Violation::LengthTopBit);
+    }
+    if len < least {
+        return Err(Violation::LengthNotMinimal);
+    }
+    let len = usize::try_from(len).map_err(|_| Violation::MessageTooBig)?;
+    Ok(Some((len, rest)))
 }
 
 /// The header of an unmasked, unfragmented frame: two, four or ten bytes.

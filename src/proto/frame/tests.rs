@@ -24,12 +24,12 @@ fn text(payload: &str) -> Seen {
 }
 
 fn see(event: Event<'_>) -> Seen {
-    let string = |payload: Payload<'_>| String::from_utf8(payload.into_vec()).unwrap();
+    let string = |payload: Payload<'_>| String::from_utf8(payload.to_vec()).unwrap();
     match event {
         Event::Message(Message::Text(text)) => Text(text.into_owned()),
-        Event::Message(Message::Binary(payload)) => Binary(payload.into_vec()),
-        Event::Ping(payload) => Ping(payload.into_vec()),
-        Event::Pong(payload) => Pong(payload.into_vec()),
+        Event::Message(Message::Binary(payload)) => Binary(payload.to_vec()),
+        Event::Ping(payload) => Ping(payload.to_vec()),
+        Event::Pong(payload) => Pong(payload.to_vec()),
         Event::Close(None) => Close(None),
         Event::Close(Some((code, reason))) => Close(Some((code, string(reason)))),
     }

@@ -1,8 +1,7 @@
-//! The bare client: calls the app with nothing around, as the server does with everything around.
+//! The bare client: calls the app through gRPC with nothing around, as the server does with everything around.
 //!
 //! It runs in a process of its own, so that its CPU can be told from the app's, on a current-thread tokio runtime
-//! (`--runtime multi` for the other kind), with one task per client connection. Through gRPC it is tonic with one HTTP/2
-//! connection, through HTTP it is hyper's client with its pool.
+//! (`--runtime multi` for the other kind), with tonic, one HTTP/2 connection and one task per client connection.
 
 use std::collections::BTreeMap;
 use std::io::BufRead;
@@ -10,13 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use http_body_util::{BodyExt as _, Full};
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
 use tokio::sync::Semaphore;
 use tonic::Request;
 use tonic::client::Grpc;
-use tonic::codegen::Bytes;
 use tonic::transport::Channel;
 use tonic_prost::ProstCodec;
 
@@ -25,12 +20,15 @@ use crate::bench::app::{CommandMessage, CommandResponse, Env, SUCCESS};
 use crate::template::Template;
 
 /// Deadline of a call, as the server has it.
-const DEADLINE: Duration = Duration::from_secs(3);
+pub(super) const DEADLINE: Duration = Duration::from_secs(3);
+
+/// Who the clients are to the app.
+pub(super) const IDENTIFIERS: &str = r#"{"user":"load"}"#;
 
 /// What the bare client does.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ClientOptions {
-    /// The app server: `HOST:PORT` for gRPC, a URL for HTTP.
+    /// The app server, `HOST:PORT`.
     #[arg(long)]
     app: String,
     /// Tasks that call back to back.
@@ -61,7 +59,7 @@ pub fn run(options: &ClientOptions) -> anyhow::Result<()> {
         Runtime::Multi => tokio::runtime::Builder::new_multi_thread(),
     };
     let runtime = builder.enable_all().build()?;
-    let client = runtime.block_on(Client::connect(&options.app))?;
+    let client = runtime.block_on(connect(&options.app))?;
     let wait_for_line = || std::io::stdin().lock().read_line(&mut String::new());
     runtime.block_on(call_all(&client, options, WARM_UP))?;
     println!("warm");
@@ -72,7 +70,7 @@ pub fn run(options: &ClientOptions) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn call_all(client: &Client, options: &ClientOptions, calls: u32) -> anyhow::Result<()> {
+async fn call_all(client: &Grpc<Channel>, options: &ClientOptions, calls: u32) -> anyhow::Result<()> {
     let permits = Arc::new(Semaphore::new(options.at_once));
     let tasks: Vec<_> = (0..options.tasks)
         .map(|number| {
@@ -80,7 +78,7 @@ async fn call_all(client: &Client, options: &ClientOptions, calls: u32) -> anyho
             tokio::spawn(async move {
                 for _ in 0..calls {
                     let _permit = permits.acquire().await?;
-                    client.call(number).await?;
+                    call(&mut client, number).await?;
                 }
                 anyhow::Ok(())
             })
@@ -92,78 +90,47 @@ async fn call_all(client: &Client, options: &ClientOptions, calls: u32) -> anyho
     Ok(())
 }
 
-#[derive(Clone)]
-enum Client {
-    Grpc(Grpc<Channel>),
-    Http(HttpClient),
+/// Connects to the app over one HTTP/2 connection.
+async fn connect(app: &str) -> anyhow::Result<Grpc<Channel>> {
+    let endpoint = Channel::from_shared(format!("http://{app}"))?.tcp_nodelay(true);
+    Ok(Grpc::new(endpoint.connect().await.context("cannot reach the app server")?))
 }
 
-#[derive(Clone)]
-struct HttpClient {
-    pool: Arc<hyper_util::client::legacy::Client<HttpConnector, Full<Bytes>>>,
-    url: http::Uri,
-}
-
-impl Client {
-    async fn connect(app: &str) -> anyhow::Result<Self> {
-        if app.starts_with("http://") {
-            let mut connector = HttpConnector::new();
-            connector.set_nodelay(true);
-            let pool = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector);
-            return Ok(Self::Http(HttpClient { pool: Arc::new(pool), url: format!("{app}/command").parse()? }));
-        }
-        let endpoint = Channel::from_shared(format!("http://{app}"))?.tcp_nodelay(true);
-        Ok(Self::Grpc(Grpc::new(endpoint.connect().await.context("cannot reach the app server")?)))
-    }
-
-    /// One call as the contract wants it: the same message, metadata and deadline that the server sends.
-    async fn call(&mut self, number: u32) -> anyhow::Result<()> {
-        let sid = format!("load-{number:016}");
-        let response = match self {
-            Self::Grpc(client) => call_grpc(client, &sid, message(number)).await?,
-            Self::Http(client) => client.call(sid, &message(number)).await?,
-        };
-        ensure!(response.status == SUCCESS && response.transmissions.len() == 1, "the app answered {response:?}");
-        Ok(())
-    }
-}
-
-impl HttpClient {
-    async fn call(&self, sid: String, message: &CommandMessage) -> anyhow::Result<CommandResponse> {
-        let request = http::Request::post(self.url.clone())
-            .header("Content-Type", "application/json")
-            .header("X-Anycable-Meta-Sid", sid)
-            .header("X-Anycable-Meta-Protov", "v1")
-            .body(Full::new(Bytes::from(serde_json::to_vec(message)?)))?;
-        let answer = async {
-            let response = self.pool.request(request).await?;
-            ensure!(response.status() == http::StatusCode::OK, "the app answered {}", response.status());
-            Ok(response.into_body().collect().await?.to_bytes())
-        };
-        Ok(serde_json::from_slice(&tokio::time::timeout(DEADLINE, answer).await??)?)
-    }
-}
-
+/// The same message that the server sends.
 fn message(number: u32) -> CommandMessage {
-    let cookie = format!("_session={}", "x".repeat(COOKIE_BYTES - "_session=".len()));
-    let headers = [("cookie".to_owned(), cookie), ("REMOTE_ADDR".to_owned(), "127.0.0.1".to_owned())];
-    let env = Env { url: "http://127.0.0.1:8080/cable".to_owned(), headers: BTreeMap::from(headers), ..Env::default() };
     CommandMessage {
         command: "message".to_owned(),
         identifier: Template::new(IDENTIFIER).expand(number),
-        connection_identifiers: r#"{"user":"load"}"#.to_owned(),
+        connection_identifiers: IDENTIFIERS.to_owned(),
         data: DATA.to_owned(),
-        env: Some(env),
+        env: Some(env()),
     }
 }
 
-async fn call_grpc(client: &mut Grpc<Channel>, sid: &str, message: CommandMessage) -> anyhow::Result<CommandResponse> {
-    let mut request = Request::new(message);
-    request.metadata_mut().insert("sid", sid.parse()?);
+pub(super) fn env() -> Env {
+    let cookie = format!("_session={}", "x".repeat(COOKIE_BYTES - "_session=".len()));
+    let headers = [("cookie".to_owned(), cookie), ("REMOTE_ADDR".to_owned(), "127.0.0.1".to_owned())];
+    Env { url: "http://127.0.0.1:8080/cable".to_owned(), headers: BTreeMap::from(headers), ..Env::default() }
+}
+
+/// One call as the contract wants it, with the metadata and the deadline that the server gives it.
+async fn call(client: &mut Grpc<Channel>, number: u32) -> anyhow::Result<()> {
+    let mut request = Request::new(message(number));
+    request.metadata_mut().insert("sid", sid(number).parse()?);
     request.metadata_mut().insert("protov", "v1".parse()?);
     request.set_timeout(DEADLINE);
     client.ready().await?;
     let path = http::uri::PathAndQuery::from_static("/anycable.RPC/Command");
     let codec = ProstCodec::<CommandMessage, CommandResponse>::default();
-    Ok(client.unary(request, path, codec).await?.into_inner())
+    check(&client.unary(request, path, codec).await?.into_inner())
+}
+
+pub(super) fn sid(number: u32) -> String {
+    format!("load-{number:016}")
+}
+
+/// Fails unless the app has answered a message.
+pub(super) fn check(response: &CommandResponse) -> anyhow::Result<()> {
+    ensure!(response.status == SUCCESS && response.transmissions.len() == 1, "the app answered {response:?}");
+    Ok(())
 }
