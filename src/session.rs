@@ -20,6 +20,8 @@ mod subscription;
 #[cfg(test)]
 mod tests;
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
@@ -171,6 +173,11 @@ impl Session {
     /// The connection identifiers; empty until the client is let in.
     pub fn identifiers(&self) -> &str {
         self.env.identifiers()
+    }
+
+    /// Time between pings; zero: none.
+    pub fn ping_interval(&self) -> Duration {
+        Duration::from_millis(self.ping_interval_ms.into())
     }
 
     /// What is spoken.

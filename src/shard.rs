@@ -116,6 +116,32 @@ pub struct ListenerSettings {
     pub scheme: Scheme,
 }
 
+/// `TCP_USER_TIMEOUT`, by what finds a dead peer.
+///
+/// Linux measures it from the last thing heard, whether data or keepalive probes stay without acknowledgement, and does
+/// not count probes once it is set (`tcp_keepalive_timer`): a time-out that is right for pings would end a silent
+/// connection at the first probe that is lost, or let it live far beyond its last probe.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UserTimeouts {
+    /// For clients that are pinged so often that keepalive never probes them; zero: the system's.
+    pub pinged: Duration,
+    /// For all others: as long as keepalive takes with all its probes; zero: the system's.
+    pub probed: Duration,
+    /// Silence after which keepalive probes; zero: it does not.
+    pub keepalive_time: Duration,
+    /// What accepted sockets have from their listener.
+    pub inherited: Duration,
+}
+
+impl UserTimeouts {
+    /// The one for a client with this time between pings; zero: none.
+    pub fn of(&self, ping_interval: Duration) -> Duration {
+        // Two pings are up to one and a half intervals apart.
+        let is_probed = ping_interval.is_zero() || ping_interval * 3 / 2 >= self.keepalive_time;
+        if is_probed && !self.keepalive_time.is_zero() { self.probed } else { self.pinged }
+    }
+}
+
 /// How a shard treats its connections.
 pub struct Settings {
     /// The listeners, by number. One that is not listed is as the default.
@@ -141,6 +167,8 @@ pub struct Settings {
     pub buffers_bytes_max: usize,
     /// How long nothing at all may get out to a client that has bytes waiting.
     pub write_timeout: Duration,
+    /// How long sent bytes may stay without acknowledgement.
+    pub user_timeouts: UserTimeouts,
     /// How sessions behave.
     pub session: session::Rules,
     /// What tokens are accepted.
@@ -171,6 +199,7 @@ pub struct Shard<M: Machine, N: Services<M::Socket>> {
     /// Slots that are to be written in the next turn: they took all that one turn may write to one.
     unfinished_writes: Vec<u32>,
     /// Empty outboxes, to be used again.
+    #[allow(clippy::vec_box, reason = "the boxes are what is used again")]
     spare_outboxes: Vec<Box<Outbox>>,
     buffers: Buffers,
     /// Reused to write frames in.

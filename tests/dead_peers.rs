@@ -9,6 +9,7 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -38,8 +39,9 @@ struct Network {
 
 impl Network {
     fn new() -> Network {
-        let pid = std::process::id();
-        let network = Network { servers: format!("cableway-s-{pid}"), clients: format!("cableway-c-{pid}") };
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let name = format!("{}-{}", std::process::id(), MADE.fetch_add(1, Relaxed));
+        let network = Network { servers: format!("cableway-s-{name}"), clients: format!("cableway-c-{name}") };
         let Network { servers, clients } = &network;
         ip(&["netns", "add", servers]);
         ip(&["netns", "add", clients]);
@@ -55,6 +57,16 @@ impl Network {
     /// From now on nothing passes, and neither side is told by the other.
     fn cut(&self) {
         ip(&["-n", &self.clients, "link", "set", "link0", "down"]);
+    }
+
+    /// The same at the server's end.
+    fn cut_at_server(&self) {
+        ip(&["-n", &self.servers, "link", "set", "link0", "down"]);
+    }
+
+    /// The link is there again.
+    fn mend(&self) {
+        ip(&["-n", &self.clients, "link", "set", "link0", "up"]);
     }
 
     fn among_servers<T: Send>(&self, what: impl FnOnce() -> T + Send) -> T {
@@ -163,4 +175,79 @@ fn vanished_peers_are_found_in_bounded_time_and_both_timers_are_needed() {
     let metrics = network.among_servers(|| no_keepalive.server.metrics());
     assert_eq!((metrics.get("clients_num"), metrics.closed("peer_timeout")), (1, 1));
     assert!(cut_at.elapsed() >= BOUND);
+}
+
+/// A server with these keepalive settings and twenty clients, which are silent and not pinged.
+struct Probed<'a> {
+    network: &'a Network,
+    server: Server,
+    _clients: Vec<Client>,
+    since: Instant,
+}
+
+const SILENT: usize = 20;
+
+impl<'a> Probed<'a> {
+    fn start(network: &'a Network, keepalive: [&str; 3], user_timeout: &str) -> Probed<'a> {
+        let [time, interval, probes] = keepalive;
+        let usual = "--port 0 --norpc --public --broadcast-key unused --ping-interval 600";
+        let start = Start::bare()
+            .and(&usual.split(' ').collect::<Vec<_>>())
+            .and(&["--host", SERVER_IP, "--tcp-keepalive-time", time, "--tcp-keepalive-interval", interval])
+            .and(&["--tcp-keepalive-probes", probes, "--tcp-user-timeout", user_timeout]);
+        let server = network.among_servers(|| start.start());
+        let address = server.address();
+        let clients = network.among_clients(|| (0..SILENT).map(|_| Client::welcomed(address)).collect());
+        Probed { network, server, _clients: clients, since: Instant::now() }
+    }
+
+    fn lost(&self) -> u64 {
+        self.network.among_servers(|| self.server.metrics()).closed("peer_timeout")
+    }
+
+    /// Waits until all are found; gives how long after their last sign of life the last one was.
+    fn all_found(&self) -> Duration {
+        self.network.among_servers(|| self.server.closed_for("peer_timeout", SILENT as u64));
+        self.since.elapsed()
+    }
+
+    /// A sleep: how long a connection is silent is what is tested.
+    fn until(&self, seconds: f32) {
+        thread::sleep(Duration::from_secs_f32(seconds).saturating_sub(self.since.elapsed()));
+    }
+}
+
+#[test]
+#[ignore = "needs root and iproute2"]
+fn keepalive_holds_as_it_is_set_whatever_the_user_timeout_is() {
+    for cut in [Network::cut, Network::cut_at_server] {
+        for user_timeout in ["30s", "4s", "0"] {
+            let network = Network::new();
+            let probed = Probed::start(&network, ["3s", "1s", "3"], user_timeout);
+            cut(&network);
+            let found = probed.all_found();
+            // Three seconds of silence and three probes a second apart, and not before the last of them.
+            let bounds = Duration::from_millis(5_500)..Duration::from_secs(9);
+            assert!(bounds.contains(&found), "found after {found:?} with a user time-out of {user_timeout}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root and iproute2"]
+fn a_probe_that_is_lost_ends_no_living_connection() {
+    for user_timeout in ["4s", "30s"] {
+        let network = Network::new();
+        let probed = Probed::start(&network, ["5s", "2s", "5"], user_timeout);
+        // The first probe, after five seconds, is lost; the second is answered.
+        probed.until(3.5);
+        network.cut();
+        probed.until(6.0);
+        network.mend();
+        probed.until(13.0);
+        assert_eq!(probed.lost(), 0, "a user time-out of {user_timeout}");
+        // And they are found when they are really gone.
+        network.cut();
+        probed.all_found();
+    }
 }

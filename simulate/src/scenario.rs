@@ -9,7 +9,7 @@ use cableway::model::{DisconnectMode, PingPrecision};
 use cableway::proto::frame::Limits;
 use cableway::proto::handshake::{Origins, PathPattern, Rules};
 use cableway::session;
-use cableway::shard::{ProxyRules, Settings, Tokens};
+use cableway::shard::{ProxyRules, Settings, Tokens, UserTimeouts};
 
 use crate::model::quoted;
 use crate::rng::Rng;
@@ -106,6 +106,7 @@ impl Scenario {
             outbox_bytes_max: rng.pick(&[0, 200, 1_000, 10_000, 100_000, 1 << 20]),
             buffers_bytes_max: rng.pick(&[usize::MAX, usize::MAX, 5_000, 50_000]),
             write_timeout: Duration::from_millis(rng.pick(&[500, 2_000, 10_000])),
+            user_timeouts: UserTimeouts::default(),
             session: session::Rules {
                 ping_interval_ms: rng.pick(&[0, 300, 3_000, 60_000, 300_000]),
                 ping_precision: rng.pick(&[

@@ -155,6 +155,8 @@ impl Machine for Seams {
         sim.net.unwatch(socket.conn);
     }
 
+    fn set_user_timeout(&mut self, _socket: &Socket, _timeout: Duration) {}
+
     fn peer(&self, _socket: &Socket) -> Option<SocketAddr> {
         None
     }

@@ -1,6 +1,7 @@
 //! Turns the configuration into the settings of each part.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::backend::{self, GrpcTarget, Target, TlsSettings};
 use crate::broadcast::{Broadcast, Source};
@@ -13,7 +14,7 @@ use crate::os::listener::{Keepalive, ListenerOptions};
 use crate::proto::frame::Limits;
 use crate::proto::handshake::{HEAD_BYTES_MAX, Origins, PathPattern, Rules};
 use crate::session;
-use crate::shard::{self, ListenerSettings, ProxyRules, SCRATCH_BYTES, Tokens};
+use crate::shard::{self, ListenerSettings, ProxyRules, SCRATCH_BYTES, Tokens, UserTimeouts};
 
 use super::StartError;
 use super::observe::Observer;
@@ -51,8 +52,24 @@ pub(super) fn listener(config: &Config) -> ListenerOptions {
     ListenerOptions {
         backlog: tcp.backlog,
         keepalive: (!tcp.keepalive_time.is_zero()).then_some(keepalive),
-        user_timeout: tcp.user_timeout,
+        user_timeout: user_timeouts(config).inherited,
     }
+}
+
+/// Which time-out finds which dead peers as the user has set it, and none of the living.
+pub(super) fn user_timeouts(config: &Config) -> UserTimeouts {
+    let tcp = &config.tcp;
+    // The kernel looks at every probe. Half an interval before the last may have gone unanswered, so that it is counted.
+    let all_probes = tcp.keepalive_time + tcp.keepalive_interval * tcp.keepalive_probes;
+    let probed = if tcp.user_timeout.is_zero() { Duration::ZERO } else { all_probes - tcp.keepalive_interval / 2 };
+    let mut timeouts = UserTimeouts {
+        pinged: tcp.user_timeout,
+        probed,
+        keepalive_time: tcp.keepalive_time,
+        inherited: Duration::ZERO,
+    };
+    timeouts.inherited = timeouts.of(config.ws.ping_interval);
+    timeouts
 }
 
 fn secret(key: &Option<String>) -> Option<Secret> {
@@ -92,6 +109,7 @@ pub(super) fn shard(
         outbox_bytes_max: config.ws.max_pending_size,
         buffers_bytes_max: unlimited(config.ws.max_buffers_size.div_ceil(shards)),
         write_timeout: config.ws.write_timeout,
+        user_timeouts: user_timeouts(config),
         session: session(config),
         tokens: Tokens { param: config.jwt.param.clone(), jwt },
         router: StreamRouter::new(StreamSettings {

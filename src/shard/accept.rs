@@ -1,5 +1,7 @@
 //! How a connection becomes an open one: it is accepted or adopted, its request is read and answered.
 
+use std::time::Duration;
+
 use crate::model::{CloseCause, Sid, tick_after};
 use crate::proto::handshake::{self, Decision, HEAD_BYTES_MAX, Head, Parsed, Route};
 use crate::session::{Context, Opening, Session};
@@ -52,7 +54,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         let Incoming { socket, peer, listener } = incoming;
         let began_at = self.now.mono;
         let due = tick_after(began_at + self.settings.handshake_timeout);
-        let handshake = Handshake { peer, began_at, lasted: std::time::Duration::ZERO, due, head: Vec::new() };
+        let handshake = Handshake { peer, began_at, lasted: Duration::ZERO, due, head: Vec::new() };
         let index = self.slots.insert(socket, listener, Stage::Handshake(Box::new(handshake)));
         self.handshakes += 1;
         if let Err(error) = self.watch(index) {
@@ -120,6 +122,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                 self.slots[index].form.dialect = dialect;
                 match route {
                     Route::Echo => {
+                        self.choose_user_timeout(index, Duration::ZERO);
                         self.handshake_done(index, Stage::Echo);
                         self.push(index, Frame::new(&response));
                         self.set_timer(index);
@@ -128,6 +131,17 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                 }
                 self.frame_bytes(index, &mut whole[len..]);
             }
+        }
+    }
+
+    /// Nearly every client has what its socket came with, so this is rarely a system call.
+    fn choose_user_timeout(&mut self, index: u32, ping_interval: Duration) {
+        let timeouts = &self.settings.user_timeouts;
+        let wanted = timeouts.of(ping_interval);
+        if wanted != timeouts.inherited
+            && let Some(socket) = &self.slots[index].socket
+        {
+            self.machine.set_user_timeout(socket, wanted);
         }
     }
 
@@ -191,6 +205,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             effects: &mut effects,
         };
         let session = Session::open(opening, &mut ctx);
+        self.choose_user_timeout(index, session.ping_interval());
         self.handshake_done(index, Stage::Session(Box::new(session)));
         self.push(index, Frame::new(&response));
         self.carry_out(index, &mut effects);

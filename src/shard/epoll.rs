@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -263,6 +264,10 @@ impl Machine for Epoll {
             // SIGPIPE is ignored by the Rust runtime.
             several => rustix::io::writev(socket, several)?,
         })
+    }
+
+    fn set_user_timeout(&mut self, socket: &Socket, timeout: Duration) {
+        let _ = rustix::net::sockopt::set_tcp_user_timeout(socket, timeout.as_millis() as u32);
     }
 
     fn shut(&mut self, socket: &Socket) {

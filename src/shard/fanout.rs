@@ -142,7 +142,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
 
     /// Serves as many receivers as there are left of `budget`. Gives when the fan-out was started if it is finished.
     fn deliver(&mut self, mut fanout: Fanout, budget: &mut usize) -> Option<Duration> {
-        let Some(delivery) = fanout.delivery.clone() else { return None };
+        let delivery = fanout.delivery.clone()?;
         let publication = &delivery.publication;
         // Publications without receivers use up the turn too.
         *budget = budget.saturating_sub(usize::from(fanout.receivers.is_empty()));

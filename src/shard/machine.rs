@@ -5,6 +5,7 @@
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use crate::model::Now;
 
@@ -111,6 +112,10 @@ pub trait Machine {
     /// # Errors
     /// `WouldBlock` when there is no room; anything else ends the connection.
     fn write(&mut self, socket: &Self::Socket, bytes: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// Sets how long sent bytes and probes may stay without acknowledgement; zero: as the system has it. One that cannot
+    /// be set stays as it is.
+    fn set_user_timeout(&mut self, socket: &Self::Socket, timeout: Duration);
 
     /// Says that nothing more will be written.
     fn shut(&mut self, socket: &Self::Socket);
