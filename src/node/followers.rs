@@ -5,12 +5,13 @@
 //! is confirmed, and whoever publishes looks into the table after that, so a confirmed subscription sees everything that
 //! is published later.
 
+mod entries;
+
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use hashbrown::HashTable;
-use hashbrown::hash_table::Entry as TableEntry;
-
 use crate::hub::StreamKey;
+
+use entries::Entries;
 
 /// Bits of a key that choose a bucket. 64 buckets: two threads rarely want the same lock.
 const BUCKET_BITS: u32 = 6;
@@ -22,21 +23,12 @@ pub struct Followers {
 
 #[derive(Default)]
 struct Bucket {
-    entries: HashTable<Entry>,
+    entries: Entries,
     /// The shards of each stream that several follow.
     sets: Vec<ShardSet>,
     /// Numbers of sets that are not in use.
     free: Vec<u32>,
 }
-
-/// A stream and the shards that follow it, in 8 bytes: most streams are followed by one client.
-#[derive(Clone, Copy)]
-struct Entry {
-    key: u32,
-    shards: Shards,
-}
-
-const _: () = assert!(size_of::<Entry>() == 8);
 
 /// The number of a shard; with the bit [`SET`], the number of a set of shards.
 #[derive(Clone, Copy, PartialEq)]
@@ -72,11 +64,6 @@ impl ShardSet {
     }
 }
 
-/// Keys are hashes already; the multiplication spreads their bits over all those that the table uses.
-fn hash(key: u32) -> u64 {
-    u64::from(key).wrapping_mul(0x9E37_79B9_7F4A_7C15)
-}
-
 impl Default for Followers {
     fn default() -> Followers {
         Followers { buckets: (0..1 << BUCKET_BITS).map(|_| Mutex::default()).collect() }
@@ -88,22 +75,18 @@ impl Followers {
     pub fn follow(&self, stream: StreamKey, shard: u16) {
         let (mut bucket, key) = self.bucket(stream);
         let Bucket { entries, sets, free } = &mut *bucket;
-        match entries.entry(hash(key), |entry| entry.key == key, |entry| hash(entry.key)) {
-            TableEntry::Vacant(entry) => {
-                entry.insert(Entry { key, shards: Shards(shard.into()) });
+        let Some(entry) = entries.find_or_add(key, Shards(shard.into())) else { return };
+        match entry.shards {
+            Shards(only) if only & SET == 0 => {
+                let number = free.pop().unwrap_or_else(|| {
+                    sets.push(ShardSet::default());
+                    sets.len() as u32 - 1
+                });
+                sets[number as usize].insert(only as u16);
+                sets[number as usize].insert(shard);
+                entry.shards = Shards(SET | number);
             }
-            TableEntry::Occupied(mut entry) => match entry.get().shards {
-                Shards(only) if only & SET == 0 => {
-                    let number = free.pop().unwrap_or_else(|| {
-                        sets.push(ShardSet::default());
-                        sets.len() as u32 - 1
-                    });
-                    sets[number as usize].insert(only as u16);
-                    sets[number as usize].insert(shard);
-                    entry.get_mut().shards = Shards(SET | number);
-                }
-                Shards(number) => sets[(number & !SET) as usize].insert(shard),
-            },
+            Shards(number) => sets[(number & !SET) as usize].insert(shard),
         }
     }
 
@@ -111,14 +94,11 @@ impl Followers {
     pub fn unfollow(&self, stream: StreamKey, shard: u16) {
         let (mut bucket, key) = self.bucket(stream);
         let Bucket { entries, sets, free } = &mut *bucket;
-        let Ok(mut entry) = entries.find_entry(hash(key), |entry| entry.key == key) else { return };
-        let Shards(packed) = entry.get().shards;
+        let Some(entry) = entries.find_mut(key) else { return };
+        let Shards(packed) = entry.shards;
         if packed & SET == 0 {
             if packed == u32::from(shard) {
-                entry.remove();
-                if entries.capacity() > 64 && entries.len() < entries.capacity() / 8 {
-                    entries.shrink_to(entries.len() * 2, |entry| hash(entry.key));
-                }
+                entries.remove(key);
             }
             return;
         }
@@ -130,7 +110,7 @@ impl Followers {
             drop(left);
             *set = ShardSet::default();
             free.push(number);
-            entry.get_mut().shards = Shards(only.into());
+            entry.shards = Shards(only.into());
         }
     }
 
@@ -138,7 +118,7 @@ impl Followers {
     /// stream runs: all shards get what is handed to them here in the same order.
     pub fn for_each(&self, stream: StreamKey, mut visit: impl FnMut(u16)) {
         let (bucket, key) = self.bucket(stream);
-        match bucket.entries.find(hash(key), |entry| entry.key == key).map(|entry| entry.shards) {
+        match bucket.entries.find(key) {
             None => {}
             Some(Shards(packed)) if packed & SET == 0 => visit(packed as u16),
             Some(Shards(packed)) => bucket.sets[(packed & !SET) as usize].iter().for_each(visit),
