@@ -66,6 +66,7 @@ use ping::PingFrames;
 use read::Stashes;
 use slots::{Slots, flag};
 use wheel::Wheel;
+use write::SPARE_OUTBOXES;
 
 pub use connection::{BadState, FORMAT, TakenApart};
 pub use epoll::{Epoll, EpollSettings, Socket};
@@ -255,7 +256,8 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             begun_messages: HashMap::new(),
             dirty: Vec::new(),
             unfinished_writes: Vec::new(),
-            spare_outboxes: Vec::new(),
+            // Made at once, so that they lie together and do not keep the pages of what was in use when one was needed.
+            spare_outboxes: (0..SPARE_OUTBOXES).map(|_| Box::default()).collect(),
             buffers: Buffers::new(settings.buffers_bytes_max),
             room: Vec::new(),
             again: VecDeque::new(),

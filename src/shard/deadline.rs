@@ -37,7 +37,7 @@ const NEVER: Tick = Tick::MAX;
 /// The table: which deadlines a connection has, and when each passes, in the order in which they are handled.
 #[inline]
 fn each<S>(slot: &Slot<S>, index: u32, begun_messages: &HashMap<u32, Tick>, mut has: impl FnMut(Deadline, Tick)) {
-    let write = || slot.outbox.as_ref().and_then(|outbox| outbox.stalled_until).unwrap_or(NEVER);
+    let write = || slot.outbox.as_ref().and_then(|outbox| outbox.stalled_until()).unwrap_or(NEVER);
     let message = || match slot.reader.is_parked() {
         true => NEVER,
         false => begun_messages.get(&index).copied().unwrap_or(NEVER),
@@ -112,7 +112,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     fn passed(&mut self, index: u32, deadline: Deadline) {
         match deadline {
             Deadline::Ping => {
-                let stalled = self.slots[index].outbox.as_ref().is_some_and(|outbox| outbox.stalled_until.is_some());
+                let stalled = self.slots[index].outbox.as_ref().is_some_and(|outbox| outbox.stalled_until().is_some());
                 self.session_input(index, |session, ctx| session.ping_due(stalled, ctx));
             }
             Deadline::Linger => self.free(index),

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::num::NonZero;
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
@@ -16,23 +17,19 @@ use crate::model::Tick;
 /// Slices in one `writev`. Linux takes 1024 (`IOV_MAX`); with more than this the copy dominates anyway.
 const SLICES_PER_WRITE: usize = 64;
 
-/// Room for frames that an outbox may keep when it is used again.
-const FRAMES_KEPT: usize = 8;
-
 /// Frames not written yet.
+///
+/// Small, because thousands of them are made and dropped in a turn; what only some need is behind a pointer.
 #[derive(Default)]
 pub(super) struct Outbox {
-    frames: VecDeque<Frame>,
-    /// Bytes of the first frame that are out already.
+    /// The frame that is written next.
+    first: Option<Frame>,
+    /// Bytes of it that are out already.
     head_written: usize,
-    /// Bytes over all frames that are not out.
-    bytes: usize,
-    /// What the shard's total holds of this outbox, and how many frames at the front that is for.
-    counted: Counted,
-    /// Where the pong is that waits, if one does.
-    pong: Option<u32>,
-    /// When the connection is given up unless some byte gets out before; set after a short write.
-    pub stalled_until: Option<Tick>,
+    /// What few outboxes need.
+    more: Option<Box<More>>,
+    /// Where the pong is that waits, if one does: this many frames are before it.
+    pong: Option<NonZero<u16>>,
     /// Close the connection once everything is out.
     pub last: bool,
     /// The client is being told that it is too slow: what is said to it now is the last, so it is let in although
@@ -40,10 +37,21 @@ pub(super) struct Outbox {
     pub given_up: bool,
 }
 
+// In glibc's steps of 16 bytes with 8 of its own: 48.
+const _: () = assert!(size_of::<Outbox>() <= 40);
+
 #[derive(Default)]
-struct Counted {
-    cost: usize,
-    frames: usize,
+struct More {
+    /// Behind the first.
+    frames: VecDeque<Frame>,
+    /// Bytes over these.
+    bytes: usize,
+    /// What the shard's total holds of this outbox.
+    counted_cost: usize,
+    /// How many frames, from the first one on, that is for.
+    counted_frames: usize,
+    /// When the connection is given up unless some byte gets out before; set after a short write.
+    stalled_until: Option<Tick>,
 }
 
 /// An outbox without a clock.
@@ -59,50 +67,81 @@ pub(super) struct OutboxState {
 
 impl Outbox {
     pub fn push(&mut self, frame: Frame) {
-        self.bytes += frame.len();
-        self.frames.push_back(frame);
+        if self.first.is_none() {
+            self.first = Some(frame);
+            return;
+        }
+        let more = self.more.get_or_insert_default();
+        more.bytes += frame.len();
+        more.frames.push_back(frame);
     }
 
     /// A pong takes the place of one that waits: RFC 6455 section 5.5.3 asks for an answer to the last ping only.
     pub fn push_pong(&mut self, frame: Frame) {
-        let waiting = self.pong.map(|at| at as usize).filter(|&at| at > 0 || self.head_written == 0);
-        match waiting.and_then(|at| self.frames.get_mut(at)) {
-            Some(pong) => {
-                self.bytes = self.bytes - pong.len() + frame.len();
+        match self.pong.map(|place| place.get() - 1) {
+            // One that is half out is not taken back.
+            Some(0) if self.head_written == 0 && self.first.is_some() => self.first = Some(frame),
+            Some(before @ 1..) if let Some(more) = &mut self.more => {
+                let pong = &mut more.frames[usize::from(before) - 1];
+                more.bytes = more.bytes - pong.len() + frame.len();
                 *pong = frame;
             }
-            None => {
-                self.pong = u32::try_from(self.frames.len()).ok();
+            _ => {
+                self.pong = u16::try_from(self.len() + 1).ok().and_then(NonZero::new);
                 self.push(frame);
             }
         }
     }
 
+    /// Frames that wait.
+    fn len(&self) -> usize {
+        usize::from(self.first.is_some()) + self.more.as_ref().map_or(0, |more| more.frames.len())
+    }
+
+    /// Bytes that wait.
+    fn bytes(&self) -> usize {
+        let first = self.first.as_ref().map_or(0, |first| first.len() - self.head_written);
+        first + self.more.as_ref().map_or(0, |more| more.bytes)
+    }
+
     /// What waits, in bytes of memory if nobody shared it.
     pub fn cost(&self) -> usize {
-        self.bytes + self.frames.len() * Frame::COST
+        self.bytes() + self.len() * Frame::COST
     }
 
     pub fn is_empty(&self) -> bool {
-        self.frames.is_empty()
+        self.first.is_none()
     }
 
-    /// Whether it is as a new one, and not larger: fit to be used for somebody else.
-    pub fn is_fresh(&self) -> bool {
-        self.frames.is_empty()
-            && self.frames.capacity() <= FRAMES_KEPT
-            && self.counted.cost == 0
-            && self.stalled_until.is_none()
-            && !self.last
-            && !self.given_up
+    /// When the connection is given up unless some byte gets out before; `None` for one that never had to wait.
+    pub fn stalled_until(&self) -> Option<Tick> {
+        self.more.as_ref()?.stalled_until
+    }
+
+    pub fn set_stalled_until(&mut self, until: Tick) {
+        self.more.get_or_insert_default().stalled_until = Some(until);
+    }
+
+    /// Makes an empty one as new, so that it can be used for somebody else; false if more hangs on it.
+    pub fn renew(&mut self) -> bool {
+        if self.last || self.given_up || self.more.as_ref().is_some_and(|more| more.stalled_until.is_some()) {
+            return false;
+        }
+        self.more = None;
+        self.first.is_none()
     }
 
     /// Throws away what has not begun to leave, to make room for a last word. The frame that is half out stays:
     /// without its end the peer could not read what follows.
     pub fn clear_unsent(&mut self) {
-        self.frames.truncate(usize::from(self.head_written > 0));
-        self.bytes = self.frames.iter().map(Frame::len).sum::<usize>() - self.head_written;
-        self.pong = self.pong.filter(|&at| (at as usize) < self.frames.len());
+        if self.head_written == 0 {
+            self.first = None;
+        }
+        if let Some(more) = &mut self.more {
+            more.frames.clear();
+            more.bytes = 0;
+        }
+        self.pong = self.pong.filter(|place| usize::from(place.get()) <= self.len());
     }
 
     /// Calls `write` with the bytes at the front and takes off what it wrote.
@@ -110,49 +149,43 @@ impl Outbox {
         &mut self,
         write: impl FnOnce(&[IoSlice<'_>]) -> std::io::Result<usize>,
     ) -> std::io::Result<usize> {
-        if let (1, Some(only)) = (self.frames.len(), self.frames.front().and_then(Frame::whole)) {
+        let Some(first) = &self.first else { return Ok(0) };
+        let written = match (first.whole(), &self.more) {
             // What nearly always waits.
-            let written = write(&[IoSlice::new(&only[self.head_written..])])?;
-            self.advance(written);
-            return Ok(written);
-        }
-        let mut slices: SmallVec<[IoSlice<'_>; 4]> = SmallVec::new();
-        let mut skip = self.head_written;
-        for part in self.frames.iter().flat_map(Frame::parts) {
-            let unwritten = &part[skip.min(part.len())..];
-            skip -= part.len() - unwritten.len();
-            if !unwritten.is_empty() {
-                slices.push(IoSlice::new(unwritten));
+            (Some(only), None) => write(&[IoSlice::new(&only[self.head_written..])])?,
+            (_, more) => {
+                let frames = std::iter::once(first).chain(more.iter().flat_map(|more| &more.frames));
+                write(&slices(frames, self.head_written))?
             }
-            if slices.len() == SLICES_PER_WRITE {
-                break;
-            }
-        }
-        let written = write(&slices)?;
-        drop(slices);
+        };
         self.advance(written);
         Ok(written)
     }
 
     /// Brings what the shard's total holds of it up to date, and gives it: before, and now. Each frame is looked at once.
     pub fn count(&mut self) -> (usize, usize) {
-        let before = self.counted.cost;
-        let new = self.frames.iter().skip(self.counted.frames).map(Frame::cost_shared).sum::<usize>();
-        self.counted = Counted { cost: (before + new).min(self.cost()), frames: self.frames.len() };
-        (before, self.counted.cost)
+        let (cost, len) = (self.cost(), self.len());
+        let more = self.more.get_or_insert_default();
+        let before = more.counted_cost;
+        let frames = self.first.iter().chain(&more.frames);
+        let new: usize = frames.skip(more.counted_frames).map(Frame::cost_shared).sum();
+        more.counted_cost = (before + new).min(cost);
+        more.counted_frames = len;
+        (before, more.counted_cost)
     }
 
     /// What the shard's total holds of it.
     pub fn counted(&self) -> usize {
-        self.counted.cost
+        self.more.as_ref().map_or(0, |more| more.counted_cost)
     }
 
     /// What is needed to go on elsewhere; `now` is the tick of the clock here.
     pub fn take_apart(self, now: Tick) -> OutboxState {
+        let frames = self.first.iter().chain(self.more.iter().flat_map(|more| &more.frames));
         OutboxState {
-            frames: self.frames.iter().map(|frame| ByteBuf::from(frame.parts().concat())).collect(),
+            frames: frames.map(|frame| ByteBuf::from(frame.parts().concat())).collect(),
             head_written: self.head_written,
-            stalled_ticks_left: self.stalled_until.map(|until| until.saturating_sub(now)),
+            stalled_ticks_left: self.stalled_until().map(|until| until.saturating_sub(now)),
             last: self.last,
             given_up: self.given_up,
         }
@@ -160,33 +193,18 @@ impl Outbox {
 
     /// Goes on with what another one left. What cannot be is made harmless: more written than there is, for instance.
     pub fn put_together(state: OutboxState, now: Tick) -> Outbox {
-        let frames: VecDeque<Frame> =
-            state.frames.iter().filter(|frame| !frame.is_empty()).map(|frame| Frame::new(frame)).collect();
+        let mut outbox = Outbox { last: state.last, given_up: state.given_up, ..Outbox::default() };
+        state.frames.iter().filter(|frame| !frame.is_empty()).for_each(|frame| outbox.push(Frame::new(frame)));
         // The first frame has something left, else it would not be there.
-        let head_written = state.head_written.min(frames.front().map_or(0, |frame| frame.len() - 1));
-        Outbox {
-            bytes: frames.iter().map(Frame::len).sum::<usize>() - head_written,
-            frames,
-            head_written,
-            counted: Counted::default(),
-            pong: None,
-            stalled_until: state.stalled_ticks_left.map(|left| now.saturating_add(left)),
-            last: state.last,
-            given_up: state.given_up,
+        outbox.head_written = state.head_written.min(outbox.first.as_ref().map_or(0, |first| first.len() - 1));
+        if let Some(left) = state.stalled_ticks_left {
+            outbox.set_stalled_until(now.saturating_add(left));
         }
+        outbox
     }
 
     fn advance(&mut self, mut written: usize) {
-        self.bytes -= written;
-        if self.bytes == 0 {
-            // Every frame has at least one byte.
-            self.frames.clear();
-            self.head_written = 0;
-            self.pong = None;
-            self.counted.frames = 0;
-            return;
-        }
-        while let Some(first) = self.frames.front() {
+        while let Some(first) = &self.first {
             let left = first.len() - self.head_written;
             if written < left {
                 self.head_written += written;
@@ -194,11 +212,31 @@ impl Outbox {
             }
             written -= left;
             self.head_written = 0;
-            self.frames.pop_front();
-            self.pong = self.pong.and_then(|at| at.checked_sub(1));
-            self.counted.frames = self.counted.frames.saturating_sub(1);
+            self.pong = self.pong.and_then(|place| NonZero::new(place.get() - 1));
+            self.first = self.more.as_mut().and_then(|more| {
+                more.counted_frames = more.counted_frames.saturating_sub(1);
+                let next = more.frames.pop_front()?;
+                more.bytes -= next.len();
+                Some(next)
+            });
         }
     }
+}
+
+/// What is not written of these frames, as far as one call takes it.
+fn slices<'a>(frames: impl Iterator<Item = &'a Frame>, mut written: usize) -> SmallVec<[IoSlice<'a>; 4]> {
+    let mut slices = SmallVec::new();
+    for part in frames.flat_map(Frame::parts) {
+        let unwritten = &part[written.min(part.len())..];
+        written -= part.len() - unwritten.len();
+        if !unwritten.is_empty() {
+            slices.push(IoSlice::new(unwritten));
+        }
+        if slices.len() == SLICES_PER_WRITE {
+            break;
+        }
+    }
+    slices
 }
 
 #[cfg(test)]

@@ -12,10 +12,10 @@ use super::{Interest, Machine, Services, Shard};
 
 /// Slots that wait to be written before a turn writes them out although it is not over: their outboxes are used again
 /// while the processor has them at hand.
-const DIRTY_MAX: usize = 256;
+const DIRTY_MAX: usize = 128;
 
 /// Outboxes kept to be used again.
-const SPARE_OUTBOXES: usize = DIRTY_MAX;
+pub(super) const SPARE_OUTBOXES: usize = DIRTY_MAX;
 
 /// `writev` calls for one connection at a time; then others have their turn.
 const WRITES_PER_FLUSH: usize = 16;
@@ -128,12 +128,12 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             match outbox.write_with(|slices| machine.write(socket, slices)) {
                 Ok(written) => {
                     self.metrics.counters.data_sent_total.add(written as u64);
-                    if outbox.stalled_until.is_some() {
-                        outbox.stalled_until = Some(tick_after(self.now.mono + self.settings.write_timeout));
+                    if outbox.stalled_until().is_some() {
+                        outbox.set_stalled_until(tick_after(self.now.mono + self.settings.write_timeout));
                     }
                     if outbox.is_empty() {
                         // What nearly always holds: nobody had to wait.
-                        if outbox.is_fresh() && slot.flags & flag::WATCHES_WRITE == 0 {
+                        if outbox.renew() && slot.flags & flag::WATCHES_WRITE == 0 {
                             let outbox = slot.outbox.take();
                             if self.spare_outboxes.len() < SPARE_OUTBOXES {
                                 self.spare_outboxes.extend(outbox);
@@ -145,8 +145,8 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    if outbox.stalled_until.is_none() {
-                        outbox.stalled_until = Some(tick_after(self.now.mono + self.settings.write_timeout));
+                    if outbox.stalled_until().is_none() {
+                        outbox.set_stalled_until(tick_after(self.now.mono + self.settings.write_timeout));
                     }
                     let (before, now) = outbox.count();
                     self.buffers.change(Buffer::Outbox, before, now);
@@ -181,7 +181,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             return self.all_out(index);
         }
         // A slow client that has caught up is one like all others again.
-        if self.watch_for(index, Interest::Read) && outbox.stalled_until.is_some() {
+        if self.watch_for(index, Interest::Read) && outbox.stalled_until().is_some() {
             self.set_timer(index);
         }
     }
