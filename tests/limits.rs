@@ -20,6 +20,8 @@ mod descriptors;
 mod handshakes;
 #[path = "limits/late.rs"]
 mod late;
+#[path = "limits/http.rs"]
+mod http;
 #[path = "limits/messages.rs"]
 mod messages;
 #[path = "limits/metrics.rs"]

@@ -94,6 +94,7 @@ impl Scenario {
             stream_hasher: StreamHasher::new(rng.next()),
             handshake: Rules {
                 cable_paths: vec![path("/cable")],
+                http_paths: Vec::new(),
                 echo_path: Some(path("/echo")),
                 allowed_origins: Origins::parse(if rng.chance(500) { "ours.example" } else { "" }),
                 version_header: "sim".into(),

@@ -97,6 +97,7 @@ pub(super) fn shard(
         stream_hasher: StreamHasher::new(rand::random()),
         handshake: Rules {
             cable_paths: config.ws.paths.iter().map(path).collect::<Result<_, _>>()?,
+            http_paths: config.http_paths_beside_websockets().iter().map(path).collect::<Result<_, _>>()?,
             echo_path: config.ws.echo_path.as_ref().map(path).transpose()?,
             allowed_origins: Origins::parse(&config.server.allowed_origins.join(",")),
             version_header: env!("CARGO_PKG_VERSION").into(),

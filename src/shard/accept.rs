@@ -219,7 +219,8 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         let peer = waiting.peer;
         let Some(socket) = self.slots[index].socket.take() else { return };
         self.machine.unwatch(&socket);
-        match self.services.serve_http(socket, peer, read) {
+        let incoming = Incoming { socket, peer, listener: self.slots[index].listener };
+        match self.services.serve_http(incoming, read) {
             Ok(()) => self.gone(index, CloseCause::Http),
             Err(socket) => {
                 self.slots[index].socket = Some(socket);

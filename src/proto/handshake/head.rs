@@ -170,8 +170,9 @@ impl<'b> Head<'_, 'b> {
     }
 
     /// The token that the client hid among the subprotocols as `anycable-token.<token>`, because browsers can set no
-    /// header. Never sent back.
+    /// header. Never sent back. An empty one is none.
     pub fn token_protocol(&self) -> Option<&'b str> {
-        self.offered_protocols().find_map(|offered| offered.strip_prefix("anycable-token."))
+        let mut tokens = self.offered_protocols().filter_map(|offered| offered.strip_prefix("anycable-token."));
+        tokens.find(|token| !token.is_empty())
     }
 }

@@ -7,6 +7,7 @@ const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 fn rules() -> Rules {
     Rules {
         cable_paths: ["/cable", "/{tenant}/ws/*"].map(|path| PathPattern::parse(path).unwrap()).to_vec(),
+        http_paths: Vec::new(),
         echo_path: Some(PathPattern::parse("/echo").unwrap()),
         allowed_origins: Origins::parse(""),
         version_header: "1.6.16-cw".to_owned(),
@@ -223,6 +224,33 @@ fn a_token_among_the_subprotocols_is_read_and_never_sent_back() {
     assert!(!String::from_utf8(response).unwrap().contains("ab.cd"));
     assert_eq!(negotiated("Sec-WebSocket-Protocol: anycable-token.x\r\n"), None);
     with_head(request("/cable", "").as_bytes(), |head| assert_eq!(head.token_protocol(), None));
+}
+
+#[test]
+fn an_empty_token_among_the_subprotocols_is_none() {
+    for (offered, token) in [("anycable-token.", None), ("anycable-token., anycable-token.ab", Some("ab"))] {
+        let bytes = request("/cable", &format!("Sec-WebSocket-Protocol: {offered}\r\n"));
+        with_head(bytes.as_bytes(), |head| assert_eq!(head.token_protocol(), token, "{offered}"));
+    }
+}
+
+#[test]
+fn a_pattern_leaves_the_paths_of_ordinary_http_alone() {
+    let path = |text| PathPattern::parse(text).unwrap();
+    let rules = Rules {
+        cable_paths: vec![path("/*"), path("/plain")],
+        http_paths: vec![path("/health"), path("/api/presence/*"), path("/plain")],
+        ..rules()
+    };
+    for (path, route) in [
+        ("/", Some(Route::Cable)),
+        ("/healthy", Some(Route::Cable)),
+        ("/plain", Some(Route::Cable)),
+        ("/health", None),
+        ("/api/presence/a/users", None),
+    ] {
+        assert_eq!(rules.route(path), route, "{path}");
+    }
 }
 
 #[test]

@@ -1,0 +1,61 @@
+//! Ordinary HTTP and WebSockets on the same port, and on the same connection.
+
+use std::io::Write;
+
+use crate::client::{connect, http, response_head, upgrade, upgrade_on, upgrade_request};
+use crate::server::Start;
+
+/// Asks for something on a connection that stays open, and reads the answer, which has no body.
+fn asked(socket: &mut std::net::TcpStream, path: &str) -> u16 {
+    write!(socket, "HEAD {path} HTTP/1.1\r\nHost: test\r\n\r\n").expect("sent");
+    response_head(socket).expect("an answer").status
+}
+
+#[test]
+fn an_upgrade_behind_an_answered_request_becomes_a_websocket() {
+    let server = Start::with(&["--acceptors", "2"]).start();
+    for before in [&["/health"][..], &["/favicon.ico"], &["/nothing", "/health", "/metrics"]] {
+        let mut socket = connect(server.address());
+        for path in before {
+            asked(&mut socket, path);
+        }
+        let mut client = upgrade_on(socket, "/cable").expect("101");
+        assert!(client.text().starts_with("{\"type\":\"welcome\""));
+        client.follow("news");
+        server.broadcast("news", "1");
+        assert!(client.text().ends_with("\"message\":1}"));
+        client.leave();
+    }
+    // A connection that came back has been accepted twice, and is gone from the first place for `http`.
+    server.metrics_until("every connection is counted once", |metrics| {
+        metrics.get("connections_accepted_total") == metrics.closed_in_all() + metrics.get("connections_num")
+    });
+}
+
+#[test]
+fn a_bad_upgrade_behind_an_answered_request_is_refused_as_if_it_came_alone() {
+    let server = Start::with(&["--allowed-origins", "app.test"]).start();
+    let good = upgrade_request("/cable").replace("Host: test\r\n", "Host: test\r\nOrigin: http://app.test\r\n");
+    for (request, status) in [
+        (good.clone(), 101),
+        (good.replace("app.test", "evil.test"), 403),
+        (good.replace("GET ", "POST "), 405),
+        (good.replace("Version: 13", "Version: 8"), 400),
+        ("GET /cable HTTP/1.1\r\nHost: test\r\n\r\n".to_owned(), 400),
+    ] {
+        let mut socket = connect(server.address());
+        assert_eq!(asked(&mut socket, "/health"), 200);
+        socket.write_all(request.as_bytes()).expect("sent");
+        assert_eq!(response_head(&mut socket).expect("an answer").status, status, "{request}");
+    }
+}
+
+#[test]
+fn a_pattern_for_every_path_leaves_health_and_publications_alone() {
+    let server = Start::with(&["--path", "/*"]).start();
+    for (path, status) in [("/health", 200), ("/ready", 200), ("/metrics", 200), ("/else", 400)] {
+        assert_eq!(http(server.address(), "GET", path, "").expect("an answer").status, status, "{path}");
+    }
+    let mut client = upgrade(server.address(), "/any/where");
+    assert!(client.text().starts_with("{\"type\":\"welcome\""));
+}
