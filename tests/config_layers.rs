@@ -342,6 +342,7 @@ fn a_server_that_lets_nobody_in_or_everybody_broadcast_says_so() {
     assert_eq!(warnings("--norpc --secret s"), "");
     assert!(warnings("--turbo-streams").contains("--turbo-streams-secret or --secret"));
     assert!(warnings("--host 0.0.0.0").contains("can broadcast"));
+    assert!(warnings("--host 0.0.0.0 --api-port 9000").contains("port 9000 can publish over the API"));
     assert_eq!(warnings("--host 0.0.0.0 --secret s"), "");
     assert_eq!(warnings("--host 127.0.0.1"), "");
 }

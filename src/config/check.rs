@@ -149,6 +149,11 @@ fn check_broadcasts(config: &Config, problems: &mut Problems) {
             other => problems.refuse(true, format!("--broadcast-adapter '{other}' is unknown; only http is there yet")),
         }
     }
+    let secrets = Secrets::resolve(config);
+    problems.refuse(
+        secrets.api_on && secrets.api.is_none() && secrets.broadcast.is_some(),
+        "--api-port opens an API that publishes for everybody, while broadcasts need a key: set --api-secret or --secret",
+    );
     problems.refuse(broadcast.max_size == 0, "--broadcast-max-size must be at least 1");
 }
 
@@ -241,15 +246,19 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
             warnings.push(format!("{option} has no key, so its channel goes to the app: set {secret} or --secret"));
         }
     }
-    let open = secrets.broadcast.is_none() && !config.app.public && config.broadcast.key != Secret::Off;
-    if open && !is_loopback(&config.server.host) {
-        warnings.push(format!(
-            "anybody who reaches {} can broadcast: set --secret or --broadcast-key",
-            match config.broadcast_on() {
-                ListenOn::Main => format!("port {}", config.server.port),
-                ListenOn::Own { port, .. } => format!("port {port}"),
-            }
-        ));
+    let port_of = |place: ListenOn| match place {
+        ListenOn::Main => config.server.port,
+        ListenOn::Own { port, .. } => port,
+    };
+    let is_reached = !config.app.public && !is_loopback(&config.server.host);
+    if is_reached && secrets.broadcast.is_none() && config.broadcast.key != Secret::Off {
+        let port = port_of(config.broadcast_on());
+        warnings.push(format!("anybody who reaches port {port} can broadcast: set --secret or --broadcast-key"));
+    }
+    if is_reached && secrets.api_on && secrets.api.is_none() {
+        let port = port_of(config.api_on());
+        warnings
+            .push(format!("anybody who reaches port {port} can publish over the API: set --secret or --api-secret"));
     }
     warnings
 }

@@ -17,6 +17,12 @@ options! {
     /// Port of WebSockets, and of everything else that has no port of its own. 0 picks a free one.
     port: u16 = "8080", "port", "server.port" [.env(&["PORT"])];
 
+    /// Let other processes with this option serve the same port, each with a share of the clients.
+    ///
+    /// Without it, a port on which anybody listens ends the start. The share is the kernel's choice (SO_REUSEPORT), and a
+    /// publication reaches only the clients of the process that it is posted to.
+    reuse_port: bool = "false", "reuse-port", "server.reuse_port";
+
     /// Origins that may connect, without scheme and separated by commas; `*.example.com` is allowed.
     ///
     /// Empty: everybody may. Otherwise a request without a matching Origin gets 403.
