@@ -231,8 +231,15 @@ impl HttpServer {
                 return Poll::Ready(Some(head));
             }
             ended.map(|ended| {
-                if let Err(error) = ended {
-                    tracing::debug!(%error, "HTTP connection failed");
+                match ended {
+                    Err(error) if error.is_parse_too_large() => {
+                        let max = self.0.limits.head_bytes_max;
+                        tracing::warn!(
+                            "a request was refused with 431: its head is over --max-head-size ({max} bytes)"
+                        );
+                    }
+                    Err(error) => tracing::debug!(%error, "HTTP connection failed"),
+                    Ok(()) => {}
                 }
                 None
             })

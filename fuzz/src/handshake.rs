@@ -44,10 +44,10 @@ fn rules(choice: u8) -> Rules {
     let pattern = |text| PathPattern::parse(text).expect("these are sound");
     Rules {
         cable_paths: if choice & 1 == 0 { vec![pattern("/cable")] } else { vec![pattern("/{a}/*"), pattern("/*")] },
-        http_paths: Vec::new(),
         echo_path: (choice & 2 != 0).then(|| pattern("/echo")),
         allowed_origins: Origins::parse(if choice & 4 == 0 { "" } else { "a.test,*.b.test:80" }),
         version_header: "1".to_owned(),
+        ..Rules::default()
     }
 }
 

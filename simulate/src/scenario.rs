@@ -94,10 +94,10 @@ impl Scenario {
             stream_hasher: StreamHasher::new(rng.next()),
             handshake: Rules {
                 cable_paths: vec![path("/cable")],
-                http_paths: Vec::new(),
                 echo_path: Some(path("/echo")),
                 allowed_origins: Origins::parse(if rng.chance(500) { "ours.example" } else { "" }),
                 version_header: "sim".into(),
+                ..Rules::default()
             },
             handshake_timeout: Duration::from_millis(rng.pick(&[300, 2_000, 10_000])),
             handshakes_max: rng.pick(&[2, 5, 100]),

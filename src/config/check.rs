@@ -18,6 +18,9 @@ const KEEPALIVE_SECONDS_MAX: u64 = 32_767;
 const KEEPALIVE_PROBES_MAX: u32 = 127;
 /// TCP_USER_TIMEOUT is a C int of milliseconds.
 const USER_TIMEOUT_MAX: Duration = Duration::from_millis(i32::MAX as u64);
+/// Sizes of a request head that can be meant.
+const HEAD_SIZES: std::ops::RangeInclusive<usize> = 8 << 10..=1 << 20;
+
 /// Puts values into the form the server wants, and says what was changed.
 pub(super) fn normalize(config: &mut Config, warnings: &mut Vec<String>) {
     if config.rpc.concurrency == 0 {
@@ -67,6 +70,10 @@ fn check_server(config: &Config, problems: &mut Problems) {
     problems.refuse(
         server.acceptors > ACCEPTORS_MAX,
         format!("--acceptors can be at most {ACCEPTORS_MAX}; one per core is enough"),
+    );
+    problems.refuse(
+        !HEAD_SIZES.contains(&server.max_head_size),
+        "--max-head-size must be between 8KiB and 1MiB: less refuses ordinary browsers, more is no request",
     );
     problems.refuse(server.handshakes_max == 0, "--handshakes-max must be at least 1, or nobody could connect");
     problems.refuse(

@@ -555,9 +555,7 @@ fn websocket_rules() -> crate::proto::handshake::Rules {
     crate::proto::handshake::Rules {
         cable_paths: vec![path("/cable"), path("/x/*")],
         http_paths: vec![path("/health"), path("/x/health")],
-        echo_path: None,
-        allowed_origins: crate::proto::handshake::Origins::parse(""),
-        version_header: "1".into(),
+        ..Default::default()
     }
 }
 

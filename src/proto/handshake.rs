@@ -12,7 +12,7 @@ mod response;
 mod tests;
 
 pub use crate::model::{PathPattern, PathPatternError};
-pub use head::{HEAD_BYTES_MAX, HEADERS_MAX, Head, Parsed, Slots, may_end, parse_head, slots};
+pub use head::{HEAD_BYTES_MAX, HEADERS_MAX, Head, Parsed, Slots, longest_header, may_end, parse_head, slots};
 pub use origin::Origins;
 pub use response::{Refusal, head_too_large, timed_out, unavailable};
 
@@ -32,6 +32,22 @@ pub struct Rules {
     pub allowed_origins: Origins,
     /// The value of `X-AnyCable-Version` in a 101: visible ASCII, no line breaks.
     pub version_header: String,
+    /// The longest head, in bytes (`--max-head-size`).
+    pub head_bytes_max: usize,
+}
+
+impl Default for Rules {
+    /// No path, and everybody's pages.
+    fn default() -> Rules {
+        Rules {
+            cable_paths: Vec::new(),
+            echo_path: None,
+            http_paths: Vec::new(),
+            allowed_origins: Origins::default(),
+            version_header: String::new(),
+            head_bytes_max: HEAD_BYTES_MAX,
+        }
+    }
 }
 
 impl Rules {

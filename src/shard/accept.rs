@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::model::{CloseCause, Sid, tick_after};
-use crate::proto::handshake::{self, Decision, HEAD_BYTES_MAX, Head, Parsed, Route};
+use crate::proto::handshake::{self, Decision, Head, Parsed, Route};
 use crate::session::{Context, Opening, Session};
 
 use super::buffers::{Buffer, head_bytes};
@@ -11,6 +11,9 @@ use super::frame::Frame;
 use super::handshake::{Handshake, env};
 use super::slots::{Stage, flag};
 use super::{ACCEPT_PAUSE, ACCEPTS_PER_TURN, Accepted, Accepting, Incoming, Machine, RETRY_AFTER_S, Services, Shard};
+
+/// How much of a refused origin is worth a place in the log. The longest host name has 253 characters.
+const LOGGED_ORIGIN_CHARS: usize = 270;
 
 impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     /// Somebody waits to be accepted. Accepts up to [`ACCEPTS_PER_TURN`]; the listener stays readable for the rest.
@@ -81,13 +84,14 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
 
     /// Bytes of the request. Once it is complete it is answered, and what came behind it is handled at once.
     pub(super) fn request_bytes(&mut self, index: u32, bytes: &mut [u8]) {
+        let head_bytes_max = self.settings.handshake.head_bytes_max;
         let mut saved = self.take_head(index);
         let whole: &mut [u8] = if saved.is_empty() {
             bytes
         } else {
             let seen = saved.len();
             saved.extend_from_slice(bytes);
-            if saved.len() < HEAD_BYTES_MAX && !handshake::may_end(&saved, seen) {
+            if saved.len() < head_bytes_max && !handshake::may_end(&saved, seen) {
                 // A head that trickles in is not parsed again for every byte.
                 return self.keep_head(index, saved);
             }
@@ -95,12 +99,18 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         };
         let mut header_slots = handshake::slots();
         let (head, len) = match handshake::parse_head(whole, &mut header_slots) {
-            Parsed::Complete { head, len } if len <= HEAD_BYTES_MAX => (head, len),
-            Parsed::Incomplete if whole.len() < HEAD_BYTES_MAX => {
+            Parsed::Complete { head, len } if len <= head_bytes_max => (head, len),
+            Parsed::Incomplete if whole.len() < head_bytes_max => {
                 return self.keep_head(index, if saved.is_empty() { bytes.to_vec() } else { saved });
             }
             // One that came whole must not have more than one that came in pieces.
             Parsed::Complete { .. } | Parsed::Incomplete => {
+                if let Some((name, length)) = handshake::longest_header(whole) {
+                    tracing::warn!(
+                        "a request was refused with 431: its head is over --max-head-size ({head_bytes_max} bytes); the \
+                         longest header is {name:?}, {length} bytes of it came"
+                    );
+                }
                 return self.refuse(index, &handshake::head_too_large().response, CloseCause::HandshakeRefused);
             }
             Parsed::Bad(refusal) => return self.refuse(index, &refusal.response, CloseCause::HandshakeRefused),
@@ -108,6 +118,12 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         match handshake::answer(&head, &self.settings.handshake) {
             Decision::NotOurs => self.serve_http(index, whole.to_vec()),
             Decision::Refuse(refusal) => {
+                if let Some(origin) = head.header("origin").filter(|_| refusal.status == 403) {
+                    let origin: String = origin.chars().take(LOGGED_ORIGIN_CHARS).collect();
+                    tracing::warn!(
+                        "an upgrade was refused with 403: its Origin {origin:?} is not in --allowed-origins"
+                    );
+                }
                 self.log(index, || format!("upgrade refused with {}", refusal.status));
                 self.refuse(index, &refusal.response, CloseCause::HandshakeRefused);
             }

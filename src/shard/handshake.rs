@@ -17,7 +17,7 @@ pub(super) struct Handshake {
     pub lasted: Duration,
     /// When it is given up.
     pub due: Tick,
-    /// What came so far; bounded by [`HEAD_BYTES_MAX`](crate::proto::handshake::HEAD_BYTES_MAX).
+    /// What came so far; bounded by [`Rules::head_bytes_max`](crate::proto::handshake::Rules::head_bytes_max).
     pub head: Vec<u8>,
 }
 
@@ -64,7 +64,7 @@ pub(super) fn env(
     let url = format!("{}://{}{}", scheme.http(), head.host(), head.request_uri());
     let mut headers: Vec<(Cow<'_, str>, Cow<'_, str>)> = Vec::with_capacity(rules.headers.len() + 2);
     for name in &rules.headers {
-        let Some(value) = head.header(name).filter(|value| !value.is_empty()) else { continue };
+        let Some(value) = head.joined(name).filter(|value| !value.is_empty()) else { continue };
         let value = match name.as_str() {
             "cookie" if !rules.cookies.is_empty() => Cow::Owned(filter_cookies(&value, &rules.cookies)),
             _ => value,

@@ -65,7 +65,7 @@ fn silent_connections_over_the_bound_get_503_and_open_websockets_do_not_count() 
 }
 
 #[test]
-fn a_head_may_have_16_kib_and_not_more() {
+fn a_head_may_have_64_kib_and_not_more() {
     let server = Start::with(&[]).start();
     let filled = |to: usize| {
         let request = upgrade_request("/cable");
@@ -74,24 +74,24 @@ fn a_head_may_have_16_kib_and_not_more() {
         format!("{start}X-Fill: {filler}\r\n\r\n")
     };
     let mut fits = connect(server.address());
-    fits.write_all(filled(16 << 10).as_bytes()).expect("sent");
+    fits.write_all(filled(64 << 10).as_bytes()).expect("sent");
     assert_eq!(response_head(&mut fits).expect("an answer").status, 101);
 
     let mut too_large = connect(server.address());
     // The end of it may find the connection closed already.
-    let _ = too_large.write_all(filled(17 << 10).as_bytes());
+    let _ = too_large.write_all(filled(65 << 10).as_bytes());
     let response = whole_response(&mut too_large).expect("an answer");
     assert_eq!(response.status, 431, "{response:?}");
     server.closed_for("handshake_refused", 1);
 }
 
 #[test]
-fn a_head_without_end_is_refused_at_16_kib_and_not_kept() {
+fn a_head_without_end_is_refused_at_64_kib_and_not_kept() {
     let server = Start::with(&[]).start();
     let mut endless = connect(server.address());
     endless.write_all(b"GET /cable HTTP/1.1\r\n").expect("sent");
     let mut sent = 0;
-    while sent < 64 << 10 && endless.write_all(b"X-Header: and another one\r\n").is_ok() {
+    while sent < 128 << 10 && endless.write_all(b"X-Header: and another one\r\n").is_ok() {
         sent += 27;
     }
     let response = whole_response(&mut endless).expect("an answer");

@@ -59,3 +59,33 @@ fn a_pattern_for_every_path_leaves_health_and_publications_alone() {
     let mut client = upgrade(server.address(), "/any/where");
     assert!(client.text().starts_with("{\"type\":\"welcome\""));
 }
+
+#[test]
+fn a_page_whose_origin_is_refused_leaves_a_line_that_names_it() {
+    let server = Start::with(&["--allowed-origins", "app.test"]).start();
+    let mut socket = connect(server.address());
+    let request = upgrade_request("/cable").replace("Host: test\r\n", "Host: test\r\nOrigin: https://evil.test:8443\r\n");
+    socket.write_all(request.as_bytes()).expect("sent");
+    assert_eq!(response_head(&mut socket).expect("an answer").status, 403);
+    let line = server.log.wait_for(|line| line.contains("--allowed-origins")).expect("a line");
+    assert!(line.contains("\"https://evil.test:8443\""), "{line}");
+}
+
+#[test]
+fn a_head_with_a_large_cookie_passes_and_one_that_is_too_large_names_the_header() {
+    let with_cookie = |bytes: usize| {
+        let cookie = format!("Host: test\r\nCookie: sso={}\r\n", "x".repeat(bytes));
+        upgrade_request("/cable").replace("Host: test\r\n", &cookie)
+    };
+    for (options, fits, is_too_large) in [(&[][..], 60_000, 70_000), (&["--max-head-size=8KiB"], 7_000, 9_000)] {
+        let server = Start::with(options).start();
+        for (bytes, status) in [(fits, 101), (is_too_large, 431)] {
+            let mut socket = connect(server.address());
+            // The server may have had enough before all is sent.
+            let _ = socket.write_all(with_cookie(bytes).as_bytes());
+            assert_eq!(response_head(&mut socket).expect("an answer").status, status, "{options:?} {bytes}");
+        }
+        let line = server.log.wait_for(|line| line.contains("431")).expect("a line");
+        assert!(line.contains("--max-head-size") && line.contains("\"Cookie\""), "{line}");
+    }
+}

@@ -46,6 +46,11 @@ options! {
     /// Time a client has to send its whole upgrade request.
     handshake_timeout: Duration = "10s", "handshake-timeout", "server.handshake_timeout" [.unit(Unit::Seconds)];
 
+    /// Largest request head: the request line and all headers together. A larger one is answered 431.
+    ///
+    /// The log names the header that was large: mostly a cookie.
+    max_head_size: usize = "64KiB", "max-head-size", "server.max_head_size" [.unit(Unit::Bytes)];
+
     /// Unfinished handshakes that each acceptor keeps; more are answered 503.
     ///
     /// It bounds what clients can hold that connect and say nothing: each unfinished handshake may keep up to
