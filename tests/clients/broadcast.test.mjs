@@ -100,13 +100,22 @@ describe('POST /_broadcast', () => {
     ['data that is no string', (stream) => ({ stream, data: { a: 1 } })],
     ['a stream that is no string', () => ({ stream: 7, data: '1' })],
   ]) {
-    test(`${what} makes a publication, and a whole batch, invalid`, async () => {
+    test(`${what} makes a publication invalid, and not its neighbours in a batch`, async () => {
       const stream = await subscribed();
       assert.equal((await server.post(element(stream))).status, 201);
-      assert.equal((await server.post([{ stream, data: '1' }, element(stream)])).status, 201);
-      assert.deepEqual(await untilMarker(), []);
+      const batch = [{ stream, data: '1' }, element(stream), { stream, data: '2' }];
+      assert.equal((await server.post(batch)).status, 201);
+      assert.deepEqual(await untilMarker(), [1, 2]);
     });
   }
+
+  test('half an emoji is delivered as the replacement character', async () => {
+    const stream = await subscribed();
+    const half = '\u{1F600}'.slice(0, 1);
+    await server.post({ stream, data: `hi ${half}` });
+    await server.post([{ stream, data: JSON.stringify({ text: half }) }, { stream, data: '1' }]);
+    assert.deepEqual(await untilMarker(), ['hi \uFFFD', { text: '\uFFFD' }, 1]);
+  });
 
   test('unknown keys are ignored, and so is a position that an app makes up', async () => {
     const stream = await subscribed();

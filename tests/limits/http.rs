@@ -64,7 +64,8 @@ fn a_pattern_for_every_path_leaves_health_and_publications_alone() {
 fn a_page_whose_origin_is_refused_leaves_a_line_that_names_it() {
     let server = Start::with(&["--allowed-origins", "app.test"]).start();
     let mut socket = connect(server.address());
-    let request = upgrade_request("/cable").replace("Host: test\r\n", "Host: test\r\nOrigin: https://evil.test:8443\r\n");
+    let request =
+        upgrade_request("/cable").replace("Host: test\r\n", "Host: test\r\nOrigin: https://evil.test:8443\r\n");
     socket.write_all(request.as_bytes()).expect("sent");
     assert_eq!(response_head(&mut socket).expect("an answer").status, 403);
     let line = server.log.wait_for(|line| line.contains("--allowed-origins")).expect("a line");
