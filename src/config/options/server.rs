@@ -94,6 +94,12 @@ options! {
     /// `none` means no secret, for everything that would fall back to it.
     secret: Secret = "", "secret", "secret";
 
+    /// Sets of options for a platform or a purpose, weaker than everything else: `fly`, `heroku`, `broker`, `none`.
+    ///
+    /// Empty: `fly` and `heroku` are found by the environment of their machines. Both bind 0.0.0.0; `fly` finds the app by
+    /// ANYCABLE_FLY_RPC_APP_NAME. What a preset wants and is not there yet is named when the server starts.
+    presets: Vec<String> = "", "presets", "presets";
+
     /// No authentication, streams by plain name, broadcasts without a key. For trying things out.
     public: bool = "false", "public", "public" [.implies(&[("noauth", "true"), ("public-streams", "true")])];
 
