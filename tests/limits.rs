@@ -18,10 +18,10 @@ mod client;
 mod descriptors;
 #[path = "limits/handshakes.rs"]
 mod handshakes;
-#[path = "limits/late.rs"]
-mod late;
 #[path = "limits/http.rs"]
 mod http;
+#[path = "limits/late.rs"]
+mod late;
 #[path = "limits/messages.rs"]
 mod messages;
 #[path = "limits/metrics.rs"]

@@ -83,6 +83,7 @@ pub(super) fn shard(
     config: &Config,
     secrets: &Secrets,
     shards: usize,
+    sockets_max: usize,
     listeners: usize,
 ) -> Result<shard::Settings, StartError> {
     let path =
@@ -106,7 +107,8 @@ pub(super) fn shard(
             head_bytes_max: config.server.max_head_size,
         },
         handshake_timeout: config.server.handshake_timeout,
-        handshakes_max: config.server.handshakes_max,
+        // Those who say nothing may have half of the descriptors.
+        handshakes_max: config.server.handshakes_max.min(sockets_max / (2 * shards)).max(1),
         message_timeout: config.ws.message_timeout,
         limits,
         echo_limits: limits,

@@ -92,7 +92,7 @@ impl Core {
         });
         let backend = settings::backend(config, secrets)?;
         let backend = Arc::new(Backend::start(backend, calls.handle(), answers)?);
-        let settings = Arc::new(settings::shard(config, secrets, plan.shards, listeners)?);
+        let settings = Arc::new(settings::shard(config, secrets, plan.shards, plan.capacity.sockets_max, listeners)?);
         let pipeline = Arc::new(Pipeline::new(Arc::clone(&inboxes), settings.stream_hasher.clone()));
         Ok(Core {
             metrics: (0..plan.shards as u16).map(|n| Arc::new(ShardMetrics::new(n))).collect(),

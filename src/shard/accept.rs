@@ -9,8 +9,16 @@ use crate::session::{Context, Opening, Session};
 use super::buffers::{Buffer, head_bytes};
 use super::frame::Frame;
 use super::handshake::{Handshake, env};
-use super::slots::{Stage, flag};
+use super::slots::{Slots, Stage, flag};
 use super::{ACCEPT_PAUSE, ACCEPTS_PER_TURN, Accepted, Accepting, Incoming, Machine, RETRY_AFTER_S, Services, Shard};
+
+/// Unfinished handshakes that are dropped, the oldest first, when a connection found no descriptor: so one of so many is
+/// turned away while silent connections hold all that there are.
+const MAKE_WAY: usize = 16;
+
+fn is_handshake<S>(slots: &Slots<S>, token: u64) -> bool {
+    slots.find_token(token).is_some_and(|index| matches!(slots[index].stage, Stage::Handshake(_)))
+}
 
 /// How much of a refused origin is worth a place in the log. The longest host name has 253 characters.
 const LOGGED_ORIGIN_CHARS: usize = 270;
@@ -30,6 +38,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                 Accepted::TurnedAway => {
                     self.metrics.counters.connections_accepted_total.inc();
                     self.metrics.closed(CloseCause::NoDescriptors);
+                    self.make_way();
                 }
                 Accepted::Stuck => {
                     self.metrics.counters.accept_pauses_total.inc();
@@ -39,6 +48,21 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                 }
             }
         }
+    }
+
+    /// There are no descriptors: those who connected and say nothing must not keep others out.
+    fn make_way(&mut self) {
+        for _ in 0..MAKE_WAY {
+            let Some(oldest) = self.oldest_handshake() else { return };
+            self.throw_out(oldest);
+            // Nobody waits for them to close.
+            self.slots[oldest].flags |= flag::PEER_SHUT;
+        }
+    }
+
+    fn throw_out(&mut self, index: u32) {
+        let response = handshake::unavailable(RETRY_AFTER_S).response;
+        self.refuse(index, &response, CloseCause::TooManyHandshakes);
     }
 
     /// Takes a connection whose first bytes somebody else has read: the HTTP server after it answered a request, or
@@ -64,13 +88,29 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             self.failed(index, &error);
             return None;
         }
-        if self.handshakes > self.settings.handshakes_max {
-            let response = handshake::unavailable(RETRY_AFTER_S).response;
-            self.refuse(index, &response, CloseCause::TooManyHandshakes);
-            return None;
+        self.note_handshake(index);
+        if self.handshakes > self.settings.handshakes_max
+            && let Some(oldest) = self.oldest_handshake()
+        {
+            self.throw_out(oldest);
+            if oldest == index {
+                return None;
+            }
         }
         self.set_timer(index);
         Some(index)
+    }
+
+    /// Remembers that a handshake began after all others.
+    pub(super) fn note_handshake(&mut self, index: u32) {
+        let (token, slots) = (self.slots.token(index), &self.slots);
+        self.begun.push(token, self.handshakes, |token| is_handshake(slots, token));
+    }
+
+    /// Takes the handshake that began first out of the order, to be ended.
+    fn oldest_handshake(&mut self) -> Option<u32> {
+        let slots = &self.slots;
+        slots.find_token(self.begun.pop(|token| is_handshake(slots, token))?)
     }
 
     /// Starts to watch a connection's socket.

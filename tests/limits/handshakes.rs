@@ -47,21 +47,51 @@ fn trickling_bytes_do_not_prolong_a_handshake() {
 }
 
 #[test]
-fn silent_connections_over_the_bound_get_503_and_open_websockets_do_not_count() {
+fn silent_connections_over_the_bound_make_way_and_open_websockets_do_not_count() {
     let server = Start::with(&["--handshakes-max", "3", "--acceptors", "1"]).start();
     let open: Vec<Client> = (0..5).map(|_| upgrade(server.address(), "/cable")).collect();
-    let silent: Vec<TcpStream> = (0..3).map(|_| connect(server.address())).collect();
-    for _ in 0..2 {
-        let mut refused = connect(server.address());
-        let response = whole_response(&mut refused).expect("an answer");
+    let mut silent: Vec<TcpStream> = (0..5).map(|_| connect(server.address())).collect();
+    // Those that came first are told; the last three stay.
+    for refused in &mut silent[..2] {
+        let response = whole_response(refused).expect("an answer");
         assert_eq!((response.status, response.header("Retry-After").is_some()), (503, true), "{response:?}");
     }
+    // Who asks for the metrics is one more, for which another one makes way.
+    server.metrics_until("they are counted", |metrics| metrics.closed("too_many_handshakes") >= 3);
     drop(silent);
-    server.metrics_until("both are counted", |m| {
-        m.closed("too_many_handshakes") >= 2 && m.closed("handshake_gone") == 3 && m.get("handshakes_num") <= 1
+    server.metrics_until("all are counted", |metrics| {
+        metrics.closed("too_many_handshakes") + metrics.closed("handshake_gone") == 5
+            && metrics.get("handshakes_num") <= 1
     });
-    upgrade(server.address(), "/cable").leave();
     drop(open);
+}
+
+#[test]
+fn silent_connections_keep_neither_upgrades_nor_health_checks_out() {
+    let server = Start::with(&["--handshakes-max", "20", "--acceptors", "1"]).start();
+    let mut silent: Vec<TcpStream> = (0..20).map(|_| connect(server.address())).collect();
+    for _ in 0..20 {
+        assert_eq!(server.get("/health").status, 200);
+        upgrade(server.address(), "/cable").leave();
+        silent.push(connect(server.address()));
+    }
+    assert!(server.metrics().closed("too_many_handshakes") >= 20);
+}
+
+#[test]
+fn silent_connections_on_all_descriptors_make_way() {
+    let server = Start::with(&["--acceptors", "1"]).open_files(200, 200).start();
+    let clients = server.metrics().get("websockets_max");
+    // WebSockets have most of the descriptors; then come more than there are descriptors, and say nothing.
+    let open: Vec<Client> = (0..clients * 3 / 4).map(|_| upgrade(server.address(), "/cable")).collect();
+    let silent: Vec<TcpStream> = (0..200).map(|_| connect(server.address())).collect();
+    server.metrics_until("they were turned away", |metrics| metrics.closed("no_descriptors") > 0);
+    for _ in 0..10 {
+        assert_eq!(server.get("/health").status, 200);
+        upgrade(server.address(), "/cable").leave();
+    }
+    assert_eq!(server.metrics().get("websockets_num") as usize, open.len());
+    drop(silent);
 }
 
 #[test]

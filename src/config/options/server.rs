@@ -51,10 +51,10 @@ options! {
     /// The log names the header that was large: mostly a cookie.
     max_head_size: usize = "64KiB", "max-head-size", "server.max_head_size" [.unit(Unit::Bytes)];
 
-    /// Unfinished handshakes that each acceptor keeps; more are answered 503.
+    /// Unfinished handshakes that each acceptor keeps; for one more, the one that began first is answered 503.
     ///
     /// It bounds what clients can hold that connect and say nothing: each unfinished handshake may keep up to
-    /// the size of one request head.
+    /// the size of one request head. All acceptors together keep no more than half of the descriptors.
     handshakes_max: usize = "16384", "handshakes-max", "server.handshakes_max";
 }
 
