@@ -18,7 +18,13 @@ pub(super) fn apply(layers: &mut Layers, env: &BTreeMap<String, String>) {
     // What is no list is found wrong when the option itself is read.
     let asked =
         layers.given("presets").map(|input| <Vec<String> as Setting>::parse(input, Unit::None).unwrap_or_default());
-    let presets = asked.filter(|asked| !asked.is_empty()).unwrap_or_else(|| found(env));
+    let presets = asked.filter(|asked| !asked.is_empty()).unwrap_or_else(|| {
+        let found = found(env);
+        for preset in &found {
+            layers.notes.push(format!("preset {preset}: found by the environment of this machine"));
+        }
+        found
+    });
     for preset in presets {
         match preset.as_str() {
             "fly" => fly(layers, env),

@@ -90,3 +90,33 @@ fn a_head_with_a_large_cookie_passes_and_one_that_is_too_large_names_the_header(
         assert!(line.contains("--max-head-size") && line.contains("\"Cookie\""), "{line}");
     }
 }
+
+#[test]
+fn silent_strangers_keep_neither_the_apps_broadcasts_nor_health_checks_out() {
+    // A small limit of open files means few connections of ordinary HTTP: there are more strangers than that.
+    let server = Start::bare()
+        .and(&["--host", "127.0.0.1", "--port", "0", "--norpc", "--noauth", "--broadcast-key", "k3y"])
+        .open_files(400, 400)
+        .start();
+    let mut strangers = Vec::new();
+    for path in ["/nothing", "/health"] {
+        for _ in 0..40 {
+            let mut stranger = connect(server.address());
+            assert!(matches!(asked(&mut stranger, path), 200 | 404), "{path}");
+            strangers.push(stranger);
+        }
+    }
+    for _ in 0..5 {
+        let mut app = connect(server.address());
+        let body = "{\"stream\":\"news\",\"data\":\"1\"}";
+        let length = body.len();
+        let key = "Authorization: Bearer k3y\r\n";
+        write!(app, "POST /_broadcast HTTP/1.1\r\nHost: test\r\n{key}Content-Length: {length}\r\n\r\n{body}")
+            .expect("sent");
+        assert_eq!(response_head(&mut app).expect("an answer").status, 201);
+        assert_eq!(server.get("/health").status, 200);
+    }
+    let metrics = server.metrics();
+    assert_eq!(metrics.get("http_connections_refused_total"), 0);
+    assert!(metrics.get("http_connections_evicted_total") > 0);
+}
