@@ -193,9 +193,14 @@ pub(super) fn backend(config: &Config, secrets: &Secrets) -> Result<backend::Set
 pub(super) fn http_limits(config: &Config, open_files: u64) -> http::Limits {
     let mut limits = http::Limits::new(config.broadcast.max_size);
     limits.head_bytes_max = config.server.max_head_size;
-    limits.connections_max = limits.connections_max.min(open_files as usize / 32).max(8);
+    // Each may hold the head of a request, too.
+    let most = (open_files as usize / 32).min(HTTP_HEADS_BYTES_MAX / limits.head_bytes_max);
+    limits.connections_max = limits.connections_max.min(most).max(8);
     limits
 }
+
+/// Bytes that the heads of requests of ordinary HTTP may take together; the default size leaves them all their connections.
+const HTTP_HEADS_BYTES_MAX: usize = 256 << 20;
 
 /// Which routes are served on which port.
 pub(super) struct Ports {
