@@ -4,6 +4,8 @@
 //! A payload that is no publication is still answered 201: senders take any other status for an outage and send
 //! again, which would not help.
 
+use std::time::Duration;
+
 use ::http::header::{AUTHORIZATION, CONTENT_LENGTH, ORIGIN};
 use ::http::request::Parts;
 use ::http::{HeaderMap, Method, StatusCode};
@@ -74,7 +76,7 @@ async fn take(
     if announced.is_some_and(|length| length > shared.limits.body_bytes_max as u64) {
         return Err(StatusCode::PAYLOAD_TOO_LARGE);
     }
-    let body = tokio::time::timeout(shared.limits.body_timeout, read(shared, body));
+    let body = tokio::time::timeout(shared.limits.body_timeout, read(shared, place, body));
     place.begins(Doing::Sending);
     let body = body.await.map_err(|_| StatusCode::REQUEST_TIMEOUT)??;
     place.begins(Doing::Answered);
@@ -96,7 +98,7 @@ struct BodyWithPermit<'a> {
 }
 
 /// Reads a body as it comes; nothing is allocated for what is only announced.
-async fn read<'a>(shared: &'a Shared, body: &mut Incoming) -> Result<BodyWithPermit<'a>, StatusCode> {
+async fn read<'a>(shared: &'a Shared, place: &Place, body: &mut Incoming) -> Result<BodyWithPermit<'a>, StatusCode> {
     let mut bytes = Vec::new();
     let mut permit = shared.bodies.try_acquire_many(0).map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
     while let Some(frame) = body.frame().await {
@@ -108,9 +110,26 @@ async fn read<'a>(shared: &'a Shared, body: &mut Incoming) -> Result<BodyWithPer
         if bytes.len() + data.len() > shared.limits.body_bytes_max {
             return Err(StatusCode::PAYLOAD_TOO_LARGE);
         }
-        let more = u32::try_from(data.len()).ok().and_then(|len| shared.bodies.try_acquire_many(len).ok());
-        permit.merge(more.ok_or(StatusCode::SERVICE_UNAVAILABLE)?);
+        permit.merge(room_for(shared, place, bytes.len(), data.len()).await.ok_or(StatusCode::SERVICE_UNAVAILABLE)?);
         bytes.extend_from_slice(&data);
+        place.holds(bytes.len());
     }
     Ok(BodyWithPermit { bytes, _permit: permit })
 }
+
+/// Room for so many `more` bytes of a body of which some are `held`. When all bodies together take too much, the largest
+/// that is not complete makes way; that may be this one, which gets none.
+async fn room_for<'a>(shared: &'a Shared, place: &Place, held: usize, more: usize) -> Option<SemaphorePermit<'a>> {
+    let permits = u32::try_from(more).ok()?;
+    if let Ok(room) = shared.bodies.try_acquire_many(permits) {
+        return Some(room);
+    }
+    if !place.takes_room_of_a_larger_body(held + more) {
+        return None;
+    }
+    // It is free as soon as the other one has noticed.
+    tokio::time::timeout(MAKE_WAY_TIMEOUT, shared.bodies.acquire_many(permits)).await.ok()?.ok()
+}
+
+/// How long a connection that is thrown out may take to let go of its body. It has nothing else to do.
+const MAKE_WAY_TIMEOUT: Duration = Duration::from_secs(1);

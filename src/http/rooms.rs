@@ -63,6 +63,8 @@ struct Guest {
     doing: Doing,
     /// The count of changes when it began with that.
     since: u64,
+    /// Bytes of its request body that are held.
+    body_bytes: usize,
     out: Arc<Notify>,
 }
 
@@ -90,7 +92,8 @@ impl Rooms {
         let (room, _) = rooms.find(|(room, size)| self.make_place(&mut state, *room, *size))?;
         state.changes += 1;
         let (number, out) = (state.changes, Arc::new(Notify::new()));
-        state.guests.insert(number, Guest { room, doing: Doing::Waiting, since: number, out: Arc::clone(&out) });
+        let guest = Guest { room, doing: Doing::Waiting, since: number, body_bytes: 0, out: Arc::clone(&out) };
+        state.guests.insert(number, guest);
         Some(Arc::new(Place { rooms: Arc::clone(self), number, out }))
     }
 
@@ -121,11 +124,15 @@ impl Rooms {
             return true;
         }
         let Some((_, _, number)) = least.filter(|(doing, ..)| *doing != Doing::Answered) else { return false };
+        self.throw_out(state, number);
+        true
+    }
+
+    fn throw_out(&self, state: &mut State, number: u64) {
         if let Some(guest) = state.guests.remove(&number) {
             guest.out.notify_one();
             self.metrics.http_connections_evicted_total.inc();
         }
-        true
     }
 }
 
@@ -136,8 +143,30 @@ impl Place {
         state.changes += 1;
         let since = state.changes;
         if let Some(guest) = state.guests.get_mut(&self.number) {
-            (guest.doing, guest.since) = (doing, since);
+            (guest.doing, guest.since, guest.body_bytes) = (doing, since, 0);
         }
+    }
+
+    /// Of the body that is under way, so many bytes are held.
+    pub(super) fn holds(&self, body_bytes: usize) {
+        if let Some(guest) = self.rooms.state().guests.get_mut(&self.number) {
+            guest.body_bytes = body_bytes;
+        }
+    }
+
+    /// All bodies together are too large: throws out whoever holds most of one that is not complete, strangers before
+    /// those who showed a key. Tells whether that was somebody else, with more than this connection `wants`.
+    pub(super) fn takes_room_of_a_larger_body(&self, wants: usize) -> bool {
+        let mut state = self.rooms.state();
+        let is_stranger = |guest: &Guest| guest.room != Room::Known;
+        let Some(own) = state.guests.get(&self.number).map(|guest| (is_stranger(guest), wants)) else { return false };
+        let sending = state.guests.iter().filter(|(_, guest)| guest.doing == Doing::Sending);
+        let largest = sending.map(|(number, guest)| ((is_stranger(guest), guest.body_bytes), *number)).max();
+        let Some((_, number)) = largest.filter(|(rank, number)| *rank > own && *number != self.number) else {
+            return false;
+        };
+        self.rooms.throw_out(&mut state, number);
+        true
     }
 
     /// A request showed a key: from now on strangers cannot take this place. With the room full of others who are being
@@ -243,6 +272,26 @@ mod tests {
         assert!(operator.is_out() && next.is_reserve(), "one that says nothing keeps nobody out of it");
         next.showed_a_key();
         assert!(!next.is_reserve());
+    }
+
+    #[test]
+    fn the_largest_unfinished_body_of_a_stranger_makes_way_for_a_smaller_one() {
+        let rooms = rooms(9, 9, 0);
+        let sending = |bytes: usize| {
+            let place = rooms.enter().unwrap();
+            place.begins(Doing::Sending);
+            place.holds(bytes);
+            place
+        };
+        let (small, large, known) = (sending(10), sending(70), sending(90));
+        known.showed_a_key();
+        assert!(!large.takes_room_of_a_larger_body(71) && !small.takes_room_of_a_larger_body(70));
+        assert!(small.takes_room_of_a_larger_body(11) && large.is_out());
+        assert!(!small.takes_room_of_a_larger_body(11), "the other one showed a key");
+        let answered = sending(80);
+        answered.begins(Doing::Answered);
+        assert!(!small.takes_room_of_a_larger_body(11), "what is complete is not thrown away");
+        assert!(known.takes_room_of_a_larger_body(95) && small.is_out() && !known.is_out());
     }
 
     #[tokio::test]

@@ -404,6 +404,22 @@ async fn bodies_held_at_once_are_bounded_together() {
 }
 
 #[tokio::test]
+async fn large_bodies_that_do_not_end_keep_small_ones_out_no_more() {
+    let fixture = fixture(|_, limits| limits.bodies_bytes_max = 200);
+    let large = post("/_broadcast", "", &"x".repeat(90));
+    let mut slow = Vec::new();
+    for _ in 0..2 {
+        let (mut client, served) = fixture.connect(b"").await;
+        client.write_all(&large.as_bytes()[..large.len() - 1]).await.unwrap();
+        slow.push((client, served));
+    }
+    until("both are held", || fixture.server.0.bodies.available_permits() <= 22).await;
+    assert_eq!(fixture.status(&post("/_broadcast", "", PUBLICATION)).await, 201);
+    assert_eq!(fixture.metrics.http_connections_evicted_total.get(), 1);
+    assert_eq!(fixture.sink.taken(), [TAKEN]);
+}
+
+#[tokio::test]
 async fn a_body_shorter_than_announced_or_badly_chunked_is_422() {
     let fixture = fixture(|_, _| ());
     let short = post("/_broadcast", "", PUBLICATION);
