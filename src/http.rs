@@ -67,8 +67,8 @@ pub struct Limits {
     pub body_bytes_max: usize,
     /// Bytes of all request bodies held at once; more is answered 503. Default 256 MiB.
     pub bodies_bytes_max: usize,
-    /// Time for a head to arrive, also the time a connection may stay open without a request. Then it is
-    /// closed. Default 30 s.
+    /// Time for a head to arrive, also the time a connection may stay open without a request. Then it is closed. Default
+    /// 75 s: load balancers keep connections open for 60 s and send a request into one that we close at that moment.
     pub head_timeout: Duration,
     /// Time for a body to arrive; then 408. Default 30 s.
     pub body_timeout: Duration,
@@ -89,7 +89,7 @@ impl Limits {
             head_bytes_max: 64 << 10,
             body_bytes_max,
             bodies_bytes_max: 256 << 20,
-            head_timeout: Duration::from_secs(30),
+            head_timeout: Duration::from_secs(75),
             body_timeout: Duration::from_secs(30),
             publish_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(10),
