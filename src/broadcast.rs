@@ -4,7 +4,6 @@
 //! they hold is handed on through [`PublicationSink`]. A whisper comes from a session that has read it already, and
 //! enters by the same sink without waiting. Sources know nothing of each other and of what is behind the sink.
 
-use std::error::Error as _;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -60,7 +59,7 @@ metrics! {
     pub struct BroadcastMetrics {
         /// Publications taken from apps; a batch counts as one, a remote command too.
         publications_total: Counter,
-        /// Payloads from apps that were no publication and were ignored.
+        /// Payloads from apps that were no publication and were ignored; of a batch, each element that was none.
         failed_broadcast_msg_total: Counter,
         /// Remote commands taken from apps, unknown ones included.
         remote_commands_total: Counter,
@@ -88,13 +87,23 @@ impl Broadcast {
 
     /// Takes one payload from an app and waits until what it holds is handed over.
     ///
-    /// A payload that is no publication is counted, logged and no error: its sender would only send it again.
+    /// A payload or an element of a batch that is no publication is counted, logged and no error: its sender would only
+    /// send it again.
     ///
     /// # Errors
     /// What it holds could not be handed over. It is logged here.
     pub async fn take(&self, source: Source, payload: &[u8]) -> Result<(), PublishError> {
         let handover = match publication::parse(payload) {
             Ok(Incoming::Publications(publications)) => self.sink.publish(publications),
+            Ok(Incoming::PartOfBatch { publications, refused, first }) => {
+                self.metrics.failed_broadcast_msg_total.add(refused as u64);
+                let (first, taken) = (with_cause(&first), publications.len());
+                tracing::warn!(%source, refused, taken, "part of a broadcast ignored: {first}");
+                if publications.is_empty() {
+                    return Ok(());
+                }
+                self.sink.publish(publications)
+            }
             Ok(Incoming::Disconnect(disconnect)) => {
                 self.metrics.remote_commands_total.inc();
                 self.sink.disconnect(disconnect)
@@ -107,8 +116,7 @@ impl Broadcast {
             }
             Err(reason) => {
                 self.metrics.failed_broadcast_msg_total.inc();
-                let cause = reason.source().map(|cause| format!(" ({cause})")).unwrap_or_default();
-                tracing::warn!(%source, "broadcast ignored: {reason}{cause}");
+                tracing::warn!(%source, "broadcast ignored: {}", with_cause(&reason));
                 return Ok(());
             }
         };
@@ -123,6 +131,10 @@ impl Broadcast {
             self.metrics.whispers_dropped_total.inc();
         }
     }
+}
+
+fn with_cause(reason: &dyn std::error::Error) -> String {
+    reason.source().map_or_else(|| reason.to_string(), |cause| format!("{reason} ({cause})"))
 }
 
 #[cfg(test)]
@@ -200,11 +212,20 @@ mod tests {
     #[tokio::test]
     async fn what_is_no_publication_is_counted_and_no_error() {
         let (broadcast, recorder) = broadcast(false);
-        for payload in ["", "x", r#"{"stream":"s","data":7}"#, r#"[{"stream":"s"},{}]"#] {
+        for payload in ["", "x", r#"{"stream":"s","data":7}"#, r#"[{},{"stream":"s","data":7}]"#] {
             broadcast.take(Source::Api, payload.as_bytes()).await.unwrap();
         }
         assert!(recorder.taken.lock().unwrap().is_empty());
-        assert_eq!(counted(&broadcast), [0, 4, 0, 0]);
+        assert_eq!(counted(&broadcast), [0, 5, 0, 0]);
+    }
+
+    #[tokio::test]
+    async fn a_bad_element_of_a_batch_is_counted_and_the_others_are_handed_on() {
+        let (broadcast, recorder) = broadcast(false);
+        let batch = r#"[{"stream":"a","data":"1"},{"stream":"b","data":7},{"stream":"c","data":"hi \ud83d"},7]"#;
+        broadcast.take(Source::Http, batch.as_bytes()).await.unwrap();
+        assert_eq!(*recorder.taken.lock().unwrap(), ["a=1", "c=\"hi \u{fffd}\""]);
+        assert_eq!(counted(&broadcast), [1, 2, 0, 0]);
     }
 
     #[tokio::test]

@@ -35,7 +35,7 @@ pub fn run() -> ExitCode {
     }
 }
 
-fn carry_out(Invocation { command, warnings, file }: Invocation) -> ExitCode {
+fn carry_out(Invocation { command, warnings, notes, file }: Invocation) -> ExitCode {
     let served = match command {
         Command::Help(text) | Command::PrintConfig(text) | Command::Version(text) => {
             warnings.iter().for_each(|warning| eprintln!("{warning}"));
@@ -46,6 +46,7 @@ fn carry_out(Invocation { command, warnings, file }: Invocation) -> ExitCode {
         Command::Serve(config) => {
             start_log(&config, log::level(config.log.level), io::stdout);
             warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+            notes.iter().for_each(|note| tracing::debug!("{note}"));
             Node::start(*config, file.as_deref(), None)
                 .map_err(anyhow::Error::from)
                 .and_then(|node| Ok(node.run_until_signalled()?))
@@ -56,6 +57,7 @@ fn carry_out(Invocation { command, warnings, file }: Invocation) -> ExitCode {
             let level = log::level(config.log.level);
             start_log(&config, if level == LevelFilter::INFO { LevelFilter::WARN } else { level }, io::stderr);
             warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+            notes.iter().for_each(|note| tracing::debug!("{note}"));
             serve_demo(*config, file.as_deref())
         }
     };

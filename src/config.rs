@@ -12,6 +12,7 @@ mod error;
 mod file;
 mod layers;
 mod options;
+mod presets;
 mod resolved;
 mod secrets;
 mod setting;
@@ -63,6 +64,8 @@ pub struct Invocation {
     pub command: Command,
     /// What to log as warnings: deprecated and ignored options, things that are probably not meant.
     pub warnings: Vec<String>,
+    /// What to log for somebody who looks closely, at debug.
+    pub notes: Vec<String>,
     /// The configuration file that was read.
     pub file: Option<PathBuf>,
 }
@@ -93,7 +96,7 @@ where
         Verb::Config if arguments.sample => Command::PrintConfig(sample()),
         Verb::Serve | Verb::Demo | Verb::Config => return configure(arguments, env, read),
     };
-    Ok(Invocation { command, warnings: Vec::new(), file: None })
+    Ok(Invocation { command, warnings: Vec::new(), notes: Vec::new(), file: None })
 }
 
 fn configure(
@@ -102,12 +105,16 @@ fn configure(
     read: &dyn Fn(&Path) -> io::Result<String>,
 ) -> Result<Invocation, ConfigError> {
     let mut layers = Layers::default();
+    let mut problems = arguments.problems;
     let named =
         arguments.config.or_else(|| env.get(CONFIG_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from));
     let found = if arguments.ignore_config { None } else { file::find(named.as_deref(), read)? };
     if let Some(found) = &found {
         let origin = Origin::File(found.path.display().to_string().into());
-        for (definition, input) in file::read(found).map_err(|problems| ConfigError { problems })? {
+        let contents = file::read(found);
+        problems.extend(contents.problems);
+        layers.warnings.extend(contents.warnings);
+        for (definition, input) in contents.given {
             layers.put(definition, input, origin.clone());
         }
     }
@@ -115,18 +122,24 @@ fn configure(
     for (definition, flag, value) in arguments.flags {
         layers.put(definition, Input::One(value), Origin::Flag(flag));
     }
-    let mut effective = layers.apply().map_err(|problems| ConfigError { problems })?;
-    let mut warnings = layers.warnings;
+    presets::apply(&mut layers, env);
+    let (mut effective, wrong) = layers.apply();
+    problems.extend(wrong);
+    let Layers { mut warnings, notes, .. } = layers;
     check::normalize(&mut effective.config, &mut warnings);
-    let problems = check::check(&effective.config);
+    // What is not there yet leaves nothing behind; after other mistakes, values would be found wrong that are not.
+    if problems.iter().all(|problem| matches!(problem, Problem::NotThereYet { .. })) {
+        problems.extend(check::check(&effective.config));
+    }
     if !problems.is_empty() {
         return Err(ConfigError { problems });
     }
     warnings.extend(check::warnings(&effective.config));
+    warnings.extend(check::app_elsewhere(&effective.config, env));
     let command = match arguments.verb {
         Verb::Config => Command::PrintConfig(text::effective(&effective)),
         Verb::Demo => Command::Demo(Box::new(effective.config)),
         _ => Command::Serve(Box::new(effective.config)),
     };
-    Ok(Invocation { command, warnings, file: found.map(|found| found.path) })
+    Ok(Invocation { command, warnings, notes, file: found.map(|found| found.path) })
 }

@@ -16,7 +16,7 @@ mod room;
 
 use std::future::ready;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
@@ -215,7 +215,10 @@ fn answer(shared: &Shared, request: &Parts) -> Option<ExtraAnswer> {
         "/demo/idle-clients" => &[Method::POST, Method::DELETE],
         _ => return None,
     };
-    let reply = if !allowed.contains(&request.method) {
+    let reply = if !is_by_own_name(request) {
+        let text = "The demo answers under localhost and under addresses such as http://127.0.0.1:8080/ only.";
+        refused(StatusCode::MISDIRECTED_REQUEST, text)
+    } else if !allowed.contains(&request.method) {
         let allowed = allowed.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
         let mut reply = refused(StatusCode::METHOD_NOT_ALLOWED, &format!("Allowed: {allowed}."));
         // Made of method names, so it is one.
@@ -251,6 +254,21 @@ fn answer(shared: &Shared, request: &Parts) -> Option<ExtraAnswer> {
 fn connections(request: &Parts) -> Option<usize> {
     let mut pairs = form_urlencoded::parse(request.uri.query()?.as_bytes());
     pairs.find_map(|(key, value)| (key == "connections").then_some(value))?.parse().ok()
+}
+
+/// Whether the request names this server by an address or as `localhost`. A page of another site can have its own name lead
+/// here (DNS rebinding) and would then read the broadcast key as a page of ours; an address cannot be made to.
+fn is_by_own_name(request: &Parts) -> bool {
+    let named = request.uri.authority().map(|authority| authority.as_str());
+    let host = named.or_else(|| request.headers.get(header::HOST)?.to_str().ok());
+    // Browsers always send a host.
+    let Some(host) = host else { return !request.headers.contains_key(header::HOST) };
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let address = name.trim_start_matches('[').trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok()
 }
 
 /// Whether the request is not from a page of another site. Browsers put an `Origin` on every POST and DELETE; what

@@ -1,26 +1,31 @@
 //! Ordinary HTTP: what apps publish, and what operators ask (health, readiness, metrics).
 //!
 //! One [`HttpServer`] per port, made of the [`Routes`] that live there and [`Limits`]. On the main port the shards hand
-//! over the sockets that turned out not to be WebSockets, with the bytes they already read ([`HttpServer::serve`]);
-//! other ports are listened on here ([`HttpServer::listen`]). hyper speaks HTTP/1.1; this module bounds it: how many
-//! connections, how long for a head, a body, an answer, and how many bytes of each.
+//! over the sockets that turned out not to be WebSockets, with the bytes they already read ([`HttpServer::serve`]), and
+//! get them back when a later request on them is an upgrade; other ports are listened on here ([`HttpServer::listen`]).
+//! hyper speaks HTTP/1.1; this module bounds it: how many connections, how long for a head, a body, an answer, and how
+//! many bytes of each. Who has to go when there are too many is decided by `rooms`.
 //!
 //! It does not know shards or sessions, nor what a publication looks like: payloads go to
 //! [`Broadcast`](crate::broadcast::Broadcast).
 
 mod publish;
+mod rooms;
 mod routes;
 mod socket;
+mod upgrade;
 
 use std::convert::Infallible;
-use std::future::Future;
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
+use ::http::HeaderValue;
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -28,8 +33,10 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
+use rooms::{Doing, Place, Rooms, Sizes};
 pub use routes::{Check, Cors, ExtraAnswer, ExtraRoutes, MetricsRoute, PublishRoute, ReadyRoute, Routes};
 use socket::ReplayedStream;
+use upgrade::Wish;
 
 crate::metrics! {
     /// What the HTTP server counts.
@@ -38,6 +45,11 @@ crate::metrics! {
         http_connections_num: Gauge,
         /// Connections of ordinary HTTP that were answered 503 or dropped because too many were open.
         http_connections_refused_total: Counter,
+        /// Connections of ordinary HTTP that were closed to make room for newcomers: those that had no request under
+        /// way, and when there were none, those whose request was slowest to arrive.
+        http_connections_evicted_total: Counter,
+        /// Connections of ordinary HTTP that became WebSockets: a proxy sent an upgrade over one that it had kept.
+        http_upgrades_total: Counter,
         /// Times that accepting on an HTTP port failed, as it does when no descriptors are left.
         http_accept_errors_total: Counter,
     }
@@ -46,8 +58,8 @@ crate::metrics! {
 /// What one port of ordinary HTTP may cost.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Connections at once. One more is answered 503, unless it asks what operators ask (see [`OPS_RESERVE`]).
-    /// Default 1024: senders open one per publication at worst, and every one may hold buffers.
+    /// Connections at once; half of them are for those who showed a key. One more takes the place of one that is not
+    /// being answered. Default 1024: senders open one per publication at worst, and every one may hold buffers.
     pub connections_max: usize,
     /// Bytes of a request head; more is answered 431. Default 64 KiB; less than 8 KiB counts as 8 KiB.
     pub head_bytes_max: usize,
@@ -55,8 +67,8 @@ pub struct Limits {
     pub body_bytes_max: usize,
     /// Bytes of all request bodies held at once; more is answered 503. Default 256 MiB.
     pub bodies_bytes_max: usize,
-    /// Time for a head to arrive, also the time a connection may stay open without a request. Then it is
-    /// closed. Default 30 s.
+    /// Time for a head to arrive, also the time a connection may stay open without a request. Then it is closed. Default
+    /// 75 s: load balancers keep connections open for 60 s and send a request into one that we close at that moment.
     pub head_timeout: Duration,
     /// Time for a body to arrive; then 408. Default 30 s.
     pub body_timeout: Duration,
@@ -77,7 +89,7 @@ impl Limits {
             head_bytes_max: 64 << 10,
             body_bytes_max,
             bodies_bytes_max: 256 << 20,
-            head_timeout: Duration::from_secs(30),
+            head_timeout: Duration::from_secs(75),
             body_timeout: Duration::from_secs(30),
             publish_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(10),
@@ -86,8 +98,8 @@ impl Limits {
     }
 }
 
-/// Connections kept free for health, readiness and metrics when all others are in use: a health check that is
-/// refused gets a live server killed. They are served one request each.
+/// Connections kept free for health, readiness and metrics when all others are being answered: a health check that is
+/// refused gets a live server killed. Whatever else is asked on them is answered 503.
 pub const OPS_RESERVE: usize = 16;
 
 /// hyper's lower bound for its read buffer.
@@ -104,6 +116,7 @@ pub const LINGER_BYTES_MAX: usize = 32 << 20;
 /// would spin.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
+/// What is told to whoever finds no room, not even by throwing somebody out.
 const REFUSAL: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
@@ -115,8 +128,7 @@ struct Shared {
     routes: Routes,
     limits: Limits,
     metrics: Arc<HttpMetrics>,
-    connections: Semaphore,
-    ops: Semaphore,
+    rooms: Arc<Rooms>,
     refusals: Semaphore,
     /// One permit per byte.
     bodies: Semaphore,
@@ -127,11 +139,11 @@ impl HttpServer {
     /// A server with these routes. Several servers may share `metrics`.
     pub fn new(routes: Routes, mut limits: Limits, metrics: Arc<HttpMetrics>) -> HttpServer {
         // What the counting and hyper can take; asking for more (or less) than that is not worth a panic.
-        limits.connections_max = limits.connections_max.min(u32::MAX as usize);
         limits.head_bytes_max = limits.head_bytes_max.max(HEAD_BYTES_LEAST);
+        let known = limits.connections_max / 2;
+        let sizes = Sizes { strangers: limits.connections_max - known, known, reserve: OPS_RESERVE };
         HttpServer(Arc::new(Shared {
-            connections: Semaphore::new(limits.connections_max),
-            ops: Semaphore::new(OPS_RESERVE),
+            rooms: Rooms::new(sizes, Arc::clone(&metrics)),
             refusals: Semaphore::new(REFUSALS_MAX),
             bodies: Semaphore::new(limits.bodies_bytes_max.min(Semaphore::MAX_PERMITS)),
             draining: watch::Sender::new(false),
@@ -153,6 +165,7 @@ impl HttpServer {
                     // Failing to tune is no reason to refuse.
                     let _ = socket.set_nodelay(true);
                     let server = self.clone();
+                    // Its routes have no WebSockets, so nothing comes back.
                     tokio::spawn(async move { server.serve(socket, Vec::new()).await });
                 }
                 Err(error) => {
@@ -166,49 +179,78 @@ impl HttpServer {
 
     /// Serves one connection to its end, starting with the bytes that somebody already read from it.
     ///
-    /// Never fails: whatever goes wrong is between this server and that peer.
-    pub async fn serve<S>(&self, socket: S, already_read: Vec<u8>)
+    /// Gives it back when its peer asks for a path of [`Routes::websockets`], with that request and what came behind it
+    /// read. Never fails: whatever goes wrong is between this server and that peer.
+    pub async fn serve<S>(&self, socket: S, already_read: Vec<u8>) -> Option<(S, Vec<u8>)>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
         let shared = &self.0;
-        let (permit, keep_alive) = match shared.connections.try_acquire() {
-            Ok(permit) => (Some(permit), true),
-            Err(_) if shared.routes.is_for_operators(&already_read) => (shared.ops.try_acquire().ok(), false),
-            Err(_) => (None, false),
-        };
-        let mut socket = ReplayedStream::new(socket, already_read, &shared.limits);
-        if permit.is_none() {
+        let place = shared.rooms.enter();
+        let wish = Arc::new(Wish::default());
+        let mut socket = ReplayedStream::new(socket, already_read, &shared.limits, place.clone(), Arc::clone(&wish));
+        let Some(place) = place else {
             shared.metrics.http_connections_refused_total.inc();
             if let Ok(_permit) = shared.refusals.try_acquire() {
                 // The peer may be gone already; then there is nobody to tell.
                 let _ = socket.write_all(REFUSAL).await;
                 let _ = socket.shutdown().await;
             }
-            return;
-        }
+            return None;
+        };
         shared.metrics.http_connections_num.add(1);
         let _gone = CountDown(&shared.metrics);
+        let answering = Answering { shared: Arc::clone(shared), place: Arc::clone(&place), wish: Arc::clone(&wish) };
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(shared.limits.head_timeout)
             .max_buf_size(shared.limits.head_bytes_max)
-            .keep_alive(keep_alive)
             // A sender that ends its side after the request still waits for the answer.
             .half_close(true)
-            .serve_connection(TokioIo::new(socket), Answering(Arc::clone(shared)));
-        let mut connection = std::pin::pin!(connection);
-        let ended = tokio::select! {
-            biased;
-            ended = &mut connection => ended,
-            () = self.draining() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        };
-        if let Err(error) = ended {
-            tracing::debug!(%error, "HTTP connection failed");
+            .serve_connection(TokioIo::new(socket), answering);
+        tokio::select! {
+            served = self.drive(connection, &wish) => served,
+            () = place.thrown_out() => None,
         }
+    }
+
+    /// Runs a connection to its end, or until it should go back.
+    async fn drive<S>(&self, mut connection: Connection<S>, wish: &Wish) -> Option<(S, Vec<u8>)>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let mut draining = pin!(self.draining());
+        let mut keeps_open = true;
+        let head = poll_fn(|cx| {
+            if keeps_open && draining.as_mut().poll(cx).is_ready() {
+                keeps_open = false;
+                Pin::new(&mut connection).graceful_shutdown();
+            }
+            let ended = Pin::new(&mut connection).poll(cx);
+            if let Some(head) = wish.take() {
+                return Poll::Ready(Some(head));
+            }
+            ended.map(|ended| {
+                match ended {
+                    Err(error) if error.is_parse_too_large() => {
+                        let max = self.0.limits.head_bytes_max;
+                        tracing::warn!(
+                            "a request was refused with 431: its head is over --max-head-size ({max} bytes)"
+                        );
+                    }
+                    Err(error) => tracing::debug!(%error, "HTTP connection failed"),
+                    Ok(()) => {}
+                }
+                None
+            })
+        });
+        let mut read = head.await?;
+        self.0.metrics.http_upgrades_total.inc();
+        let parts = connection.into_parts();
+        let (socket, rest) = parts.io.into_inner().into_inner();
+        read.extend_from_slice(&parts.read_buf);
+        read.extend_from_slice(&rest);
+        Some((socket, read))
     }
 
     /// Stops listening and keeping connections open. Requests that are being served are finished.
@@ -223,10 +265,7 @@ impl HttpServer {
 
     /// Waits until no connection is left. Only after [`HttpServer::drain`] is that bound to happen: the limits see to it.
     pub async fn drained(&self) {
-        let all = self.0.limits.connections_max as u32;
-        // Never closed, so these cannot fail.
-        let _connections = self.0.connections.acquire_many(all).await;
-        let _ops = self.0.ops.acquire_many(OPS_RESERVE as u32).await;
+        self.0.rooms.empty().await;
     }
 }
 
@@ -241,8 +280,15 @@ impl Drop for CountDown<'_> {
 
 type Reply = Response<Full<Bytes>>;
 
+/// A socket as hyper serves it.
+type Connection<S> = http1::Connection<TokioIo<ReplayedStream<S>>, Answering>;
+
 /// Answers the requests of one connection.
-struct Answering(Arc<Shared>);
+struct Answering {
+    shared: Arc<Shared>,
+    place: Arc<Place>,
+    wish: Arc<Wish>,
+}
 
 impl hyper::service::Service<Request<Incoming>> for Answering {
     type Response = Reply;
@@ -250,10 +296,28 @@ impl hyper::service::Service<Request<Incoming>> for Answering {
     type Future = Pin<Box<dyn Future<Output = Result<Reply, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let shared = Arc::clone(&self.0);
-        Box::pin(async move { Ok(routes::answer(&shared, request).await) })
+        let (head, mut body) = request.into_parts();
+        let websockets = self.shared.routes.websockets.as_ref();
+        if let Some(head) = websockets.and_then(|rules| upgrade::head_for_shard(&head, rules)) {
+            self.wish.set(head);
+            // Nothing is answered here: the connection is taken out of hyper's hands.
+            return Box::pin(std::future::pending());
+        }
+        let (shared, place) = (Arc::clone(&self.shared), Arc::clone(&self.place));
+        Box::pin(async move {
+            let mut reply = routes::answer(&shared, &place, &head, &mut body).await;
+            place.begins(Doing::Waiting);
+            // The rest of the body would be taken for the next request, so the connection ends behind this answer. A
+            // sender that keeps connections has to know.
+            if !body.is_end_stream() {
+                reply.headers_mut().insert(::http::header::CONNECTION, CLOSE);
+            }
+            Ok(reply)
+        })
     }
 }
+
+const CLOSE: HeaderValue = HeaderValue::from_static("close");
 
 #[cfg(test)]
 mod tests;

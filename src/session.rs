@@ -136,7 +136,7 @@ impl Session {
     /// Begins a session: welcomes the client, refuses it, or asks the app.
     pub fn open(opening: Opening<'_>, ctx: &mut Context<'_>) -> Session {
         let Opening { sid, env, dialect, token, ping_interval, ping_precision } = opening;
-        let interval = heartbeat::asked_interval(ping_interval).unwrap_or(ctx.rules.ping_interval_ms);
+        let interval = heartbeat::interval(ping_interval, dialect, ctx.rules);
         let mut session = Session {
             sid,
             env,

@@ -70,6 +70,7 @@ use write::SPARE_OUTBOXES;
 
 pub use connection::{BadState, FORMAT, TakenApart};
 pub use epoll::{Epoll, EpollSettings, Socket};
+use handshake::Begun;
 pub use handshake::{ProxyRules, Tokens};
 pub use inbox::{Delivery, Inbox, Message};
 pub use machine::{Accepted, Incoming, Interest, Machine, Readiness, Received};
@@ -153,7 +154,7 @@ pub struct Settings {
     pub handshake: crate::proto::handshake::Rules,
     /// How long a request may take to arrive.
     pub handshake_timeout: Duration,
-    /// Connections that have not finished their request; more are answered 503.
+    /// Connections that have not finished their request; for one more, the one that began first is answered 503.
     pub handshakes_max: usize,
     /// How long a message may take from its first byte to its last.
     pub message_timeout: Duration,
@@ -219,6 +220,7 @@ pub struct Shard<M: Machine, N: Services<M::Socket>> {
     effects: Vec<Effect>,
     /// Connections whose request is not complete.
     handshakes: usize,
+    begun: Begun,
     accepting: Accepting,
     drain: Option<Drain>,
 }
@@ -268,6 +270,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             heartbeat_offset,
             effects: Vec::new(),
             handshakes: 0,
+            begun: Begun::default(),
             accepting: Accepting::Yes,
             drain: None,
             settings,

@@ -139,6 +139,17 @@ async fn each_method_is_a_post_to_its_path_with_the_headers_of_the_contract() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_welcome_that_the_app_gave_no_sid_gets_the_sessions() {
+    let mut app = Server::start().await;
+    let mut caller = Caller::new(app.settings());
+    caller.backend.submit(connect(7)).unwrap();
+    let said = r#"{"status":1,"transmissions":["{\"type\":\"welcome\"}"]}"#;
+    app.next().await.answer(200, &[], said);
+    let Ok(AppReply::Connect(reply)) = caller.answer().await.result else { panic!("no reply to Connect") };
+    assert_eq!(reply.transmissions, [format!(r#"{{"type":"welcome","sid":"{}"}}"#, sid(7))]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_a_secret_there_is_no_authorization() {
     let mut app = Server::start().await;
     let caller = Caller::new(app.settings());

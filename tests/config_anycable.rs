@@ -101,15 +101,8 @@ fn what_is_not_there_yet_is_refused_by_name_with_what_to_do() {
         ("--embed_nats", "embed-nats"),
         ("--broker=memory", "broker"),
         ("--pubsub=redis", "pubsub"),
-        ("--history_limit=5", "history-limit"),
-        ("--history_ttl=301", "history-ttl"),
-        ("--redis_url=redis://other", "redis-url"),
-        ("--nats_servers=nats://other", "nats-servers"),
-        ("--ssl_cert=/a.pem", "ssl-cert"),
         ("--statsd_host=a:1", "statsd-host"),
-        ("--presets=fly", "presets"),
         ("--metrics_log", "metrics-log"),
-        ("--pusher_app_id=1", "pusher-app-id"),
         ("--enable_ws_compression", "enable-ws-compression"),
         ("--poll", "poll"),
     ];
@@ -121,6 +114,125 @@ fn what_is_not_there_yet_is_refused_by_name_with_what_to_do() {
     }
 }
 
+fn read(args: &[&str], env: &[(&str, &str)], file: Option<&str>) -> Result<config::Invocation, ConfigError> {
+    let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let file = file.map(str::to_owned);
+    config::parse_with(args, &env, &move |path: &std::path::Path| match &file {
+        Some(text) if path == std::path::Path::new("./anycable.toml") => Ok(text.clone()),
+        _ => Err(std::io::ErrorKind::NotFound.into()),
+    })
+}
+
+#[test]
+fn what_only_tunes_something_that_is_not_there_yet_does_not_stop_the_start() {
+    for argument in [
+        "--history_limit=5",
+        "--history_ttl=301",
+        "--redis_url=redis://other",
+        "--nats_servers=nats://other",
+        "--enats_addr=a:1",
+        "--sse_path=/sse",
+        "--metrics_log_filter=a",
+        "--statsd_prefix=p.",
+        "--poll_interval=1",
+        "--pusher_secret=s",
+        "--pusher_app_id=1",
+        "--pusher_app_key=1",
+        "--ssl_cert=/a.pem",
+        "--ssl_key=/a.pem",
+    ] {
+        let invocation = read(&[argument], &[], None).expect(argument);
+        assert_eq!(invocation.command, Command::Serve(Box::default()), "{argument}");
+        let [warning] = &invocation.warnings[..] else { panic!("{argument}: {:?}", invocation.warnings) };
+        let name = argument.split('=').next().expect("one").replace('_', "-");
+        assert!(warning.starts_with(&format!("not used: {name} (flag")) && warning.len() > 40, "{warning}");
+    }
+    for both in [["--pusher_app_id=1", "--pusher_app_key=1"], ["--ssl_cert=/a.pem", "--ssl_key=/a.pem"]] {
+        assert!(read(&both, &[], None).is_err(), "{both:?} would switch it on");
+    }
+    let file = "[pusher]\nsecret = \"none\"\n[redis]\nurl = \"redis://a\"\ntls_verify = true\n[redis.new]\nkey = 1\n";
+    let warnings = read(&[], &[], Some(file)).expect("good").warnings;
+    assert_eq!(warnings.iter().filter(|warning| warning.contains("Redis")).count(), 2, "{warnings:#?}");
+}
+
+#[test]
+fn all_that_is_not_there_yet_is_named_at_once() {
+    let file = "broadcast_adapters = [\"http\", \"redisx\"]\n[broker]\nadapter = \"memory\"\n";
+    let args = ["--sse", "--pubsub=redis", "--xyzzy=1", "--plugh", "2"];
+    let error = read(&args[..2], &[("ANYCABLE_EMBED_NATS", "1")], Some(file)).expect_err("bad").to_string();
+    for name in ["--sse", "--pubsub", "--embed-nats", "--broker", "--broadcast-adapter redisx"] {
+        assert!(error.contains(name), "{name}: {error}");
+    }
+    assert_eq!(error.lines().count(), 5, "{error}");
+    let error = read(&args, &[], Some("prot = 1\n")).expect_err("bad").to_string();
+    for name in ["--sse", "--pubsub", "--xyzzy", "--plugh", "prot"] {
+        assert!(error.contains(name), "{name}: {error}");
+    }
+    assert_eq!(error.lines().count(), 5, "{error}");
+}
+
+#[test]
+fn what_a_rails_app_is_set_up_with_starts_and_one_line_says_what_is_missing() {
+    let file = "secret = \"anycable-local-secret\"\npresets = [\"broker\"]\nbroadcast_adapters = [\"http\"]\n\
+                [logging]\ndebug = true\n[rpc]\nhost = \"http://localhost:3000/_anycable\"\n\
+                [streams]\nwhisper = true\nturbo = true\n";
+    let invocation = read(&[], &[], Some(file)).expect("good");
+    let [warning] = &invocation.warnings[..] else { panic!("{:?}", invocation.warnings) };
+    assert!(warning.contains("preset broker") && warning.contains("miss what was published"), "{warning}");
+}
+
+fn config_in(env: &[(&str, &str)], args: &[&str]) -> (Config, Vec<String>) {
+    let invocation = read(args, env, None).expect("good");
+    let Command::Serve(config) = invocation.command else { panic!() };
+    (*config, invocation.warnings)
+}
+
+#[test]
+fn the_machine_of_a_platform_is_known_by_its_environment() {
+    const HEROKU: [(&str, &str); 3] = [("HEROKU_APP_ID", "a"), ("HEROKU_DYNO_ID", "b"), ("PORT", "12345")];
+    let (config, warnings) = config_in(&HEROKU, &["--secret=s"]);
+    assert_eq!((config.server.host.as_str(), config.server.port), ("0.0.0.0", 12345));
+    assert_eq!((config.broadcast_on(), warnings), (config::ListenOn::Main, vec![]));
+    // Without a key, nobody can publish from outside.
+    assert_eq!(config_in(&HEROKU, &[]).0.broadcast_on(), config::ListenOn::Own { host: "0.0.0.0".into(), port: 8090 });
+    assert_eq!(config_in(&HEROKU, &["--host=1.2.3.4"]).0.server.host, "1.2.3.4", "others are stronger");
+    assert_eq!(config_in(&HEROKU, &["--presets=none"]).0.server.host, "localhost");
+    assert_eq!(config_in(&HEROKU[..1], &[]).0.server.host, "localhost");
+
+    let fly =
+        [("FLY_APP_NAME", "ws"), ("FLY_ALLOC_ID", "1"), ("FLY_REGION", "ams"), ("ANYCABLE_FLY_RPC_APP_NAME", "web")];
+    let (config, warnings) = config_in(&fly, &["--secret=s"]);
+    assert_eq!(config.server.host, "0.0.0.0");
+    assert_eq!(config.rpc.host, "dns:///ams.web.internal:50051");
+    assert!(
+        matches!(&warnings[..], [only] if only.contains("preset fly") && only.contains("one machine")),
+        "{warnings:?}"
+    );
+    let (_, warnings) = config_in(&[], &["--presets=nomad"]);
+    assert!(warnings[0].contains("unknown preset 'nomad'"), "{warnings:?}");
+}
+
+#[test]
+fn what_belongs_to_the_app_is_passed_over_without_a_hint() {
+    let names = ["HTTP_RPC", "EMBEDDED", "RPC_POOL_SIZE", "HTTP_BROADCAST_URL", "HTTP_RPC_MOUNT_PATH"];
+    let names = names.map(|name| format!("ANYCABLE_{name}"));
+    let env: Vec<_> = names.iter().map(|name| (name.as_str(), "x")).collect();
+    let invocation = read(&[], &env, None).expect("good");
+    assert_eq!(invocation.warnings, Vec::<String>::new());
+    assert_eq!(invocation.notes.len(), names.len());
+    assert!(invocation.notes.iter().all(|note| note.contains("app's side") && !note.contains("did you mean")));
+}
+
+#[test]
+fn an_app_that_is_set_to_redis_while_the_server_is_not_is_noticed() {
+    let env = [("ANYCABLE_BROADCAST_ADAPTER", "redis")];
+    let (_, warnings) = config_in(&env, &["--broadcast-adapter=http"]);
+    assert!(matches!(&warnings[..], [only] if only.contains("is not heard")), "{warnings:?}");
+    assert_eq!(config_in(&[("ANYCABLE_BROADCAST_ADAPTER", "http")], &[]).1, Vec::<String>::new());
+    let (_, warnings) = config_in(&[("REDIS_URL", "redis://a")], &[]);
+    assert!(warnings[0].contains("what an app publishes there does not arrive"), "{warnings:?}");
+}
+
 #[test]
 fn what_is_not_there_yet_may_be_switched_off_or_left_at_its_default_in_any_spelling() {
     for argument in [
@@ -129,7 +241,6 @@ fn what_is_not_there_yet_may_be_switched_off_or_left_at_its_default_in_any_spell
         "--broker=none",
         "--broker=",
         "--pubsub=none",
-        "--presets=none",
         "--history_ttl=5m",
         "--history_limit=0",
         "--streams_presence=false",

@@ -195,8 +195,9 @@ fn unknown_names_are_refused_with_the_nearest_known_one() {
         refusal("", &[], Some("[metrics]\nhttp = \"/m\"\n")),
         "./cableway.toml: metrics.http is called metrics.http_path; rename it"
     );
-    let nested = refusal("", &[], Some("[redis_stream_broadcast.redis]\nurl = \"redis://a\"\n"));
-    assert!(nested.contains("redis_stream_broadcast.redis.url") && nested.contains("not there yet"), "{nested}");
+    let nested = Some(("./cableway.toml", "[redis_stream_broadcast.redis]\nurl = \"redis://a\"\n"));
+    let warnings = read("", &[], nested).expect("it switches nothing on").warnings.concat();
+    assert!(warnings.contains("redis_stream_broadcast.redis.url") && warnings.contains("no Redis"), "{warnings}");
 }
 
 #[test]
@@ -299,7 +300,14 @@ fn what_cannot_work_together_is_refused_with_what_to_do() {
         ("--rpc-host=", "--norpc"),
         ("--disconnect-rate 0", "--disconnect-mode never"),
         ("--host=", "0.0.0.0"),
-        ("--allowed-origins https://a.test", "without a scheme"),
+        ("--allowed-origins https://a.test/x", "write a.test"),
+        ("--allowed-origins=a.test,b*.test", "*.app.example"),
+        ("--allowed-origins=a.test:https", "app.example:8443"),
+        ("--host http://0.0.0.0", "write --host 0.0.0.0"),
+        ("--host 0.0.0.0:8080", "write --host 0.0.0.0 --port 8080"),
+        ("--host=\"0.0.0.0\"", "without quotes: 0.0.0.0"),
+        ("--proxy-cookies=a;b", "names of cookies"),
+        ("--max-head-size=1KiB", "between 8KiB and 1MiB"),
         ("--health-path health", "does not start with `/`"),
         ("--path=/cable,/health", "--path and --health-path are both '/health'"),
         ("--metrics-http /health", "--health-path and --metrics-http"),
@@ -319,6 +327,41 @@ fn what_cannot_work_together_is_refused_with_what_to_do() {
         let message = refusal(args, &[], None);
         assert!(message.contains(words), "{args}: {message}");
     }
+}
+
+#[test]
+fn quotes_and_blanks_that_a_container_kept_are_refused_with_what_to_write_instead() {
+    for (name, value, words) in [
+        ("CABLEWAY_ALLOWED_ORIGINS", "\"app.example\"", "without quotes: app.example"),
+        ("CABLEWAY_ALLOWED_ORIGINS", "'app.example,b.example'", "without quotes: app.example"),
+        ("CABLEWAY_ALLOWED_ORIGINS", "app.example b.example", "write app.example,b.example"),
+        ("ANYCABLE_RPC_HOST", "\"app:50051\"", "without quotes: app:50051"),
+        ("ANYCABLE_PATH", "'/cable'", "without quotes: /cable"),
+        ("ANYCABLE_METRICS_HTTP", "\"/metrics\"", "without quotes: /metrics"),
+        ("ANYCABLE_HEADERS", "cookie origin", "separated by commas"),
+        ("ANYCABLE_HOST", "a b", "without blanks"),
+        ("ANYCABLE_RPC_HOST", "a b", "without blanks"),
+        ("ANYCABLE_PORT", "\"8080\"", "whole number"),
+    ] {
+        let message = refusal("", &[(name, value)], None);
+        assert!(message.contains(words), "{name}={value}: {message}");
+    }
+    let warnings = read("", &[("CABLEWAY_SECRET", "\"s\"")], None).expect("it can be meant").warnings;
+    assert!(matches!(&warnings[..], [only] if only.contains("--secret begins and ends with quotes")), "{warnings:?}");
+    for origins in ["app.example", "*", "*.app.example", "app.example:8443", "[::1]:3000", "127.0.0.1", "*example.io"] {
+        serve("", &[("CABLEWAY_ALLOWED_ORIGINS", origins)], None);
+    }
+}
+
+#[test]
+fn the_command_may_stand_behind_options() {
+    let file = Some(("f.toml", "[server]\nport = 7\n"));
+    for args in ["--config f.toml config", "config --config f.toml", "--config=f.toml config --port 7"] {
+        let command = read(args, &[], file).expect(args).command;
+        assert!(matches!(&command, Command::PrintConfig(text) if text.contains("port = 7")), "{args}: {command:?}");
+    }
+    assert!(matches!(read("--port 1 demo", &[], None).expect("good").command, Command::Demo(_)));
+    assert!(matches!(read("--port 1 help", &[], None).expect("good").command, Command::Help(_)));
 }
 
 #[test]
@@ -342,6 +385,7 @@ fn a_server_that_lets_nobody_in_or_everybody_broadcast_says_so() {
     assert_eq!(warnings("--norpc --secret s"), "");
     assert!(warnings("--turbo-streams").contains("--turbo-streams-secret or --secret"));
     assert!(warnings("--host 0.0.0.0").contains("can broadcast"));
+    assert!(warnings("--host 0.0.0.0 --api-port 9000").contains("port 9000 can publish over the API"));
     assert_eq!(warnings("--host 0.0.0.0 --secret s"), "");
     assert_eq!(warnings("--host 127.0.0.1"), "");
 }

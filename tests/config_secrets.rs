@@ -87,6 +87,25 @@ fn the_api_is_on_with_a_secret_a_port_or_in_public_mode() {
 }
 
 #[test]
+fn an_api_without_a_key_is_refused_beside_broadcasts_that_need_one() {
+    for (args, is_refused) in [
+        ("--broadcast-key k --api-port 8091", true),
+        ("--broadcast-key k --api-port 8091 --api-secret s", false),
+        ("--broadcast-key k --api-port 8091 --secret s", false),
+        ("--broadcast-key k --api-port 8091 --public", false),
+        ("--broadcast-key k", false),
+        ("--api-port 8091", false),
+    ] {
+        let no_file = |_: &std::path::Path| Err(std::io::ErrorKind::NotFound.into());
+        let read = config::parse_with(args.split(' '), &Default::default(), &no_file);
+        match read {
+            Err(error) => assert!(is_refused && error.to_string().contains("--api-secret"), "{args}: {error}"),
+            Ok(_) => assert!(!is_refused, "{args}"),
+        }
+    }
+}
+
+#[test]
 fn broadcasts_are_on_the_main_port_only_behind_a_key_or_when_asked_for() {
     let own = |port| ListenOn::Own { host: "localhost".to_owned(), port };
     assert_eq!(serve("").broadcast_on(), own(8090));

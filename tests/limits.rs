@@ -18,6 +18,8 @@ mod client;
 mod descriptors;
 #[path = "limits/handshakes.rs"]
 mod handshakes;
+#[path = "limits/http.rs"]
+mod http;
 #[path = "limits/late.rs"]
 mod late;
 #[path = "limits/messages.rs"]

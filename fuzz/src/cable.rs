@@ -1,6 +1,7 @@
 //! Whatever a client or an app says, it is read or refused; what was read holds no more than was sent, and everything
 //! that we send on because of it is JSON.
 
+use cableway::model::Publication;
 use cableway::proto::Language;
 use cableway::proto::cable::{self, BadCommand, Command};
 use cableway::proto::publication::{self, Incoming};
@@ -84,23 +85,35 @@ fn look_at_json(json: &str) {
     serde_json::from_str::<&RawValue>(json).expect("it goes into other messages as it is");
 }
 
+/// What is no UTF-8 is replaced: at worst each byte by three.
+const REPLACED_FACTOR: usize = 3;
+
+fn check_publications(publications: &[Publication], data: &[u8]) {
+    let bytes: usize = publications.iter().map(|publication| publication.stream.len()).sum();
+    assert!(bytes <= REPLACED_FACTOR * data.len(), "streams that nobody sent");
+    for publication in publications {
+        assert!(!publication.stream.is_empty());
+        look_at_json(&publication.message);
+        let mut out = Vec::new();
+        cable::BASE.write_publication(&mut out, "\"i\n", publication);
+        look_at_json(std::str::from_utf8(&out).expect("a text frame holds it"));
+    }
+}
+
 fn check_publication(data: &[u8]) -> bool {
     match publication::parse(data) {
         Ok(Incoming::Publications(publications)) => {
             assert!(!publications.is_empty());
-            let bytes: usize = publications.iter().map(|publication| publication.stream.len()).sum();
-            assert!(bytes <= data.len(), "streams that nobody sent");
-            for publication in &publications {
-                assert!(!publication.stream.is_empty());
-                look_at_json(&publication.message);
-                let mut out = Vec::new();
-                cable::BASE.write_publication(&mut out, "\"i\n", publication);
-                look_at_json(std::str::from_utf8(&out).expect("a text frame holds it"));
-            }
+            check_publications(&publications, data);
+            true
+        }
+        Ok(Incoming::PartOfBatch { publications, refused, .. }) => {
+            assert!(refused > 0);
+            check_publications(&publications, data);
             true
         }
         Ok(Incoming::Disconnect(disconnect)) => {
-            assert!(disconnect.identifiers.len() <= data.len());
+            assert!(disconnect.identifiers.len() <= REPLACED_FACTOR * data.len());
             true
         }
         Ok(Incoming::UnknownCommand(name)) => {

@@ -47,6 +47,7 @@ fn rules(choice: u8) -> Rules {
         echo_path: (choice & 2 != 0).then(|| pattern("/echo")),
         allowed_origins: Origins::parse(if choice & 4 == 0 { "" } else { "a.test,*.b.test:80" }),
         version_header: "1".to_owned(),
+        ..Rules::default()
     }
 }
 

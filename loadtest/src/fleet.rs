@@ -75,6 +75,9 @@ impl Fleet {
         let mut command = server::cableway(Command::new(path), self.address.port(), publish.port());
         command.args(["--metrics-port", &publish.port().to_string()]);
         command.args(["--echo-path", ECHO_PATH]);
+        if count > 1 {
+            command.arg("--reuse-port");
+        }
         match app {
             Some(app) => command.args(["--rpc-host", &app.to_string()]),
             None => command.args(["--public", "--norpc"]),

@@ -279,6 +279,8 @@ impl Sim {
         self.trace(|| format!("client {c}: {how}"));
         let faulty = self.net.conn(c).faulty;
         let now = self.mono;
+        // Without descriptors, whoever has not finished its request makes way, and nobody waits until it has read why.
+        let makes_way = self.turned_away > 0;
         self.clients[c].ended = true;
         let may_hold_too_much = self.may_hold_too_much(c);
         let client = &self.clients[c];
@@ -292,7 +294,7 @@ impl Sim {
                 let early = client.clock.accepted_at.is_none_or(|at| client.clock.is_early(at, timeout, now));
                 early.then_some("without an answer to the request")
             }
-            Reading::Head | Reading::Body(_) if may_hold_too_much => None,
+            Reading::Head | Reading::Body(_) if may_hold_too_much || makes_way => None,
             Reading::Head | Reading::Body(_) => Some("in the middle of the response"),
             // Dropped with what waited for it, when that was too much for all together.
             Reading::Frames if may_hold_too_much => None,

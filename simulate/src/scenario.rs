@@ -97,6 +97,9 @@ impl Scenario {
                 echo_path: Some(path("/echo")),
                 allowed_origins: Origins::parse(if rng.chance(500) { "ours.example" } else { "" }),
                 version_header: "sim".into(),
+                // Less than a client sends that wants to be told 431.
+                head_bytes_max: 16 << 10,
+                http_paths: Vec::new(),
             },
             handshake_timeout: Duration::from_millis(rng.pick(&[300, 2_000, 10_000])),
             handshakes_max: rng.pick(&[2, 5, 100]),

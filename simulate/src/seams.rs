@@ -204,7 +204,8 @@ impl Machine for Seams {
 }
 
 impl Services<Socket> for Seams {
-    fn serve_http(&mut self, socket: Socket, _peer: SocketAddr, read: Vec<u8>) -> Result<(), Socket> {
+    fn serve_http(&mut self, incoming: Incoming<Socket>, read: Vec<u8>) -> Result<(), Socket> {
+        let socket = incoming.socket;
         let mut guard = self.sim.borrow_mut();
         let sim = &mut *guard;
         let c = socket.conn;

@@ -6,6 +6,7 @@
 mod breaker;
 mod connector;
 mod json;
+mod welcome;
 
 use std::error::Error;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -179,6 +180,7 @@ impl Transport for Http {
         };
         match status {
             StatusCode::OK => json::decode(call.method, &body)
+                .map(|outcome| welcome::with_sid(outcome, call.sid))
                 .map_err(|why| Failure { error: CallError::Failed(format!("answer: {why}")), retry: Retry::Never }),
             StatusCode::UNAUTHORIZED => fail(CallError::Unauthenticated("HTTP 401".to_owned()), Retry::Never),
             StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => {

@@ -36,6 +36,8 @@ pub(super) struct Arguments {
     pub all: bool,
     /// `config --sample`.
     pub sample: bool,
+    /// What is wrong with the rest of the line.
+    pub problems: Vec<Problem>,
 }
 
 const VERBS: [(&str, Verb); 4] =
@@ -51,17 +53,32 @@ where
     I::Item: Into<OsString>,
 {
     let mut words = utf8(args)?.into_iter().peekable();
+    let verb = read_verb(&mut words)?;
     let mut found = Arguments {
-        verb: read_verb(&mut words)?,
+        verb: verb.unwrap_or(Verb::Serve),
         flags: Vec::new(),
         config: None,
         ignore_config: false,
         all: false,
         sample: false,
+        problems: Vec::new(),
     };
+    let mut may_be_verb = verb.is_none();
     while let Some(word) = words.next() {
         let Some((name, value)) = split(&word) else {
-            return Err(stray(word, &found));
+            // The command may stand behind options.
+            match VERBS.iter().find(|(name, _)| *name == word && may_be_verb) {
+                Some((_, Verb::Help)) => return Ok(Arguments { verb: Verb::Help, ..found }),
+                Some((_, verb)) => {
+                    found.verb = *verb;
+                    may_be_verb = false;
+                }
+                None => {
+                    let problem = stray(word, &found);
+                    found.problems.push(problem);
+                }
+            }
+            continue;
         };
         // What a user asks for first is given, even if the rest of the line is wrong.
         match name.as_str() {
@@ -75,16 +92,22 @@ where
             "print-config" => found.verb = Verb::Config,
             "ignore-config-path" => found.ignore_config = true,
             "config" | "config-path" => {
-                found.config = Some(read_config_path(word, value, &mut words)?);
+                match read_config_path(word, value, &mut words) {
+                    Ok(path) => found.config = Some(path),
+                    Err(problem) => found.problems.push(problem),
+                }
                 continue;
             }
             _ => {
-                found.flags.push(read_option(word, &name, value, &mut words)?);
+                match read_option(word, &name, value, &mut words) {
+                    Ok(option) => found.flags.push(option),
+                    Err(problem) => found.problems.push(problem),
+                }
                 continue;
             }
         }
         if value.is_some() {
-            return Err(Problem::ExtraValue { flag: format!("--{name}") });
+            found.problems.push(Problem::ExtraValue { flag: format!("--{name}") });
         }
     }
     Ok(found)
@@ -102,11 +125,11 @@ where
     texts.map(|text| text.map_err(|raw| Problem::NotUtf8(raw.to_string_lossy().into_owned()))).collect()
 }
 
-/// The command, if the first word is one; without it the server is to run.
-fn read_verb(words: &mut Words) -> Result<Verb, Problem> {
-    let Some(first) = words.next_if(|word| !word.starts_with('-')) else { return Ok(Verb::Serve) };
+/// The command, if the first word is one.
+fn read_verb(words: &mut Words) -> Result<Option<Verb>, Problem> {
+    let Some(first) = words.next_if(|word| !word.starts_with('-')) else { return Ok(None) };
     let known = VERBS.iter().find(|(name, _)| *name == first);
-    known.map(|(_, verb)| *verb).ok_or_else(|| Problem::StrayWord {
+    known.map(|(_, verb)| Some(*verb)).ok_or_else(|| Problem::StrayWord {
         nearest: nearest(&first, VERBS.iter().map(|(name, _)| (*name).to_owned())),
         word: first,
     })
@@ -125,6 +148,10 @@ fn read_option(
     words: &mut Words,
 ) -> Result<(&'static Definition, String, String), Problem> {
     let Some(definition) = options::all().find(|definition| !name.is_empty() && definition.name == name) else {
+        if value.is_none() {
+            // Its value, if that is what follows, is no word of its own.
+            words.next_if(|word| !word.starts_with('-') && !VERBS.iter().any(|(name, _)| name == word));
+        }
         return Err(unknown(word));
     };
     let flag = word.split('=').next().unwrap_or_default().to_owned();
@@ -162,7 +189,7 @@ fn stray(word: String, found: &Arguments) -> Problem {
     });
     let nearest = match after_yes_or_no {
         Some((_, flag, _)) => Some(format!("{flag}={word}")),
-        None => nearest(&word, VERBS.iter().map(|(name, _)| format!("{name}, as the first word"))),
+        None => nearest(&word, VERBS.iter().map(|(name, _)| (*name).to_owned())).filter(|name| *name != word),
     };
     Problem::StrayWord { word, nearest }
 }

@@ -1,6 +1,7 @@
 //! The second step: what cannot be, or cannot be together, is refused before anything is opened. Pure: it
 //! looks at the values only.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::error::Problem;
@@ -18,6 +19,9 @@ const KEEPALIVE_SECONDS_MAX: u64 = 32_767;
 const KEEPALIVE_PROBES_MAX: u32 = 127;
 /// TCP_USER_TIMEOUT is a C int of milliseconds.
 const USER_TIMEOUT_MAX: Duration = Duration::from_millis(i32::MAX as u64);
+/// Sizes of a request head that can be meant.
+const HEAD_SIZES: std::ops::RangeInclusive<usize> = 8 << 10..=1 << 20;
+
 /// Puts values into the form the server wants, and says what was changed.
 pub(super) fn normalize(config: &mut Config, warnings: &mut Vec<String>) {
     if config.rpc.concurrency == 0 {
@@ -60,19 +64,65 @@ impl Problems {
 fn check_server(config: &Config, problems: &mut Problems) {
     let server = &config.server;
     problems.refuse(server.host.is_empty(), "--host needs an address; 0.0.0.0 means all of IPv4, :: all of IPv6");
-    problems.refuse(
-        server.allowed_origins.iter().any(|origin| origin.contains("://")),
-        "--allowed-origins takes hosts without a scheme, such as example.com or *.example.com",
-    );
+    if let Some(instead) = host_written_oddly(&server.host) {
+        problems.refuse(true, format!("--host cannot be '{}': write {instead}", server.host));
+    }
+    for origin in &server.allowed_origins {
+        if let Some(why) = origin_written_oddly(origin) {
+            problems.refuse(true, format!("--allowed-origins cannot have '{origin}': {why}"));
+        }
+    }
     problems.refuse(
         server.acceptors > ACCEPTORS_MAX,
         format!("--acceptors can be at most {ACCEPTORS_MAX}; one per core is enough"),
+    );
+    problems.refuse(
+        !HEAD_SIZES.contains(&server.max_head_size),
+        "--max-head-size must be between 8KiB and 1MiB: less refuses ordinary browsers, more is no request",
     );
     problems.refuse(server.handshakes_max == 0, "--handshakes-max must be at least 1, or nobody could connect");
     problems.refuse(
         server.handshake_timeout.is_zero(),
         "--handshake-timeout must be longer than 0, or nobody could connect",
     );
+}
+
+/// What to write instead of a host with a scheme, a path or a port; `None` if it has none of them.
+fn host_written_oddly(host: &str) -> Option<String> {
+    let plain = host.split_once("://").map_or(host, |(_, rest)| rest);
+    let plain = plain.split('/').next().unwrap_or_default();
+    let is_address = plain.parse::<std::net::Ipv6Addr>().is_ok() || plain.starts_with('[') && plain.ends_with(']');
+    match plain.rsplit_once(':').filter(|_| !is_address) {
+        Some((name, port)) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => {
+            Some(format!("--host {name} --port {port}"))
+        }
+        _ if plain != host => Some(format!("--host {plain}")),
+        _ => host.contains(char::is_whitespace).then(|| "one name or address, without blanks".to_owned()),
+    }
+}
+
+/// Why no origin can match this entry, and what to write instead.
+fn origin_written_oddly(entry: &str) -> Option<String> {
+    let plain = entry.split_once("://").map_or(entry, |(_, rest)| rest);
+    let plain = plain.split(['/', '?', '#']).next().unwrap_or_default();
+    if plain != entry && !plain.is_empty() {
+        return Some(format!("hosts have no scheme and no path here; write {plain}"));
+    }
+    if entry.contains(char::is_whitespace) {
+        let hosts: Vec<&str> = entry.split_whitespace().collect();
+        return Some(format!("separate hosts by commas; write {}", hosts.join(",")));
+    }
+    let host = entry.strip_prefix('*').unwrap_or(entry);
+    let (name, port) = match host.rsplit_once(':') {
+        Some((name, port)) if !port.contains(']') => (name, Some(port)),
+        _ => (host, None),
+    };
+    let port_is_sound = port.is_none_or(|port| port.parse::<u16>().is_ok());
+    let is_bracketed = name.starts_with('[') && name.ends_with(']');
+    let name_is_sound =
+        name.chars().all(|c| c.is_ascii_alphanumeric() || "-._~%".contains(c) || is_bracketed && "[:]".contains(c));
+    (!name_is_sound || !port_is_sound)
+        .then(|| "write hosts such as app.example, app.example:8443 or *.app.example".to_owned())
 }
 
 fn check_tcp(config: &Config, problems: &mut Problems) {
@@ -127,6 +177,11 @@ fn check_rpc(config: &Config, problems: &mut Problems) {
         "--headers takes names of headers, separated by commas",
     );
     problems.refuse(
+        !rpc.cookies.iter().all(|name| is_token(name)),
+        "--proxy-cookies takes names of cookies, separated by commas",
+    );
+    problems.refuse(rpc.host.contains(char::is_whitespace), "--rpc-host takes one address, without blanks");
+    problems.refuse(
         config.disconnect.rate == 0,
         "--disconnect-rate must be at least 1 per second; to make no such calls, use --disconnect-mode never",
     );
@@ -143,12 +198,17 @@ fn check_broadcasts(config: &Config, problems: &mut Problems) {
                 true,
                 format!(
                     "--broadcast-adapter {adapter} is known but not there yet; use --broadcast-adapter http and \
-                     broadcast over HTTP"
+                     broadcast over HTTP (in the app: ANYCABLE_BROADCAST_ADAPTER=http)"
                 ),
             ),
             other => problems.refuse(true, format!("--broadcast-adapter '{other}' is unknown; only http is there yet")),
         }
     }
+    let secrets = Secrets::resolve(config);
+    problems.refuse(
+        secrets.api_on && secrets.api.is_none() && secrets.broadcast.is_some(),
+        "--api-port opens an API that publishes for everybody, while broadcasts need a key: set --api-secret or --secret",
+    );
     problems.refuse(broadcast.max_size == 0, "--broadcast-max-size must be at least 1");
 }
 
@@ -233,6 +293,12 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
         warnings
             .push("nobody will be able to connect: there is no RPC, no key for tokens, and --noauth is off".to_owned());
     }
+    for (option, secret) in secrets_by_option(config) {
+        let quotes = |quote: char| secret.key().is_some_and(|key| key.starts_with(quote) && key.ends_with(quote));
+        if quotes('"') || quotes('\'') {
+            warnings.push(format!("{option} begins and ends with quotes, which are part of the key: is that meant?"));
+        }
+    }
     for (on, key, option, secret) in [
         (config.streams.turbo, &secrets.turbo, "--turbo-streams", "--turbo-streams-secret"),
         (config.streams.cable_ready, &secrets.cable_ready, "--cable-ready", "--cable-ready-secret"),
@@ -241,17 +307,50 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
             warnings.push(format!("{option} has no key, so its channel goes to the app: set {secret} or --secret"));
         }
     }
-    let open = secrets.broadcast.is_none() && !config.app.public && config.broadcast.key != Secret::Off;
-    if open && !is_loopback(&config.server.host) {
-        warnings.push(format!(
-            "anybody who reaches {} can broadcast: set --secret or --broadcast-key",
-            match config.broadcast_on() {
-                ListenOn::Main => format!("port {}", config.server.port),
-                ListenOn::Own { port, .. } => format!("port {port}"),
-            }
-        ));
+    let port_of = |place: ListenOn| match place {
+        ListenOn::Main => config.server.port,
+        ListenOn::Own { port, .. } => port,
+    };
+    let is_reached = !config.app.public && !is_loopback(&config.server.host);
+    if is_reached && secrets.broadcast.is_none() && config.broadcast.key != Secret::Off {
+        let port = port_of(config.broadcast_on());
+        warnings.push(format!("anybody who reaches port {port} can broadcast: set --secret or --broadcast-key"));
+    }
+    if is_reached && secrets.api_on && secrets.api.is_none() {
+        let port = port_of(config.api_on());
+        warnings
+            .push(format!("anybody who reaches port {port} can publish over the API: set --secret or --api-secret"));
     }
     warnings
+}
+
+fn secrets_by_option(config: &Config) -> [(&'static str, &Secret); 8] {
+    [
+        ("--secret", &config.app.secret),
+        ("--jwt-secret", &config.jwt.secret),
+        ("--streams-secret", &config.streams.secret),
+        ("--turbo-streams-secret", &config.streams.turbo_secret),
+        ("--cable-ready-secret", &config.streams.cable_ready_secret),
+        ("--broadcast-key", &config.broadcast.key),
+        ("--api-secret", &config.api.secret),
+        ("--http-rpc-secret", &config.rpc.secret),
+    ]
+}
+
+/// An app beside this server reads the same variable. One that publishes where nobody listens is not heard, and nothing
+/// fails.
+pub(super) fn app_elsewhere(config: &Config, env: &BTreeMap<String, String>) -> Option<String> {
+    let name = "ANYCABLE_BROADCAST_ADAPTER";
+    let of_app = env.get(name).filter(|value| !value.trim().is_empty())?;
+    let is_heard =
+        of_app.split(',').map(str::trim).any(|adapter| config.broadcast.adapters.iter().any(|a| a == adapter));
+    (!is_heard).then(|| {
+        format!(
+            "{name}={of_app} is for the app, too, and this server takes broadcasts by {} only: an app with this setting is \
+             not heard; set it to http there",
+            config.broadcast.adapters.join(", ")
+        )
+    })
 }
 
 fn is_loopback(host: &str) -> bool {

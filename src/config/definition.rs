@@ -71,6 +71,11 @@ pub enum Status {
         /// What to do instead.
         instead: &'static str,
     },
+    /// Known, belongs to something that is not there yet, and switches nothing on by itself: accepted with a warning.
+    Dormant {
+        /// What is not there, and what to do instead.
+        instead: &'static str,
+    },
     /// Known, and without meaning in this server: accepted with a warning.
     Ignored {
         /// Why it means nothing here.
@@ -123,6 +128,8 @@ pub struct Definition {
     pub status: Status,
     /// When this one is true: options that are set by it, with their values.
     pub implies: &'static [(&'static str, &'static str)],
+    /// Not there yet, and refused only beside this other option: alone it is off by AnyCable's own rule.
+    pub needs: Option<&'static str>,
     /// The field behind it, if there is one.
     pub(super) access: Option<Access>,
 }
@@ -162,6 +169,7 @@ impl Definition {
             kind,
             status,
             implies: &[],
+            needs: None,
             access: None,
         }
     }
@@ -193,6 +201,11 @@ impl Definition {
 
     pub(super) const fn implies(mut self, options: &'static [(&'static str, &'static str)]) -> Self {
         self.implies = options;
+        self
+    }
+
+    pub(super) const fn needs(mut self, option: &'static str) -> Self {
+        self.needs = Some(option);
         self
     }
 

@@ -44,32 +44,49 @@ pub(super) fn find(named: Option<&Path>, read: &dyn Fn(&Path) -> io::Result<Stri
     Ok(None)
 }
 
-/// The options in a file, sorted by key so that messages come in the same order every time.
-pub(super) fn read(found: &Found) -> Result<Vec<(&'static Definition, Input)>, Vec<Problem>> {
+/// What a file says.
+#[derive(Default)]
+pub(super) struct Contents {
+    /// The options, sorted by key so that messages come in the same order every time.
+    pub given: Vec<(&'static Definition, Input)>,
+    pub problems: Vec<Problem>,
+    pub warnings: Vec<String>,
+}
+
+/// Reads a file's text.
+pub(super) fn read(found: &Found) -> Contents {
     let file = found.path.display().to_string();
     let extension = found.path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     let (format, language) = match extension.to_ascii_lowercase().as_str() {
         "yaml" | "yml" => (FileFormat::Yaml, "YAML"),
         _ => (FileFormat::Toml, "TOML"),
     };
-    let table = format.parse(None, &found.text).map_err(|error| {
-        // The parser quotes the line, which may hold a secret: keep where and what, drop the quote.
-        let text = error.to_string();
-        let kept: Vec<&str> = text.lines().filter(|line| !line.contains('|')).map(str::trim).collect();
-        vec![Problem::Unparsable { file: file.clone(), language, why: kept.join(" ").trim().to_owned() }]
-    })?;
+    let mut contents = Contents::default();
+    let table = match format.parse(None, &found.text) {
+        Ok(table) => table,
+        Err(error) => {
+            // The parser quotes the line, which may hold a secret: keep where and what, drop the quote.
+            let text = error.to_string();
+            let kept: Vec<&str> = text.lines().filter(|line| !line.contains('|')).map(str::trim).collect();
+            let why = kept.join(" ").trim().to_owned();
+            contents.problems.push(Problem::Unparsable { file, language, why });
+            return contents;
+        }
+    };
     let mut keys = Vec::new();
     flatten("", table.into_iter(), &mut keys);
     keys.sort_by(|(one, _), (other, _)| one.cmp(other));
-    let (mut given, mut problems) = (Vec::new(), Vec::new());
     for (key, value) in keys {
         match option(&file, &key) {
-            Err(problem) => problems.push(problem),
-            Ok(None) => {}
-            Ok(Some(definition)) => match input(value) {
-                Ok(Some(input)) => given.push((definition, input)),
+            Err(problem) => contents.problems.push(problem),
+            Ok(Meant::Section) => {}
+            Ok(Meant::Absent { instead }) => {
+                contents.warnings.push(format!("not used: {key} (file {file}): {instead}"));
+            }
+            Ok(Meant::Option(definition)) => match input(value) {
+                Ok(Some(input)) => contents.given.push((definition, input)),
                 Ok(None) => {}
-                Err(why) => problems.push(Problem::BadValue {
+                Err(why) => contents.problems.push(Problem::BadValue {
                     option: key,
                     origin: file.clone(),
                     value: "what it is".to_owned(),
@@ -78,7 +95,7 @@ pub(super) fn read(found: &Found) -> Result<Vec<(&'static Definition, Input)>, V
             },
         }
     }
-    if problems.is_empty() { Ok(given) } else { Err(problems) }
+    contents
 }
 
 fn flatten(prefix: &str, table: impl Iterator<Item = (String, Value)>, keys: &mut Vec<(String, ValueKind)>) {
@@ -92,14 +109,24 @@ fn flatten(prefix: &str, table: impl Iterator<Item = (String, Value)>, keys: &mu
     }
 }
 
-/// The option behind a key; `None` for the name of a section that YAML left empty.
-fn option(file: &str, key: &str) -> Result<Option<&'static Definition>, Problem> {
+/// What a key stands for.
+enum Meant {
+    Option(&'static Definition),
+    /// The name of a section that YAML left empty.
+    Section,
+    /// Something in a section of which nothing is there yet.
+    Absent {
+        instead: &'static str,
+    },
+}
+
+fn option(file: &str, key: &str) -> Result<Meant, Problem> {
     let known = || options::all().filter(|definition| !definition.toml.is_empty());
     if let Some(definition) = known().find(|definition| definition.toml == key) {
-        return Ok(Some(definition));
+        return Ok(Meant::Option(definition));
     }
     if below(key).next().is_some() {
-        return Ok(None);
+        return Ok(Meant::Section);
     }
     let file = file.to_owned();
     if let Some((_, now)) = RENAMED_KEYS.iter().find(|(old, _)| *old == key) {
@@ -107,12 +134,14 @@ fn option(file: &str, key: &str) -> Result<Option<&'static Definition>, Problem>
     }
     // A key we do not know in a section of which nothing is there yet is not a spelling mistake.
     let section = key.split('.').next().unwrap_or_default();
-    let absent: Vec<&str> =
-        below(section).map(|d| if let Status::NotThereYet { instead } = d.status { instead } else { "" }).collect();
-    if let [instead, ..] = absent[..]
-        && absent.iter().all(|instead| !instead.is_empty())
-    {
-        return Err(Problem::NotThereYet { option: key.to_owned(), origin: file, instead: instead.to_owned() });
+    let absent: Option<Vec<&str>> = below(section)
+        .map(|definition| match definition.status {
+            Status::NotThereYet { instead } | Status::Dormant { instead } => Some(instead),
+            _ => None,
+        })
+        .collect();
+    if let Some([instead, ..]) = absent.as_deref() {
+        return Ok(Meant::Absent { instead });
     }
     // Somebody may have written the flag's name.
     let flag = known().find(|definition| definition.name.replace('-', "_") == key.rsplit('.').next().unwrap_or(key));

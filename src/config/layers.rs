@@ -23,6 +23,8 @@ pub enum Origin {
     Flag(String),
     /// Another option implies it.
     Implied(&'static str),
+    /// A preset.
+    Preset(&'static str),
 }
 
 impl fmt::Display for Origin {
@@ -33,6 +35,7 @@ impl fmt::Display for Origin {
             Origin::Env(name) => write!(f, "env {name}"),
             Origin::Flag(flag) => write!(f, "flag {flag}"),
             Origin::Implied(option) => write!(f, "--{option}"),
+            Origin::Preset(name) => write!(f, "preset {name}"),
         }
     }
 }
@@ -50,6 +53,8 @@ struct Assignment {
 pub(super) struct Layers {
     assignments: BTreeMap<&'static str, Assignment>,
     pub warnings: Vec<String>,
+    /// What is worth a line for somebody who looks closely.
+    pub notes: Vec<String>,
 }
 
 /// What came out.
@@ -64,9 +69,60 @@ pub(super) fn id(definition: &Definition) -> &'static str {
     if definition.name.is_empty() { definition.toml } else { definition.name }
 }
 
+/// What the gems `anycable` and `anycable-rails`, AnyCable's other app-side libraries and their command lines read, after
+/// `ANYCABLE_`, and is no option of the server.
+const APP_SIDE: [&str; 34] = [
+    "ACCESS_LOGS_DISABLED",
+    "BATCH_BROADCASTS",
+    "BROADCAST_URL",
+    "DISABLE_RPC_POOL_SIZE_WARNING",
+    "EMBEDDED",
+    "FLY_RPC_APP_NAME",
+    "HTTP_BROADCAST_URL",
+    "HTTP_HEALTH_PATH",
+    "HTTP_HEALTH_PORT",
+    "HTTP_RPC",
+    "HTTP_RPC_MOUNT_PATH",
+    "JWT_ID_TTL",
+    "JWT_TTL",
+    "LOG_FILE",
+    "LOG_GRPC",
+    "PERSISTENT_SESSION_ENABLED",
+    "RPC_LOG_GRPC",
+    "RPC_MAX_CONNECTION_AGE",
+    "RPC_MAX_WAITING_REQUESTS",
+    "RPC_POLL_PERIOD",
+    "RPC_POOL_KEEP_ALIVE",
+    "RPC_POOL_SIZE",
+    "RPC_PORT",
+    "RPC_SERVER_ARGS",
+    "RPC_TLS_CERT",
+    "RPC_TLS_KEY",
+    "SERVER_COMMAND",
+    "SID_HEADER_KEY",
+    "SOCKET_ID_HEADER",
+    "STREAMER_SECRET",
+    "URL",
+    "VERSION_CHECK_ENABLED",
+    "WEBSOCKET_URL",
+    "WS_URL",
+];
+
 impl Layers {
     pub(super) fn put(&mut self, definition: &'static Definition, input: Input, origin: Origin) {
         self.assignments.insert(id(definition), Assignment { definition, input, origin });
+    }
+
+    /// What an option is set to, if it is.
+    pub(super) fn given(&self, option: &str) -> Option<&Input> {
+        self.assignments.get(option).map(|assignment| &assignment.input)
+    }
+
+    /// Sets an option that nobody has set.
+    pub(super) fn put_weakly(&mut self, option: &str, value: String, origin: Origin) {
+        if !self.assignments.contains_key(option) {
+            self.put(definition_of(option), Input::One(value), origin);
+        }
     }
 
     /// Takes what the environment has. An empty variable counts as unset (in AnyCable it empties a text, so
@@ -86,8 +142,10 @@ impl Layers {
                     continue;
                 }
                 // A name without our prefix may be meant for somebody else, such as REDIS_URL for the app.
-                if i >= 2 && matches!(definition.status, Status::NotThereYet { .. }) {
-                    self.warnings.push(format!("{name} is not used: {} is not there yet", definition.label()));
+                if i >= 2
+                    && let Status::NotThereYet { instead } | Status::Dormant { instead } = definition.status
+                {
+                    self.warnings.push(format!("{name} is not used: {instead}"));
                     continue;
                 }
                 self.put(definition, Input::One(value.clone()), Origin::Env(name));
@@ -97,8 +155,8 @@ impl Layers {
         self.warn_of_unknown(env);
     }
 
-    /// Unknown variables with our prefix are reported, not refused: the Ruby side of AnyCable has variables of
-    /// its own with this prefix.
+    /// Unknown variables with our prefix are reported, not refused. Those of the app's side of AnyCable have the same
+    /// prefix and are passed over.
     fn warn_of_unknown(&mut self, env: &BTreeMap<String, String>) {
         let known: Vec<String> = options::all().flat_map(Definition::env_names).collect();
         for name in env.keys() {
@@ -112,37 +170,43 @@ impl Layers {
             if kubernetes || name == super::CONFIG_VARIABLE || known.contains(name) {
                 continue;
             }
+            if APP_SIDE.contains(&rest) {
+                self.notes.push(format!("{name} is for the app's side of AnyCable and is not used here"));
+                continue;
+            }
             let hint = nearest(name, known.iter().cloned()).map(|known| format!("; did you mean {known}?"));
             self.warnings
                 .push(format!("{name} is no variable of this server and is not used{}", hint.unwrap_or_default()));
         }
     }
 
-    /// Fills the configuration, or says all that is wrong.
-    pub(super) fn apply(&mut self) -> Result<Effective, Vec<Problem>> {
+    /// Fills the configuration, and says all that is wrong: what is wrong is left at its default.
+    pub(super) fn apply(&mut self) -> (Effective, Vec<Problem>) {
         self.follow_old_names();
         let mut effective = Effective { config: Config::default(), origins: BTreeMap::new() };
         let mut problems = Vec::new();
+        // By what is not there, so that ten options of it are one warning.
+        let mut dormant: BTreeMap<&str, Vec<String>> = BTreeMap::new();
         for definition in options::all() {
             let Some(assignment) = self.assignments.get(id(definition)) else { continue };
+            let named = || format!("{} ({})", definition.label(), assignment.origin);
             match definition.status {
                 Status::Renamed { .. } => {}
-                Status::Ignored { because } => {
-                    self.warnings.push(format!("{} ({}) is ignored: {because}", definition.label(), assignment.origin));
+                Status::Ignored { because } => self.warnings.push(format!("{} is ignored: {because}", named())),
+                Status::NotThereYet { .. } | Status::Dormant { .. } if is_off(definition, &assignment.input) => {}
+                Status::NotThereYet { instead } if definition.needs.is_none_or(|other| self.is_on(other)) => {
+                    problems.push(Problem::NotThereYet {
+                        option: definition.label(),
+                        origin: assignment.origin.to_string(),
+                        instead: instead.to_owned(),
+                    });
                 }
-                Status::NotThereYet { instead } => {
-                    if !is_off(definition, &assignment.input) {
-                        problems.push(Problem::NotThereYet {
-                            option: definition.label(),
-                            origin: assignment.origin.to_string(),
-                            instead: instead.to_owned(),
-                        });
-                    }
+                Status::NotThereYet { instead } | Status::Dormant { instead } => {
+                    dormant.entry(instead).or_default().push(named());
                 }
                 Status::Available | Status::Discouraged { .. } => {
                     if let Status::Discouraged { instead } = definition.status {
-                        let label = definition.label();
-                        self.warnings.push(format!("{label} ({}) is deprecated: {instead}", assignment.origin));
+                        self.warnings.push(format!("{} is deprecated: {instead}", named()));
                     }
                     let Some(access) = definition.access else { continue };
                     match (access.set)(&mut effective.config, &assignment.input, definition.unit) {
@@ -154,12 +218,15 @@ impl Layers {
                 }
             }
         }
-        if problems.is_empty() {
-            follow_implications(&mut effective);
-            Ok(effective)
-        } else {
-            Err(problems)
-        }
+        let unused = dormant.iter().map(|(instead, named)| format!("not used: {}: {instead}", named.join(", ")));
+        self.warnings.extend(unused);
+        follow_implications(&mut effective);
+        (effective, problems)
+    }
+
+    /// Whether an option is set to something that is not "off".
+    fn is_on(&self, option: &str) -> bool {
+        self.assignments.get(option).is_some_and(|assignment| !is_off(assignment.definition, &assignment.input))
     }
 
     /// Moves values of old names to the new ones, where the new ones have none.

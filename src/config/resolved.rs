@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::{Config, RpcImplementation};
+use super::{Config, RpcImplementation, Secrets};
 
 /// Port of HTTP broadcasts that nobody has to show a key for.
 pub const OPEN_BROADCAST_PORT: u16 = 8090;
@@ -59,6 +59,20 @@ impl Config {
     /// Where the metrics are, if they have a path.
     pub fn metrics_on(&self) -> ListenOn {
         self.on_port(&self.metrics.host, self.metrics.port)
+    }
+
+    /// Paths of ordinary HTTP on the main port, as patterns: what a pattern of `--path` must leave to them.
+    pub fn http_paths_beside_websockets(&self) -> Vec<String> {
+        let mut paths = vec![self.server.health_path.clone()];
+        paths.extend(self.server.ready_path.clone());
+        paths.extend(self.metrics.http_path.clone().filter(|_| self.metrics_on() == ListenOn::Main));
+        if self.broadcast_on() == ListenOn::Main {
+            paths.push(self.broadcast.http_path.clone());
+        }
+        if Secrets::resolve(self).api_on && self.api_on() == ListenOn::Main {
+            paths.extend(["/publish", "/presence/*"].map(|rest| format!("{}{rest}", self.api.path)));
+        }
+        paths
     }
 
     /// How calls to the app travel: never [`RpcImplementation::Auto`].

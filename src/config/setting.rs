@@ -48,6 +48,15 @@ fn one(input: &Input) -> Result<&str, String> {
     }
 }
 
+/// Env files of containers keep quotes that a shell would take away. None of our texts has any at its ends.
+fn unquoted(text: &str) -> Result<&str, String> {
+    const QUOTES: [char; 2] = ['"', '\''];
+    if text.starts_with(QUOTES) || text.ends_with(QUOTES) {
+        return Err(format!("write it without quotes: {}", text.trim_matches(QUOTES)));
+    }
+    Ok(text)
+}
+
 impl Setting for bool {
     const KIND: Kind = Kind::Bool;
 
@@ -68,7 +77,7 @@ impl Setting for String {
     const KIND: Kind = Kind::Text;
 
     fn parse(input: &Input, _: Unit) -> Result<Self, String> {
-        one(input).map(str::to_owned)
+        unquoted(one(input)?).map(str::to_owned)
     }
 
     fn show(&self, _: Unit) -> Shown {
@@ -86,7 +95,8 @@ impl Setting for Vec<String> {
             Input::One(text) => text.split(',').collect(),
             Input::Many(entries) => entries.iter().map(String::as_str).collect(),
         };
-        Ok(entries.into_iter().map(str::trim).filter(|entry| !entry.is_empty()).map(str::to_owned).collect())
+        let entries = entries.into_iter().map(str::trim).filter(|entry| !entry.is_empty());
+        entries.map(|entry| unquoted(entry).map(str::to_owned)).collect()
     }
 
     fn show(&self, _: Unit) -> Shown {
@@ -182,7 +192,7 @@ impl Setting for Option<String> {
     fn parse(input: &Input, _: Unit) -> Result<Self, String> {
         Ok(match one(input)? {
             "" | "none" => None,
-            text => Some(text.to_owned()),
+            text => Some(unquoted(text)?.to_owned()),
         })
     }
 

@@ -114,7 +114,7 @@ fn known_but_absent(text: &mut String) {
             wrap(text, "  ", &format!("{}: {because}", definition.label()));
         }
     }
-    text.push_str("\nKnown from AnyCable and not there yet (refused unless off)\n");
+    text.push_str("\nKnown from AnyCable and not there yet (what would switch it on is refused)\n");
     for (instead, names) in absent_by_reason() {
         wrap(text, "  ", &format!("{}: {instead}", names.join(", ")));
     }
@@ -124,7 +124,7 @@ fn known_but_absent(text: &mut String) {
 fn absent_by_reason() -> BTreeMap<&'static str, Vec<String>> {
     let mut reasons: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for definition in options::all() {
-        if let Status::NotThereYet { instead } = definition.status {
+        if let Status::NotThereYet { instead } | Status::Dormant { instead } = definition.status {
             reasons.entry(instead).or_default().push(definition.label());
         }
     }
@@ -190,7 +190,7 @@ pub fn sample() -> String {
         }
     }
     text.push('\n');
-    comment(&mut text, "Known from AnyCable and not there yet; refused unless off:");
+    comment(&mut text, "Known from AnyCable and not there yet; what would switch it on is refused:");
     for (instead, names) in absent_by_reason() {
         comment(&mut text, &format!("{}: {instead}", names.join(", ")));
     }

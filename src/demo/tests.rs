@@ -52,6 +52,20 @@ async fn status(routes: &ExtraRoutes, method: &str, path: &str, headers: &[(&str
 }
 
 #[tokio::test]
+async fn it_answers_under_names_that_no_other_site_can_have() {
+    let routes = Demo::bind().unwrap().routes();
+    for host in ["localhost", "LOCALHOST:8080", "127.0.0.1:8080", "[::1]:8080", "[::1]", "192.168.1.7"] {
+        assert_eq!(status(&routes, "GET", "/", &[("host", host)]).await, 200, "{host}");
+    }
+    assert_eq!(status(&routes, "GET", "http://127.0.0.1/", &[("host", "evil.example")]).await, 200);
+    for host in ["evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example", "", ":80"] {
+        for (method, path) in [("GET", "/"), ("GET", "/demo/facts"), ("POST", "/demo/idle-clients?connections=1")] {
+            assert_eq!(status(&routes, method, path, &[("host", host)]).await, 421, "{method} {path} {host}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_page_is_whole_and_asks_nobody_else() {
     let demo = Demo::bind().unwrap();
     let (head, page) = ask(&demo.routes(), "GET", "/", &[]).await.unwrap();

@@ -5,16 +5,19 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use ::http::header::{self, HeaderValue};
-use ::http::{Method, StatusCode, Uri};
+use ::http::request::Parts;
+use ::http::{Method, StatusCode};
 use bytes::Bytes;
 use http_body_util::Full;
+use hyper::Response;
 use hyper::body::Incoming;
-use hyper::{Request, Response};
 use serde::{Serialize, Serializer};
 
+use super::rooms::{Doing, Place};
 use super::{Reply, Shared, publish};
 use crate::broadcast::{Broadcast, Source};
 use crate::identity::Secret;
+use crate::proto::handshake::Rules;
 
 /// The routes of one port; what is `None` is not there and answered 404. Paths start with `/` and are matched
 /// exactly: no trailing slash, no dot segments, no escapes.
@@ -32,6 +35,8 @@ pub struct Routes {
     pub metrics: Option<MetricsRoute>,
     /// Asked for every other path.
     pub extra: Option<ExtraRoutes>,
+    /// Which paths are not for this server but for WebSockets: a request for one gives the connection back.
+    pub websockets: Option<Rules>,
 }
 
 /// Routes that somebody else brings: an answer in the making, or `None` for a path that is not theirs. Bodies of
@@ -91,25 +96,12 @@ pub struct MetricsRoute {
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
-pub(super) async fn answer(shared: &Shared, request: Request<Incoming>) -> Reply {
+pub(super) async fn answer(shared: &Shared, place: &Place, head: &Parts, body: &mut Incoming) -> Reply {
     let routes = &shared.routes;
+    place.begins(Doing::Answered);
     // An absolute target (`POST http://host/_broadcast`, as Ruby's client sends) names the same resource as the
     // path in it (RFC 9112 section 3.2.2).
-    let path = request.uri().path();
-    if let Some(route) = routes.broadcast.as_ref().filter(|route| route.path == path) {
-        return publish::answer(shared, route, request).await;
-    }
-    if let Some(route) = &routes.api
-        && let Some(rest) = path.strip_prefix(route.path.as_str())
-    {
-        if rest == "/publish" {
-            return publish::answer(shared, route, request).await;
-        }
-        if let Some(rest) = rest.strip_prefix("/presence/") {
-            let status = presence_status(route, rest, &request);
-            return route.with_cors(&request.into_parts().0.headers, empty(status));
-        }
-    }
+    let path = head.uri.path();
     if routes.health.as_deref() == Some(path) {
         return with_body(StatusCode::OK, TEXT, "This server is alive. See /ready for more.\n");
     }
@@ -119,29 +111,28 @@ pub(super) async fn answer(shared: &Shared, request: Request<Incoming>) -> Reply
     if let Some(route) = routes.metrics.as_ref().filter(|route| route.path == path) {
         return with_body(StatusCode::OK, TEXT, (route.text)());
     }
+    if let Some(route) = routes.broadcast.as_ref().filter(|route| route.path == path) {
+        return publish::answer(shared, place, route, head, body).await;
+    }
+    if let Some(route) = &routes.api
+        && let Some(rest) = path.strip_prefix(route.path.as_str())
+    {
+        if rest == "/publish" {
+            return publish::answer(shared, place, route, head, body).await;
+        }
+        if let Some(rest) = rest.strip_prefix("/presence/") {
+            return route.with_cors(&head.headers, empty(presence_status(route, rest, head)));
+        }
+    }
+    if place.is_reserve() {
+        return empty(StatusCode::SERVICE_UNAVAILABLE);
+    }
     if let Some(extra) = &routes.extra
-        && let Some(answer) = extra(&request.into_parts().0)
+        && let Some(answer) = extra(head)
     {
         return answer.await;
     }
     with_body(StatusCode::NOT_FOUND, TEXT, "404 page not found")
-}
-
-impl Routes {
-    /// Whether `head` begins with a whole request head, one of those that operators must always get an answer to.
-    /// Half a head counts as no: its sender could hold the place for as long as it likes.
-    pub(super) fn is_for_operators(&self, head: &[u8]) -> bool {
-        if !head.windows(4).any(|bytes| bytes == b"\r\n\r\n") {
-            return false;
-        }
-        let line = head.split(|&byte| byte == b'\r' || byte == b'\n').next().unwrap_or_default();
-        let Some(target) = line.split(|&byte| byte == b' ').nth(1).and_then(|target| Uri::try_from(target).ok()) else {
-            return false;
-        };
-        let ready = self.ready.as_ref().map(|route| route.path.as_str());
-        let metrics = self.metrics.as_ref().map(|route| route.path.as_str());
-        [self.health.as_deref(), ready, metrics].contains(&Some(target.path()))
-    }
 }
 
 impl PublishRoute {
@@ -177,11 +168,11 @@ const CORS_HEADERS: &str = "Origin, X-Requested-With, X-Request-ID, Content-Type
 
 /// `GET BASE/presence/STREAM/users`: this server keeps no presence, which is told only to who may ask and asks
 /// properly (`contracts/broadcast.md` section 4, checks in its order). A stream with a slash comes as `%2F`.
-fn presence_status(route: &PublishRoute, rest: &str, request: &Request<Incoming>) -> StatusCode {
+fn presence_status(route: &PublishRoute, rest: &str, request: &Parts) -> StatusCode {
     let stream = rest.strip_suffix("/users").filter(|stream| !stream.is_empty() && !stream.contains('/'));
     match stream {
-        _ if request.method() != Method::GET => StatusCode::UNPROCESSABLE_ENTITY,
-        _ if !publish::authorized(route, request.headers()) => StatusCode::UNAUTHORIZED,
+        _ if request.method != Method::GET => StatusCode::UNPROCESSABLE_ENTITY,
+        _ if !publish::authorized(route, &request.headers) => StatusCode::UNAUTHORIZED,
         None => StatusCode::NOT_FOUND,
         Some(_) => StatusCode::NOT_IMPLEMENTED,
     }

@@ -3,12 +3,15 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
+use super::rooms::{Doing, Place};
+use super::upgrade::Wish;
 use super::{LINGER_BYTES_MAX, Limits};
 
 /// What is read at a time while lingering.
@@ -25,11 +28,23 @@ pub(super) struct ReplayedStream<S> {
     linger: Duration,
     /// Set once our side is closed: until when and how much is still read.
     lingering: Option<(Pin<Box<Sleep>>, usize)>,
+    /// Told when the end begins.
+    place: Option<Arc<Place>>,
+    /// Told what was written and flushed.
+    wish: Arc<Wish>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> ReplayedStream<S> {
-    pub(super) fn new(socket: S, already_read: Vec<u8>, limits: &Limits) -> ReplayedStream<S> {
+    pub(super) fn new(
+        socket: S,
+        already_read: Vec<u8>,
+        limits: &Limits,
+        place: Option<Arc<Place>>,
+        wish: Arc<Wish>,
+    ) -> ReplayedStream<S> {
         ReplayedStream {
+            place,
+            wish,
             socket,
             already_read,
             given: 0,
@@ -38,6 +53,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ReplayedStream<S> {
             linger: limits.linger,
             lingering: None,
         }
+    }
+
+    /// The socket as it came, and what was read ahead of it and not given yet.
+    pub(super) fn into_inner(self) -> (S, Vec<u8>) {
+        (self.socket, self.already_read.get(self.given..).unwrap_or_default().to_vec())
     }
 
     /// Turns a write that waits for too long into an error.
@@ -71,6 +91,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for ReplayedStream<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ReplayedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.wish.set_flushed(false);
         let wrote = Pin::new(&mut self.socket).poll_write(cx, buf);
         self.unless_stalled(cx, wrote)
     }
@@ -80,6 +101,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ReplayedStream<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.wish.set_flushed(false);
         let wrote = Pin::new(&mut self.socket).poll_write_vectored(cx, bufs);
         self.unless_stalled(cx, wrote)
     }
@@ -90,6 +112,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ReplayedStream<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.socket).poll_flush(cx);
+        self.wish.set_flushed(matches!(flushed, Poll::Ready(Ok(()))));
         self.unless_stalled(cx, flushed)
     }
 
@@ -98,6 +121,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ReplayedStream<S> {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.lingering.is_none() {
+            if let Some(place) = &this.place {
+                place.begins(Doing::Lingering);
+            }
             let closed = Pin::new(&mut this.socket).poll_shutdown(cx);
             ready!(this.unless_stalled(cx, closed))?;
         }

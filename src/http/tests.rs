@@ -108,7 +108,7 @@ impl Fixture {
     async fn connect(&self, already_read: &[u8]) -> (TcpStream, JoinHandle<()>) {
         let (client, socket) = pair().await;
         let (server, already_read) = (self.server.clone(), already_read.to_vec());
-        (client, tokio::spawn(async move { server.serve(socket, already_read).await }))
+        (client, tokio::spawn(async move { assert!(server.serve(socket, already_read).await.is_none()) }))
     }
 
     /// Sends everything, ends our side, and returns everything that comes back.
@@ -316,7 +316,7 @@ async fn readiness_says_which_check_is_false() {
 #[tokio::test]
 async fn what_is_no_publication_is_answered_201_and_counted() {
     let fixture = fixture(|_, _| ());
-    for body in ["", "x", "{}", r#"{"stream":"s","data":7}"#, r#"[{"stream":"s"},{}]"#] {
+    for body in ["", "x", "{}", r#"{"stream":"s","data":7}"#, "[{}]"] {
         assert_eq!(fixture.status(&post("/_broadcast", "", body)).await, 201, "{body}");
     }
     assert!(fixture.sink.taken().is_empty());
@@ -404,6 +404,22 @@ async fn bodies_held_at_once_are_bounded_together() {
 }
 
 #[tokio::test]
+async fn large_bodies_that_do_not_end_keep_small_ones_out_no_more() {
+    let fixture = fixture(|_, limits| limits.bodies_bytes_max = 200);
+    let large = post("/_broadcast", "", &"x".repeat(90));
+    let mut slow = Vec::new();
+    for _ in 0..2 {
+        let (mut client, served) = fixture.connect(b"").await;
+        client.write_all(&large.as_bytes()[..large.len() - 1]).await.unwrap();
+        slow.push((client, served));
+    }
+    until("both are held", || fixture.server.0.bodies.available_permits() <= 22).await;
+    assert_eq!(fixture.status(&post("/_broadcast", "", PUBLICATION)).await, 201);
+    assert_eq!(fixture.metrics.http_connections_evicted_total.get(), 1);
+    assert_eq!(fixture.sink.taken(), [TAKEN]);
+}
+
+#[tokio::test]
 async fn a_body_shorter_than_announced_or_badly_chunked_is_422() {
     let fixture = fixture(|_, _| ());
     let short = post("/_broadcast", "", PUBLICATION);
@@ -462,30 +478,196 @@ async fn limits_beyond_what_can_be_counted_are_no_panic() {
     fixture.server.drained().await;
 }
 
-#[tokio::test]
-async fn operators_are_answered_when_everybody_else_is_refused() {
-    let fixture = fixture(|_, limits| limits.connections_max = 1);
-    let (mut first, _served) = fixture.connect(b"").await;
-    first.write_all(post("/_broadcast", "", PUBLICATION).as_bytes()).await.unwrap();
-    assert_eq!(status_of(&read_head(&mut first).await), 201);
+const KEY: &str = "Authorization: Bearer k3y\r\n";
 
+#[tokio::test]
+async fn strangers_that_were_answered_and_fall_silent_keep_nobody_out() {
+    // As many as there are places, and again: all are answered and stay. Then the app comes with its key.
+    let fixture = fixture(|_, limits| limits.connections_max = 8);
+    let mut strangers = Vec::new();
+    for _ in 0..16 {
+        let (mut client, served) = fixture.connect(b"").await;
+        client.write_all(b"HEAD /nothing HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+        assert_eq!(status_of(&read_head(&mut client).await), 404);
+        strangers.push((client, served));
+    }
+    assert_eq!(fixture.status(&post("/api/publish", KEY, PUBLICATION)).await, 201);
+    assert_eq!(fixture.metrics.http_connections_refused_total.get(), 0);
+    assert!(fixture.metrics.http_connections_evicted_total.get() >= 16 - 4);
+}
+
+#[tokio::test]
+async fn heads_and_bodies_that_do_not_come_keep_nobody_out() {
+    let fixture = fixture(|_, limits| limits.connections_max = 4);
+    let begun = post("/_broadcast", "", PUBLICATION);
+    let mut slow = Vec::new();
+    for n in 0..40 {
+        slow.push(fixture.connect(&begun.as_bytes()[..begun.len() - 1 - 40 * (n % 2)]).await);
+        assert_eq!(fixture.status("GET /health HTTP/1.1\r\n\r\n").await, 200);
+        assert_eq!(fixture.status(&begun).await, 201);
+    }
+}
+
+#[tokio::test]
+async fn who_showed_a_key_keeps_its_connection_however_many_strangers_come() {
+    let fixture = fixture(|_, limits| limits.connections_max = 2);
+    let (mut app, _served) = fixture.connect(b"").await;
+    for n in 0..20 {
+        app.write_all(post("/api/publish", KEY, PUBLICATION).as_bytes()).await.unwrap();
+        assert_eq!(status_of(&read_head(&mut app).await), 201, "{n}");
+        assert_eq!(fixture.status("GET /nothing HTTP/1.1\r\n\r\n").await, 404);
+    }
+}
+
+#[tokio::test]
+async fn health_checks_that_stay_open_do_not_keep_others_out() {
+    // Aim: nobody waits for the end of a connection that has its answer. The peers ask for a close and do not close.
+    let fixture = fixture(|_, limits| {
+        limits.connections_max = 2;
+        limits.linger = Duration::from_secs(3600);
+    });
+    let mut open = Vec::new();
+    for n in 0..100 {
+        let (mut client, served) = fixture.connect(b"").await;
+        client.write_all(b"HEAD /health HTTP/1.1\r\nConnection: close\r\n\r\n").await.unwrap();
+        assert_eq!(status_of(&read_head(&mut client).await), 200, "{n}");
+        open.push((client, served));
+    }
+}
+
+#[tokio::test]
+async fn operators_and_keys_are_answered_while_every_stranger_is_being_answered() {
+    let fixture = fixture_with(Recorder::new(false, false), |_, limits| limits.connections_max = 2);
+    let (_first, _served) = fixture.connect(post("/_broadcast", "", PUBLICATION).as_bytes()).await;
+    fixture.sink.has_begun().await;
     let request = post("/_broadcast", "", PUBLICATION);
-    let answer = fixture.exchange(request.as_bytes(), b"").await;
-    assert_eq!(answer.as_bytes(), REFUSAL);
-    assert_eq!(fixture.metrics.http_connections_refused_total.get(), 1);
     for head in
         ["GET /health HTTP/1.1\r\n\r\n", "GET http://h/ready HTTP/1.1\r\n\r\n", "GET /metrics?x HTTP/1.1\r\n\r\n"]
     {
-        let answer = fixture.exchange(format!("{head}{request}").as_bytes(), b"").await;
-        assert_eq!(status_of(&answer), 200, "{head}");
-        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "one request, then the place is free again: {answer}");
+        assert_eq!(fixture.status(head).await, 200, "{head}");
     }
-    for other in ["", "GET /health", "GET /health HTTP/1.1\r\nX:", "GET /healthy HTTP/1.1\r\n\r\n", "\r\n\r\n"] {
-        assert_eq!(fixture.exchange(other.as_bytes(), b"").await.as_bytes(), REFUSAL, "{other}");
+    assert_eq!(fixture.status(&request).await, 503, "no stranger has room");
+    assert_eq!(fixture.status("GET / HTTP/1.1\r\n\r\n").await, 503);
+    let (mut app, _app_served) = fixture.connect(post("/api/publish", KEY, PUBLICATION).as_bytes()).await;
+    fixture.sink.gate.add_permits(2);
+    assert_eq!(status_of(&read_head(&mut app).await), 201);
+}
+
+#[tokio::test]
+async fn with_nobody_to_throw_out_one_more_is_refused_politely() {
+    let fixture = fixture(|_, limits| limits.connections_max = 1);
+    let place = || {
+        let place = fixture.server.0.rooms.enter().expect("a place");
+        place.begins(Doing::Answered);
+        place
+    };
+    let _places: Vec<_> = (0..=OPS_RESERVE).map(|_| place()).collect();
+    assert_eq!(fixture.exchange(b"", b"").await.as_bytes(), REFUSAL);
+    assert_eq!(fixture.metrics.http_connections_refused_total.get(), 1);
+}
+
+fn websocket_rules() -> crate::proto::handshake::Rules {
+    let path = |text| crate::model::PathPattern::parse(text).unwrap();
+    crate::proto::handshake::Rules {
+        cable_paths: vec![path("/cable"), path("/x/*")],
+        http_paths: vec![path("/health"), path("/x/health")],
+        ..Default::default()
     }
-    drop(first);
-    until("nobody is connected", || fixture.metrics.http_connections_num.get() == 0).await;
-    assert_eq!(fixture.status(&request).await, 201);
+}
+
+const UPGRADE: &str = "GET /cable?a=1 HTTP/1.1\r\nhost: h\r\nupgrade: websocket\r\ncookie: a=1\r\ncookie: b=2\r\n\r\n";
+
+#[tokio::test]
+async fn an_upgrade_behind_answered_requests_gives_the_connection_back_with_all_that_was_read() {
+    let fixture = fixture(|routes, _| routes.websockets = Some(websocket_rules()));
+    let before = "HEAD /health HTTP/1.1\r\nHost: h\r\n\r\n";
+    let bytes = format!("{before}{before}{UPGRADE}frames");
+    // All at once and in pieces of every kind: pipelined, split within a head, in time.
+    for already_read in [0, 5, before.len(), bytes.len() - 10, bytes.len()] {
+        let (mut client, socket) = pair().await;
+        let server = fixture.server.clone();
+        let (first, rest) = bytes.as_bytes().split_at(already_read);
+        let first = first.to_vec();
+        let served = tokio::spawn(async move { server.serve(socket, first).await });
+        client.write_all(rest).await.unwrap();
+        let (mut socket, mut read) = served.await.unwrap().expect("it comes back");
+        drop(client.shutdown().await);
+        socket.read_to_end(&mut read).await.unwrap();
+        assert_eq!(String::from_utf8(read).unwrap(), format!("{UPGRADE}frames"), "{already_read}");
+        drop(socket);
+        let mut answers = String::new();
+        client.read_to_string(&mut answers).await.unwrap();
+        assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), 2, "{already_read}: {answers}");
+    }
+    assert_eq!(fixture.metrics.http_connections_num.get(), 0);
+    fixture.server.drained().await;
+}
+
+#[tokio::test]
+async fn answers_that_a_slow_peer_has_not_read_are_not_lost_when_the_connection_goes_back() {
+    let fixture = fixture(|routes, _| {
+        routes.websockets = Some(websocket_rules());
+        routes.metrics.as_mut().unwrap().text = Box::new(|| "x".repeat(16 << 20));
+    });
+    let (mut client, socket) = pair().await;
+    let server = fixture.server.clone();
+    let request = format!("GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n{UPGRADE}").into_bytes();
+    let served = tokio::spawn(async move { server.serve(socket, request).await });
+    let head = read_head(&mut client).await;
+    assert!(head.contains("content-length: 16777216"), "{head}");
+    let mut body = vec![0; 16 << 20];
+    client.read_exact(&mut body).await.unwrap();
+    assert!(body.iter().all(|byte| *byte == b'x'));
+    let (_socket, read) = served.await.unwrap().expect("it comes back");
+    assert_eq!(String::from_utf8(read).unwrap(), UPGRADE);
+}
+
+#[tokio::test]
+async fn only_paths_of_websockets_give_the_connection_back() {
+    let fixture = fixture(|routes, _| routes.websockets = Some(websocket_rules()));
+    for (path, status) in [("/health", 200), ("/x/health", 404), ("/cables", 404), ("/x", 404), ("http://h/y", 404)] {
+        assert_eq!(fixture.status(&format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n")).await, status, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_before_the_end_of_a_body_says_that_the_connection_closes() {
+    let fixture = fixture(|_, limits| limits.body_bytes_max = 100);
+    let large = "x".repeat(101);
+    for (request, status, closes) in [
+        (post("/_broadcast", "", &large), 413, true),
+        (post("/api/publish", "", PUBLICATION), 401, true),
+        (post("/nothing", "", PUBLICATION), 404, true),
+        (post("/_broadcast", "", PUBLICATION), 201, false),
+        (post("/nothing", "", ""), 404, false),
+        ("GET /nothing HTTP/1.1\r\n\r\n".to_owned(), 404, false),
+    ] {
+        let answer = fixture.exchange(b"", request.as_bytes()).await;
+        assert_eq!(status_of(&answer), status, "{request}");
+        assert_eq!(answer.contains("connection: close\r\n"), closes, "{request}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_page_of_another_site_cannot_publish_where_no_key_is_needed() {
+    let fixture = fixture(|_, _| ());
+    let page = "Origin: http://evil.test\r\nContent-Type: text/plain\r\n";
+    assert_eq!(fixture.status(&post("/_broadcast", page, PUBLICATION)).await, 403);
+    assert!(fixture.sink.taken().is_empty());
+    let with_key = format!("{page}{KEY}");
+    assert_eq!(fixture.status(&post("/api/publish", &with_key, PUBLICATION)).await, 201, "a key is enough");
+}
+
+#[tokio::test]
+async fn a_page_may_publish_without_a_key_where_its_site_is_allowed_to() {
+    let ours = || Cors::Matching(Box::new(|origin| origin == "http://ours.test"));
+    for (cors, origin, status) in
+        [(ours(), "http://ours.test", 201), (ours(), "http://evil.test", 403), (Cors::Any, "http://evil.test", 201)]
+    {
+        let fixture = fixture(|routes, _| routes.broadcast.as_mut().unwrap().cors = Some(cors));
+        let request = post("/_broadcast", &format!("Origin: {origin}\r\n"), PUBLICATION);
+        assert_eq!(fixture.status(&request).await, status, "{origin}");
+    }
 }
 
 #[tokio::test]

@@ -110,6 +110,9 @@ fn access(config: &Config, secrets: &Secrets, router: &StreamRouter) {
     let signed = if secrets.streams.is_some() { "signed" } else { "no signed (there is no secret)" };
     let public = if config.streams.public { "public" } else { "no public" };
     tracing::info!("channels answered here: {} ({signed}, {public} streams)", router.channels().join(", "));
+    if config.server.reuse_port {
+        tracing::info!("port: shared with other processes that have --reuse-port; each gets some of the clients");
+    }
     if !config.server.allowed_origins.is_empty() {
         tracing::info!("origins allowed: {}", config.server.allowed_origins.join(", "));
     }

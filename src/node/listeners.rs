@@ -32,24 +32,39 @@ fn resolve(host: &str) -> io::Result<Vec<SocketAddr>> {
     }
 }
 
-/// Binds one listener for each shard on each address of the host; port 0 is chosen once.
+/// Binds one listener for each shard on each address of the host; port 0 is chosen once. The port is this process's
+/// alone unless `--reuse-port` says that several are meant: they would share its clients without a word.
 pub(super) fn bind_shards(config: &Config, shards: usize) -> Result<Vec<Vec<TcpListener>>, StartError> {
     let host = &config.server.host;
     let refused = |port: u16| {
         let address = format!("{host}:{port}");
         move |source| StartError::Listen { address, what: "WebSockets", source }
     };
+    let options = settings::listener(config);
     let mut port = config.server.port;
     let mut of_shards: Vec<Vec<TcpListener>> = (0..shards).map(|_| Vec::new()).collect();
     for mut address in resolve(host).map_err(refused(port))? {
-        for listeners in &mut of_shards {
+        for (shard, listeners) in of_shards.iter_mut().enumerate() {
             address.set_port(port);
-            let bound = listener::bind(address, &settings::listener(config)).map_err(refused(port))?;
+            let is_first = shard == 0 && !config.server.reuse_port;
+            let bind = if is_first { listener::bind_first } else { listener::bind };
+            let bound = bind(address, &options).map_err(explained).map_err(refused(port))?;
             port = bound.local_addr().map_err(refused(port))?.port();
             listeners.push(bound);
         }
     }
     Ok(of_shards)
+}
+
+/// Says what to do about a port that is taken, which `--reuse-port` may be the answer to.
+fn explained(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => io::Error::new(
+            io::ErrorKind::AddrInUse,
+            "address already in use; if several servers are meant to share it, start each with --reuse-port",
+        ),
+        _ => error,
+    }
 }
 
 /// A port of its own for ordinary HTTP, bound, and the server for it.

@@ -23,6 +23,15 @@ use super::followers::Followers;
 /// Enough that every shard has work while a publisher's next request is on its way.
 const PUBLICATIONS_MAX: usize = 1024;
 
+/// Bytes of a message for which it counts as one publication; a longer one counts as several. So the messages of all that
+/// are not delivered have [`PUBLICATIONS_MAX`] times as much together, 256 MiB, and one more that is larger than that.
+const BYTES_PER_PLACE: usize = 256 << 10;
+
+/// How many places of [`PUBLICATIONS_MAX`] a publication takes.
+fn places(publication: &Publication) -> u32 {
+    (publication.message.len().div_ceil(BYTES_PER_PLACE)).clamp(1, PUBLICATIONS_MAX) as u32
+}
+
 /// Takes publications to the shards of this node that follow their streams.
 pub(super) struct Pipeline {
     pub(super) broker: Broker,
@@ -77,7 +86,7 @@ impl PublicationSink for Pipeline {
     fn publish(&self, publications: Vec<Publication>) -> Handover<'_> {
         Box::pin(async move {
             for publication in publications {
-                let room = Arc::clone(&self.room).acquire_owned().await;
+                let room = Arc::clone(&self.room).acquire_many_owned(places(&publication)).await;
                 self.place(publication, room.map_err(|error| PublishError(error.to_string()))?);
             }
             Ok(())
@@ -85,7 +94,7 @@ impl PublicationSink for Pipeline {
     }
 
     fn try_publish(&self, publication: Publication) -> bool {
-        let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() else { return false };
+        let Ok(permit) = Arc::clone(&self.room).try_acquire_many_owned(places(&publication)) else { return false };
         self.place(publication, permit);
         true
     }
@@ -193,6 +202,20 @@ mod tests {
             PUBLICATIONS_MAX as u64 + 2,
             "refused ones do not count"
         );
+    }
+
+    #[test]
+    fn long_messages_that_are_not_delivered_are_bounded_in_bytes() {
+        let (pipeline, inboxes) = pipeline(1);
+        let megabytes = |count: usize| to("s", "x".repeat(count << 20));
+        for _ in 0..32 {
+            assert!(pipeline.try_publish(megabytes(8)));
+        }
+        assert!(!pipeline.try_publish(to("s", "256 MiB are there")));
+        assert_eq!(delivered_by(&inboxes[0]).len(), 32);
+        // One that is larger than all of it still passes, alone.
+        let all = to("s", "x".repeat(PUBLICATIONS_MAX * BYTES_PER_PLACE + 1));
+        assert!(pipeline.try_publish(all) && !pipeline.try_publish(to("s", "short")));
     }
 
     #[test]

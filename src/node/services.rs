@@ -1,6 +1,5 @@
 //! What the node does for its shards.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::runtime::Handle;
@@ -10,7 +9,7 @@ use crate::broadcast::Broadcast;
 use crate::http::HttpServer;
 use crate::hub::StreamKey;
 use crate::model::{Call, Publication, Question, Reply, Request, Sid, SlotKey};
-use crate::shard::{Services, Socket};
+use crate::shard::{Inbox, Incoming, Message, Services, Socket};
 
 use super::counts::Counts;
 use super::publish::Pipeline;
@@ -21,6 +20,8 @@ pub(super) struct Shared {
     pub broadcast: Arc<Broadcast>,
     pub pipeline: Arc<Pipeline>,
     pub counts: Arc<Counts>,
+    /// Of the shards, by number.
+    pub inboxes: Arc<[Arc<Inbox>]>,
     /// Serves sockets that turned out to be ordinary HTTP, on `runtime`.
     pub http: HttpServer,
     pub runtime: Handle,
@@ -83,13 +84,19 @@ impl Services<Socket> for NodeServices {
         self.shared.counts.closed();
     }
 
-    fn serve_http(&mut self, socket: Socket, _peer: SocketAddr, read: Vec<u8>) -> Result<(), Socket> {
+    fn serve_http(&mut self, incoming: Incoming<Socket>, read: Vec<u8>) -> Result<(), Socket> {
+        let Incoming { socket, peer, listener } = incoming;
         let http = self.shared.http.clone();
+        let inbox = Arc::clone(&self.shared.inboxes[usize::from(self.shard)]);
         let stream = socket.into_stream();
         // The server bounds how many it serves and turns the others away at once.
         self.shared.runtime.spawn(async move {
-            if let Ok(socket) = tokio::net::TcpStream::from_std(stream) {
-                http.serve(socket, read).await;
+            let Ok(socket) = tokio::net::TcpStream::from_std(stream) else { return };
+            let Some((socket, read)) = http.serve(socket, read).await else { return };
+            // Its peer asks for a WebSocket now. That takes it from the runtime, too.
+            if let Ok(stream) = socket.into_std() {
+                let incoming = Incoming { socket: Socket::from(stream), peer, listener };
+                inbox.put(Message::Adopt { incoming, read });
             }
         });
         Ok(())

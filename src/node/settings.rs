@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::backend::{self, GrpcTarget, Target, TlsSettings};
 use crate::broadcast::{Broadcast, Source};
-use crate::config::{Config, Disconnect, ListenOn, Rpc, RpcImplementation, Secrets, Ws, default_number};
+use crate::config::{Config, Disconnect, ListenOn, Rpc, RpcImplementation, Secrets, Server, Ws, default_number};
 use crate::http::{self, Cors, MetricsRoute, PublishRoute, ReadyRoute, Routes};
 use crate::hub::StreamHasher;
 use crate::identity::{Jwt, Secret, StreamRouter, StreamSettings};
@@ -31,6 +31,8 @@ const _: () = {
         fragments_max * 64 >= message_max,
         "the largest message may come in fragments of 64 bytes, as the help says"
     );
+    let head_max = default_number(Server::DEFINITIONS, "max-head-size");
+    assert!(head_max == HEAD_BYTES_MAX as u64, "the default of the option is that of the rules");
     assert!(HEAD_BYTES_MAX < SCRATCH_BYTES, "a request head and the first frames behind it are read in one piece");
     let concurrency = default_number(Rpc::DEFINITIONS, "rpc-concurrency");
     let queue = default_number(Rpc::DEFINITIONS, "rpc-queue-size");
@@ -81,6 +83,7 @@ pub(super) fn shard(
     config: &Config,
     secrets: &Secrets,
     shards: usize,
+    sockets_max: usize,
     listeners: usize,
 ) -> Result<shard::Settings, StartError> {
     let path =
@@ -97,12 +100,15 @@ pub(super) fn shard(
         stream_hasher: StreamHasher::new(rand::random()),
         handshake: Rules {
             cable_paths: config.ws.paths.iter().map(path).collect::<Result<_, _>>()?,
+            http_paths: config.http_paths_beside_websockets().iter().map(path).collect::<Result<_, _>>()?,
             echo_path: config.ws.echo_path.as_ref().map(path).transpose()?,
             allowed_origins: Origins::parse(&config.server.allowed_origins.join(",")),
             version_header: env!("CARGO_PKG_VERSION").into(),
+            head_bytes_max: config.server.max_head_size,
         },
         handshake_timeout: config.server.handshake_timeout,
-        handshakes_max: config.server.handshakes_max,
+        // Those who say nothing may have half of the descriptors.
+        handshakes_max: config.server.handshakes_max.min(sockets_max / (2 * shards)).max(1),
         message_timeout: config.ws.message_timeout,
         limits,
         echo_limits: limits,
@@ -186,9 +192,15 @@ pub(super) fn backend(config: &Config, secrets: &Secrets) -> Result<backend::Set
 /// HTTP connections take descriptors that clients could have, so a small limit of open files allows few of them.
 pub(super) fn http_limits(config: &Config, open_files: u64) -> http::Limits {
     let mut limits = http::Limits::new(config.broadcast.max_size);
-    limits.connections_max = limits.connections_max.min(open_files as usize / 32).max(8);
+    limits.head_bytes_max = config.server.max_head_size;
+    // Each may hold the head of a request, too.
+    let most = (open_files as usize / 32).min(HTTP_HEADS_BYTES_MAX / limits.head_bytes_max);
+    limits.connections_max = limits.connections_max.min(most).max(8);
     limits
 }
+
+/// Bytes that the heads of requests of ordinary HTTP may take together; the default size leaves them all their connections.
+const HTTP_HEADS_BYTES_MAX: usize = 256 << 20;
 
 /// Which routes are served on which port.
 pub(super) struct Ports {

@@ -12,7 +12,7 @@ use tokio::runtime::Runtime;
 use crate::backend::Backend;
 use crate::broadcast::Broadcast;
 use crate::config::{Config, Secrets};
-use crate::http::{ExtraRoutes, HttpMetrics, HttpServer};
+use crate::http::{ExtraRoutes, HttpMetrics, HttpServer, Routes};
 use crate::model::Answer;
 use crate::os::clock::Clock;
 use crate::os::limits;
@@ -92,7 +92,7 @@ impl Core {
         });
         let backend = settings::backend(config, secrets)?;
         let backend = Arc::new(Backend::start(backend, calls.handle(), answers)?);
-        let settings = Arc::new(settings::shard(config, secrets, plan.shards, listeners)?);
+        let settings = Arc::new(settings::shard(config, secrets, plan.shards, plan.capacity.sockets_max, listeners)?);
         let pipeline = Arc::new(Pipeline::new(Arc::clone(&inboxes), settings.stream_hasher.clone()));
         Ok(Core {
             metrics: (0..plan.shards as u16).map(|n| Arc::new(ShardMetrics::new(n))).collect(),
@@ -137,7 +137,8 @@ impl Assembly {
         let ports = settings::ports(&plan.config, &plan.secrets, &core.broadcast, &observer, extra);
         let limits = settings::http_limits(&plan.config, plan.open_files);
         let server = |routes| HttpServer::new(routes, limits.clone(), Arc::clone(&http_metrics));
-        let main_http = server(ports.main);
+        let websockets = Some(core.settings.handshake.clone());
+        let main_http = server(Routes { websockets, ..ports.main });
         let others = ports.others.into_iter().map(|(place, routes)| HttpPort::bind(&place, server(routes)));
         let http_ports = others.collect::<Result<_, _>>()?;
         let machines = machines(&plan, bound, &core.inboxes)?;
@@ -203,6 +204,7 @@ fn start_shards(machines: Vec<Epoll>, core: &Core, http: &HttpServer, runtime: &
         broadcast: Arc::clone(&core.broadcast),
         pipeline: Arc::clone(&core.pipeline),
         counts: Arc::clone(&core.counts),
+        inboxes: Arc::clone(&core.inboxes),
         http: http.clone(),
         runtime: runtime.handle().clone(),
     });

@@ -37,9 +37,32 @@ pub struct Keepalive {
 /// As `bind(2)` and `listen(2)`. That keepalive or user time-out cannot be set is an error too: without them dead
 /// peers stay for ever.
 pub fn bind(address: SocketAddr, options: &ListenerOptions) -> io::Result<TcpListener> {
+    let socket = socket(address, options)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(backlog(options))?;
+    Ok(socket.into())
+}
+
+/// Binds and listens where nobody else listens; later listeners of this user may join it by [`bind`].
+///
+/// A listener without `SO_REUSEPORT` is refused an address on which anybody listens, with or without it, and `listen(2)`
+/// looks again. So of two processes that do this at once, one fails. Linux looks at the option of the earlier listener
+/// when a later one binds, so it is set only now.
+///
+/// # Errors
+/// As [`bind`]; `AddrInUse` when somebody listens there.
+pub fn bind_first(address: SocketAddr, options: &ListenerOptions) -> io::Result<TcpListener> {
+    let socket = socket(address, options)?;
+    socket.bind(&address.into())?;
+    socket.listen(backlog(options))?;
+    socket.set_reuse_port(true)?;
+    Ok(socket.into())
+}
+
+fn socket(address: SocketAddr, options: &ListenerOptions) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
     if let SocketAddr::V6(v6) = address {
         // [::] takes IPv4 clients too; a particular address is just that.
         socket.set_only_v6(!v6.ip().is_unspecified())?;
@@ -56,9 +79,11 @@ pub fn bind(address: SocketAddr, options: &ListenerOptions) -> io::Result<TcpLis
         socket.set_tcp_user_timeout(Some(options.user_timeout))?;
     }
     socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
-    Ok(socket.into())
+    Ok(socket)
+}
+
+fn backlog(options: &ListenerOptions) -> i32 {
+    i32::try_from(options.backlog).unwrap_or(i32::MAX)
 }
 
 /// The accept queue of a listener.
@@ -109,6 +134,45 @@ mod tests {
         let clients: Vec<_> = (0..4).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
         let waiting = accept_queue(&first).unwrap().length + accept_queue(&second).unwrap().length;
         assert_eq!(waiting as usize, clients.len());
+    }
+
+    #[test]
+    fn the_first_listener_is_alone_until_others_are_let_in() {
+        let options = ListenerOptions { backlog: 64, keepalive: None, user_timeout: Duration::ZERO };
+        let first = bind_first("127.0.0.1:0".parse().unwrap(), &options).unwrap();
+        let address = first.local_addr().unwrap();
+        assert_eq!(bind_first(address, &options).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let second = bind(address, &options).unwrap();
+        // Neither is refused because of the other kind.
+        assert_eq!(bind_first(address, &options).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let clients: Vec<_> = (0..64).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+        let waiting = [&first, &second].map(|listener| accept_queue(listener).unwrap().length);
+        assert!(waiting.iter().all(|waiting| *waiting > 0), "{waiting:?} of {} clients", clients.len());
+        drop((first, second, clients));
+        bind_first(address, &options).expect("nobody listens there any more");
+    }
+
+    #[test]
+    fn of_many_that_want_to_be_first_at_once_one_is() {
+        let options = ListenerOptions { backlog: 64, keepalive: None, user_timeout: Duration::ZERO };
+        for _ in 0..50 {
+            let free = bind_first("127.0.0.1:0".parse().unwrap(), &options).unwrap();
+            let address = free.local_addr().unwrap();
+            drop(free);
+            let start = std::sync::Barrier::new(4);
+            let winners = std::thread::scope(|scope| {
+                let one = || {
+                    start.wait();
+                    let bound = bind_first(address, &options);
+                    // Nobody lets go before all have tried.
+                    start.wait();
+                    bound.is_ok()
+                };
+                let threads: Vec<_> = (0..4).map(|_| scope.spawn(one)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).filter(|won| *won).count()
+            });
+            assert!(winners <= 1, "{winners} listen alone");
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ mod response;
 mod tests;
 
 pub use crate::model::{PathPattern, PathPatternError};
-pub use head::{HEAD_BYTES_MAX, HEADERS_MAX, Head, Parsed, Slots, may_end, parse_head, slots};
+pub use head::{HEAD_BYTES_MAX, HEADERS_MAX, Head, Parsed, Slots, longest_header, may_end, parse_head, slots};
 pub use origin::Origins;
 pub use response::{Refusal, head_too_large, timed_out, unavailable};
 
@@ -25,10 +25,42 @@ pub struct Rules {
     pub cable_paths: Vec<PathPattern>,
     /// Where every message is sent back (`--echo-path`); looked at after the cable paths.
     pub echo_path: Option<PathPattern>,
+    /// Paths of ordinary HTTP on the same port: they win over patterns of the paths above, so that `/*` leaves health
+    /// checks alone.
+    pub http_paths: Vec<PathPattern>,
     /// Whose pages may connect (`--allowed_origins`).
     pub allowed_origins: Origins,
     /// The value of `X-AnyCable-Version` in a 101: visible ASCII, no line breaks.
     pub version_header: String,
+    /// The longest head, in bytes (`--max-head-size`).
+    pub head_bytes_max: usize,
+}
+
+impl Default for Rules {
+    /// No path, and everybody's pages.
+    fn default() -> Rules {
+        Rules {
+            cable_paths: Vec::new(),
+            echo_path: None,
+            http_paths: Vec::new(),
+            allowed_origins: Origins::default(),
+            version_header: String::new(),
+            head_bytes_max: HEAD_BYTES_MAX,
+        }
+    }
+}
+
+impl Rules {
+    /// Where upgrades for this path lead; `None` when the path is not ours.
+    pub fn route(&self, path: &str) -> Option<Route> {
+        let is_http = || self.http_paths.iter().any(|pattern| pattern.matches(path));
+        let serves = |pattern: &PathPattern| pattern.matches(path) && (pattern.is_plain() || !is_http());
+        if self.cable_paths.iter().any(serves) {
+            Some(Route::Cable)
+        } else {
+            self.echo_path.as_ref().is_some_and(serves).then_some(Route::Echo)
+        }
+    }
 }
 
 /// Where an upgrade leads.
@@ -62,14 +94,7 @@ pub enum Decision {
 ///
 /// The order of the checks is part of the contract: a request with several faults gets the status of the first.
 pub fn answer(head: &Head<'_, '_>, rules: &Rules) -> Decision {
-    let path = head.path();
-    let route = if rules.cable_paths.iter().any(|pattern| pattern.matches(path)) {
-        Route::Cable
-    } else if rules.echo_path.as_ref().is_some_and(|pattern| pattern.matches(path)) {
-        Route::Echo
-    } else {
-        return Decision::NotOurs;
-    };
+    let Some(route) = rules.route(head.path()) else { return Decision::NotOurs };
     match check(head, rules) {
         Ok(key) => {
             let agreed = if route == Route::Cable { negotiate(head) } else { None };

@@ -125,6 +125,47 @@ pub(crate) fn text_of(raw: &RawValue) -> Option<Cow<'_, str>> {
     serde_json::from_str::<Text<'_>>(raw.get()).ok().map(|text| text.0)
 }
 
+/// JSON with every escape of half a surrogate pair (`\ud83d` alone, as slicing a JavaScript string makes it) replaced by that
+/// of the replacement character. It stands for no character, so most parsers refuse the whole text for it.
+pub(crate) fn without_lone_surrogates(json: &str) -> Cow<'_, str> {
+    if !json.contains("\\u") {
+        return Cow::Borrowed(json);
+    }
+    let bytes = json.as_bytes();
+    let mut clean = String::new();
+    // Up to where it is copied, and where to look next.
+    let (mut copied, mut at) = (0, 0);
+    while let Some(found) = bytes[at..].iter().position(|&byte| byte == b'\\') {
+        at += found;
+        match (unit(bytes, at), unit(bytes, at + ESCAPE_BYTES)) {
+            (Some(0xD800..=0xDBFF), Some(0xDC00..=0xDFFF)) => at += 2 * ESCAPE_BYTES,
+            (Some(0xD800..=0xDFFF), _) => {
+                clean.push_str(&json[copied..at]);
+                clean.push_str("\\ufffd");
+                at += ESCAPE_BYTES;
+                copied = at;
+            }
+            (Some(_), _) => at += ESCAPE_BYTES,
+            // Another escape, of which the second byte may be a backslash.
+            (None, _) => at = (at + 2).min(bytes.len()),
+        }
+    }
+    if copied == 0 {
+        return Cow::Borrowed(json);
+    }
+    clean.push_str(&json[copied..]);
+    Cow::Owned(clean)
+}
+
+/// Length of `\uXXXX`.
+const ESCAPE_BYTES: usize = 6;
+
+/// The UTF-16 unit of an escape `\uXXXX` that begins here.
+fn unit(bytes: &[u8], at: usize) -> Option<u16> {
+    let digits = bytes.get(at..at + ESCAPE_BYTES)?.strip_prefix(b"\\u")?;
+    digits.iter().try_fold(0, |unit, &digit| Some(unit << 4 | char::from(digit).to_digit(16)? as u16))
+}
+
 /// A JSON object; anything else is an error.
 pub(crate) struct Object<T>(pub T);
 
@@ -158,4 +199,40 @@ pub(crate) fn string(text: &str) -> String {
 /// Appends `text` as a JSON string, quotes included.
 pub(crate) fn push_string(out: &mut Vec<u8>, text: &str) {
     serde_json::to_writer(out, text).expect("a string has a JSON form and memory takes every write");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_a_surrogate_pair_becomes_the_replacement_character() {
+        for (json, clean) in [
+            (r#""hi \ud83d""#, r#""hi \ufffd""#),
+            (r#""\ude00""#, r#""\ufffd""#),
+            (r#""\uD83D\uD83D\uDE00\u0041""#, r#""\ufffd\uD83D\uDE00\u0041""#),
+            (r#""\ude00\ud83d""#, r#""\ufffd\ufffd""#),
+            (r#"["\ud83d","ä\ud83d\n"]"#, r#"["\ufffd","ä\ufffd\n"]"#),
+        ] {
+            assert_eq!(without_lone_surrogates(json), clean);
+            assert!(serde_json::from_str::<serde_json::Value>(clean).is_ok(), "{clean}");
+        }
+    }
+
+    #[test]
+    fn everything_else_stays_as_it_was_written() {
+        for json in [
+            "",
+            r#""\ud83d\ude00""#,
+            r#""\\ud83d""#,
+            r#""\\\\ud83d""#,
+            r#""\ud83""#,
+            r#""\ud8zz""#,
+            r#""\u""#,
+            r"\",
+            r#""\u0041 \" \\""#,
+        ] {
+            assert!(matches!(without_lone_surrogates(json), Cow::Borrowed(same) if same == json), "{json}");
+        }
+    }
 }

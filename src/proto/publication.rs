@@ -2,9 +2,9 @@
 //! or a remote command. The same text comes over HTTP and every other adapter.
 //!
 //! Differences from AnyCable, on purpose. The app's `data` is validated once and becomes the clients' `message`
-//! as it was written, so numbers, key order and `null` survive. A batch is all or nothing: one element that is
-//! no publication makes the whole batch invalid before anything of it is delivered. Positions (`offset`,
-//! `epoch`) are not taken from apps.
+//! as it was written, so numbers, key order and `null` survive. What is no Unicode is delivered with the replacement
+//! character. An element of a batch that is no publication does not take the others along. Positions (`offset`, `epoch`)
+//! are not taken from apps.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -17,10 +17,19 @@ use crate::model::{Publication, RemoteDisconnect, Sid};
 use crate::proto::json::{self, Fields, Object, UNKNOWN_NAME_CHARS, skip, text, text_of};
 
 /// What an app sent.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Incoming {
-    /// To be delivered in this order. Never empty; one element unless it was a batch.
+    /// To be delivered in this order; one unless it was a batch.
     Publications(Vec<Publication>),
+    /// A batch of which not all elements are publications.
+    PartOfBatch {
+        /// Those that are, to be delivered in this order. There may be none.
+        publications: Vec<Publication>,
+        /// How many are not.
+        refused: usize,
+        /// Why the first of them is not.
+        first: BadPublication,
+    },
     /// Disconnect somebody.
     Disconnect(RemoteDisconnect),
     /// A remote command that nobody knows; ignored but counted. Holds the first characters of its name.
@@ -48,7 +57,7 @@ pub enum BadPublication {
     /// A `disconnect` command that says not whom.
     #[error("the command disconnect needs a payload with \"identifier\", a text")]
     NoIdentifier,
-    /// An element of a batch is no publication; nothing of the batch is delivered.
+    /// An element of a batch is no publication.
     #[error("element {index} of the batch: {reason}")]
     InBatch {
         /// Which one, from 0.
@@ -60,35 +69,52 @@ pub enum BadPublication {
 
 /// Reads what an app sent. Time and memory are in proportion to the length of `body`, which the caller bounds.
 ///
-/// `data` is read in two passes: one takes the string out of the body, one checks whether its text is JSON.
+/// `data` is read in two passes: one takes the string out of the body, one checks whether its text is JSON. What cannot
+/// be read like that is read again with more patience, one element of a batch after the other.
 pub fn parse(body: &[u8]) -> Result<Incoming, BadPublication> {
-    match serde_json::from_slice::<Body<'_, false>>(body) {
-        Ok(body) => body.incoming(),
-        // It may be for a `data` that is no text, which is an error of its own, or none where there is no stream.
-        Err(_) => serde_json::from_slice::<Body<'_, true>>(body).map_err(BadPublication::Unreadable)?.incoming(),
+    let read = match serde_json::from_slice::<Body<'_>>(body) {
+        Ok(Body::One(payload)) => payload.incoming(),
+        Ok(Body::Batch(batch)) => incoming_batch(batch.iter().map(Payload::element)),
+        Err(error) => Err(BadPublication::Unreadable(error)),
+    };
+    match read {
+        Err(_) | Ok(Incoming::PartOfBatch { .. }) => parse_patiently(body),
+        whole => whole,
     }
 }
 
-impl<const DATA_LAST: bool> Body<'_, DATA_LAST> {
-    fn incoming(self) -> Result<Incoming, BadPublication> {
-        let batch = match self {
-            Body::One(payload) => {
-                return match payload.stream() {
-                    Some(stream) => Ok(Incoming::Publications(vec![payload.publication(stream)?])),
-                    None => payload.remote_command(),
-                };
+/// Reads a body that holds something which is no text or no publication.
+fn parse_patiently(body: &[u8]) -> Result<Incoming, BadPublication> {
+    let body = String::from_utf8_lossy(body);
+    let body = json::without_lone_surrogates(&body);
+    if body.trim_ascii_start().starts_with('[') {
+        let elements = serde_json::from_str::<Vec<&RawValue>>(&body).map_err(BadPublication::Unreadable)?;
+        return incoming_batch(elements.iter().map(|element| patient_payload(element.get())?.element()));
+    }
+    patient_payload(&body)?.incoming()
+}
+
+fn patient_payload(json: &str) -> Result<Payload<'_, true>, BadPublication> {
+    Ok(serde_json::from_str::<Object<Payload<'_, true>>>(json).map_err(BadPublication::Unreadable)?.0)
+}
+
+fn incoming_batch(
+    elements: impl Iterator<Item = Result<Publication, BadPublication>>,
+) -> Result<Incoming, BadPublication> {
+    let (mut publications, mut refused, mut first) = (Vec::new(), 0, None);
+    for (index, element) in elements.enumerate() {
+        match element {
+            Ok(publication) => publications.push(publication),
+            Err(reason) => {
+                refused += 1;
+                first.get_or_insert_with(|| BadPublication::InBatch { index, reason: Box::new(reason) });
             }
-            Body::Batch(batch) => batch,
-        };
-        if batch.is_empty() {
-            return Err(BadPublication::EmptyBatch);
         }
-        let publication = |(index, payload): (usize, &Payload<'_, DATA_LAST>)| {
-            let stream = payload.stream().ok_or(BadPublication::NoStream);
-            let read = stream.and_then(|stream| payload.publication(stream));
-            read.map_err(|reason| BadPublication::InBatch { index, reason: Box::new(reason) })
-        };
-        batch.iter().enumerate().map(publication).collect::<Result<_, _>>().map(Incoming::Publications)
+    }
+    match first {
+        Some(first) => Ok(Incoming::PartOfBatch { publications, refused, first }),
+        None if publications.is_empty() => Err(BadPublication::EmptyBatch),
+        None => Ok(Incoming::Publications(publications)),
     }
 }
 
@@ -96,7 +122,7 @@ impl<const DATA_LAST: bool> Body<'_, DATA_LAST> {
 /// becomes a JSON string. White space inside, also line breaks, stays too, which a text frame may hold.
 pub fn message_json(data: &str) -> Cow<'_, str> {
     match serde_json::from_str::<&RawValue>(data) {
-        Ok(json) => Cow::Borrowed(json.get()),
+        Ok(json) => json::without_lone_surrogates(json.get()),
         Err(_) => Cow::Owned(json::string(data)),
     }
 }
@@ -134,6 +160,19 @@ impl<'de, const DATA_LAST: bool> Fields<'de> for Payload<'de, DATA_LAST> {
 }
 
 impl<const DATA_LAST: bool> Payload<'_, DATA_LAST> {
+    /// A payload that stands alone.
+    fn incoming(&self) -> Result<Incoming, BadPublication> {
+        match self.stream() {
+            Some(stream) => Ok(Incoming::Publications(vec![self.publication(stream)?])),
+            None => self.remote_command(),
+        }
+    }
+
+    /// One of a batch, which holds no commands.
+    fn element(&self) -> Result<Publication, BadPublication> {
+        self.publication(self.stream().ok_or(BadPublication::NoStream)?)
+    }
+
     fn stream(&self) -> Option<&str> {
         self.stream.as_deref().filter(|stream| !stream.is_empty())
     }
@@ -219,39 +258,39 @@ enum Data<'a> {
 }
 
 /// The whole body: an object or an array of objects.
-enum Body<'a, const DATA_LAST: bool> {
-    One(Box<Payload<'a, DATA_LAST>>),
-    Batch(Vec<Payload<'a, DATA_LAST>>),
+enum Body<'a> {
+    One(Box<Payload<'a, false>>),
+    Batch(Vec<Payload<'a, false>>),
 }
 
-impl<'de, const DATA_LAST: bool> Deserialize<'de> for Body<'de, DATA_LAST> {
+impl<'de> Deserialize<'de> for Body<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct BodyVisitor<const DATA_LAST: bool>;
-        impl<'de, const DATA_LAST: bool> Visitor<'de> for BodyVisitor<DATA_LAST> {
-            type Value = Body<'de, DATA_LAST>;
+        struct BodyVisitor;
+        impl<'de> Visitor<'de> for BodyVisitor {
+            type Value = Body<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a publication, an array of publications or a command")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Body<'de, DATA_LAST>, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Body<'de>, A::Error> {
                 let object = Object::deserialize(serde::de::value::MapAccessDeserializer::new(map))?;
                 Ok(Body::One(Box::new(object.0)))
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Body<'de, DATA_LAST>, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Body<'de>, A::Error> {
                 let mut batch = Vec::new();
-                while let Some(object) = seq.next_element::<Object<Payload<'de, DATA_LAST>>>()? {
+                while let Some(object) = seq.next_element::<Object<Payload<'de, false>>>()? {
                     batch.push(object.0);
                 }
                 Ok(Body::Batch(batch))
             }
 
-            fn visit_unit<E: Error>(self) -> Result<Body<'de, DATA_LAST>, E> {
+            fn visit_unit<E: Error>(self) -> Result<Body<'de>, E> {
                 Err(E::invalid_type(serde::de::Unexpected::Unit, &self))
             }
         }
-        deserializer.deserialize_any(BodyVisitor::<DATA_LAST>)
+        deserializer.deserialize_any(BodyVisitor)
     }
 }
 

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use crate::model::{CloseCause, Now, TICK_MS, Tick, tick, tick_after};
+use crate::proto::Dialect;
 
-use super::{Context, Effect, Session};
+use super::{Context, Effect, Rules, Session};
 
 /// No deadline.
 pub(super) const NEVER: Tick = Tick::MAX;
@@ -67,9 +68,17 @@ impl Session {
     }
 }
 
+/// The interval of a client's pings, in milliseconds: its own if it asked for one. Where pongs are watched it cannot ask
+/// for fewer pings than others get, or a vanished client would be noticed when it likes.
+pub(super) fn interval(asked: Option<&str>, dialect: Dialect, rules: &Rules) -> u64 {
+    let Some(asked) = asked_interval(asked) else { return rules.ping_interval_ms };
+    let is_watched = rules.pong_timeout_ms > 0 && (dialect.language().answers_pings() || rules.native_pings);
+    if is_watched && (asked == 0 || asked > rules.ping_interval_ms) { rules.ping_interval_ms } else { asked }
+}
+
 /// The interval a client asked for, in milliseconds: bounded; 0 or less turns pings off; what is no integer is
 /// ignored.
-pub(super) fn asked_interval(text: Option<&str>) -> Option<u64> {
+fn asked_interval(text: Option<&str>) -> Option<u64> {
     let seconds: i64 = text?.parse().ok()?;
     let Ok(seconds) = u64::try_from(seconds) else { return Some(0) };
     let asked = seconds.saturating_mul(1_000);
@@ -96,6 +105,7 @@ fn after(now: Now, ms: u64) -> Tick {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::rules;
     use super::*;
 
     fn at(ms: u64) -> Now {
@@ -125,5 +135,24 @@ mod tests {
             }
         }
         assert_eq!(next_ping(at(5), 0, 7), NEVER);
+    }
+
+    #[test]
+    fn where_pongs_are_watched_nobody_can_ask_for_fewer_pings() {
+        let rules = |pong_timeout_ms, native_pings| Rules { pong_timeout_ms, native_pings, ..rules() };
+        let [base, extended] = [Dialect::Cable, Dialect::CableExtended];
+        for (asked, dialect, rules, wanted) in [
+            ("0", extended, rules(0, false), 0),
+            ("0", extended, rules(6_000, false), 3_000),
+            ("-1", extended, rules(6_000, false), 3_000),
+            ("60", extended, rules(6_000, false), 3_000),
+            ("2", extended, rules(6_000, false), 2_000),
+            // This dialect has no pongs, so nobody waits for one.
+            ("0", base, rules(6_000, false), 0),
+            ("0", base, rules(6_000, true), 3_000),
+        ] {
+            assert_eq!(interval(Some(asked), dialect, &rules), wanted, "{asked} {dialect:?}");
+        }
+        assert_eq!(interval(None, extended, &rules(0, false)), 3_000);
     }
 }

@@ -18,7 +18,7 @@ struct Transcript {
     now: Duration,
 }
 
-fn rules() -> Rules {
+pub(super) fn rules() -> Rules {
     Rules {
         ping_interval_ms: 3_000,
         ping_precision: PingPrecision::Seconds,

@@ -3,14 +3,25 @@
 use std::time::Duration;
 
 use crate::model::{CloseCause, Sid, tick_after};
-use crate::proto::handshake::{self, Decision, HEAD_BYTES_MAX, Head, Parsed, Route};
+use crate::proto::handshake::{self, Decision, Head, Parsed, Route};
 use crate::session::{Context, Opening, Session};
 
 use super::buffers::{Buffer, head_bytes};
 use super::frame::Frame;
 use super::handshake::{Handshake, env};
-use super::slots::{Stage, flag};
+use super::slots::{Slots, Stage, flag};
 use super::{ACCEPT_PAUSE, ACCEPTS_PER_TURN, Accepted, Accepting, Incoming, Machine, RETRY_AFTER_S, Services, Shard};
+
+/// Unfinished handshakes that are dropped, the oldest first, when a connection found no descriptor: so one of so many is
+/// turned away while silent connections hold all that there are.
+const MAKE_WAY: usize = 16;
+
+fn is_handshake<S>(slots: &Slots<S>, token: u64) -> bool {
+    slots.find_token(token).is_some_and(|index| matches!(slots[index].stage, Stage::Handshake(_)))
+}
+
+/// How much of a refused origin is worth a place in the log. The longest host name has 253 characters.
+const LOGGED_ORIGIN_CHARS: usize = 270;
 
 impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     /// Somebody waits to be accepted. Accepts up to [`ACCEPTS_PER_TURN`]; the listener stays readable for the rest.
@@ -27,6 +38,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                 Accepted::TurnedAway => {
                     self.metrics.counters.connections_accepted_total.inc();
                     self.metrics.closed(CloseCause::NoDescriptors);
+                    self.make_way();
                 }
                 Accepted::Stuck => {
                     self.metrics.counters.accept_pauses_total.inc();
@@ -36,6 +48,21 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                 }
             }
         }
+    }
+
+    /// There are no descriptors: those who connected and say nothing must not keep others out.
+    fn make_way(&mut self) {
+        for _ in 0..MAKE_WAY {
+            let Some(oldest) = self.oldest_handshake() else { return };
+            self.throw_out(oldest);
+            // Nobody waits for them to close.
+            self.slots[oldest].flags |= flag::PEER_SHUT;
+        }
+    }
+
+    fn throw_out(&mut self, index: u32) {
+        let response = handshake::unavailable(RETRY_AFTER_S).response;
+        self.refuse(index, &response, CloseCause::TooManyHandshakes);
     }
 
     /// Takes a connection whose first bytes somebody else has read: the HTTP server after it answered a request, or
@@ -61,13 +88,29 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             self.failed(index, &error);
             return None;
         }
-        if self.handshakes > self.settings.handshakes_max {
-            let response = handshake::unavailable(RETRY_AFTER_S).response;
-            self.refuse(index, &response, CloseCause::TooManyHandshakes);
-            return None;
+        self.note_handshake(index);
+        if self.handshakes > self.settings.handshakes_max
+            && let Some(oldest) = self.oldest_handshake()
+        {
+            self.throw_out(oldest);
+            if oldest == index {
+                return None;
+            }
         }
         self.set_timer(index);
         Some(index)
+    }
+
+    /// Remembers that a handshake began after all others.
+    pub(super) fn note_handshake(&mut self, index: u32) {
+        let (token, slots) = (self.slots.token(index), &self.slots);
+        self.begun.push(token, self.handshakes, |token| is_handshake(slots, token));
+    }
+
+    /// Takes the handshake that began first out of the order, to be ended.
+    fn oldest_handshake(&mut self) -> Option<u32> {
+        let slots = &self.slots;
+        slots.find_token(self.begun.pop(|token| is_handshake(slots, token))?)
     }
 
     /// Starts to watch a connection's socket.
@@ -81,13 +124,14 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
 
     /// Bytes of the request. Once it is complete it is answered, and what came behind it is handled at once.
     pub(super) fn request_bytes(&mut self, index: u32, bytes: &mut [u8]) {
+        let head_bytes_max = self.settings.handshake.head_bytes_max;
         let mut saved = self.take_head(index);
         let whole: &mut [u8] = if saved.is_empty() {
             bytes
         } else {
             let seen = saved.len();
             saved.extend_from_slice(bytes);
-            if saved.len() < HEAD_BYTES_MAX && !handshake::may_end(&saved, seen) {
+            if saved.len() < head_bytes_max && !handshake::may_end(&saved, seen) {
                 // A head that trickles in is not parsed again for every byte.
                 return self.keep_head(index, saved);
             }
@@ -95,12 +139,18 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         };
         let mut header_slots = handshake::slots();
         let (head, len) = match handshake::parse_head(whole, &mut header_slots) {
-            Parsed::Complete { head, len } if len <= HEAD_BYTES_MAX => (head, len),
-            Parsed::Incomplete if whole.len() < HEAD_BYTES_MAX => {
+            Parsed::Complete { head, len } if len <= head_bytes_max => (head, len),
+            Parsed::Incomplete if whole.len() < head_bytes_max => {
                 return self.keep_head(index, if saved.is_empty() { bytes.to_vec() } else { saved });
             }
             // One that came whole must not have more than one that came in pieces.
             Parsed::Complete { .. } | Parsed::Incomplete => {
+                if let Some((name, length)) = handshake::longest_header(whole) {
+                    tracing::warn!(
+                        "a request was refused with 431: its head is over --max-head-size ({head_bytes_max} bytes); the \
+                         longest header is {name:?}, {length} bytes of it came"
+                    );
+                }
                 return self.refuse(index, &handshake::head_too_large().response, CloseCause::HandshakeRefused);
             }
             Parsed::Bad(refusal) => return self.refuse(index, &refusal.response, CloseCause::HandshakeRefused),
@@ -108,6 +158,12 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         match handshake::answer(&head, &self.settings.handshake) {
             Decision::NotOurs => self.serve_http(index, whole.to_vec()),
             Decision::Refuse(refusal) => {
+                if let Some(origin) = head.header("origin").filter(|_| refusal.status == 403) {
+                    let origin: String = origin.chars().take(LOGGED_ORIGIN_CHARS).collect();
+                    tracing::warn!(
+                        "an upgrade was refused with 403: its Origin {origin:?} is not in --allowed-origins"
+                    );
+                }
                 self.log(index, || format!("upgrade refused with {}", refusal.status));
                 self.refuse(index, &refusal.response, CloseCause::HandshakeRefused);
             }
@@ -219,7 +275,8 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         let peer = waiting.peer;
         let Some(socket) = self.slots[index].socket.take() else { return };
         self.machine.unwatch(&socket);
-        match self.services.serve_http(socket, peer, read) {
+        let incoming = Incoming { socket, peer, listener: self.slots[index].listener };
+        match self.services.serve_http(incoming, read) {
             Ok(()) => self.gone(index, CloseCause::Http),
             Err(socket) => {
                 self.slots[index].socket = Some(socket);

@@ -206,6 +206,9 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             }
         };
         let index = self.slots.insert(socket, read.listener, stage);
+        if matches!(self.slots[index].stage, Stage::Handshake(_)) {
+            self.note_handshake(index);
+        }
         let slot = &mut self.slots[index];
         slot.form = Form { carrier: read.carrier, dialect: read.dialect };
         let message_due = read.message_ticks_left.map_or(now, |left| now.saturating_add(left));

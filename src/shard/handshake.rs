@@ -1,6 +1,7 @@
 //! What is kept of a handshake while its request is not complete, and what the app gets to see of it.
 
 use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -17,8 +18,35 @@ pub(super) struct Handshake {
     pub lasted: Duration,
     /// When it is given up.
     pub due: Tick,
-    /// What came so far; bounded by [`HEAD_BYTES_MAX`](crate::proto::handshake::HEAD_BYTES_MAX).
+    /// What came so far; bounded by [`Rules::head_bytes_max`](crate::proto::handshake::Rules::head_bytes_max).
     pub head: Vec<u8>,
+}
+
+/// Connections in the order in which their handshakes began. Those that have ended since stay in it for a while.
+#[derive(Default)]
+pub(super) struct Begun(VecDeque<u64>);
+
+impl Begun {
+    /// How many may have ended among those that have not, beside as many again.
+    const ENDED_MAX: usize = 64;
+
+    /// Adds one, by its token; so many are unfinished now, and `is_unfinished` tells which.
+    pub fn push(&mut self, token: u64, unfinished: usize, is_unfinished: impl Fn(u64) -> bool) {
+        if self.0.len() > 2 * unfinished + Self::ENDED_MAX {
+            self.0.retain(|&token| is_unfinished(token));
+        }
+        self.0.push_back(token);
+    }
+
+    /// Takes out the first that is unfinished.
+    pub fn pop(&mut self, is_unfinished: impl Fn(u64) -> bool) -> Option<u64> {
+        while let Some(token) = self.0.pop_front() {
+            if is_unfinished(token) {
+                return Some(token);
+            }
+        }
+        None
+    }
 }
 
 /// Which parts of an upgrade request the app gets to see.
@@ -64,7 +92,7 @@ pub(super) fn env(
     let url = format!("{}://{}{}", scheme.http(), head.host(), head.request_uri());
     let mut headers: Vec<(Cow<'_, str>, Cow<'_, str>)> = Vec::with_capacity(rules.headers.len() + 2);
     for name in &rules.headers {
-        let Some(value) = head.header(name).filter(|value| !value.is_empty()) else { continue };
+        let Some(value) = head.joined(name).filter(|value| !value.is_empty()) else { continue };
         let value = match name.as_str() {
             "cookie" if !rules.cookies.is_empty() => Cow::Owned(filter_cookies(&value, &rules.cookies)),
             _ => value,
@@ -93,6 +121,20 @@ fn filter_cookies(header: &str, keep: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_order_of_handshakes_forgets_those_that_have_ended() {
+        let mut begun = Begun::default();
+        // One stays open, and a million come and go.
+        begun.push(0, 1, |token| token == 0);
+        for token in 1..1_000_000 {
+            begun.push(token, 2, |other| other == 0 || other == token);
+        }
+        assert!(begun.0.len() <= 2 * 2 + Begun::ENDED_MAX + 1, "{}", begun.0.len());
+        assert_eq!(begun.pop(|token| token == 0), Some(0));
+        assert_eq!(begun.pop(|token| token == 999_999), Some(999_999));
+        assert_eq!(begun.pop(|_| true), None);
+    }
 
     #[test]
     fn the_cookie_filter_keeps_values_as_they_are() {

@@ -1,10 +1,10 @@
 //! What the node gives to a shard: answers to questions, the way for publications, the HTTP server, and counts that
 //! all shards share.
 
-use std::net::SocketAddr;
-
 use crate::hub::StreamKey;
 use crate::model::{Publication, Question, Reply, Request, Sid, SlotKey};
+
+use super::Incoming;
 
 /// The rest of the node, as a shard with sockets `S` sees it. Nothing here waits.
 pub trait Services<S> {
@@ -43,9 +43,10 @@ pub trait Services<S> {
     /// Counts one less.
     fn closed(&mut self);
 
-    /// Gives a socket that asked for ordinary HTTP to the HTTP server, with the bytes read so far.
+    /// Gives a socket that asked for ordinary HTTP to the HTTP server, with the bytes read so far. It may come back as a
+    /// [`Message::Adopt`](super::Message::Adopt) when a later request on it is an upgrade.
     ///
     /// # Errors
     /// Gives the socket back when the HTTP server has no room.
-    fn serve_http(&mut self, socket: S, peer: SocketAddr, read: Vec<u8>) -> Result<(), S>;
+    fn serve_http(&mut self, incoming: Incoming<S>, read: Vec<u8>) -> Result<(), S>;
 }

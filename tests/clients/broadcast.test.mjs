@@ -1,6 +1,7 @@
 // POST /_broadcast: what an app may send, what it hears back, and what reaches the clients.
 
 import assert from 'node:assert/strict';
+import { Agent, request } from 'node:http';
 import { after, before, describe, test } from 'node:test';
 import { BROADCAST_KEY, Cableway, withPort } from './harness/cableway.mjs';
 import { Raw, Socket } from './harness/socket.mjs';
@@ -100,13 +101,22 @@ describe('POST /_broadcast', () => {
     ['data that is no string', (stream) => ({ stream, data: { a: 1 } })],
     ['a stream that is no string', () => ({ stream: 7, data: '1' })],
   ]) {
-    test(`${what} makes a publication, and a whole batch, invalid`, async () => {
+    test(`${what} makes a publication invalid, and not its neighbours in a batch`, async () => {
       const stream = await subscribed();
       assert.equal((await server.post(element(stream))).status, 201);
-      assert.equal((await server.post([{ stream, data: '1' }, element(stream)])).status, 201);
-      assert.deepEqual(await untilMarker(), []);
+      const batch = [{ stream, data: '1' }, element(stream), { stream, data: '2' }];
+      assert.equal((await server.post(batch)).status, 201);
+      assert.deepEqual(await untilMarker(), [1, 2]);
     });
   }
+
+  test('half an emoji is delivered as the replacement character', async () => {
+    const stream = await subscribed();
+    const half = '\u{1F600}'.slice(0, 1);
+    await server.post({ stream, data: `hi ${half}` });
+    await server.post([{ stream, data: JSON.stringify({ text: half }) }, { stream, data: '1' }]);
+    assert.deepEqual(await untilMarker(), ['hi \uFFFD', { text: '\uFFFD' }, 1]);
+  });
 
   test('unknown keys are ignored, and so is a position that an app makes up', async () => {
     const stream = await subscribed();
@@ -127,6 +137,26 @@ describe('POST /_broadcast', () => {
       assert.equal(await status(wrong), 401, String(wrong));
     }
     assert.equal(await status(`Bearer ${BROADCAST_KEY}`), 201);
+  });
+
+  test('answers before the end of a body do not break a pool of kept connections', async () => {
+    const agent = new Agent({ keepAlive: true, maxSockets: 1 });
+    const post = (headers, body) =>
+      new Promise((answered, failed) => {
+        const sent = request(server.http('/_broadcast'), { method: 'POST', agent, headers }, (response) => {
+          response.resume().once('end', () => answered(response.statusCode));
+        });
+        sent.once('error', failed);
+        sent.end(body);
+      });
+    const key = { authorization: `Bearer ${BROADCAST_KEY}` };
+    const large = Buffer.alloc(9 << 20, 'x');
+    for (let round = 0; round < 20; round += 1) {
+      const [headers, body, status] = round % 2 ? [key, large, 413] : [{}, '{"stream":"x"}', 401];
+      assert.equal(await post(headers, body), status);
+      assert.equal(await post(key, '{"stream":"x"}'), 201, `round ${round}`);
+    }
+    agent.destroy();
   });
 
   test('any other method is 422, before the key is looked at; a trailing slash is 404', async () => {

@@ -127,7 +127,8 @@ describe('origins', () => {
     ['app.test,*.example.com,*example.io', [
       ['http://app.test', 101],
       ['https://APP.test', 101],
-      ['http://app.test:80', 403],
+      ['http://app.test:80', 101],
+      ['http://app.test:443', 403],
       ['http://app.test:3000', 403],
       ['https://ws.example.com', 101],
       ['https://example.com', 403],

@@ -76,6 +76,25 @@ fn a_port_that_is_taken_ends_it_with_status_1_and_names_the_address() {
 }
 
 #[test]
+fn a_second_server_on_a_port_ends_with_status_1_unless_several_are_meant() {
+    for acceptors in ["1", "8"] {
+        let first = Start::with(&["--acceptors", acceptors]).start();
+        let port = first.address().port().to_string();
+        let second = || Start::with(&["--acceptors", acceptors]).and(&["--port", &port]);
+        let (status, log) = second().expect_end();
+        assert_eq!(status.code(), Some(1), "{log}");
+        assert!(log.contains(&first.address().to_string()) && log.contains("--reuse-port"), "{log}");
+        connect(first.address());
+
+        let shared = second().and(&["--reuse-port"]).start();
+        assert_eq!(shared.address(), first.address());
+        // Both serve: with the first one gone, every client gets to the other.
+        drop(first);
+        (0..8).for_each(|_| Client::following(shared.address(), "news").leave());
+    }
+}
+
+#[test]
 fn a_setting_that_makes_no_sense_ends_it_with_a_word_about_it() {
     let (status, log) = Start::bare().and(&["--handshake-timeout", "soon"]).expect_end();
     assert_eq!(status.code(), Some(1), "{log}");

@@ -83,7 +83,11 @@ pub fn upgrade_request(path: &str) -> String {
 
 /// Asks for an upgrade; `Err` is what was answered instead of 101.
 pub fn try_upgrade(address: SocketAddr, path: &str) -> Result<Client, Response> {
-    let mut socket = connect(address);
+    upgrade_on(connect(address), path)
+}
+
+/// The same on a connection that is open already.
+pub fn upgrade_on(mut socket: TcpStream, path: &str) -> Result<Client, Response> {
     socket.write_all(upgrade_request(path).as_bytes()).expect("sent");
     let response = response_head(&mut socket).expect("an answer");
     if response.status != 101 {

@@ -64,6 +64,22 @@ fn assert_unavailable(response: &Response) {
     assert!(response.header("Retry-After").is_some_and(|wait| wait.parse::<u32>().is_ok()), "{response:?}");
 }
 
+/// Asks for health so often, each time on a new connection, and tells how often the server said that it is alive. The
+/// others were turned away at once.
+fn healthy(server: &Server, times: usize) -> usize {
+    let alive = |_: &usize| {
+        // It may be turned away before it has said anything.
+        let answer = http(server.address(), "GET", "/health", "");
+        answer.is_ok_and(|response| {
+            if response.status != 200 {
+                assert_unavailable(&response);
+            }
+            response.status == 200
+        })
+    };
+    (0..times).filter(alive).count()
+}
+
 #[test]
 fn everyone_beyond_the_descriptors_is_told_503_and_all_is_well_when_they_leave() {
     let server = start();
@@ -73,26 +89,18 @@ fn everyone_beyond_the_descriptors_is_told_503_and_all_is_well_when_they_leave()
     let said_503 = told.into_iter().map(turned_away).filter(|&told| told).count();
     assert!(said_503 * 10 >= in_crowd as usize * 9, "only {said_503} of {in_crowd} were told why");
 
-    // Late comers one by one, whatever they say or do not say.
+    // Late comers one by one: the silent ones make way for them.
     let before = server.cpu_time();
-    for n in 0..40 {
-        let mut socket = connect(server.address());
-        if n % 2 == 0 {
-            // It may be turned away before it has said anything.
-            let _ = socket.write_all(b"GET /health HTTP/1.1\r\nHost: test\r\n\r\n");
-        }
-        turned_away(socket);
-    }
+    let alive = healthy(&server, 40);
+    assert!(alive >= 30, "alive in only {alive} of 40 answers");
     let late = server.cpu_time() - before;
-    assert!(late < Duration::from_secs(2), "40 refusals took {late:?} of CPU");
+    assert!(late < Duration::from_secs(2), "40 answers took {late:?} of CPU");
 
-    let kept = silent.len() as u64;
     drop(silent);
-    // Some of those kept may have been turned away meanwhile, and so may be who asks for the metrics.
     let metrics = server.metrics_until("the silent ones are forgotten", |m| m.get("handshakes_num") <= 1);
-    let (turned_away, gone) = (metrics.closed("no_descriptors"), metrics.closed("handshake_gone"));
-    assert!(turned_away >= in_crowd + 40 && gone <= kept, "{turned_away} turned away, {gone} gone");
-    assert!(turned_away + gone >= 440, "{turned_away} turned away, {gone} gone");
+    let turned_away = metrics.closed("no_descriptors") + metrics.closed("too_many_handshakes");
+    let gone = metrics.closed("handshake_gone");
+    assert!(turned_away >= in_crowd && turned_away + gone >= 400, "{turned_away} turned away, {gone} gone");
     assert_eq!(metrics.get("open_descriptors_max"), u64::from(OPEN_FILES));
     assert_eq!(server.get("/health").status, 200);
     upgrade(server.address(), "/cable").leave();
@@ -150,10 +158,9 @@ fn the_reserve_still_answers_when_something_else_has_taken_the_last_descriptors(
         .collect();
     let mut silent = connect_silently(server.address(), 400);
     drop(answered(&mut silent, OPEN_FILES as usize));
-    for _ in 0..20 {
-        turned_away(connect(server.address()));
-    }
+    healthy(&server, 20);
     drop((idle, silent));
     let metrics = server.metrics_until("the silent ones are forgotten", |m| m.get("handshakes_num") <= 1);
-    assert!(metrics.closed("no_descriptors") >= 300, "{}", metrics.closed("no_descriptors"));
+    let told = metrics.closed("no_descriptors") + metrics.closed("too_many_handshakes");
+    assert!(told >= 250 && metrics.closed("no_descriptors") > 0, "{told}");
 }

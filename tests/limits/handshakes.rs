@@ -47,25 +47,55 @@ fn trickling_bytes_do_not_prolong_a_handshake() {
 }
 
 #[test]
-fn silent_connections_over_the_bound_get_503_and_open_websockets_do_not_count() {
+fn silent_connections_over_the_bound_make_way_and_open_websockets_do_not_count() {
     let server = Start::with(&["--handshakes-max", "3", "--acceptors", "1"]).start();
     let open: Vec<Client> = (0..5).map(|_| upgrade(server.address(), "/cable")).collect();
-    let silent: Vec<TcpStream> = (0..3).map(|_| connect(server.address())).collect();
-    for _ in 0..2 {
-        let mut refused = connect(server.address());
-        let response = whole_response(&mut refused).expect("an answer");
+    let mut silent: Vec<TcpStream> = (0..5).map(|_| connect(server.address())).collect();
+    // Those that came first are told; the last three stay.
+    for refused in &mut silent[..2] {
+        let response = whole_response(refused).expect("an answer");
         assert_eq!((response.status, response.header("Retry-After").is_some()), (503, true), "{response:?}");
     }
+    // Who asks for the metrics is one more, for which another one makes way.
+    server.metrics_until("they are counted", |metrics| metrics.closed("too_many_handshakes") >= 3);
     drop(silent);
-    server.metrics_until("both are counted", |m| {
-        m.closed("too_many_handshakes") >= 2 && m.closed("handshake_gone") == 3 && m.get("handshakes_num") <= 1
+    server.metrics_until("all are counted", |metrics| {
+        metrics.closed("too_many_handshakes") + metrics.closed("handshake_gone") == 5
+            && metrics.get("handshakes_num") <= 1
     });
-    upgrade(server.address(), "/cable").leave();
     drop(open);
 }
 
 #[test]
-fn a_head_may_have_16_kib_and_not_more() {
+fn silent_connections_keep_neither_upgrades_nor_health_checks_out() {
+    let server = Start::with(&["--handshakes-max", "20", "--acceptors", "1"]).start();
+    let mut silent: Vec<TcpStream> = (0..20).map(|_| connect(server.address())).collect();
+    for _ in 0..20 {
+        assert_eq!(server.get("/health").status, 200);
+        upgrade(server.address(), "/cable").leave();
+        silent.push(connect(server.address()));
+    }
+    assert!(server.metrics().closed("too_many_handshakes") >= 20);
+}
+
+#[test]
+fn silent_connections_on_all_descriptors_make_way() {
+    let server = Start::with(&["--acceptors", "1"]).open_files(200, 200).start();
+    let clients = server.metrics().get("websockets_max");
+    // WebSockets have most of the descriptors; then come more than there are descriptors, and say nothing.
+    let open: Vec<Client> = (0..clients * 3 / 4).map(|_| upgrade(server.address(), "/cable")).collect();
+    let silent: Vec<TcpStream> = (0..200).map(|_| connect(server.address())).collect();
+    server.metrics_until("they were turned away", |metrics| metrics.closed("no_descriptors") > 0);
+    for _ in 0..10 {
+        assert_eq!(server.get("/health").status, 200);
+        upgrade(server.address(), "/cable").leave();
+    }
+    assert_eq!(server.metrics().get("websockets_num") as usize, open.len());
+    drop(silent);
+}
+
+#[test]
+fn a_head_may_have_64_kib_and_not_more() {
     let server = Start::with(&[]).start();
     let filled = |to: usize| {
         let request = upgrade_request("/cable");
@@ -74,24 +104,24 @@ fn a_head_may_have_16_kib_and_not_more() {
         format!("{start}X-Fill: {filler}\r\n\r\n")
     };
     let mut fits = connect(server.address());
-    fits.write_all(filled(16 << 10).as_bytes()).expect("sent");
+    fits.write_all(filled(64 << 10).as_bytes()).expect("sent");
     assert_eq!(response_head(&mut fits).expect("an answer").status, 101);
 
     let mut too_large = connect(server.address());
     // The end of it may find the connection closed already.
-    let _ = too_large.write_all(filled(17 << 10).as_bytes());
+    let _ = too_large.write_all(filled(65 << 10).as_bytes());
     let response = whole_response(&mut too_large).expect("an answer");
     assert_eq!(response.status, 431, "{response:?}");
     server.closed_for("handshake_refused", 1);
 }
 
 #[test]
-fn a_head_without_end_is_refused_at_16_kib_and_not_kept() {
+fn a_head_without_end_is_refused_at_64_kib_and_not_kept() {
     let server = Start::with(&[]).start();
     let mut endless = connect(server.address());
     endless.write_all(b"GET /cable HTTP/1.1\r\n").expect("sent");
     let mut sent = 0;
-    while sent < 64 << 10 && endless.write_all(b"X-Header: and another one\r\n").is_ok() {
+    while sent < 128 << 10 && endless.write_all(b"X-Header: and another one\r\n").is_ok() {
         sent += 27;
     }
     let response = whole_response(&mut endless).expect("an answer");

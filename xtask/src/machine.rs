@@ -30,6 +30,8 @@ pub const NPM: Need = Need::Program { program: "npm", package: "npm" };
 pub const CHROMIUM: Need = Need::Program { program: "chromium", package: "chromium" };
 pub const IP: Need = Need::Program { program: "ip", package: "iproute2" };
 pub const SYSTEMD: Need = Need::Program { program: "systemd-analyze", package: "systemd" };
+pub const NGINX: Need = Need::Program { program: "nginx", package: "nginx-light" };
+pub const HAPROXY: Need = Need::Program { program: "haproxy", package: "haproxy" };
 pub const VALGRIND: Need = Need::Program { program: "valgrind", package: "valgrind" };
 
 /// The oldest major version of Node.js that every package in the lock file takes.

@@ -3,7 +3,7 @@
 
 use crate::Places;
 use crate::command::{Command, cargo};
-use crate::machine::{self, CHROMIUM, IP, NPM, Need, SYSTEMD, VALGRIND};
+use crate::machine::{self, CHROMIUM, HAPROXY, IP, NGINX, NPM, Need, SYSTEMD, VALGRIND};
 use crate::smoke;
 use crate::summary::{self, Line, Outcome};
 use crate::tuning;
@@ -53,6 +53,12 @@ pub const ALL: &[Step] = &[
         what: "vanished peers are found (as root: it cuts a network of its own)",
         needs: &[IP],
         run: peers,
+    },
+    Step {
+        name: "proxies",
+        what: "nginx and HAProxy in front of the real binary",
+        needs: &[NGINX, HAPROXY],
+        run: proxies,
     },
     Step {
         name: "clients",
@@ -202,6 +208,11 @@ fn program(places: &Places, name: &str) -> Result<PathBuf, Outcome> {
 
 fn peers(places: &Places) -> Outcome {
     let (passed, count) = cargo(places).args(["test", "--test", "dead_peers", "--", "--ignored"]).counts();
+    Outcome::Ran { passed, count }
+}
+
+fn proxies(places: &Places) -> Outcome {
+    let (passed, count) = cargo(places).args(["test", "--test", "proxies", "--", "--ignored"]).counts();
     Outcome::Ran { passed, count }
 }
 

@@ -1,8 +1,9 @@
 //! Options of AnyCable that have no field here: not there yet, renamed, or without meaning in this server.
 //!
-//! They are known so that a deployment that sets one learns what becomes of it. What is not there yet is
-//! accepted at its default or "off", so that a file with every option written out still works, and refused
-//! otherwise. The last group are options of AnyCable Pro.
+//! They are known so that a deployment that sets one learns what becomes of it. What switches something on that is not
+//! there yet is accepted at its default or "off", so that a file with every option written out still works, and
+//! refused otherwise. What only tunes such a thing is passed over with a warning. The last group are options of AnyCable
+//! Pro.
 
 use crate::config::definition::{Definition, Kind, Status, Unit};
 
@@ -16,6 +17,17 @@ const fn not_yet(
     Definition::without_field(name, toml, default, kind, Status::NotThereYet { instead }).group("Not there yet")
 }
 
+/// Tunes something that is not there yet.
+const fn tunes(
+    name: &'static str,
+    toml: &'static str,
+    default: &'static str,
+    kind: Kind,
+    instead: &'static str,
+) -> Definition {
+    Definition::without_field(name, toml, default, kind, Status::Dormant { instead }).group("Not there yet")
+}
+
 const fn ignored(name: &'static str, toml: &'static str, kind: Kind, because: &'static str) -> Definition {
     Definition::without_field(name, toml, "", kind, Status::Ignored { because }).group("Accepted and ignored")
 }
@@ -24,7 +36,8 @@ const fn renamed(name: &'static str, toml: &'static str, kind: Kind, to: &'stati
     Definition::without_field(name, toml, "", kind, Status::Renamed { to }).group("Old names")
 }
 
-const REDIS: &str = "this release talks to no Redis; broadcast over HTTP, and run one node";
+const REDIS: &str = "this release talks to no Redis, and what an app publishes there does not arrive; broadcast over HTTP (in the \
+                     app: ANYCABLE_BROADCAST_ADAPTER=http), and run one node";
 const NATS: &str = "this release talks to no NATS; broadcast over HTTP, and run one node";
 const BROKER: &str = "this release keeps no history, presence or sessions; leave the broker empty";
 const TLS: &str = "this release speaks no TLS to clients; let a proxy in front do it";
@@ -65,9 +78,8 @@ pub(super) const DEFINITIONS: &[Definition] = &[
     ignored("telemetry-debug", "", Kind::Text, "Cableway sends no usage data to anybody"),
     ignored("memory-metrics", "", Kind::Text, "the metrics of Go's heap do not exist here"),
     // Not there yet.
-    not_yet("presets", "presets", "", Kind::List, "this release has no presets; write their options out"),
-    not_yet("ssl-cert", "server.ssl.cert_path", "", Kind::Text, TLS),
-    not_yet("ssl-key", "server.ssl.key_path", "", Kind::Text, TLS),
+    not_yet("ssl-cert", "server.ssl.cert_path", "", Kind::Text, TLS).needs("ssl-key"),
+    tunes("ssl-key", "server.ssl.key_path", "", Kind::Text, TLS),
     not_yet(
         "enable-ws-compression",
         "ws.enable_compression",
@@ -76,18 +88,18 @@ pub(super) const DEFINITIONS: &[Definition] = &[
         "this release does not compress; leave it off",
     ),
     not_yet("broker", "broker.adapter", "", Kind::Text, BROKER),
-    not_yet("history-limit", "broker.history_limit", "100", Kind::Number, BROKER),
-    not_yet("history-ttl", "broker.history_ttl", "300s", Kind::Number, BROKER).unit(Unit::Seconds),
-    not_yet("sessions-ttl", "broker.sessions_ttl", "300s", Kind::Number, BROKER).unit(Unit::Seconds),
-    not_yet("presence-ttl", "broker.presence_ttl", "15s", Kind::Number, BROKER).unit(Unit::Seconds),
+    tunes("history-limit", "broker.history_limit", "100", Kind::Number, BROKER),
+    tunes("history-ttl", "broker.history_ttl", "300s", Kind::Number, BROKER).unit(Unit::Seconds),
+    tunes("sessions-ttl", "broker.sessions_ttl", "300s", Kind::Number, BROKER).unit(Unit::Seconds),
+    tunes("presence-ttl", "broker.presence_ttl", "15s", Kind::Number, BROKER).unit(Unit::Seconds),
     // On by default there, but without a broker it does nothing: off is what this release does either way.
-    not_yet("streams-presence", "streams.presence", "true", Kind::Bool, BROKER),
+    tunes("streams-presence", "streams.presence", "true", Kind::Bool, BROKER),
     not_yet("", "streams.pubsub_channel", "$pubsub", Kind::Text, "the name of the channel is fixed in this release"),
     not_yet("pubsub", "pubsub_adapter", "", Kind::Text, "this release runs as one node; leave it empty"),
-    not_yet("redis-channel", "redis_pubsub_broadcast.channel", "__anycable__", Kind::Text, REDIS),
-    not_yet("redisx-stream", "redis_stream_broadcast.stream", "__anycable__", Kind::Text, REDIS),
-    not_yet("redisx-group", "redis_stream_broadcast.group", "bx", Kind::Text, REDIS),
-    not_yet(
+    tunes("redis-channel", "redis_pubsub_broadcast.channel", "__anycable__", Kind::Text, REDIS),
+    tunes("redisx-stream", "redis_stream_broadcast.stream", "__anycable__", Kind::Text, REDIS),
+    tunes("redisx-group", "redis_stream_broadcast.group", "bx", Kind::Text, REDIS),
+    tunes(
         "redisx-read-block-milliseconds",
         "redis_stream_broadcast.stream_read_block_milliseconds",
         "2000ms",
@@ -95,86 +107,86 @@ pub(super) const DEFINITIONS: &[Definition] = &[
         REDIS,
     )
     .unit(Unit::Milliseconds),
-    not_yet("", "redis_pubsub.channel", "__anycable_internal__", Kind::Text, REDIS),
-    not_yet("redis-url", "redis.url", "redis://localhost:6379", Kind::Text, REDIS).env(&["REDIS_URL"]),
-    not_yet("redis-sentinels", "redis.sentinels", "", Kind::Text, REDIS),
-    not_yet("redis-sentinel-discovery-interval", "redis.sentinel_discovery_interval", "30s", Kind::Number, REDIS)
+    tunes("", "redis_pubsub.channel", "__anycable_internal__", Kind::Text, REDIS),
+    tunes("redis-url", "redis.url", "redis://localhost:6379", Kind::Text, REDIS).env(&["REDIS_URL"]),
+    tunes("redis-sentinels", "redis.sentinels", "", Kind::Text, REDIS),
+    tunes("redis-sentinel-discovery-interval", "redis.sentinel_discovery_interval", "30s", Kind::Number, REDIS)
         .unit(Unit::Seconds),
-    not_yet("redis-keepalive-interval", "redis.keepalive_ping_interval", "30s", Kind::Number, REDIS)
-        .unit(Unit::Seconds),
-    not_yet("redis-tls-verify", "redis.tls_verify", "false", Kind::Bool, REDIS),
-    not_yet("redis-tls-ca-cert-path", "redis.tls_ca_cert_path", "", Kind::Text, REDIS),
-    not_yet("redis-tls-client-cert-path", "redis.tls_client_cert_path", "", Kind::Text, REDIS),
-    not_yet("redis-tls-client-key-path", "redis.tls_client_key_path", "", Kind::Text, REDIS),
-    not_yet("redis-disable-cache", "redis.disable_cache", "false", Kind::Bool, REDIS),
-    not_yet("", "redis.max_reconnect_attempts", "5", Kind::Number, REDIS),
-    not_yet("nats-channel", "nats_broadcast.channel", "__anycable__", Kind::Text, NATS),
-    not_yet("", "nats_pubsub.channel", "__anycable_internal__", Kind::Text, NATS),
-    not_yet("nats-servers", "nats.servers", "nats://127.0.0.1:4222", Kind::Text, NATS),
-    not_yet("nats-dont-randomize-servers", "nats.dont_randomize_servers", "false", Kind::Bool, NATS),
-    not_yet("", "nats.max_reconnect_attempts", "5", Kind::Number, NATS),
+    tunes("redis-keepalive-interval", "redis.keepalive_ping_interval", "30s", Kind::Number, REDIS).unit(Unit::Seconds),
+    tunes("redis-tls-verify", "redis.tls_verify", "false", Kind::Bool, REDIS),
+    tunes("redis-tls-ca-cert-path", "redis.tls_ca_cert_path", "", Kind::Text, REDIS),
+    tunes("redis-tls-client-cert-path", "redis.tls_client_cert_path", "", Kind::Text, REDIS),
+    tunes("redis-tls-client-key-path", "redis.tls_client_key_path", "", Kind::Text, REDIS),
+    tunes("redis-disable-cache", "redis.disable_cache", "false", Kind::Bool, REDIS),
+    tunes("", "redis.max_reconnect_attempts", "5", Kind::Number, REDIS),
+    tunes("nats-channel", "nats_broadcast.channel", "__anycable__", Kind::Text, NATS),
+    tunes("", "nats_pubsub.channel", "__anycable_internal__", Kind::Text, NATS),
+    tunes("nats-servers", "nats.servers", "nats://127.0.0.1:4222", Kind::Text, NATS),
+    tunes("nats-dont-randomize-servers", "nats.dont_randomize_servers", "false", Kind::Bool, NATS),
+    tunes("", "nats.max_reconnect_attempts", "5", Kind::Number, NATS),
     not_yet("embed-nats", "embedded_nats.enabled", "false", Kind::Bool, NATS),
-    not_yet("enats-addr", "embedded_nats.service_addr", "nats://127.0.0.1:4222", Kind::Text, NATS),
-    not_yet("enats-cluster", "embedded_nats.cluster_addr", "", Kind::Text, NATS),
-    not_yet("enats-cluster-name", "embedded_nats.cluster_name", "anycable-cluster", Kind::Text, NATS),
-    not_yet("enats-cluster-routes", "embedded_nats.routes", "", Kind::List, NATS),
-    not_yet("enats-gateway", "embedded_nats.gateway_addr", "", Kind::Text, NATS),
-    not_yet("enats-gateways", "embedded_nats.gateways", "", Kind::List, NATS),
-    not_yet("enats-gateway-advertise", "embedded_nats.gateway_advertise", "", Kind::Text, NATS),
-    not_yet("enats-store-dir", "embedded_nats.jetstream_store_dir", "", Kind::Text, NATS),
-    not_yet("enats-server-name", "embedded_nats.name", "", Kind::Text, NATS),
-    not_yet("enats-debug", "embedded_nats.debug", "false", Kind::Bool, NATS),
-    not_yet("enats-trace", "embedded_nats.trace", "false", Kind::Bool, NATS),
-    not_yet("enats-max-payload", "embedded_nats.max_payload", "0", Kind::Number, NATS).unit(Unit::Bytes),
-    not_yet("", "embedded_nats.jetstream_ready_timeout", "30s", Kind::Number, NATS).unit(Unit::Seconds),
-    not_yet("pusher-app-id", "pusher.app_id", "", Kind::Text, PUSHER),
-    not_yet("pusher-app-key", "pusher.app_key", "", Kind::Text, PUSHER),
-    not_yet("pusher-secret", "pusher.secret", "", Kind::Secret, PUSHER),
-    not_yet("pusher-api-port", "pusher.api_port", "0", Kind::Number, PUSHER),
+    tunes("enats-addr", "embedded_nats.service_addr", "nats://127.0.0.1:4222", Kind::Text, NATS),
+    tunes("enats-cluster", "embedded_nats.cluster_addr", "", Kind::Text, NATS),
+    tunes("enats-cluster-name", "embedded_nats.cluster_name", "anycable-cluster", Kind::Text, NATS),
+    tunes("enats-cluster-routes", "embedded_nats.routes", "", Kind::List, NATS),
+    tunes("enats-gateway", "embedded_nats.gateway_addr", "", Kind::Text, NATS),
+    tunes("enats-gateways", "embedded_nats.gateways", "", Kind::List, NATS),
+    tunes("enats-gateway-advertise", "embedded_nats.gateway_advertise", "", Kind::Text, NATS),
+    tunes("enats-store-dir", "embedded_nats.jetstream_store_dir", "", Kind::Text, NATS),
+    tunes("enats-server-name", "embedded_nats.name", "", Kind::Text, NATS),
+    tunes("enats-debug", "embedded_nats.debug", "false", Kind::Bool, NATS),
+    tunes("enats-trace", "embedded_nats.trace", "false", Kind::Bool, NATS),
+    tunes("enats-max-payload", "embedded_nats.max_payload", "0", Kind::Number, NATS).unit(Unit::Bytes),
+    tunes("", "embedded_nats.jetstream_ready_timeout", "30s", Kind::Number, NATS).unit(Unit::Seconds),
+    not_yet("pusher-app-id", "pusher.app_id", "", Kind::Text, PUSHER).needs("pusher-app-key"),
+    tunes("pusher-app-key", "pusher.app_key", "", Kind::Text, PUSHER),
+    tunes("pusher-secret", "pusher.secret", "", Kind::Secret, PUSHER),
+    tunes("pusher-api-port", "pusher.api_port", "0", Kind::Number, PUSHER),
     not_yet("sse", "sse.enabled", "false", Kind::Bool, SSE),
-    not_yet("sse-path", "sse.path", "/events", Kind::Text, SSE),
+    tunes("sse-path", "sse.path", "/events", Kind::Text, SSE),
     not_yet("ds", "ds.enabled", "false", Kind::Bool, DURABLE),
-    not_yet("ds-path", "ds.path", "/ds", Kind::Text, DURABLE),
-    not_yet("ds-skip-auth", "ds.skip_auth", "false", Kind::Bool, DURABLE),
-    not_yet("ds-poll-interval", "ds.poll_interval", "10s", Kind::Number, DURABLE).unit(Unit::Seconds),
-    not_yet("ds-sse-ttl", "ds.sse_ttl", "60s", Kind::Number, DURABLE).unit(Unit::Seconds),
+    tunes("ds-path", "ds.path", "/ds", Kind::Text, DURABLE),
+    tunes("ds-skip-auth", "ds.skip_auth", "false", Kind::Bool, DURABLE),
+    tunes("ds-poll-interval", "ds.poll_interval", "10s", Kind::Number, DURABLE).unit(Unit::Seconds),
+    tunes("ds-sse-ttl", "ds.sse_ttl", "60s", Kind::Number, DURABLE).unit(Unit::Seconds),
     not_yet("", "api.host", "", Kind::Text, "every listener but the metrics binds --host in this release"),
     not_yet("", "api.cors_headers", "false", Kind::Bool, "the API sends no CORS headers in this release"),
-    not_yet("", "api.cors_hosts", "", Kind::List, "the API sends no CORS headers in this release"),
+    tunes("", "api.cors_hosts", "", Kind::List, "the API sends no CORS headers in this release"),
     not_yet(
         "",
         "http_broadcast.cors_hosts",
         "",
         Kind::List,
         "the hosts are those of --allowed-origins in this release",
-    ),
+    )
+    .needs("http-broadcast-cors"),
     not_yet("metrics-log", "metrics.log", "false", Kind::Bool, METRICS_LOG),
-    not_yet("metrics-log-filter", "metrics.log_filter", "", Kind::List, METRICS_LOG),
-    not_yet("metrics-rotate-interval", "metrics.rotate_interval", "15s", Kind::Number, METRICS_LOG).unit(Unit::Seconds),
+    tunes("metrics-log-filter", "metrics.log_filter", "", Kind::List, METRICS_LOG),
+    tunes("metrics-rotate-interval", "metrics.rotate_interval", "15s", Kind::Number, METRICS_LOG).unit(Unit::Seconds),
     not_yet("statsd-host", "metrics.statsd.host", "", Kind::Text, STATSD),
-    not_yet("statsd-prefix", "metrics.statsd.prefix", "anycable_go.", Kind::Text, STATSD),
-    not_yet("statsd-max-packet-size", "metrics.statsd.max_packet_size", "1400", Kind::Number, STATSD).unit(Unit::Bytes),
-    not_yet("statsd-tags-format", "metrics.statsd.tags_format", "datadog", Kind::Text, STATSD),
+    tunes("statsd-prefix", "metrics.statsd.prefix", "anycable_go.", Kind::Text, STATSD),
+    tunes("statsd-max-packet-size", "metrics.statsd.max_packet_size", "1400", Kind::Number, STATSD).unit(Unit::Bytes),
+    tunes("statsd-tags-format", "metrics.statsd.tags_format", "datadog", Kind::Text, STATSD),
     // AnyCable Pro.
     not_yet("admin", "", "false", Kind::Bool, PRO),
-    not_yet("admin-path", "", "/_high_voltage_", Kind::Text, PRO),
-    not_yet("admin-port", "", "0", Kind::Number, PRO),
-    not_yet("admin-secret", "", "", Kind::Secret, PRO),
+    tunes("admin-path", "", "/_high_voltage_", Kind::Text, PRO),
+    tunes("admin-port", "", "0", Kind::Number, PRO),
+    tunes("admin-secret", "", "", Kind::Secret, PRO),
     not_yet("graphql-path", "", "", Kind::Text, PRO),
-    not_yet("graphql-channel", "", "GraphqlChannel", Kind::Text, PRO),
-    not_yet("graphql-action", "", "execute", Kind::Text, PRO),
-    not_yet("graphql-idle-timeout", "", "2s", Kind::Number, PRO).unit(Unit::Seconds),
+    tunes("graphql-channel", "", "GraphqlChannel", Kind::Text, PRO),
+    tunes("graphql-action", "", "execute", Kind::Text, PRO),
+    tunes("graphql-idle-timeout", "", "2s", Kind::Number, PRO).unit(Unit::Seconds),
     not_yet("poll", "", "false", Kind::Bool, PRO),
-    not_yet("poll-path", "", "/lp", Kind::Text, PRO),
-    not_yet("poll-interval", "", "15s", Kind::Number, PRO).unit(Unit::Seconds),
-    not_yet("poll-flush-interval", "", "500ms", Kind::Number, PRO).unit(Unit::Milliseconds),
-    not_yet("poll-keepalive-timeout", "", "5s", Kind::Number, PRO).unit(Unit::Seconds),
-    not_yet("poll-max-request-size", "", "65536", Kind::Number, PRO).unit(Unit::Bytes),
+    tunes("poll-path", "", "/lp", Kind::Text, PRO),
+    tunes("poll-interval", "", "15s", Kind::Number, PRO).unit(Unit::Seconds),
+    tunes("poll-flush-interval", "", "500ms", Kind::Number, PRO).unit(Unit::Milliseconds),
+    tunes("poll-keepalive-timeout", "", "5s", Kind::Number, PRO).unit(Unit::Seconds),
+    tunes("poll-max-request-size", "", "65536", Kind::Number, PRO).unit(Unit::Bytes),
     not_yet("ocpp-path", "", "", Kind::Text, PRO),
-    not_yet("ocpp-channel", "", "OCPPChannel", Kind::Text, PRO),
-    not_yet("ocpp-granular-actions", "", "true", Kind::Bool, PRO),
-    not_yet("ocpp-heartbeat-interval", "", "30s", Kind::Number, PRO).unit(Unit::Seconds),
-    not_yet("rpc-concurrency-initial", "", "25", Kind::Number, PRO),
-    not_yet("rpc-concurrency-min", "", "5", Kind::Number, PRO),
-    not_yet("rpc-concurrency-max", "", "100", Kind::Number, PRO),
+    tunes("ocpp-channel", "", "OCPPChannel", Kind::Text, PRO),
+    tunes("ocpp-granular-actions", "", "true", Kind::Bool, PRO),
+    tunes("ocpp-heartbeat-interval", "", "30s", Kind::Number, PRO).unit(Unit::Seconds),
+    tunes("rpc-concurrency-initial", "", "25", Kind::Number, PRO),
+    tunes("rpc-concurrency-min", "", "5", Kind::Number, PRO),
+    tunes("rpc-concurrency-max", "", "100", Kind::Number, PRO),
 ];

@@ -22,8 +22,10 @@ options! {
     /// Let browsers broadcast: answer OPTIONS, add CORS headers for the allowed origins.
     http_cors: bool = "false", "http-broadcast-cors", "http_broadcast.cors_headers" [.hidden()];
 
-    /// Largest body of a broadcast or API request; a larger one is answered 413.
-    max_size: usize = "1MiB", "broadcast-max-size", "http_broadcast.max_size" [.unit(Unit::Bytes)];
+    /// Largest body of a broadcast or API request; a larger one is answered 413. (AnyCable takes 20 MB.)
+    ///
+    /// All bodies that are held at once have 256 MiB together; more is answered 503.
+    max_size: usize = "8MiB", "broadcast-max-size", "http_broadcast.max_size" [.unit(Unit::Bytes)];
 }
 
 options! {

@@ -17,6 +17,12 @@ options! {
     /// Port of WebSockets, and of everything else that has no port of its own. 0 picks a free one.
     port: u16 = "8080", "port", "server.port" [.env(&["PORT"])];
 
+    /// Let other processes with this option serve the same port, each with a share of the clients.
+    ///
+    /// Without it, a port on which anybody listens ends the start. The share is the kernel's choice (SO_REUSEPORT), and a
+    /// publication reaches only the clients of the process that it is posted to.
+    reuse_port: bool = "false", "reuse-port", "server.reuse_port";
+
     /// Origins that may connect, without scheme and separated by commas; `*.example.com` is allowed.
     ///
     /// Empty: everybody may. Otherwise a request without a matching Origin gets 403.
@@ -40,10 +46,15 @@ options! {
     /// Time a client has to send its whole upgrade request.
     handshake_timeout: Duration = "10s", "handshake-timeout", "server.handshake_timeout" [.unit(Unit::Seconds)];
 
-    /// Unfinished handshakes that each acceptor keeps; more are answered 503.
+    /// Largest request head: the request line and all headers together. A larger one is answered 431.
+    ///
+    /// The log names the header that was large: mostly a cookie.
+    max_head_size: usize = "64KiB", "max-head-size", "server.max_head_size" [.unit(Unit::Bytes)];
+
+    /// Unfinished handshakes that each acceptor keeps; for one more, the one that began first is answered 503.
     ///
     /// It bounds what clients can hold that connect and say nothing: each unfinished handshake may keep up to
-    /// the size of one request head.
+    /// the size of one request head. All acceptors together keep no more than half of the descriptors.
     handshakes_max: usize = "16384", "handshakes-max", "server.handshakes_max";
 }
 
@@ -82,6 +93,12 @@ options! {
     ///
     /// `none` means no secret, for everything that would fall back to it.
     secret: Secret = "", "secret", "secret";
+
+    /// Sets of options for a platform or a purpose, weaker than everything else: `fly`, `heroku`, `broker`, `none`.
+    ///
+    /// Empty: `fly` and `heroku` are found by the environment of their machines. Both bind 0.0.0.0; `fly` finds the app by
+    /// ANYCABLE_FLY_RPC_APP_NAME. What a preset wants and is not there yet is named when the server starts.
+    presets: Vec<String> = "", "presets", "presets";
 
     /// No authentication, streams by plain name, broadcasts without a key. For trying things out.
     public: bool = "false", "public", "public" [.implies(&[("noauth", "true"), ("public-streams", "true")])];

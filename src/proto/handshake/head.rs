@@ -6,9 +6,10 @@ use std::mem::MaybeUninit;
 use super::origin::is_authority;
 use super::response::{self, Refusal};
 
-/// The longest head we wait for, in bytes; beyond it the door answers [`head_too_large`](super::head_too_large).
-/// Default of Node.js; browsers' cookies (4 KiB each) and a token in the query fit.
-pub const HEAD_BYTES_MAX: usize = 16 * 1024;
+/// The longest head we wait for, in bytes, unless [`Rules::head_bytes_max`](super::Rules::head_bytes_max) says otherwise;
+/// beyond it the door answers [`head_too_large`](super::head_too_large). Cookies of single sign-on take 20 to 30 KB; proxies
+/// in front of us let 32 KiB (nginx) to 60 KiB (Envoy) pass.
+pub const HEAD_BYTES_MAX: usize = 64 * 1024;
 
 /// Header lines a request may have; more get 431. The default of hyper, which reads all other requests.
 pub const HEADERS_MAX: usize = 100;
@@ -63,6 +64,17 @@ pub fn may_end(bytes: &[u8], seen: usize) -> bool {
     fresh.windows(2).any(|pair| pair == b"\n\n") || fresh.windows(3).any(|three| three == b"\n\r\n")
 }
 
+/// Name and length of the longest header line in a head, which need not be complete. For the log.
+pub fn longest_header(bytes: &[u8]) -> Option<(Cow<'_, str>, usize)> {
+    let lines = bytes.split(|&byte| byte == b'\n').skip(1);
+    let line = lines.max_by_key(|line| line.len()).filter(|line| !line.is_empty())?;
+    let name = line.split(|&byte| byte == b':').next()?;
+    Some((String::from_utf8_lossy(&name[..name.len().min(LOGGED_NAME_BYTES)]), line.len()))
+}
+
+/// How much of a peer's name for a header is worth a place in the log.
+const LOGGED_NAME_BYTES: usize = 64;
+
 /// A request head.
 #[derive(Debug)]
 pub struct Head<'h, 'b> {
@@ -83,7 +95,8 @@ impl<'b> Head<'_, 'b> {
     /// clients send.
     fn absolute(&self) -> Option<(&'b str, &'b str)> {
         let (scheme, rest) = self.target.split_once("://")?;
-        if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
+        // The schemes of HTTP, and those of WebSockets, which some proxies leave there.
+        if !["http", "https", "ws", "wss"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) {
             return None;
         }
         Some(rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len())))
@@ -122,6 +135,15 @@ impl<'b> Head<'_, 'b> {
     /// The first value of a header; bytes that are not UTF-8 are replaced. `name` in any case.
     pub fn header(&self, name: &str) -> Option<Cow<'b, str>> {
         self.header_bytes(name).map(String::from_utf8_lossy)
+    }
+
+    /// All values of a header as one (RFC 9110 section 5.3): joined with commas, and those of `Cookie`, which HTTP/2 splits,
+    /// with semicolons (RFC 9113 section 8.2.3). Bytes that are not UTF-8 are replaced.
+    pub fn joined(&self, name: &str) -> Option<Cow<'b, str>> {
+        let separator = if name.eq_ignore_ascii_case("cookie") { "; " } else { ", " };
+        let mut values = self.values(name).filter(|value| !value.is_empty()).map(String::from_utf8_lossy);
+        let first = values.next()?;
+        Some(values.fold(first, |joined, value| Cow::Owned(format!("{joined}{separator}{value}"))))
     }
 
     /// Name and value of every header line, in order.
@@ -170,8 +192,9 @@ impl<'b> Head<'_, 'b> {
     }
 
     /// The token that the client hid among the subprotocols as `anycable-token.<token>`, because browsers can set no
-    /// header. Never sent back.
+    /// header. Never sent back. An empty one is none.
     pub fn token_protocol(&self) -> Option<&'b str> {
-        self.offered_protocols().find_map(|offered| offered.strip_prefix("anycable-token."))
+        let mut tokens = self.offered_protocols().filter_map(|offered| offered.strip_prefix("anycable-token."));
+        tokens.find(|token| !token.is_empty())
     }
 }

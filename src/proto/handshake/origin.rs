@@ -6,8 +6,8 @@ pub struct Origins(Vec<String>);
 
 impl Origins {
     /// Reads a comma list of `host[:port]` entries. An entry that starts with `*` stands for every host that ends
-    /// with the rest of it: `*.example.com` (and `*example.io` takes `notexample.io` too). Nothing is trimmed. An empty
-    /// list lets everybody in.
+    /// with the rest of it: `*.example.com` (and `*example.io` takes `notexample.io` too). A port that the origin's scheme
+    /// implies may be written or left out on either side. Nothing is trimmed. An empty list lets everybody in.
     pub fn parse(list: &str) -> Origins {
         if list.is_empty() { Origins::default() } else { Origins(list.split(',').map(str::to_owned).collect()) }
     }
@@ -21,29 +21,60 @@ impl Origins {
     /// where everybody may.
     pub fn allow(&self, origin: Option<&[u8]>) -> bool {
         self.allow_all()
-            || origin.and_then(host).is_some_and(|host| self.0.iter().any(|entry| entry_matches(entry, host)))
+            || origin.and_then(Place::read).is_some_and(|place| self.0.iter().any(|entry| place.matches(entry)))
     }
 }
 
-fn entry_matches(entry: &str, host: &[u8]) -> bool {
-    let entry = entry.as_bytes();
+/// Where a page is from.
+struct Place<'a> {
+    /// The host as written, and the port unless it is the scheme's own.
+    host: &'a [u8],
+    /// `:443` and such, when that is the port.
+    own_port: Option<&'static [u8]>,
+}
+
+impl<'a> Place<'a> {
+    /// Takes an origin apart. `None` if it is no URL or has no host.
+    fn read(origin: &'a [u8]) -> Option<Place<'a>> {
+        let end_of_scheme = origin.windows(3).position(|three| three == b"://")?;
+        let (scheme, rest) = (&origin[..end_of_scheme], &origin[end_of_scheme + 3..]);
+        let scheme_is_sound = scheme.first().is_some_and(u8::is_ascii_alphabetic)
+            && scheme.iter().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(byte));
+        let authority = rest.split(|byte| b"/?#".contains(byte)).next()?;
+        let host = authority.rsplit(|byte| *byte == b'@').next()?;
+        if !scheme_is_sound || host.is_empty() || !is_authority(host) {
+            return None;
+        }
+        let is_scheme = |names: [&str; 2]| names.iter().any(|name| scheme.eq_ignore_ascii_case(name.as_bytes()));
+        let scheme_port: Option<&[u8]> =
+            if is_scheme(["http", "ws"]) { Some(b":80") } else { is_scheme(["https", "wss"]).then_some(b":443") };
+        let Some(port) = scheme_port else { return Some(Place { host, own_port: None }) };
+        let bare = host.strip_suffix(port).filter(|bare| !bare.is_empty());
+        let has_port = has_port(host);
+        let own_port = (bare.is_some() || !has_port).then_some(port);
+        Some(Place { host: bare.unwrap_or(host), own_port })
+    }
+
+    fn matches(&self, entry: &str) -> bool {
+        let entry = entry.as_bytes();
+        let bare = self.own_port.and_then(|port| entry.strip_suffix(port));
+        [Some(entry), bare].into_iter().flatten().any(|entry| entry_matches(entry, self.host))
+    }
+}
+
+/// Whether a port stands behind a host; the colons of an IPv6 address are in brackets.
+fn has_port(host: &[u8]) -> bool {
+    let behind_address = host.iter().position(|byte| *byte == b']').map_or(0, |end| end + 1);
+    host[behind_address..].contains(&b':')
+}
+
+fn entry_matches(entry: &[u8], host: &[u8]) -> bool {
     match entry.split_first() {
         Some((b'*', suffix)) => {
             host.len().checked_sub(suffix.len()).is_some_and(|start| host[start..].eq_ignore_ascii_case(suffix))
         }
         _ => host.eq_ignore_ascii_case(entry),
     }
-}
-
-/// The `host[:port]` of a URL. `None` if it is no URL or has no host.
-fn host(origin: &[u8]) -> Option<&[u8]> {
-    let end_of_scheme = origin.windows(3).position(|three| three == b"://")?;
-    let (scheme, rest) = (&origin[..end_of_scheme], &origin[end_of_scheme + 3..]);
-    let scheme_is_sound = scheme.first().is_some_and(u8::is_ascii_alphabetic)
-        && scheme.iter().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(byte));
-    let authority = rest.split(|byte| b"/?#".contains(byte)).next()?;
-    let host = authority.rsplit(|byte| *byte == b'@').next()?;
-    (scheme_is_sound && !host.is_empty() && is_authority(host)).then_some(host)
 }
 
 /// Whether this can stand for `host[:port]` in a URL (RFC 3986 section 3.2.2): its characters, and digits behind the
@@ -94,10 +125,25 @@ mod tests {
         assert!(allows("b.test,a.test", "http://a.test"));
         assert!(allows("[::1]:3000", "http://[::1]:3000"));
         assert!(allows("a.test", "http://user@a.test"));
-        assert!(!allows("a.test", "http://a.test:80"));
-        assert!(!allows("a.test:80", "http://a.test"));
         assert!(!allows("a.test", "http://b.a.test"));
         assert!(!allows("b.test, a.test", "http://a.test"), "entries are not trimmed");
+    }
+
+    #[test]
+    fn the_port_of_the_scheme_may_be_written_or_not() {
+        for (scheme, port) in [("http", 80), ("ws", 80), ("https", 443), ("wss", 443), ("WSS", 443)] {
+            for host in ["a.test", "[::1]"] {
+                for entry in [host.to_owned(), format!("{host}:{port}")] {
+                    assert!(allows(&entry, &format!("{scheme}://{host}")), "{entry} {scheme}");
+                    assert!(allows(&entry, &format!("{scheme}://{host}:{port}")), "{entry} {scheme}");
+                    assert!(!allows(&entry, &format!("{scheme}://{host}:8443")), "{entry} {scheme}");
+                    assert!(!allows(&entry, &format!("{scheme}://{host}:{}", 523 - port)), "{entry} {scheme}");
+                }
+            }
+        }
+        assert!(allows("*.test:443", "https://a.test") && allows("*.test", "https://a.test:443"));
+        assert!(!allows("a.test:80", "https://a.test") && !allows("a.test:443", "http://a.test"));
+        assert!(allows("a.test", "app://a.test") && !allows("a.test:443", "app://a.test"));
     }
 
     #[test]

@@ -50,7 +50,7 @@ pub(super) fn refused(status: u16) -> Refusal {
     write(status, &[allow, "Sec-Websocket-Version: 13\r\n"])
 }
 
-/// 431: the head is longer than [`HEAD_BYTES_MAX`](super::HEAD_BYTES_MAX).
+/// 431: the head is longer than [`Rules::head_bytes_max`](super::Rules::head_bytes_max).
 pub fn head_too_large() -> Refusal {
     write(431, &[])
 }

@@ -10,6 +10,7 @@ fn rules() -> Rules {
         echo_path: Some(PathPattern::parse("/echo").unwrap()),
         allowed_origins: Origins::parse(""),
         version_header: "1.6.16-cw".to_owned(),
+        ..Rules::default()
     }
 }
 
@@ -226,6 +227,33 @@ fn a_token_among_the_subprotocols_is_read_and_never_sent_back() {
 }
 
 #[test]
+fn an_empty_token_among_the_subprotocols_is_none() {
+    for (offered, token) in [("anycable-token.", None), ("anycable-token., anycable-token.ab", Some("ab"))] {
+        let bytes = request("/cable", &format!("Sec-WebSocket-Protocol: {offered}\r\n"));
+        with_head(bytes.as_bytes(), |head| assert_eq!(head.token_protocol(), token, "{offered}"));
+    }
+}
+
+#[test]
+fn a_pattern_leaves_the_paths_of_ordinary_http_alone() {
+    let path = |text| PathPattern::parse(text).unwrap();
+    let rules = Rules {
+        cable_paths: vec![path("/*"), path("/plain")],
+        http_paths: vec![path("/health"), path("/api/presence/*"), path("/plain")],
+        ..rules()
+    };
+    for (path, route) in [
+        ("/", Some(Route::Cable)),
+        ("/healthy", Some(Route::Cable)),
+        ("/plain", Some(Route::Cable)),
+        ("/health", None),
+        ("/api/presence/a/users", None),
+    ] {
+        assert_eq!(rules.route(path), route, "{path}");
+    }
+}
+
+#[test]
 fn the_echo_route_speaks_no_subprotocol() {
     let answer = answered(request("/echo", "Sec-WebSocket-Protocol: actioncable-v1-json\r\n"));
     let Decision::Upgrade { route: Route::Echo, response, .. } = answer else { panic!("{answer:?}") };
@@ -366,4 +394,34 @@ fn the_doors_own_refusals_are_exact() {
         assert!(response.starts_with(&format!("HTTP/1.1 {status} {body}\r\n")));
         assert!(response.ends_with(&format!("Connection: close\r\n\r\n{body}\n")));
     }
+}
+
+#[test]
+fn targets_in_absolute_form_are_taken_with_the_schemes_of_websockets_too() {
+    for scheme in ["http", "https", "ws", "wss", "WSS", "Ws"] {
+        let bytes = request(&format!("{scheme}://cable.test/cable?a=1"), "");
+        with_head(bytes.as_bytes(), |head| {
+            assert_eq!((head.path(), head.host(), &*head.request_uri()), ("/cable", "cable.test", "/cable?a=1"));
+        });
+        assert!(matches!(answered(bytes), Decision::Upgrade { .. }), "{scheme}");
+    }
+    assert!(matches!(answered(request("ftp://cable.test/cable", "")), Decision::NotOurs));
+}
+
+#[test]
+fn a_header_that_comes_in_several_lines_is_one_list() {
+    let bytes = request("/cable", "Cookie: a=1\r\nX-A: 1\r\ncookie: b=2; c=3\r\nx-a:\r\nx-a: 2, 3\r\nX-B: 1\r\n");
+    with_head(bytes.as_bytes(), |head| {
+        assert_eq!(head.joined("cookie").as_deref(), Some("a=1; b=2; c=3"));
+        assert_eq!(head.joined("x-a").as_deref(), Some("1, 2, 3"));
+        assert_eq!((head.joined("x-b").as_deref(), head.joined("x-c")), (Some("1"), None));
+    });
+}
+
+#[test]
+fn the_longest_header_of_a_head_that_is_not_complete_is_found() {
+    let head = format!("GET /{} HTTP/1.1\r\nHost: a\r\nCookie: {}", "x".repeat(900), "y".repeat(500));
+    let (name, length) = longest_header(head.as_bytes()).unwrap();
+    assert_eq!((&*name, length), ("Cookie", 508));
+    assert_eq!(longest_header(b"GET /"), None);
 }
