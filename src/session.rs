@@ -151,7 +151,7 @@ impl Session {
             disconnectable: false,
         };
         match token {
-            TokenOutcome::Identified { identifiers } => session.welcome(&identifiers, ctx),
+            TokenOutcome::Identified { identifiers, .. } => session.welcome(&identifiers, ctx),
             TokenOutcome::Expired => session.refuse(CloseCause::TokenExpired, ctx),
             TokenOutcome::Unauthorized => session.refuse(CloseCause::Unauthorized, ctx),
             TokenOutcome::Error => session.close(CloseCause::AuthError, ctx),

@@ -47,17 +47,18 @@ mod slots;
 mod wheel;
 mod write;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::hub::{Hub, StreamHasher};
 use crate::identity::StreamRouter;
-use crate::model::{Now, Scheme, TICK_MS, Tick, tick};
+use crate::model::{Now, Scheme, TICK_MS, tick};
 use crate::proto::frame::Limits;
 use crate::session::{self, Effect};
 
 use buffers::Buffers;
+use deadline::RareDeadlines;
 use drain::Drain;
 use fanout::{Fanout, Work};
 use identities::Identities;
@@ -194,8 +195,7 @@ pub struct Shard<M: Machine, N: Services<M::Socket>> {
     identities: Identities,
     scratch: Box<[u8]>,
     stashes: Stashes,
-    /// Slots whose message is not complete, and when it has to be.
-    begun_messages: HashMap<u32, Tick>,
+    rare_deadlines: RareDeadlines,
     /// Slots to be written at the end of the turn.
     dirty: Vec<u32>,
     /// Slots that are to be written in the next turn: they took all that one turn may write to one.
@@ -255,7 +255,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             // Written to, not only reserved: its pages are paid for at boot and not by some later connection.
             scratch: vec![1; SCRATCH_BYTES].into(),
             stashes: Stashes::default(),
-            begun_messages: HashMap::new(),
+            rare_deadlines: RareDeadlines::default(),
             dirty: Vec::new(),
             unfinished_writes: Vec::new(),
             // Made at once, so that they lie together and do not keep the pages of what was in use when one was needed.
@@ -384,7 +384,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             && self.hub.is_empty()
             && self.identities.is_empty()
             && self.stashes.is_empty()
-            && self.begun_messages.is_empty()
+            && self.rare_deadlines.is_empty()
             && self.buffers.total() == 0
             && self.handshakes == 0
             && self.wheel.next().is_none()

@@ -113,7 +113,9 @@ impl Claims {
         if self.nbf.is_some_and(|nbf| now < nbf) {
             return TokenOutcome::Unauthorized;
         }
-        self.ext.map_or(TokenOutcome::Error, |identifiers| TokenOutcome::Identified { identifiers })
+        // Rounded up, as `now` is compared above; what no number of seconds can be is never.
+        let expires = self.exp.map(|exp| exp.ceil() as u64);
+        self.ext.map_or(TokenOutcome::Error, |identifiers| TokenOutcome::Identified { identifiers, expires })
     }
 }
 

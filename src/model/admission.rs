@@ -7,6 +7,8 @@ pub enum TokenOutcome {
     Identified {
         /// The claim `ext`.
         identifiers: String,
+        /// The claim `exp`: when the token is over, in seconds since the Unix epoch.
+        expires: Option<u64>,
     },
     /// The token is ours but its time is over: a fresh one would do.
     Expired,

@@ -102,6 +102,8 @@ endings! {
     Unauthorized = "unauthorized", disconnect(1000, "Auth Failed", Word::Unauthorized, false);
     /// The client's token was over before it came.
     TokenExpired = "token_expired", disconnect(1000, "Auth Failed", Word::TokenExpired, false);
+    /// The client's token ran out while it was connected (`--jwt-close-expired`).
+    TokenRanOut = "token_ran_out", disconnect(1000, "Token expired", Word::TokenExpired, true);
     /// Asking whether the client may connect failed.
     AuthError = "auth_error", close(1011, "Auth Error");
     /// The app's answer to a command asked to disconnect.

@@ -117,7 +117,7 @@ pub(super) fn shard(
         write_timeout: config.ws.write_timeout,
         user_timeouts: user_timeouts(config),
         session: session(config),
-        tokens: Tokens { param: config.jwt.param.clone(), jwt },
+        tokens: Tokens { param: config.jwt.param.clone(), jwt, close_expired: config.jwt.close_expired },
         router: StreamRouter::new(StreamSettings {
             secret: secret(&secrets.streams),
             public: config.streams.public,

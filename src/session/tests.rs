@@ -204,7 +204,7 @@ fn when_nobody_can_say_whether_a_client_may_connect_it_is_closed() {
 fn a_token_decides_without_the_app() {
     let refused =
         |reason: &str| format!("send {{\"type\":\"disconnect\",\"reason\":\"{reason}\",\"reconnect\":false}}");
-    let me = TokenOutcome::Identified { identifiers: "me".into() };
+    let me = TokenOutcome::Identified { identifiers: "me".into(), expires: None };
     let welcome = "send {\"type\":\"welcome\",\"sid\":\"AAAAAAAAAAAAAAAAAAAAA\"}";
     assert_eq!(Transcript::open(me, Dialect::Cable, rules()).1, ["let in", welcome]);
     for (token, reason) in [(TokenOutcome::Expired, "token_expired"), (TokenOutcome::Unauthorized, "unauthorized")] {
@@ -341,7 +341,7 @@ fn the_end_detaches_everything_cancels_what_is_asked_and_tells_the_app_once() {
 
 #[test]
 fn when_the_app_is_told_depends_on_the_mode() {
-    let me = || TokenOutcome::Identified { identifiers: "me".into() };
+    let me = || TokenOutcome::Identified { identifiers: "me".into(), expires: None };
     for (mode, told) in [(DisconnectMode::Auto, 0), (DisconnectMode::Always, 1), (DisconnectMode::Never, 0)] {
         let rules = Rules { disconnect_mode: mode, ..rules() };
         let (mut t, _) = Transcript::open(me(), Dialect::Cable, rules.clone());
@@ -377,7 +377,7 @@ fn every_goodbye_has_its_words() {
 #[test]
 fn a_client_that_does_not_answer_pings_is_given_up_unless_a_command_of_it_runs() {
     let rules = Rules { pong_timeout_ms: 6_000, ..rules() };
-    let me = TokenOutcome::Identified { identifiers: "me".into() };
+    let me = TokenOutcome::Identified { identifiers: "me".into(), expires: None };
     let (mut t, _) = Transcript::open(me.clone(), Dialect::CableExtended, rules.clone());
     t.say(&command("subscribe", OPEN, ""));
     t.now += Duration::from_secs(2);
@@ -401,7 +401,7 @@ fn a_client_that_does_not_answer_pings_is_given_up_unless_a_command_of_it_runs()
 #[test]
 fn deadlines_move_to_another_clock_as_the_time_that_is_left() {
     let rules = Rules { pong_timeout_ms: 6_000, ..rules() };
-    let me = TokenOutcome::Identified { identifiers: "me".into() };
+    let me = TokenOutcome::Identified { identifiers: "me".into(), expires: None };
     let (mut t, _) = Transcript::open(me, Dialect::CableExtended, rules);
     t.input(|session, ctx| session.ping_due(false, ctx));
     let (ping_at, pong_by) = (t.session.ping_at().unwrap(), t.session.pong_by().unwrap());

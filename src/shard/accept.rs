@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::model::{CloseCause, Sid, tick_after};
+use crate::model::{CloseCause, Sid, TokenOutcome, tick_after};
 use crate::proto::handshake::{self, Decision, Head, Parsed, Route};
 use crate::session::{Context, Opening, Session};
 
@@ -241,6 +241,13 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         let (ping_interval, ping_precision) = (head.query("pi"), head.query("ptp"));
         let listener = settings.listeners.get(usize::from(self.slots[index].listener));
         let scheme = listener.map(|listener| listener.scheme).unwrap_or_default();
+        let token_due = match &token {
+            TokenOutcome::Identified { expires: Some(at), .. } if settings.tokens.close_expired => {
+                let left = Duration::from_secs(*at).saturating_sub(self.now.unix);
+                self.now.mono.checked_add(left).map(tick_after)
+            }
+            _ => None,
+        };
         let opening = Opening {
             sid: Sid::from_bits(self.machine.random()),
             env: env(head, scheme, peer, travelling.as_deref(), &settings.proxy),
@@ -262,6 +269,9 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         };
         let session = Session::open(opening, &mut ctx);
         self.choose_user_timeout(index, session.ping_interval());
+        if let Some(due) = token_due {
+            self.rare_deadlines.tokens.insert(index, due);
+        }
         self.handshake_done(index, Stage::Session(Box::new(session)));
         self.push(index, Frame::new(&response));
         self.carry_out(index, &mut effects);

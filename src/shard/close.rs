@@ -163,7 +163,10 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         self.metrics.closed(cause);
         match &self.slots[index].stage {
             Stage::Handshake(_) => self.leave_handshake(index),
-            Stage::Session(_) => self.unindex(index),
+            Stage::Session(_) => {
+                self.unindex(index);
+                self.rare_deadlines.tokens.remove(&index);
+            }
             _ => {}
         }
         if self.slots[index].flags & flag::COUNTED != 0 {

@@ -73,6 +73,8 @@ struct ConnectionState {
     reader: FrameReader,
     /// For a message that is not complete.
     message_ticks_left: Option<Tick>,
+    /// For a client that is closed when its token runs out.
+    token_ticks_left: Option<Tick>,
     outbox: Option<OutboxState>,
     /// Read behind a command that waits for an answer.
     #[serde(with = "serde_bytes")]
@@ -150,7 +152,8 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         }
         let outbox = self.take_outbox(index).map(|outbox| outbox.take_apart(now));
         let stash = self.take_stash(index).map(|stash| stash.rest().to_vec()).unwrap_or_default();
-        let message_ticks_left = self.begun_messages.get(&index).map(|due| due.saturating_sub(now));
+        let message_ticks_left = self.rare_deadlines.messages.get(&index).map(|due| due.saturating_sub(now));
+        let token_ticks_left = self.rare_deadlines.tokens.remove(&index).map(|due| due.saturating_sub(now));
         let reader = self.take_reader(index);
         let slot = &mut self.slots[index];
         let state = ConnectionState {
@@ -162,6 +165,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             stage,
             reader,
             message_ticks_left,
+            token_ticks_left,
             outbox,
             stash,
             counted: flags & flag::COUNTED != 0,
@@ -217,6 +221,9 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             slot.flags |= flag::PEER_SHUT;
         }
         self.put_reader(index, read.reader, message_due);
+        if let Some(left) = read.token_ticks_left {
+            self.rare_deadlines.tokens.insert(index, now.saturating_add(left));
+        }
         if !read.stash.is_empty() {
             self.keep_stash(index, Stash::new(read.stash));
         }

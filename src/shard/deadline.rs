@@ -23,6 +23,8 @@ pub(super) enum Deadline {
     Write,
     /// A message that was begun is complete (`--ws-message-timeout`).
     Message,
+    /// The client's token is good until then (`--jwt-close-expired`).
+    Token,
     /// The client gives a sign of life after a ping (`--pong-timeout`).
     Pong,
     /// The client is pinged (`--ping-interval`).
@@ -31,21 +33,41 @@ pub(super) enum Deadline {
     Linger,
 }
 
+/// Deadlines that few connections have, by slot.
+#[derive(Debug, Default)]
+pub(super) struct RareDeadlines {
+    /// Of messages that are not complete.
+    pub messages: HashMap<u32, Tick>,
+    /// Of tokens.
+    pub tokens: HashMap<u32, Tick>,
+}
+
+impl RareDeadlines {
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty() && self.tokens.is_empty()
+    }
+}
+
 /// No deadline.
 const NEVER: Tick = Tick::MAX;
 
 /// The table: which deadlines a connection has, and when each passes, in the order in which they are handled.
 #[inline]
-fn each<S>(slot: &Slot<S>, index: u32, begun_messages: &HashMap<u32, Tick>, mut has: impl FnMut(Deadline, Tick)) {
+fn each<S>(slot: &Slot<S>, index: u32, rare: &RareDeadlines, mut has: impl FnMut(Deadline, Tick)) {
     let write = || slot.outbox.as_ref().and_then(|outbox| outbox.stalled_until()).unwrap_or(NEVER);
     let message = || match slot.reader.is_parked() {
         true => NEVER,
-        false => begun_messages.get(&index).copied().unwrap_or(NEVER),
+        false => rare.messages.get(&index).copied().unwrap_or(NEVER),
+    };
+    let token = || match rare.tokens.is_empty() {
+        true => NEVER,
+        false => rare.tokens.get(&index).copied().unwrap_or(NEVER),
     };
     match &slot.stage {
         Stage::Session(session) => {
             has(Deadline::Write, write());
             has(Deadline::Message, message());
+            has(Deadline::Token, token());
             has(Deadline::Pong, session.pong_by().unwrap_or(NEVER));
             has(Deadline::Ping, session.ping_at().unwrap_or(NEVER));
         }
@@ -64,7 +86,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     /// Sets the slot's timer to the nearest of its deadlines.
     pub(super) fn set_timer(&mut self, index: u32) {
         let mut nearest = NEVER;
-        each(&self.slots[index], index, &self.begun_messages, |_, at| nearest = nearest.min(at));
+        each(&self.slots[index], index, &self.rare_deadlines, |_, at| nearest = nearest.min(at));
         match nearest {
             NEVER => self.wheel.clear(&mut self.slots, index),
             due => self.wheel.set(&mut self.slots, index, due),
@@ -81,7 +103,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         let generation = self.slots[index].generation;
         let mut passed: SmallVec<[Deadline; 2]> = SmallVec::new();
         let now = tick(self.now.mono);
-        each(&self.slots[index], index, &self.begun_messages, |deadline, at| {
+        each(&self.slots[index], index, &self.rare_deadlines, |deadline, at| {
             if at <= now {
                 passed.push(deadline);
             }
@@ -105,7 +127,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     fn has_passed(&self, index: u32, deadline: Deadline) -> bool {
         let now = tick(self.now.mono);
         let mut passed = false;
-        each(&self.slots[index], index, &self.begun_messages, |known, at| passed |= known == deadline && at <= now);
+        each(&self.slots[index], index, &self.rare_deadlines, |known, at| passed |= known == deadline && at <= now);
         passed
     }
 
@@ -116,6 +138,9 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                 self.session_input(index, |session, ctx| session.ping_due(stalled, ctx));
             }
             Deadline::Linger => self.free(index),
+            Deadline::Token => {
+                self.session_input(index, |session, ctx| session.disconnect(CloseCause::TokenRanOut, ctx));
+            }
             Deadline::Handshake | Deadline::Write | Deadline::Message | Deadline::Pong => {
                 if self.is_overdue(index, deadline) {
                     self.overdue(index, deadline);
@@ -155,7 +180,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             }
             Deadline::Message => self.close(index, CloseCause::MessageTimeout),
             Deadline::Pong => self.session_input(index, |session, ctx| session.pong_overdue(ctx)),
-            Deadline::Ping | Deadline::Linger => {}
+            Deadline::Ping | Deadline::Token | Deadline::Linger => {}
         }
     }
 }

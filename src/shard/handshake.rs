@@ -67,6 +67,8 @@ pub struct Tokens {
     pub param: String,
     /// `None`: tokens are off.
     pub jwt: Option<Jwt>,
+    /// Whether clients are closed when their token runs out.
+    pub close_expired: bool,
 }
 
 impl Tokens {

@@ -167,7 +167,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     pub(super) fn put_reader(&mut self, index: u32, reader: FrameReader, message_due: Tick) {
         if !reader.is_parked() {
             self.buffers.change(Buffer::Message, 0, reader.heap_bytes());
-            self.begun_messages.insert(index, message_due);
+            self.rare_deadlines.messages.insert(index, message_due);
         }
         self.slots[index].reader = reader;
     }
@@ -178,10 +178,10 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         let now = self.slots[index].reader.heap_bytes();
         self.buffers.change(Buffer::Message, before, now);
         if before == 0 {
-            self.begun_messages.insert(index, tick_after(self.now.mono + self.settings.message_timeout));
+            self.rare_deadlines.messages.insert(index, tick_after(self.now.mono + self.settings.message_timeout));
             self.set_timer(index);
         } else if now == 0 {
-            self.begun_messages.remove(&index);
+            self.rare_deadlines.messages.remove(&index);
         }
     }
 

@@ -142,6 +142,37 @@ describe('JWT, switches', () => {
     await server.stop('SIGKILL');
   });
 
+  test('--jwt-close-expired closes a client when its token runs out, and it comes back with a fresh one', async () => {
+    const server = await Cableway.start(['--jwt_secret', SECRET, '--jwt-close-expired', '--norpc']);
+    const short = () => jwt({ ext: EXT, exp: seconds(2) }, SECRET);
+    const [stays, goes] = await Promise.all([
+      Socket.welcomed(server.url(`/cable?jid=${jwt({ ext: EXT, exp: seconds(600) }, SECRET)}`)),
+      Socket.welcomed(server.url(`/cable?jid=${short()}`)),
+    ]);
+    assert.equal(await goes.next(), '{"type":"disconnect","reason":"token_expired","reconnect":true}');
+    assert.deepEqual(await goes.closed(), { code: 1000, reason: 'Token expired' });
+    assert.deepEqual(stays.inbox.drain().filter((text) => !text.includes('"ping"')), []);
+    await stays.close();
+
+    const { TappedWebSocket } = tapped();
+    let refreshed = 0;
+    const cable = createCable(server.url(), {
+      websocketImplementation: TappedWebSocket,
+      auth: { token: short() },
+      tokenRefresher: async (transport) => {
+        refreshed += 1;
+        transport.setToken(jwt({ ext: EXT, exp: seconds(600) }, SECRET));
+      },
+    });
+    let connects = 0;
+    const again = new Promise((ready) => cable.on('connect', () => (connects += 1) === 2 && ready()));
+    cable.connect().catch(() => {});
+    await within('a second welcome, with the fresh token', again);
+    assert.equal(refreshed, 1);
+    cable.disconnect();
+    await server.stop('SIGKILL');
+  });
+
   test('--jwt_param renames the query and the header', async () => {
     const server = await Cableway.start(['--jwt_secret', SECRET, '--jwt_param', 'token', '--norpc']);
     const token = jwt({ ext: EXT }, SECRET);

@@ -15,6 +15,9 @@ options! {
 
     /// Refuse clients that bring no token.
     enforce: bool = "false", "enforce-jwt", "jwt.force";
+
+    /// Close a client when its token runs out (claim `exp`), and tell it to come back with a fresh one.
+    close_expired: bool = "false", "jwt-close-expired", "jwt.close_expired";
 }
 
 options! {

@@ -20,12 +20,16 @@ fn token(header: &str, claims: &str, secret: &str) -> String {
 
 const HS256: &str = r#"{"alg":"HS256","typ":"JWT"}"#;
 
+/// What a token is worth; when it runs out is looked at on its own.
 fn verify(claims: &str) -> TokenOutcome {
-    jwt(false).verify(Some(&token(HS256, claims, "s3cr3t")), NOW)
+    match jwt(false).verify(Some(&token(HS256, claims, "s3cr3t")), NOW) {
+        TokenOutcome::Identified { identifiers, .. } => identified(&identifiers),
+        outcome => outcome,
+    }
 }
 
 fn identified(identifiers: &str) -> TokenOutcome {
-    TokenOutcome::Identified { identifiers: identifiers.into() }
+    TokenOutcome::Identified { identifiers: identifiers.into(), expires: None }
 }
 
 #[test]
@@ -33,7 +37,8 @@ fn a_token_made_by_another_implementation_is_read() {
     // RFC 7515 appendix A.1 is signed with a binary key; this is the same kind of token with a text key, made with
     // OpenSSL: `printf %s "$header.$claims" | openssl dgst -sha256 -hmac s3cr3t -binary`.
     let token = "eyJhbGciOiJIUzI1NiJ9.eyJleHQiOiJ7XCJ1c2VyXCI6XCI3XCJ9IiwiZXhwIjoxNzkwMDAzNjAwfQ.YWqhSUkuoAHZBISOZjx9jSu1VxtXsiDKsxRltetqNX4";
-    assert_eq!(jwt(false).verify(Some(token), NOW), identified(r#"{"user":"7"}"#));
+    let wanted = TokenOutcome::Identified { identifiers: r#"{"user":"7"}"#.into(), expires: Some(1_790_003_600) };
+    assert_eq!(jwt(false).verify(Some(token), NOW), wanted);
 }
 
 #[test]
@@ -145,5 +150,18 @@ fn no_token_is_refused_only_when_one_is_required() {
     for none in [None, Some("")] {
         assert_eq!(jwt(false).verify(none, NOW), TokenOutcome::NoToken);
         assert_eq!(jwt(true).verify(none, NOW), TokenOutcome::Unauthorized);
+    }
+}
+
+#[test]
+fn the_second_in_which_a_token_runs_out_is_told() {
+    for (claims, expires) in [
+        (r#"{"ext":"x"}"#, None),
+        (r#"{"ext":"x","exp":1790000001}"#, Some(1_790_000_001)),
+        (r#"{"ext":"x","exp":1790000001.2}"#, Some(1_790_000_002)),
+        (r#"{"ext":"x","exp":1e300}"#, Some(u64::MAX)),
+    ] {
+        let outcome = jwt(false).verify(Some(&token(HS256, claims, "s3cr3t")), NOW);
+        assert_eq!(outcome, TokenOutcome::Identified { identifiers: "x".into(), expires }, "{claims}");
     }
 }
