@@ -22,6 +22,8 @@ mod handshakes;
 mod http;
 #[path = "limits/late.rs"]
 mod late;
+#[path = "limits/log.rs"]
+mod log;
 #[path = "limits/messages.rs"]
 mod messages;
 #[path = "limits/metrics.rs"]
@@ -30,5 +32,7 @@ mod metrics;
 mod server;
 #[path = "limits/shutdown.rs"]
 mod shutdown;
+#[path = "limits/signals.rs"]
+mod signals;
 #[path = "limits/slow.rs"]
 mod slow;
