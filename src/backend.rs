@@ -34,7 +34,7 @@ use crate::model::{Answer, Call, CallError, Request, SlotKey};
 /// and return.
 pub type Answers = Arc<dyn Fn(Answer) + Send + Sync>;
 
-/// How long [`Backend::ready`] waits for a connection that is being made.
+/// How long [`Backend::ready`] waits for a connection that is being made, and [`Backend::turns`] for the thread's turn.
 const READY_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// The backend cannot start.
@@ -185,6 +185,12 @@ impl Backend {
             }
         };
         tokio::time::timeout(READY_WAIT_MAX, asked).await.unwrap_or_else(|_| Err("no connection within 1 s".to_owned()))
+    }
+
+    /// Whether the thread that makes the calls still turns. Takes at most a second.
+    pub async fn turns(&self) -> bool {
+        let asked = self.runtime.spawn(async {});
+        matches!(tokio::time::timeout(READY_WAIT_MAX, asked).await, Ok(Ok(())))
     }
 
     /// What it counts.

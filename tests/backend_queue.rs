@@ -3,10 +3,11 @@
 
 mod backend_app;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use backend_app::*;
-use cableway::backend::{DrainReport, Settings};
+use cableway::backend::{Backend, DrainReport, Settings, Target};
 use cableway::model::CallError;
 use tokio::time::Instant;
 
@@ -263,4 +264,19 @@ fn calls_can_be_submitted_from_threads_without_a_runtime() {
     let mut answered: Vec<u32> = (0..200).map(|_| caller.answers.blocking_recv().unwrap().key.index).collect();
     answered.sort_unstable();
     assert_eq!(answered, (0..200).collect::<Vec<_>>());
+}
+
+/// What readiness asks: a thread that stands still makes no calls, whatever the app says.
+#[test]
+fn a_thread_that_stands_still_is_found_out() {
+    let standing = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let settings = Settings { target: Target::parse("127.0.0.1:1").unwrap(), ..Settings::default() };
+    let backend = Backend::start(settings, standing.handle(), Arc::new(drop)).unwrap();
+    let asking = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    assert!(!asking.block_on(backend.turns()));
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let thread = std::thread::spawn(move || standing.block_on(stopped));
+    assert!(tokio::runtime::Runtime::new().unwrap().block_on(backend.turns()));
+    drop(stop);
+    assert!(thread.join().unwrap().is_err());
 }

@@ -62,6 +62,7 @@ pub struct Observer {
     pub(super) booted_with: AtomicU64,
     pub(super) measured: Mutex<Measured>,
     pub(super) backend_reachable: AtomicBool,
+    pub(super) calls_turn: AtomicBool,
 }
 
 impl Observer {
@@ -71,6 +72,7 @@ impl Observer {
             booted_with: AtomicU64::new(0),
             measured: Mutex::default(),
             backend_reachable: AtomicBool::new(false),
+            calls_turn: AtomicBool::new(false),
         }
     }
 
