@@ -174,9 +174,9 @@ async fn every_status_of_the_table_fails_as_it_says_and_is_not_retried() {
         (429, &[], failed("HTTP 429")),
         (500, &[], failed("HTTP 500")),
         (503, &[], failed("HTTP 503")),
-        (301, location, failed("HTTP 301")),
-        (302, location, failed("HTTP 302")),
-        (307, location, failed("HTTP 307")),
+        (301, location, failed("HTTP 301 to /elsewhere")),
+        (302, location, failed("HTTP 302 to /elsewhere")),
+        (307, location, failed("HTTP 307 to /elsewhere")),
     ] {
         caller.backend.submit(connect(1)).unwrap();
         app.next().await.answer(status, headers, "why");

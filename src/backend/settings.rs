@@ -25,6 +25,8 @@ pub struct Settings {
     pub concurrency: usize,
     /// Calls that may wait for a place. One more is answered with `Overloaded` at once.
     pub queue_max: usize,
+    /// Bytes that waiting calls may take. With one more, the largest is answered with `Overloaded`.
+    pub queue_bytes_max: usize,
     /// Limit of one attempt. `None`: only the command time-out holds (HTTP: 3 s too).
     pub request_timeout: Option<Duration>,
     /// Limit of one call with all retries and the time between them.
@@ -37,10 +39,12 @@ pub struct Settings {
     pub tls: TlsSettings,
     /// HTTP: sent as `Authorization: Bearer`, given or derived from the app's secret.
     pub http_secret: Option<String>,
-    /// Disconnect calls started per second. 0 means as fast as the app takes them, one at a time.
+    /// Disconnect calls started per second. 0 means as fast as the app takes them, a few at a time.
     pub disconnect_rate: u32,
     /// Disconnect calls that may wait. One more is dropped and counted.
     pub disconnect_backlog: usize,
+    /// Bytes that they may take. With one more, the largest is dropped and counted.
+    pub disconnect_backlog_bytes: usize,
 }
 
 impl Default for Settings {
@@ -50,6 +54,7 @@ impl Default for Settings {
             target: Target::None,
             concurrency: rpc.concurrency as usize,
             queue_max: rpc.queue_size,
+            queue_bytes_max: rpc.queue_bytes,
             request_timeout: None,
             command_timeout: rpc.command_timeout,
             receive_bytes_max: 4 << 20,
@@ -58,6 +63,7 @@ impl Default for Settings {
             http_secret: None,
             disconnect_rate: disconnect.rate,
             disconnect_backlog: disconnect.backlog,
+            disconnect_backlog_bytes: disconnect.backlog_bytes,
         }
     }
 }
