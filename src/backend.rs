@@ -81,7 +81,7 @@ pub struct Backend {
 }
 
 struct Pipeline {
-    disconnector: Disconnector,
+    disconnector: Arc<Disconnector>,
     dispatch: Arc<Dispatch>,
     probe: Probe,
     health: Arc<Health>,
@@ -174,8 +174,8 @@ impl Backend {
         pipeline.disconnector.drained(deadline).await
     }
 
-    /// Whether the app can be called: gRPC has a connection or makes one, HTTP takes a TCP connection, and Connects of late
-    /// have not all failed. Without an app there is nothing to wait for. Takes at most a second.
+    /// Whether the app can be called: gRPC has a connection or makes one, HTTP takes a TCP connection, and if a Connect has
+    /// failed of late, one of our own did not. Without an app there is nothing to wait for. Takes at most a second.
     ///
     /// # Errors
     ///
@@ -190,7 +190,8 @@ impl Backend {
         };
         let asked = tokio::time::timeout(READY_WAIT_MAX, asked).await;
         asked.unwrap_or_else(|_| Err("no connection within 1 s".to_owned()))?;
-        pipeline.health.check(Instant::now())
+        pipeline.ask_in_doubt(&self.runtime);
+        pipeline.health.check()
     }
 
     /// Whether the thread that makes the calls still turns. Takes at most a second.
@@ -258,9 +259,23 @@ impl Pipeline {
             backlog_bytes_max: settings.disconnect_backlog_bytes,
             concurrency: settings.concurrency,
         };
-        let disconnector = Disconnector::new(dispatch.clone(), bounds, metrics.clone());
+        let disconnector = Arc::new(Disconnector::new(dispatch.clone(), bounds, metrics.clone()));
         disconnector.start(runtime);
         Pipeline { disconnector, dispatch, probe, health }
+    }
+
+    /// Asks the app whether it lets anybody in, if there is reason to doubt that.
+    fn ask_in_doubt(&self, runtime: &Handle) {
+        let Some(question) = self.health.question() else { return };
+        let (dispatch, health) = (self.dispatch.clone(), self.health.clone());
+        let disconnector = Arc::downgrade(&self.disconnector);
+        runtime.spawn(async move {
+            let goodbye = health.answered(dispatch.ask(question).await);
+            if let (Some(goodbye), Some(disconnector)) = (goodbye, disconnector.upgrade()) {
+                // A full queue has counted it as dropped.
+                let _ = disconnector.push(goodbye);
+            }
+        });
     }
 }
 

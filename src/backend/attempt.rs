@@ -63,8 +63,6 @@ pub(super) enum Outcome {
 pub(super) struct Failure {
     pub error: CallError,
     pub retry: Retry,
-    /// Every Connect has to fail this way, until somebody changes something.
-    pub all_fail: bool,
     /// How the answer began, if it was not one.
     pub said: String,
     /// What whoever runs this should look at.
@@ -74,7 +72,7 @@ pub(super) struct Failure {
 impl Failure {
     /// One that may be cured as `retry` says.
     pub fn new(error: CallError, retry: Retry) -> Failure {
-        Failure { error, retry, all_fail: false, said: String::new(), hint: "" }
+        Failure { error, retry, said: String::new(), hint: "" }
     }
 
     /// One that no other attempt at the same call can cure.
@@ -151,7 +149,7 @@ pub(super) async fn run<T: Transport>(
     let result = attempts(transport, method, call, limits, started + limits.command_timeout, metrics).await;
     metrics.rpc_call_seconds.observe(started.elapsed());
     metrics.rpc_call_total.inc();
-    health.note(method, &result, Instant::now());
+    health.note(method, &result);
     let (sid, target) = (call.sid, transport.target(method));
     match &result {
         Err(Failure { error, said, hint, .. }) => {

@@ -327,7 +327,7 @@ async fn run_worker(shared: Arc<Shared>) {
             },
             Next::Make(number, call) => {
                 // It is sent from the copy, which shares nearly everything with this one.
-                let result = shared.dispatch.disconnect(call.clone()).await;
+                let result = shared.dispatch.ask(call.clone()).await;
                 shared.ended(number, ended(call, result), Instant::now());
             }
         }

@@ -101,10 +101,10 @@ impl Dispatch {
         self.push(Waiting { call, deadline: Some(deadline), done: Done::Session })
     }
 
-    /// Makes a Disconnect call when its turn has come. The caller bounds how many it has here.
-    pub async fn disconnect(&self, call: Call) -> Result<Outcome, Failure> {
+    /// Makes a call that is not a session's when its turn has come. The caller bounds how many it has here.
+    pub async fn ask(&self, call: Call) -> Result<Outcome, Failure> {
         let (done, result) = oneshot::channel();
-        let pushed = self.push(Waiting { call, deadline: None, done: Done::Disconnector(done) });
+        let pushed = self.push(Waiting { call, deadline: None, done: Done::Caller(done) });
         pushed.map_err(Failure::for_good)?;
         result.await.unwrap_or(Err(Failure::for_good(CallError::Canceled)))
     }
@@ -279,8 +279,8 @@ impl<T: Transport> Driver<T> {
                 };
                 (self.answers)(Answer::of_app(key, result));
             }
-            // A disconnector that has stopped waiting (shutdown deadline) needs no answer.
-            Done::Disconnector(done) => drop(done.send(result)),
+            // A caller that has stopped waiting (shutdown deadline) needs no answer.
+            Done::Caller(done) => drop(done.send(result)),
         }
     }
 }

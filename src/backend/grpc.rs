@@ -171,8 +171,7 @@ fn failure(status: Status, size: usize) -> Failure {
         Code::ResourceExhausted if retry == Retry::Never => "raise the largest message that the app takes",
         _ => "",
     };
-    let all_fail = matches!(status.code(), Code::Unimplemented | Code::Unauthenticated | Code::PermissionDenied);
-    Failure { hint, all_fail, ..Failure::new(error, retry) }
+    Failure { hint, ..Failure::new(error, retry) }
 }
 
 /// Whether the app has run out of something because the call is too large for it. gRPC has one status for that and for an app

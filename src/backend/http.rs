@@ -183,9 +183,7 @@ impl Transport for Http {
                 .map_err(|why| no_answer(&why, &body)),
             Ok((status, headers, body)) => Err(refusal(status, &headers, &body)),
             Err(Broken::Network(why)) => Err(Failure::new(CallError::Unavailable(why), Retry::Unavailable)),
-            Err(Broken::Tls(why)) => {
-                Err(Failure { all_fail: true, ..Failure::for_good(CallError::Unauthenticated(why)) })
-            }
+            Err(Broken::Tls(why)) => Err(Failure::for_good(CallError::Unauthenticated(why))),
             Err(Broken::TooLong) => {
                 let why = format!("answer over the limit of {} bytes", self.receive_bytes_max);
                 Err(Failure::for_good(CallError::Failed(why)))
@@ -198,7 +196,6 @@ impl Transport for Http {
 fn no_answer(why: &str, body: &[u8]) -> Failure {
     let page = body.trim_ascii_start().starts_with(b"<");
     Failure {
-        all_fail: page,
         said: excerpt(body),
         hint: if page {
             "a page and no RPC: does rpc-host end with the path where the app serves AnyCable's RPC?"
@@ -232,10 +229,7 @@ fn refusal(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Failure {
         }
         _ => (CallError::Failed(http), Retry::Never),
     };
-    let all_fail = status.is_redirection()
-        || [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN, StatusCode::NOT_FOUND, StatusCode::METHOD_NOT_ALLOWED]
-            .contains(&status);
-    Failure { error, retry, all_fail, said, hint }
+    Failure { error, retry, said, hint }
 }
 
 /// What whoever runs this should look at.

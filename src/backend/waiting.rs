@@ -29,8 +29,8 @@ const CALL_BYTES: usize = 512;
 /// A call, and who wants to know its end.
 pub(super) struct Waiting {
     pub call: Call,
-    /// When it stops being worth starting. Disconnect calls have none: at most a few are here at a time, the others
-    /// wait in a queue of their own.
+    /// When it stops being worth starting. Only calls of sessions have one; of others at most a few are here at a time,
+    /// Disconnects wait in a queue of their own.
     pub deadline: Option<Instant>,
     pub done: Done,
 }
@@ -38,7 +38,8 @@ pub(super) struct Waiting {
 /// Who is told about the end of a call.
 pub(super) enum Done {
     Session,
-    Disconnector(oneshot::Sender<Result<Outcome, Failure>>),
+    /// Somebody here: the queue of Disconnects, or readiness.
+    Caller(oneshot::Sender<Result<Outcome, Failure>>),
 }
 
 /// What became of a call that was added.
@@ -150,7 +151,7 @@ impl WaitingCalls {
         Some(waiting)
     }
 
-    /// Takes out the call that this session waits for. Disconnect calls are nobody's.
+    /// Takes out the call that this session waits for. Others are not canceled.
     pub fn cancel(&mut self, key: SlotKey) -> Option<Waiting> {
         let &number = self.by_session.get(&key)?;
         self.remove(number)
@@ -160,7 +161,7 @@ impl WaitingCalls {
     pub fn expire(&mut self, now: Instant, expired: &mut Vec<SlotKey>) -> Option<Instant> {
         let most = expired.len() + EXPIRED_AT_ONCE;
         loop {
-            // Disconnect calls have no deadline and are stepped over; there are few.
+            // Those that no session waits for have no deadline and are stepped over; there are few.
             let (&number, deadline) =
                 self.calls.iter().find_map(|(number, entry)| Some((number, entry.waiting.deadline?)))?;
             if deadline > now || expired.len() == most {
@@ -242,7 +243,7 @@ mod tests {
     fn disconnect(index: u32) -> Waiting {
         let request = Request::Disconnect { subscriptions: vec![], env: Env::new("", []), cstate: State::default() };
         let (done, _) = oneshot::channel();
-        Waiting { done: Done::Disconnector(done), ..waiting(index, request) }
+        Waiting { done: Done::Caller(done), ..waiting(index, request) }
     }
 
     fn add(calls: &mut WaitingCalls, waiting: Waiting) {

@@ -1,0 +1,126 @@
+//! An app that is set up wrongly, as its operator sees it: one line says what is wrong, and readiness knows.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::thread;
+
+use crate::client::{Client, try_upgrade};
+use crate::server::{Server, Start};
+
+/// Answers every request alike, until the test ends.
+fn answering(answer: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("a connection");
+            thread::spawn(move || {
+                let mut seen = Vec::new();
+                let mut piece = [0; 4096];
+                while let Ok(n @ 1..) = stream.read(&mut piece) {
+                    seen.extend_from_slice(&piece[..n]);
+                    // One call is one object.
+                    if seen.ends_with(b"}}") {
+                        seen.clear();
+                        let _ = stream.write_all(answer.as_bytes());
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+fn calling(rpc_host: &str) -> Server {
+    Start::bare()
+        .and(&["--host", "127.0.0.1", "--port", "0", "--broadcast-key", "unused", "--ping-interval", "0"])
+        .and(&["--rpc-host", rpc_host])
+        .start()
+}
+
+/// A client that is not let in.
+fn turned_away(server: &Server) {
+    let mut client: Client = try_upgrade(server.address(), "/cable").expect("an upgrade");
+    assert_eq!(client.close_frame().0, 1011);
+}
+
+fn ready_becomes(server: &Server, status: u16, check: &str) {
+    let until = std::time::Instant::now() + crate::server::SOON;
+    loop {
+        let ready = server.get("/ready");
+        if ready.status == status && ready.body.contains(check) {
+            return;
+        }
+        assert!(std::time::Instant::now() < until, "{ready:?}");
+        thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
+/// The warning about a failed call, whole.
+fn warning(server: &Server) -> String {
+    server.log.wait_for(|line| line == "call to the app failed").expect("a line about it");
+    let text = server.log.text();
+    let line = text.lines().find(|line| line.contains("\"call to the app failed\"")).expect("seen above");
+    assert!(line.contains("\"WARN\""), "{line}");
+    line.to_owned()
+}
+
+#[test]
+fn an_app_that_answers_something_else_is_named_with_what_it_said_and_a_hint() {
+    const PAGE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 28\r\n\r\n<!DOCTYPE html>\n<title>Shop<";
+    const RAILS: &str = "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 46\r\n\r\n\
+                         We're sorry, but something went wrong. (500)\r\n";
+    const BLOCKED: &str = "HTTP/1.1 403 Forbidden\r\nContent-Length: 23\r\n\r\nBlocked hosts: app:3000";
+    let cases = [
+        ("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n", &["HTTP 401", "the secrets differ"][..]),
+        ("HTTP/1.1 403 Forbidden\r\nContent-Length: 4\r\n\r\nnope", &["HTTP 403", "nope", "the secrets differ"]),
+        (BLOCKED, &["HTTP 403", "Blocked hosts", "config.hosts"]),
+        ("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", &["HTTP 404", "nothing is served at this path"]),
+        (
+            "HTTP/1.1 301 Moved\r\nLocation: https://app.test/\r\nContent-Length: 0\r\n\r\n",
+            &["HTTP 301 to https://app.test/", "redirects are not followed"],
+        ),
+        (PAGE, &["<!DOCTYPE html> <title>Shop", "a page and no RPC"]),
+        (RAILS, &["HTTP 500", "We're sorry", "a Rails error page"]),
+    ];
+    let check = |answer: &'static str, words: &[&str]| {
+        let app = answering(answer);
+        let server = calling(&format!("http://{app}/_anycable"));
+        ready_becomes(&server, 200, "\"backend_reachable\":true");
+        turned_away(&server);
+        let line = warning(&server);
+        for word in words.iter().chain(&["Connect", &format!("http://{app}/_anycable/connect")]) {
+            assert!(line.contains(word), "{word:?} is not in {line}");
+        }
+        ready_becomes(&server, 503, "\"backend_reachable\":false");
+    };
+    // At once, for each takes as long as readiness looks again.
+    thread::scope(|scope| {
+        for (answer, words) in cases {
+            scope.spawn(move || check(answer, words));
+        }
+    });
+}
+
+#[test]
+fn a_grpc_port_that_takes_connections_and_says_nothing_is_not_reachable() {
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let app = silent.local_addr().expect("an address");
+    let server = calling(&app.to_string());
+    turned_away(&server);
+    let line = warning(&server);
+    assert!(line.contains("says nothing") && line.contains(&app.to_string()), "{line}");
+    ready_becomes(&server, 503, "\"backend_reachable\":false");
+}
+
+#[test]
+fn calls_that_fail_without_end_are_a_few_lines_and_a_count() {
+    let app = answering("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n");
+    let server = calling(&format!("http://{app}/_anycable"));
+    for _ in 0..100 {
+        turned_away(&server);
+    }
+    server.log.wait_for(|line| line.starts_with("more lines like: call to the app failed")).expect("a count");
+    let shown = server.log.messages().iter().filter(|(_, line)| line == "call to the app failed").count();
+    assert!(shown < 50, "{shown}");
+}
