@@ -131,6 +131,19 @@ async fn canceled_calls_that_wait_are_forgotten_and_counted() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_that_is_canceled_before_it_was_started_never_reaches_the_app() {
+    let mut app = Server::start().await;
+    let caller = Caller::to(&app);
+    caller.backend.submit(command(1)).unwrap();
+    caller.backend.submit(command(2)).unwrap();
+    caller.backend.cancel(key(1));
+    assert_eq!(app.next().await.name(), "2");
+    settle().await;
+    assert!(app.quiet());
+    assert_eq!(caller.backend.metrics().rpc_canceled_total.get(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn disconnect_calls_are_never_canceled_and_run_beside_the_canceled_command() {
     let mut app = Server::start().await;
     let caller = Caller::to(&app);

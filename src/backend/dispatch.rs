@@ -56,6 +56,9 @@ pub(super) struct Bounds {
 /// What submitters and the driver share. Both hold the lock for a few queue operations, never across a wait.
 #[derive(Default)]
 struct Inbox {
+    /// Calls that found a place, for the driver to start. With those that run, at most as many as may run.
+    placed: Vec<Waiting>,
+    /// Calls that found none.
     waiting: WaitingCalls,
     /// Sessions closed by this server while their call ran. At most as many as calls run.
     canceled: Vec<SlotKey>,
@@ -72,10 +75,8 @@ impl Shared {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Calls that the driver will start as soon as it runs are not counted as waiting.
     fn show_pending(&self, inbox: &Inbox) {
-        let free = self.bounds.concurrency.saturating_sub(inbox.running);
-        self.metrics.rpc_pending_num.set(inbox.waiting.len().saturating_sub(free) as i64);
+        self.metrics.rpc_pending_num.set(inbox.waiting.len() as i64);
         self.metrics.rpc_pending_bytes.set(inbox.waiting.bytes() as i64);
     }
 }
@@ -114,8 +115,13 @@ impl Dispatch {
         if inbox.closed {
             return Err(CallError::Canceled);
         }
-        let free = self.shared.bounds.concurrency.saturating_sub(inbox.running);
-        if waiting.deadline.is_some() && inbox.waiting.len() >= self.shared.bounds.queue_max.saturating_add(free) {
+        if inbox.waiting.len() == 0 && inbox.running + inbox.placed.len() < self.shared.bounds.concurrency {
+            inbox.placed.push(waiting);
+            drop(inbox);
+            self.shared.driver.wake();
+            return Ok(());
+        }
+        if waiting.deadline.is_some() && inbox.waiting.len() >= self.shared.bounds.queue_max {
             drop(inbox);
             self.shared.metrics.rpc_overloaded_total.inc();
             return Err(CallError::Overloaded);
@@ -138,7 +144,10 @@ impl Dispatch {
     /// Gives up the session's call, waiting or running.
     pub fn cancel(&self, key: SlotKey) {
         let mut inbox = self.shared.inbox();
-        if let Some(waiting) = inbox.waiting.cancel(key) {
+        let is_it = |placed: &Waiting| placed.call.key == key && matches!(placed.done, Done::Session);
+        // Few: no more than may run, and only those that the driver has not seen yet.
+        let placed = inbox.placed.iter().position(is_it).map(|at| inbox.placed.remove(at));
+        if let Some(waiting) = placed.or_else(|| inbox.waiting.cancel(key)) {
             self.shared.show_pending(&inbox);
             drop(inbox);
             drop(waiting);
@@ -156,9 +165,9 @@ impl Dispatch {
     pub fn close(&self) {
         let mut inbox = self.shared.inbox();
         inbox.closed = true;
-        let waiting = std::mem::take(&mut inbox.waiting);
+        let left = (std::mem::take(&mut inbox.placed), std::mem::take(&mut inbox.waiting));
         drop(inbox);
-        drop(waiting);
+        drop(left);
         self.shared.driver.wake();
     }
 }
@@ -223,6 +232,7 @@ impl<T: Transport> Driver<T> {
         // Those that are not found have ended meanwhile.
         inbox.canceled.drain(..).filter_map(|key| self.handles.get(&key)).for_each(AbortHandle::abort);
         self.refused.append(&mut inbox.displaced);
+        starting.append(&mut inbox.placed);
         let mut next_expiry = None;
         if inbox.waiting.len() > 0 {
             let now = Instant::now();
