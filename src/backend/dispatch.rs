@@ -98,19 +98,19 @@ impl Dispatch {
 
     /// Queues a call whose answer goes to a session.
     pub fn submit(&self, call: Call) -> Result<(), CallError> {
-        let deadline = Instant::now() + QUEUE_WAIT_MAX;
-        self.push(Waiting { call, deadline: Some(deadline), done: Done::Session })
+        let now = Instant::now();
+        self.push(Waiting { call, deadline: Some(now + QUEUE_WAIT_MAX), done: Done::Session }, now)
     }
 
     /// Makes a call that is not a session's when its turn has come. The caller bounds how many it has here.
     pub async fn ask(&self, call: Call) -> Result<Outcome, Failure> {
         let (done, result) = oneshot::channel();
-        let pushed = self.push(Waiting { call, deadline: None, done: Done::Caller(done) });
+        let pushed = self.push(Waiting { call, deadline: None, done: Done::Caller(done) }, Instant::now());
         pushed.map_err(Failure::for_good)?;
         result.await.unwrap_or(Err(Failure::for_good(CallError::Canceled)))
     }
 
-    fn push(&self, waiting: Waiting) -> Result<(), CallError> {
+    fn push(&self, waiting: Waiting, now: Instant) -> Result<(), CallError> {
         let mut inbox = self.shared.inbox();
         if inbox.closed {
             return Err(CallError::Canceled);
@@ -126,7 +126,7 @@ impl Dispatch {
             self.shared.metrics.rpc_overloaded_total.inc();
             return Err(CallError::Overloaded);
         }
-        let pushed = inbox.waiting.push(waiting, self.shared.bounds.queue_bytes_max);
+        let pushed = inbox.waiting.push(waiting, now, self.shared.bounds.queue_bytes_max);
         if let Pushed::Displaced(larger) = &pushed {
             inbox.displaced.push(larger.call.key);
         }
@@ -235,10 +235,9 @@ impl<T: Transport> Driver<T> {
         starting.append(&mut inbox.placed);
         let mut next_expiry = None;
         if inbox.waiting.len() > 0 {
-            let now = Instant::now();
-            next_expiry = inbox.waiting.expire(now, &mut self.refused);
+            next_expiry = inbox.waiting.expire(Instant::now(), &mut self.refused);
             while running + starting.len() < self.shared.bounds.concurrency {
-                let Some(waiting) = inbox.waiting.pop(now) else { break };
+                let Some(waiting) = inbox.waiting.pop() else { break };
                 starting.push(waiting);
             }
         }

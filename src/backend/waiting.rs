@@ -1,9 +1,9 @@
 //! Calls that wait for a place: whose turn it is, who has waited too long, and who goes when they take too much memory.
 //!
 //! The order is fair between sessions. A session has one call at a time, so first come, first served would be fair among
-//! those that never stop; but it would let everybody else stand behind all of them. So the session that had the fewest
-//! calls lately is first, and of equals the one that waits longest (least attained service). And Connects take turns with all
-//! other calls: nobody waits at the door because those inside are busy, nor the other way round.
+//! those that never stop; but it would let everybody else stand behind all of them. So the session that asked least
+//! lately is first, and of equals the one that waits longest. And those who arrive, with a Connect or to subscribe, take
+//! turns with everybody else: nobody waits at the door because those inside are busy, nor the other way round.
 //!
 //! Every operation takes logarithmic time, for shards stand at the lock meanwhile. No clock in here: time is an argument.
 
@@ -15,9 +15,9 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::attempt::{Failure, Outcome};
-use crate::model::{Call, Request, SlotKey};
+use crate::model::{Call, CommandKind, Request, SlotKey};
 
-/// What "lately" is: calls that a session had this long ago count no more, at the latest after twice the time.
+/// What "lately" is: calls that a session made this long ago count no more, at the latest after twice the time.
 const LATELY: Duration = Duration::from_secs(10);
 
 /// Calls taken out at a time because they waited too long. Many may do so at one moment.
@@ -81,14 +81,15 @@ struct Entry {
     bytes: usize,
 }
 
-#[derive(Clone, Copy, Default, PartialEq)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 enum Class {
+    /// Connect and subscribe.
     #[default]
-    Connect,
+    Arriving,
     Other,
 }
 
-/// Least first: calls that the session had lately, and the call's number.
+/// Least first: calls of the class that the session made lately, and the call's number.
 type Turn = (u32, u64);
 
 impl WaitingCalls {
@@ -102,7 +103,7 @@ impl WaitingCalls {
     }
 
     /// Adds a call. If that makes more than so many bytes, the largest has to go.
-    pub fn push(&mut self, waiting: Waiting, bytes_max: usize) -> Pushed {
+    pub fn push(&mut self, waiting: Waiting, now: Instant, bytes_max: usize) -> Pushed {
         let of_session = matches!(waiting.done, Done::Session);
         let key = waiting.call.key;
         // Bounded where they wait before they come here.
@@ -116,10 +117,11 @@ impl WaitingCalls {
         self.last_number += 1;
         let number = self.last_number;
         let class = match waiting.call.request {
-            Request::Connect { .. } => Class::Connect,
+            Request::Connect { .. } | Request::Command { command: CommandKind::Subscribe, .. } => Class::Arriving,
             Request::Command { .. } | Request::Disconnect { .. } => Class::Other,
         };
-        let turn = (if of_session { self.lately.calls(key) } else { 0 }, number);
+        let counts = of_session && matches!(waiting.call.request, Request::Command { .. });
+        let turn = (if counts { self.lately.count((key, class), now) } else { 0 }, number);
         self.turns[class as usize].insert(turn);
         if of_session {
             self.bytes += bytes;
@@ -132,21 +134,19 @@ impl WaitingCalls {
     }
 
     /// Takes out the call whose turn it is.
-    pub fn pop(&mut self, now: Instant) -> Option<Waiting> {
-        let [connects, others] = &self.turns;
-        let class = match (connects.is_empty(), others.is_empty()) {
+    pub fn pop(&mut self) -> Option<Waiting> {
+        let [arriving, others] = &self.turns;
+        let class = match (arriving.is_empty(), others.is_empty()) {
             (false, false) => self.next_class,
-            (false, true) => Class::Connect,
+            (false, true) => Class::Arriving,
             (true, _) => Class::Other,
         };
         let &(_, number) = self.turns[class as usize].first()?;
         let waiting = self.remove(number)?;
-        self.next_class = if class == Class::Connect { Class::Other } else { Class::Connect };
+        self.next_class = if class == Class::Arriving { Class::Other } else { Class::Arriving };
         if self.calls.is_empty() {
-            // Nobody is late because of this one.
+            // The app has caught up.
             self.lately = Lately::default();
-        } else if let (Done::Session, Class::Other) = (&waiting.done, class) {
-            self.lately.count(waiting.call.key, now);
         }
         Some(waiting)
     }
@@ -183,34 +183,33 @@ impl WaitingCalls {
     }
 }
 
-/// How many calls sessions had lately. Only calls that others had to wait for count, so while the app keeps up there is
-/// nothing in here.
+/// How many calls of each class sessions made lately, also those that were refused or given up. Only calls that had to wait count, so while
+/// the app keeps up there is nothing in here.
 #[derive(Default)]
 struct Lately {
-    now: FxHashMap<SlotKey, u32>,
-    before: FxHashMap<SlotKey, u32>,
+    now: FxHashMap<(SlotKey, Class), u32>,
+    before: FxHashMap<(SlotKey, Class), u32>,
     since: Option<Instant>,
 }
 
 impl Lately {
-    fn calls(&self, key: SlotKey) -> u32 {
-        let of = |calls: &FxHashMap<SlotKey, u32>| calls.get(&key).copied().unwrap_or(0);
-        of(&self.now) + of(&self.before)
-    }
-
-    fn count(&mut self, key: SlotKey, now: Instant) {
+    /// Counts a call; tells how many there were before it.
+    fn count(&mut self, who: (SlotKey, Class), now: Instant) -> u32 {
         if now.duration_since(*self.since.get_or_insert(now)) >= LATELY {
             self.before = std::mem::take(&mut self.now);
             self.since = Some(now);
         }
-        *self.now.entry(key).or_default() += 1;
+        let before = self.before.get(&who).copied().unwrap_or(0);
+        let calls = self.now.entry(who).or_default();
+        *calls += 1;
+        before + *calls - 1
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{CommandKind, Env, Sid, State};
+    use crate::model::{Env, Sid, State};
 
     fn key(index: u32) -> SlotKey {
         SlotKey { shard: 0, index, generation: 0 }
@@ -247,11 +246,15 @@ mod tests {
     }
 
     fn add(calls: &mut WaitingCalls, waiting: Waiting) {
-        assert!(matches!(calls.push(waiting, usize::MAX), Pushed::Fits));
+        add_at(calls, waiting, Instant::now());
     }
 
-    fn popped(calls: &mut WaitingCalls, now: Instant, times: usize) -> Vec<u32> {
-        (0..times).map_while(|_| Some(calls.pop(now)?.call.key.index)).collect()
+    fn add_at(calls: &mut WaitingCalls, waiting: Waiting, now: Instant) {
+        assert!(matches!(calls.push(waiting, now, usize::MAX), Pushed::Fits));
+    }
+
+    fn popped(calls: &mut WaitingCalls, times: usize) -> Vec<u32> {
+        (0..times).map_while(|_| Some(calls.pop()?.call.key.index)).collect()
     }
 
     fn is_empty(calls: &WaitingCalls) -> bool {
@@ -265,73 +268,94 @@ mod tests {
 
     #[test]
     fn those_who_had_little_go_before_those_who_never_stop() {
-        let (mut calls, now) = (WaitingCalls::default(), Instant::now());
+        let mut calls = WaitingCalls::default();
         (0..3).for_each(|index| add(&mut calls, command(index)));
         // Each of the three calls again as soon as it is answered.
         let mut order = Vec::new();
         for _ in 0..6 {
-            let index = calls.pop(now).unwrap().call.key.index;
+            let index = calls.pop().unwrap().call.key.index;
             order.push(index);
             add(&mut calls, command(index));
         }
         assert_eq!(order, [0, 1, 2, 0, 1, 2], "they share");
         add(&mut calls, command(7));
         add(&mut calls, command(8));
-        assert_eq!(popped(&mut calls, now, 5), [7, 8, 0, 1, 2]);
+        assert_eq!(popped(&mut calls, 5), [7, 8, 0, 1, 2]);
         assert!(is_empty(&calls));
     }
 
     #[test]
-    fn what_a_session_had_long_ago_counts_no_more() {
-        let (mut calls, start) = (WaitingCalls::default(), Instant::now());
-        let busy = |calls: &mut WaitingCalls, now| {
-            assert_eq!(popped(calls, now, 1).len(), 1);
-        };
-        (0..9).for_each(|index| add(&mut calls, command(index)));
-        busy(&mut calls, start);
-        busy(&mut calls, start + LATELY);
-        assert_eq!(calls.lately.calls(key(0)), 1);
-        busy(&mut calls, start + 2 * LATELY);
-        assert_eq!(calls.lately.calls(key(0)), 0);
-        assert_eq!(calls.lately.calls(key(2)), 1);
+    fn who_was_refused_has_asked_as_well() {
+        let mut calls = WaitingCalls::default();
+        (0..3).for_each(|index| add(&mut calls, command(index)));
+        calls.cancel(key(0));
+        add(&mut calls, command(0));
+        add(&mut calls, command(3));
+        assert_eq!(popped(&mut calls, 4), [1, 2, 3, 0]);
     }
 
     #[test]
-    fn connects_take_turns_with_everybody_else() {
-        let (mut calls, now) = (WaitingCalls::default(), Instant::now());
+    fn what_a_session_asked_long_ago_counts_no_more() {
+        let (mut calls, start) = (WaitingCalls::default(), Instant::now());
+        let mut ask = |index, now| {
+            add_at(&mut calls, command(index), now);
+            calls.calls.last_key_value().map(|(_, entry)| entry.turn.0)
+        };
+        assert_eq!(ask(0, start), Some(0));
+        // Others, for a session has one call at a time.
+        assert_eq!(ask(1, start + LATELY), Some(0));
+        calls.cancel(key(0));
+        add_at(&mut calls, command(0), start + LATELY);
+        assert_eq!(calls.calls.last_key_value().map(|(_, entry)| entry.turn.0), Some(1));
+        calls.cancel(key(0));
+        add_at(&mut calls, command(0), start + 2 * LATELY);
+        assert_eq!(calls.calls.last_key_value().map(|(_, entry)| entry.turn.0), Some(1));
+        calls.cancel(key(0));
+        add_at(&mut calls, command(2), start + 3 * LATELY);
+        add_at(&mut calls, command(0), start + 4 * LATELY);
+        assert_eq!(calls.calls.last_key_value().map(|(_, entry)| entry.turn.0), Some(0));
+    }
+
+    #[test]
+    fn those_who_arrive_take_turns_with_everybody_else() {
+        let mut calls = WaitingCalls::default();
         (0..100).for_each(|index| add(&mut calls, command(index)));
-        (200..203).for_each(|index| add(&mut calls, connect(index)));
+        (200..202).for_each(|index| add(&mut calls, connect(index)));
+        let mut subscribe = command(202);
+        let Request::Command { command, .. } = &mut subscribe.call.request else { unreachable!() };
+        *command = CommandKind::Subscribe;
+        add(&mut calls, subscribe);
         add(&mut calls, disconnect(300));
-        assert_eq!(popped(&mut calls, now, 7), [200, 0, 201, 1, 202, 2, 3]);
-        assert_eq!(popped(&mut calls, now, usize::MAX).last(), Some(&300));
+        assert_eq!(popped(&mut calls, 7), [200, 0, 201, 1, 202, 2, 3]);
+        assert_eq!(popped(&mut calls, usize::MAX).last(), Some(&300));
         assert!(is_empty(&calls));
     }
 
     #[test]
     fn a_canceled_call_is_gone_and_no_other() {
-        let (mut calls, now) = (WaitingCalls::default(), Instant::now());
+        let mut calls = WaitingCalls::default();
         (0..3).for_each(|index| add(&mut calls, command(index)));
         add(&mut calls, disconnect(1));
         assert_eq!(calls.cancel(key(1)).unwrap().call.key, key(1));
         assert!(calls.cancel(key(1)).is_none(), "the Disconnect is nobody's to cancel");
-        assert_eq!(popped(&mut calls, now, 9), [0, 2, 1]);
+        assert_eq!(popped(&mut calls, 9), [0, 2, 1]);
         assert!(is_empty(&calls));
     }
 
     #[test]
     fn the_largest_goes_when_there_are_too_many_bytes() {
-        let mut calls = WaitingCalls::default();
+        let (mut calls, now) = (WaitingCalls::default(), Instant::now());
         let of = |index, len| command_of(index, "x".repeat(len));
         let max = 3 * CALL_BYTES + 1000;
         let gone = |pushed| match pushed {
             Pushed::Fits => None,
             Pushed::Displaced(waiting) | Pushed::Refused(waiting) => Some(waiting.call.key.index),
         };
-        assert_eq!(gone(calls.push(of(1, 100), max)), None);
-        assert_eq!(gone(calls.push(of(2, 800), max)), None);
-        assert_eq!(gone(calls.push(of(3, 801), max)), Some(3), "as large as the largest, and later");
-        assert_eq!(gone(calls.push(of(4, 500), max)), Some(2));
-        assert_eq!(gone(calls.push(disconnect(5), max)), None, "bounded elsewhere");
+        assert_eq!(gone(calls.push(of(1, 100), now, max)), None);
+        assert_eq!(gone(calls.push(of(2, 800), now, max)), None);
+        assert_eq!(gone(calls.push(of(3, 801), now, max)), Some(3), "as large as the largest, and later");
+        assert_eq!(gone(calls.push(of(4, 500), now, max)), Some(2));
+        assert_eq!(gone(calls.push(disconnect(5), now, max)), None, "bounded elsewhere");
         assert_eq!((calls.len(), calls.bytes() < max), (3, true));
     }
 

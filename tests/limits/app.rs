@@ -9,11 +9,16 @@ use crate::server::{Server, Start};
 
 /// Answers every request alike, until the test ends.
 fn answering(answer: &'static str) -> SocketAddr {
+    serving(move |_| answer.to_owned())
+}
+
+/// Answers each request, given whole, on a thread of its connection, until the test ends.
+fn serving(answer: impl Fn(&str) -> String + Clone + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
     thread::spawn(move || {
         for stream in listener.incoming() {
-            let mut stream = stream.expect("a connection");
+            let (mut stream, answer) = (stream.expect("a connection"), answer.clone());
             thread::spawn(move || {
                 let mut seen = Vec::new();
                 let mut piece = [0; 4096];
@@ -21,8 +26,8 @@ fn answering(answer: &'static str) -> SocketAddr {
                     seen.extend_from_slice(&piece[..n]);
                     // One call is one object.
                     if seen.ends_with(b"}}") {
+                        let _ = stream.write_all(answer(&String::from_utf8_lossy(&seen)).as_bytes());
                         seen.clear();
-                        let _ = stream.write_all(answer.as_bytes());
                     }
                 }
             });
@@ -32,10 +37,13 @@ fn answering(answer: &'static str) -> SocketAddr {
 }
 
 fn calling(rpc_host: &str) -> Server {
+    calls(rpc_host).start()
+}
+
+fn calls(rpc_host: &str) -> Start {
     Start::bare()
         .and(&["--host", "127.0.0.1", "--port", "0", "--broadcast-key", "unused", "--ping-interval", "0"])
         .and(&["--rpc-host", rpc_host])
-        .start()
 }
 
 /// A client that is not let in.
@@ -123,4 +131,49 @@ fn calls_that_fail_without_end_are_a_few_lines_and_a_count() {
     server.log.wait_for(|line| line.starts_with("more lines like: call to the app failed")).expect("a count");
     let shown = server.log.messages().iter().filter(|(_, line)| line == "call to the app failed").count();
     assert!(shown < 50, "{shown}");
+}
+
+#[test]
+fn a_client_is_let_in_and_served_while_others_perform_without_pause() {
+    // Aim: nobody waits for those who never stop. The app needs 100 ms for a message and nothing for anything else; 150
+    // clients with two places would keep whoever comes last waiting for 7.5 s, longer than a call may wait.
+    const BUSY: usize = 150;
+    let app = serving(|request| {
+        let (transmission, slow) = match request {
+            _ if request.contains("/connect ") => ("welcome", false),
+            _ if request.contains(r#""command":"subscribe""#) => ("subscribed", false),
+            _ => ("performed", true),
+        };
+        if slow {
+            thread::sleep(std::time::Duration::from_millis(100));
+        }
+        let body = format!(r#"{{"status":1,"identifiers":"x","transmissions":["{transmission}"]}}"#);
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    });
+    let server = calls(&format!("http://{app}/_anycable")).and(&["--rpc-concurrency", "2"]).start();
+    let come = || {
+        let mut client = try_upgrade(server.address(), "/cable").expect("an upgrade");
+        assert_eq!(client.text(), "welcome");
+        client.send(r#"{"command":"subscribe","identifier":"{\"channel\":\"Room\"}"}"#);
+        assert_eq!(client.text(), "subscribed");
+        client
+    };
+    let perform = |client: &mut Client| {
+        client.send(r#"{"command":"message","identifier":"{\"channel\":\"Room\"}","data":"{}"}"#);
+    };
+    let mut busy: Vec<Client> = (0..BUSY).map(|_| come()).collect();
+    for client in &mut busy {
+        (0..30).for_each(|_| perform(client));
+    }
+    server.metrics_until("they wait", |metrics| metrics.get("rpc_pending_num") >= BUSY as u64 - 2);
+    // Who arrives stands behind none of them.
+    come();
+    // Until each of them has asked more than once, nobody can tell them from quiet ones.
+    server.metrics_until("a round is over", |metrics| metrics.get("rpc_overloaded_total") >= BUSY as u64 / 4);
+    for _ in 0..3 {
+        let mut quiet = come();
+        perform(&mut quiet);
+        assert_eq!(quiet.text(), "performed");
+    }
+    assert!(server.metrics().get("rpc_pending_num") >= BUSY as u64 / 2, "they still wait");
 }
