@@ -92,11 +92,10 @@ impl Observer {
         }
     }
 
-    /// Starts to try the app for readiness and to warn about trouble.
+    /// Starts to measure and to warn about trouble.
     pub(super) fn watch(self: &Arc<Self>, runtime: &Handle) {
         self.booted_with.store(process::resident_bytes().unwrap_or(0), Relaxed);
         self.keep_measuring(runtime);
-        self.keep_probing(runtime);
         self.keep_warning(runtime);
     }
 }

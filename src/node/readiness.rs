@@ -38,7 +38,7 @@ impl Observer {
                 }
                 observer.backend_reachable.store(reachable.is_ok(), Relaxed);
                 match &reachable {
-                    Err(why) if before.is_ok() => tracing::warn!(why, "not ready: calls to the app fail"),
+                    Err(why) if before.is_ok() => tracing::warn!(why, "not ready: the app cannot be called"),
                     Ok(()) if before.is_err() => tracing::info!("the app can be called again"),
                     Err(_) | Ok(()) => {}
                 }
