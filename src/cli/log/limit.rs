@@ -16,6 +16,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
 use super::queue::Queue;
+use crate::model::floor_char_boundary;
 use crate::os::clock::Clock;
 
 /// Lines a second that one place in the program may log.
@@ -114,7 +115,7 @@ impl Visit for Message<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         if field.name() == "message" {
             let _ = write!(self.0, "{value:?}");
-            self.0.truncate(self.0.floor_char_boundary(EXAMPLE_BYTES_MAX));
+            self.0.truncate(floor_char_boundary(self.0, EXAMPLE_BYTES_MAX));
         }
     }
 }
