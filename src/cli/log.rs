@@ -209,6 +209,29 @@ mod tests {
         assert_eq!((read["message"].as_str(), read["nodeid"].as_str()), (Some("up"), Some("a\"1")));
     }
 
+    /// What the next test runs in a process of its own, for a log belongs to the process.
+    #[test]
+    #[ignore = "panics"]
+    fn panics_with_a_log() {
+        let log = Log::start(LogFormat::Json, LevelFilter::INFO, "a1", Stream::Stderr).unwrap();
+        tracing::info!("before");
+        let _ = thread::Builder::new().name("worker".into()).spawn(|| panic!("out of order")).unwrap().join();
+        drop(log);
+    }
+
+    #[test]
+    fn a_panic_is_a_line_of_the_log_behind_those_before_it() {
+        let name = "cli::log::tests::panics_with_a_log";
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = child.args(["--exact", name, "--ignored", "--nocapture"]).output().unwrap();
+        let log = String::from_utf8(output.stderr).unwrap();
+        let lines: Vec<serde_json::Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        assert_eq!(lines.len(), 2, "{log}");
+        assert_eq!((lines[0]["message"].as_str(), lines[1]["level"].as_str()), (Some("before"), Some("ERROR")));
+        assert_eq!((lines[1]["thread"].as_str(), lines[1]["nodeid"].as_str()), (Some("worker"), Some("a1")));
+        assert!(lines[1]["message"].as_str().is_some_and(|text| text.contains("out of order")), "{log}");
+    }
+
     #[test]
     fn a_name_made_here_has_six_characters_of_the_alphabet() {
         let name = random_node_id();
