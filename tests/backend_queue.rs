@@ -237,6 +237,27 @@ async fn what_can_never_pass_is_not_tried_again_and_what_may_pass_is() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_disconnect_that_fails_again_and_again_while_others_pass_is_given_up() {
+    let mut app = Server::start().await;
+    let caller = Caller::new(Settings { disconnect_rate: 5, ..to(&app) });
+    caller.backend.disconnect(disconnect(0)).unwrap();
+    for index in 1..200 {
+        caller.backend.disconnect(disconnect(index)).unwrap();
+        let asked = loop {
+            let asked = app.next().await;
+            match asked.name() {
+                "0" => asked.refuse(tonic::Code::Unavailable, ""),
+                _ => break asked,
+            }
+        };
+        asked.succeed();
+    }
+    tokio::time::sleep(secs(60)).await;
+    assert!(app.quiet());
+    assert_eq!(caller.backend.drain(Instant::now() + secs(5)).await, DrainReport { sent: 199, failed: 1, left: 0 });
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_disconnect_over_the_usual_limit_of_grpc_is_too_large_whatever_the_app_calls_it() {
     let mut app = Server::start().await;
     let caller = Caller::to(&app);

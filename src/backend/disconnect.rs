@@ -5,7 +5,7 @@
 //! and 16 calls run at a time.
 //!
 //! A call that could not be delivered is put back and tried again, at growing intervals, until the app is told. What can
-//! never pass is not ([`Retry`] says which that is). When the queue is full, a call is dropped and counted rather than making
+//! never pass is not ([`Retry`] says which that is), and neither is one that fails again and again while others pass. When the queue is full, a call is dropped and counted rather than making
 //! anybody wait: the newest when there are too many, the largest when they take too much memory.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,6 +34,9 @@ const TIMER_SLACK: Duration = Duration::from_millis(2);
 /// Time before calls are tried again that could not be delivered: the first time, and at most.
 const RETRY_WAIT_MIN: Duration = Duration::from_millis(250);
 const RETRY_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// How often a call may fail while others pass. The reason is in the call then, and not in the app.
+const FAILURES_MAX: u8 = 5;
 
 /// While draining, how long no call may get through before all are given up. An app that is gone must not hold the end
 /// up.
@@ -70,8 +73,8 @@ struct Shared {
 
 #[derive(Default)]
 struct Queue {
-    /// By number, which tells their order. One that is put back keeps its number.
-    waiting: BTreeMap<u64, Call>,
+    /// By number, which tells their order.
+    waiting: BTreeMap<u64, Entry>,
     last_number: u64,
     /// Bytes and numbers of the same.
     by_size: BTreeSet<(usize, u64)>,
@@ -83,6 +86,15 @@ struct Queue {
     trouble: Option<Trouble>,
     sent: u64,
     failed: u64,
+}
+
+/// A call on its way.
+struct Entry {
+    call: Call,
+    /// Calls that had been delivered when this one was last put in.
+    sent_before: u64,
+    /// How often it failed while others passed.
+    failures: u8,
 }
 
 /// Calls cannot be delivered.
@@ -103,7 +115,7 @@ enum Mode {
 
 /// What a worker is to do.
 enum Next {
-    Make(u64, Call),
+    Make(Entry),
     WaitUntil(Instant),
     WaitForWork,
     End,
@@ -111,7 +123,7 @@ enum Next {
 
 impl Queue {
     /// Adds a call, or one that comes back. Tells how many had to go for it.
-    fn insert(&mut self, number: u64, call: Call, bounds: &Bounds) -> Result<usize, Call> {
+    fn insert(&mut self, call: Call, failures: u8, bounds: &Bounds) -> Result<usize, Call> {
         let bytes = waiting::bytes(&call);
         if self.waiting.len() >= bounds.backlog {
             return Err(call);
@@ -124,18 +136,19 @@ impl Queue {
             }
             dropped += 1;
         }
+        self.last_number += 1;
         self.bytes += bytes;
-        self.by_size.insert((bytes, number));
-        self.waiting.insert(number, call);
+        self.by_size.insert((bytes, self.last_number));
+        self.waiting.insert(self.last_number, Entry { call, sent_before: self.sent, failures });
         Ok(dropped)
     }
 
-    fn remove(&mut self, number: u64) -> Option<Call> {
-        let call = self.waiting.remove(&number)?;
-        let bytes = waiting::bytes(&call);
+    fn remove(&mut self, number: u64) -> Option<Entry> {
+        let entry = self.waiting.remove(&number)?;
+        let bytes = waiting::bytes(&entry.call);
         self.bytes -= bytes;
         self.by_size.remove(&(bytes, number));
-        Some(call)
+        Some(entry)
     }
 
     /// What a worker is to do now. A call is taken when it may start, so that it counts as waiting until then.
@@ -149,16 +162,16 @@ impl Queue {
         if let Some(at) = not_before.into_iter().flatten().max().filter(|at| *at > now) {
             return Next::WaitUntil(at);
         }
-        let Some(call) = self.remove(number) else { return Next::WaitForWork };
+        let Some(entry) = self.remove(number) else { return Next::WaitForWork };
         // A start that a coarse timer made late does not move the next one; time in which there was nothing to do is
         // not made up for.
         let due = self.next_start.map_or(now, |at| at.max(now - TIMER_SLACK));
         self.next_start = throttled.then_some(due + interval);
         self.running += 1;
-        Next::Make(number, call)
+        Next::Make(entry)
     }
 
-    /// A call could not be delivered; tells whether to put it back.
+    /// A call could not be delivered; tells whether more tries may help at all.
     fn is_in_trouble(&mut self, now: Instant) -> bool {
         let trouble = self.trouble.get_or_insert(Trouble { since: now, until: now, wait: RETRY_WAIT_MIN });
         // Those that were under way together are one failure.
@@ -185,8 +198,8 @@ impl Shared {
     }
 
     /// Puts a call into the queue, and counts what is dropped. Gives it back when the queue is full.
-    fn insert(&self, queue: &mut Queue, number: u64, call: Call) -> Result<(), Call> {
-        let inserted = queue.insert(number, call, &self.bounds);
+    fn insert(&self, queue: &mut Queue, call: Call, failures: u8) -> Result<(), Call> {
+        let inserted = queue.insert(call, failures, &self.bounds);
         self.show(queue);
         self.metrics.disconnect_dropped_total.add(inserted.as_ref().map_or(1, |&dropped| dropped as u64));
         self.work.notify_one();
@@ -199,39 +212,39 @@ impl Shared {
     }
 
     /// A call has ended, or comes back.
-    fn ended(&self, number: u64, ended: Ended, now: Instant) {
+    fn ended(&self, entry: Entry, result: Result<Outcome, Failure>, now: Instant) {
         let mut queue = self.queue();
         queue.running -= 1;
-        match ended {
-            Ended::Undelivered(call) if queue.is_in_trouble(now) => {
-                self.metrics.disconnect_retries_total.inc();
-                // A full queue has counted it as dropped.
-                let _ = self.insert(&mut queue, number, call);
-            }
-            Ended::Undelivered(_) => {
-                queue.failed += 1;
-                queue.give_up();
-                self.show(&queue);
-            }
-            Ended::Told(handled) => {
+        match result {
+            Ok(Outcome::Disconnect(Status::Success | Status::Failure, _)) => {
                 queue.trouble = None;
-                if handled {
-                    queue.sent += 1;
-                } else {
-                    queue.failed += 1;
-                }
+                queue.sent += 1;
             }
+            Ok(_) | Err(Failure { retry: Retry::Never, .. }) => {
+                queue.trouble = None;
+                queue.failed += 1;
+            }
+            Err(_) => self.undelivered(&mut queue, entry, now),
         }
         drop(queue);
         self.ended.notify_waiters();
     }
-}
 
-/// How a call ended.
-enum Ended {
-    /// The app knows, or never can; and whether it dealt with it.
-    Told(bool),
-    Undelivered(Call),
+    /// Puts a call back, unless that is of no use any more.
+    fn undelivered(&self, queue: &mut Queue, entry: Entry, now: Instant) {
+        let failures = entry.failures + u8::from(queue.sent > entry.sent_before);
+        if failures >= FAILURES_MAX {
+            queue.failed += 1;
+        } else if queue.is_in_trouble(now) {
+            self.metrics.disconnect_retries_total.inc();
+            // A full queue has counted it as dropped.
+            let _ = self.insert(queue, entry.call, failures);
+        } else {
+            queue.failed += 1;
+            queue.give_up();
+            self.show(queue);
+        }
+    }
 }
 
 impl Disconnector {
@@ -256,10 +269,7 @@ impl Disconnector {
 
     /// Queues a call. Gives it back when the queue is full.
     pub fn push(&self, call: Call) -> Result<(), Call> {
-        let mut queue = self.shared.queue();
-        queue.last_number += 1;
-        let number = queue.last_number;
-        self.shared.insert(&mut queue, number, call)
+        self.shared.insert(&mut self.shared.queue(), call, 0)
     }
 
     /// Lifts the rate limit and starts the other workers; once.
@@ -325,19 +335,11 @@ async fn run_worker(shared: Arc<Shared>) {
                 () = sleep_until(at) => {}
                 () = woken => {}
             },
-            Next::Make(number, call) => {
-                // It is sent from the copy, which shares nearly everything with this one.
-                let result = shared.dispatch.ask(call.clone()).await;
-                shared.ended(number, ended(call, result), Instant::now());
+            Next::Make(entry) => {
+                // It is sent from a copy, which shares nearly everything with this one.
+                let result = shared.dispatch.ask(entry.call.clone()).await;
+                shared.ended(entry, result, Instant::now());
             }
         }
-    }
-}
-
-fn ended(call: Call, result: Result<Outcome, Failure>) -> Ended {
-    match result {
-        Ok(Outcome::Disconnect(status, _)) => Ended::Told(status != Status::Error),
-        Ok(Outcome::Connect(_) | Outcome::Command(_)) | Err(Failure { retry: Retry::Never, .. }) => Ended::Told(false),
-        Err(_) => Ended::Undelivered(call),
     }
 }
