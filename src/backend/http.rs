@@ -209,7 +209,8 @@ fn no_answer(why: &str, body: &[u8]) -> Failure {
 /// The failure of a call that was answered with another status than 200.
 fn refusal(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Failure {
     let said = excerpt(body);
-    let hint = hint(status, &said);
+    // What tells pages apart may stand behind their styles.
+    let hint = hint(status, &String::from_utf8_lossy(body));
     let http = format!("HTTP {}", status.as_u16());
     let (error, retry) = match status {
         StatusCode::UNAUTHORIZED => (CallError::Unauthenticated(http), Retry::Never),
@@ -239,8 +240,12 @@ fn hint(status: StatusCode, said: &str) -> &'static str {
         StatusCode::FORBIDDEN if says(&["Blocked host"]) => {
             "Rails refuses the host name: add it to config.hosts, or call the app by one that is there"
         }
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+        StatusCode::UNAUTHORIZED => {
             "the secrets differ: secret or http-rpc-secret here, ANYCABLE_SECRET or ANYCABLE_HTTP_RPC_SECRET in the app"
+        }
+        StatusCode::FORBIDDEN => {
+            "the secrets differ (secret or http-rpc-secret here, ANYCABLE_SECRET or ANYCABLE_HTTP_RPC_SECRET in the app), \
+             or what stands in front of the app, such as Rails' config.hosts, refuses this server"
         }
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
             "nothing is served at this path: rpc-host has to end with the path where the app serves AnyCable's RPC \
@@ -250,13 +255,7 @@ fn hint(status: StatusCode, said: &str) -> &'static str {
             "redirects are not followed: give rpc-host the address that answers itself (https instead of http, \
              or a host that config.force_ssl leaves alone)"
         }
-        _ if says(&[
-            "Action Controller",
-            "We're sorry, but something went wrong",
-            "Exception caught",
-            "Puma caught",
-        ]) =>
-        {
+        _ if says(&["Action Controller", "sorry, but something went wrong", "Exception caught", "Puma caught"]) => {
             "a Rails error page: the app raised before AnyCable's RPC was reached; its own log says where"
         }
         _ if status.is_server_error() => "the app's own log says more",
