@@ -12,8 +12,9 @@ const DEFAULT_PORT: u16 = 50051;
 /// Most entries of a `grpc-list://` target, and most addresses taken from one DNS answer.
 pub(super) const ADDRESSES_MAX: usize = 64;
 
-/// How long connecting to the app may take, TLS included. Longer than a call lasts by default, it would help nobody.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long connecting to the app may take, TLS included. Less than a call lasts by default, so that one that waits for it
+/// says why it failed and not only that it took too long.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_millis(2500);
 
 /// How the backend calls the app. Options of `contracts/ops.md` under "RPC"; the defaults are those of the options.
 #[derive(Clone, Debug)]

@@ -64,11 +64,11 @@ fn ready_becomes(server: &Server, status: u16, check: &str) {
     }
 }
 
-/// The warning about a failed call, whole.
-fn warning(server: &Server) -> String {
-    server.log.wait_for(|line| line == "call to the app failed").expect("a line about it");
+/// The warning with this message, whole.
+fn warning(server: &Server, message: &str) -> String {
+    server.log.wait_for(|line| line == message).expect("a line about it");
     let text = server.log.text();
-    let line = text.lines().find(|line| line.contains("\"call to the app failed\"")).expect("seen above");
+    let line = text.lines().find(|line| line.contains(&format!("\"{message}\""))).expect("seen above");
     assert!(line.contains("\"WARN\""), "{line}");
     line.to_owned()
 }
@@ -96,7 +96,7 @@ fn an_app_that_answers_something_else_is_named_with_what_it_said_and_a_hint() {
         let server = calling(&format!("http://{app}/_anycable"));
         ready_becomes(&server, 200, "\"backend_reachable\":true");
         turned_away(&server);
-        let line = warning(&server);
+        let line = warning(&server, "call to the app failed");
         for word in words.iter().chain(&["Connect", &format!("http://{app}/_anycable/connect")]) {
             assert!(line.contains(word), "{word:?} is not in {line}");
         }
@@ -116,7 +116,7 @@ fn a_grpc_port_that_takes_connections_and_says_nothing_is_not_reachable() {
     let app = silent.local_addr().expect("an address");
     let server = calling(&app.to_string());
     turned_away(&server);
-    let line = warning(&server);
+    let line = warning(&server, "cannot reach the app server; trying again");
     assert!(line.contains("says nothing") && line.contains(&app.to_string()), "{line}");
     ready_becomes(&server, 503, "\"backend_reachable\":false");
 }
