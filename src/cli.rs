@@ -63,7 +63,9 @@ fn carry_out(Invocation { command, warnings, notes, file }: Invocation) -> ExitC
             // shown, unless somebody wants to see everything.
             let level = log::level(config.log.level);
             let level = if level == LevelFilter::INFO { LevelFilter::WARN } else { level };
-            serve(*config, tell_of_config, level, Stream::Stderr, |config, log| serve_demo(config, file.as_deref(), log))
+            serve(*config, tell_of_config, level, Stream::Stderr, |config, log| {
+                serve_demo(config, file.as_deref(), log)
+            })
         }
     }
 }
