@@ -11,11 +11,13 @@ mod attempt;
 mod disconnect;
 mod dispatch;
 pub mod grpc;
+mod health;
 mod http;
 mod metrics;
 mod settings;
 mod state_json;
 mod tls;
+mod waiting;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +27,8 @@ use tokio::time::Instant;
 
 use self::attempt::Limits;
 use self::disconnect::Disconnector;
-use self::dispatch::{Bounds, Dispatch};
+use self::dispatch::Dispatch;
+use self::health::Health;
 pub use self::metrics::BackendMetrics;
 pub use self::settings::{GrpcTarget, HostPort, Settings, Target, TlsSettings};
 use crate::model::{Answer, Call, CallError, Request, SlotKey};
@@ -34,7 +37,7 @@ use crate::model::{Answer, Call, CallError, Request, SlotKey};
 /// and return.
 pub type Answers = Arc<dyn Fn(Answer) + Send + Sync>;
 
-/// How long [`Backend::ready`] waits for a connection that is being made.
+/// How long [`Backend::ready`] waits for a connection that is being made, and [`Backend::turns`] for the thread's turn.
 const READY_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// The backend cannot start.
@@ -78,9 +81,10 @@ pub struct Backend {
 }
 
 struct Pipeline {
-    disconnector: Disconnector,
+    disconnector: Arc<Disconnector>,
     dispatch: Arc<Dispatch>,
     probe: Probe,
+    health: Arc<Health>,
 }
 
 /// How calls to the app travel.
@@ -170,8 +174,8 @@ impl Backend {
         pipeline.disconnector.drained(deadline).await
     }
 
-    /// Whether the app can be reached: gRPC has a connection or makes one, HTTP takes a TCP connection. Without an app
-    /// there is nothing to wait for. Takes at most a second.
+    /// Whether the app can be called: gRPC has a connection or makes one, HTTP takes a TCP connection, and if a Connect has
+    /// failed of late, one of our own did not. Without an app there is nothing to wait for. Takes at most a second.
     ///
     /// # Errors
     ///
@@ -184,7 +188,16 @@ impl Backend {
                 Probe::Http(http) => http.ready().await,
             }
         };
-        tokio::time::timeout(READY_WAIT_MAX, asked).await.unwrap_or_else(|_| Err("no connection within 1 s".to_owned()))
+        let asked = tokio::time::timeout(READY_WAIT_MAX, asked).await;
+        asked.unwrap_or_else(|_| Err("no connection within 1 s".to_owned()))?;
+        pipeline.ask_in_doubt(&self.runtime);
+        pipeline.health.check()
+    }
+
+    /// Whether the thread that makes the calls still turns. Takes at most a second.
+    pub async fn turns(&self) -> bool {
+        let asked = self.runtime.spawn(async {});
+        matches!(tokio::time::timeout(READY_WAIT_MAX, asked).await, Ok(Ok(())))
     }
 
     /// What it counts.
@@ -222,7 +235,11 @@ impl Pipeline {
         metrics: &Arc<BackendMetrics>,
         answers: Answers,
     ) -> Pipeline {
-        let bounds = Bounds { concurrency: settings.concurrency, queue_max: settings.queue_max };
+        let bounds = dispatch::Bounds {
+            concurrency: settings.concurrency,
+            queue_max: settings.queue_max,
+            queue_bytes_max: settings.queue_bytes_max,
+        };
         let limits = Limits {
             request_timeout: match settings.target {
                 Target::Http(_) => Some(settings.request_timeout.unwrap_or(http::REQUEST_TIMEOUT)),
@@ -232,13 +249,33 @@ impl Pipeline {
             // The length in front of a gRPC message has 32 bits.
             send_bytes_max: settings.send_bytes_max.min(u32::MAX as usize),
         };
-        let (dispatch, driver) = Dispatch::new(transport, bounds, limits, metrics.clone(), answers);
+        let health = Arc::<Health>::default();
+        let (dispatch, driver) = Dispatch::new(transport, bounds, limits, metrics.clone(), health.clone(), answers);
         runtime.spawn(driver);
         let dispatch = Arc::new(dispatch);
-        let (rate, backlog) = (settings.disconnect_rate, settings.disconnect_backlog);
-        let (disconnector, worker) = Disconnector::new(dispatch.clone(), rate, backlog, metrics.clone());
-        runtime.spawn(worker);
-        Pipeline { disconnector, dispatch, probe }
+        let bounds = disconnect::Bounds {
+            rate: settings.disconnect_rate,
+            backlog: settings.disconnect_backlog,
+            backlog_bytes_max: settings.disconnect_backlog_bytes,
+            concurrency: settings.concurrency,
+        };
+        let disconnector = Arc::new(Disconnector::new(dispatch.clone(), bounds, metrics.clone()));
+        disconnector.start(runtime);
+        Pipeline { disconnector, dispatch, probe, health }
+    }
+
+    /// Asks the app whether it lets anybody in, if there is reason to doubt that.
+    fn ask_in_doubt(&self, runtime: &Handle) {
+        let Some(question) = self.health.question() else { return };
+        let (dispatch, health) = (self.dispatch.clone(), self.health.clone());
+        let disconnector = Arc::downgrade(&self.disconnector);
+        runtime.spawn(async move {
+            let goodbye = health.answered(dispatch.ask(question).await);
+            if let (Some(goodbye), Some(disconnector)) = (goodbye, disconnector.upgrade()) {
+                // A full queue has counted it as dropped.
+                let _ = disconnector.push(goodbye);
+            }
+        });
     }
 }
 

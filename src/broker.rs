@@ -13,9 +13,7 @@
 use std::hash::BuildHasher;
 use std::sync::{Mutex, PoisonError};
 
-use foldhash::fast::RandomState;
-
-use crate::model::{BrokerError, BrokerQuestion, BrokerReply, Publication};
+use crate::model::{BrokerError, BrokerQuestion, BrokerReply, NameHasher, Publication};
 
 /// Locks that all streams share. Two streams with the same one wait for each other for as long as one hand-over takes,
 /// some microseconds; with 64 and a handful of publishing threads that is rare. A power of two.
@@ -27,12 +25,12 @@ pub struct Broker {
     /// By a keyed hash of the stream's name, so that nobody can choose names that share a lock. Taken by a publisher
     /// for one hand-over, which puts a pointer into each inbox and waits for nothing.
     order: [Mutex<()>; STRIPES],
-    hasher: RandomState,
+    hasher: NameHasher,
 }
 
 impl Default for Broker {
     fn default() -> Broker {
-        Broker { order: [const { Mutex::new(()) }; STRIPES], hasher: RandomState::default() }
+        Broker { order: [const { Mutex::new(()) }; STRIPES], hasher: NameHasher::default() }
     }
 }
 

@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::thread;
 
 use tracing_subscriber::filter::LevelFilter;
 
@@ -15,6 +16,8 @@ use crate::config::{self, Command, Config, ConfigError, Invocation, ListenOn, Rp
 use crate::demo::{self, Demo, Site};
 use crate::node::{self, Node};
 use crate::os::clock::Clock;
+use crate::os::signals;
+use log::{Log, Stream};
 
 /// Runs the program; what `main` does.
 pub fn run() -> ExitCode {
@@ -29,39 +32,63 @@ pub fn run() -> ExitCode {
     match config::parse(std::env::args_os().skip(1), &env) {
         Ok(invocation) => carry_out(invocation),
         Err(error) => {
-            eprintln!("{error}");
+            complain(&error.to_string());
             ExitCode::from(ConfigError::EXIT_CODE)
         }
     }
 }
 
 fn carry_out(Invocation { command, warnings, notes, file }: Invocation) -> ExitCode {
-    let served = match command {
+    let tell_of_config = || {
+        warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        notes.iter().for_each(|note| tracing::debug!("{note}"));
+    };
+    match command {
         Command::Help(text) | Command::PrintConfig(text) | Command::Version(text) => {
-            warnings.iter().for_each(|warning| eprintln!("{warning}"));
+            warnings.iter().for_each(|warning| complain(warning));
             // Somebody who closed the pipe has read enough.
             let _ = writeln!(io::stdout(), "{}", text.trim_end());
-            return ExitCode::SUCCESS;
+            ExitCode::SUCCESS
         }
         Command::Serve(config) => {
-            start_log(&config, log::level(config.log.level), io::stdout);
-            warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-            notes.iter().for_each(|note| tracing::debug!("{note}"));
-            Node::start(*config, file.as_deref(), None)
-                .map_err(anyhow::Error::from)
-                .and_then(|node| Ok(node.run_until_signalled()?))
+            let level = log::level(config.log.level);
+            serve(*config, tell_of_config, level, Stream::Stdout, |config, log| {
+                let node = Node::start(config, file.as_deref(), None)?;
+                log.limit();
+                Ok(node.run_until_signalled()?)
+            })
         }
         Command::Demo(config) => {
             // Standard output is for the one thing that a person needs now: the URL. Of the log only what is wrong is
             // shown, unless somebody wants to see everything.
             let level = log::level(config.log.level);
-            start_log(&config, if level == LevelFilter::INFO { LevelFilter::WARN } else { level }, io::stderr);
-            warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-            notes.iter().for_each(|note| tracing::debug!("{note}"));
-            serve_demo(*config, file.as_deref())
+            let level = if level == LevelFilter::INFO { LevelFilter::WARN } else { level };
+            serve(*config, tell_of_config, level, Stream::Stderr, |config, log| {
+                serve_demo(config, file.as_deref(), log)
+            })
+        }
+    }
+}
+
+/// Starts the log, runs a server until it ends, and says why if it did not want to.
+fn serve(
+    config: Config,
+    tell_of_config: impl FnOnce(),
+    level: LevelFilter,
+    stream: Stream,
+    run: impl FnOnce(Config, &Log) -> anyhow::Result<()>,
+) -> ExitCode {
+    signals::ignore_meaningless();
+    let node_id = Some(&config.app.node_id).filter(|node_id| !node_id.is_empty()).cloned();
+    let log = match Log::start(config.log.format, level, &node_id.unwrap_or_else(log::random_node_id), stream) {
+        Ok(log) => log,
+        Err(error) => {
+            complain(&format!("cannot start the log: {error}"));
+            return ExitCode::FAILURE;
         }
     };
-    match served {
+    tell_of_config();
+    match run(config, &log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -70,14 +97,15 @@ fn carry_out(Invocation { command, warnings, notes, file }: Invocation) -> ExitC
     }
 }
 
-fn start_log<S: Write + io::IsTerminal + 'static>(config: &Config, level: LevelFilter, stream: fn() -> S) {
-    let given = Some(&config.app.node_id).filter(|node_id| !node_id.is_empty()).cloned();
-    log::start(config.log.format, level, &given.unwrap_or_else(log::random_node_id), stream);
+/// A line on standard error, for whoever started the program. It may be closed, or on a full disk; then there is nobody to
+/// tell.
+fn complain(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Serves the sample app and its page in front of it. A broadcast key is made if none is given: with one, broadcasts
 /// are taken on the main port, and pages of other sites cannot send any.
-fn serve_demo(mut config: Config, file: Option<&Path>) -> anyhow::Result<()> {
+fn serve_demo(mut config: Config, file: Option<&Path>, log: &Log) -> anyhow::Result<()> {
     let demo = Demo::bind()?;
     config.rpc.host = demo.rpc_address().to_string();
     config.rpc.implementation = RpcImplementation::Grpc;
@@ -118,12 +146,18 @@ fn serve_demo(mut config: Config, file: Option<&Path>) -> anyhow::Result<()> {
             uptime: clock.now().mono,
         }
     })?;
-    if !tracing::enabled!(tracing::Level::INFO) {
+    log.limit();
+    // The log of a demo tells what is wrong only.
+    let first_line = (!tracing::enabled!(tracing::Level::INFO)).then(|| {
         let facts = node.observer().facts();
-        eprintln!("{}", node::first_line(facts.descriptors_max, facts.shards));
-    }
-    eprintln!("The Cableway demo is running; Ctrl-C ends it. Open this page in two tabs:");
-    // It runs on even if nobody reads this.
-    let _ = writeln!(io::stdout(), "http://{address}/");
+        node::first_line(facts.descriptors_max, facts.shards)
+    });
+    // It runs on even if nobody reads this, so it does not wait for a reader.
+    let tell = move || {
+        first_line.inspect(|line| complain(line));
+        complain("The Cableway demo is running; Ctrl-C ends it. Open this page in two tabs:");
+        let _ = writeln!(io::stdout(), "http://{address}/");
+    };
+    thread::Builder::new().name("tell".into()).spawn(tell)?;
     Ok(node.run_until_signalled()?)
 }

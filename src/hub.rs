@@ -14,7 +14,7 @@ use std::hash::BuildHasher;
 
 use hashbrown::HashTable;
 
-use crate::model::Topic;
+use crate::model::{NameHasher, Topic};
 
 use groups::{Group, Groups};
 use index_set::{IndexSet, Keyed};
@@ -26,7 +26,7 @@ pub use stream_key::{StreamHasher, StreamKey};
 pub struct Hub {
     hasher: StreamHasher,
     /// For identifiers, which clients choose.
-    identifier_hasher: foldhash::fast::RandomState,
+    identifier_hasher: NameHasher,
     streams: IndexSet<Groups>,
     sets: MemberSets,
     attachments: usize,
@@ -44,7 +44,7 @@ impl Hub {
     pub fn new(hasher: StreamHasher) -> Hub {
         Hub {
             hasher,
-            identifier_hasher: foldhash::fast::RandomState::default(),
+            identifier_hasher: NameHasher::default(),
             streams: IndexSet::new(),
             sets: MemberSets::default(),
             attachments: 0,

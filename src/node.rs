@@ -16,6 +16,7 @@ mod publish;
 mod readiness;
 mod services;
 mod settings;
+mod signals;
 mod start;
 mod threads;
 mod warnings;
@@ -36,6 +37,7 @@ use crate::http::HttpServer;
 
 use listeners::bind_shards;
 use observe::Observer;
+use signals::Signals;
 use start::{Assembly, Plan};
 use threads::{CallsThread, ShardThreads};
 
@@ -68,7 +70,7 @@ pub struct Node {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A listener cannot be bound.
-    #[error("cannot listen on {address} ({what}): {source}")]
+    #[error("cannot listen on {address} ({what})")]
     Listen {
         /// Host and port as configured.
         address: String,
@@ -78,7 +80,7 @@ pub enum StartError {
         source: io::Error,
     },
     /// The machine refused something else.
-    #[error("cannot start: {0}")]
+    #[error("cannot start")]
     Machine(#[from] io::Error),
     /// The app's address or keys cannot be used.
     #[error(transparent)]
@@ -116,23 +118,22 @@ impl Node {
         &self.observer
     }
 
-    /// Serves until SIGINT or SIGTERM, then shuts down in good order; a second signal ends it at once.
+    /// Serves until SIGINT or SIGTERM, then shuts down in good order; a second signal ends it at once. SIGHUP is logged
+    /// and otherwise ignored.
     ///
     /// # Errors
     /// Signals cannot be listened for.
     pub fn run_until_signalled(self) -> io::Result<()> {
-        use tokio::signal::unix::{SignalKind, signal};
-        let (mut interrupt, mut terminate) = {
-            let _runtime = self.runtime.enter();
-            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
-        };
         let handle = self.runtime.handle().clone();
-        let mut next = async || tokio::select! { _ = interrupt.recv() => (), _ = terminate.recv() => () };
-        handle.block_on(next());
+        let mut signals = {
+            let _runtime = handle.enter();
+            Signals::listen()?
+        };
+        handle.block_on(signals.end());
         handle.block_on(async {
             tokio::select! {
                 () = self.shut_down() => (),
-                () = next() => tracing::warn!("second signal: ending at once"),
+                () = signals.end_again() => tracing::warn!("second signal: ending at once"),
             }
         });
         // Whatever is left must not hold the process up: its time was bounded above.

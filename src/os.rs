@@ -8,3 +8,4 @@ pub mod limits;
 pub mod listener;
 pub mod poll;
 pub mod process;
+pub mod signals;

@@ -9,3 +9,6 @@ mod metric;
 
 pub use families::{Collect, Families, Value};
 pub use metric::{Counter, Gauge, Histogram};
+
+/// Lines of the log that nobody got to read. The log belongs to the process and not to a node, and so does this.
+pub static LOG_LINES_DROPPED: Counter = Counter::new();

@@ -365,15 +365,28 @@ async fn messages_over_the_limits_fail_without_a_retry() {
     assert_eq!(caller.backend.metrics().rpc_retries_total.get(), 0);
 }
 
+const SETTINGS: u8 = 4;
+
+/// Takes a connection and begins to speak HTTP/2 on it, while the backend waits for that.
+async fn greeted(listener: &tokio::net::TcpListener, caller: &Caller) -> tokio::net::TcpStream {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    const PREFACE: usize = 24;
+    let greet = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.read_exact(&mut [0; PREFACE]).await.unwrap();
+        stream.write_all(&[0, 0, 0, SETTINGS, 0, 0, 0, 0, 0]).await.unwrap();
+        stream
+    };
+    let (stream, ready) = tokio::join!(greet, caller.backend.ready());
+    assert_eq!(ready, Ok(()));
+    stream
+}
+
 /// Reads HTTP/2 frames, answers settings and pings, and returns when each ping came.
 async fn pings(mut stream: tokio::net::TcpStream, count: usize) -> Vec<Instant> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    const PREFACE: usize = 24;
-    const SETTINGS: u8 = 4;
     const PING: u8 = 6;
     const ACK: u8 = 1;
-    stream.read_exact(&mut [0; PREFACE]).await.unwrap();
-    stream.write_all(&[0, 0, 0, SETTINGS, 0, 0, 0, 0, 0]).await.unwrap();
     let mut came = Vec::new();
     while came.len() < count {
         let mut head = [0; 9];
@@ -400,9 +413,8 @@ async fn an_idle_connection_is_pinged_every_ten_seconds_and_never_sooner() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let target = Target::parse(&listener.local_addr().unwrap().to_string()).unwrap();
     let caller = Caller::new(Settings { target, ..Settings::default() });
-    assert_eq!(caller.backend.ready().await, Ok(()));
+    let stream = greeted(&listener, &caller).await;
     let start = Instant::now();
-    let (stream, _) = listener.accept().await.unwrap();
     let mut last = start;
     for came in soon(pings(stream, 4)).await {
         let interval = came - last;
@@ -416,15 +428,84 @@ async fn a_server_that_stops_answering_pings_is_given_up() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let target = Target::parse(&listener.local_addr().unwrap().to_string()).unwrap();
     let caller = Caller::new(Settings { target, ..Settings::default() });
-    assert_eq!(caller.backend.ready().await, Ok(()));
-    let (stream, _) = listener.accept().await.unwrap();
-    let mut silent = stream;
+    let mut silent = greeted(&listener, &caller).await;
     soon(async {
         use tokio::io::AsyncReadExt;
         let mut sink = [0; 1024];
         while silent.read(&mut sink).await.is_ok_and(|n| n > 0) {}
     })
     .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_port_that_takes_connections_and_says_nothing_is_no_app() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = Target::parse(&listener.local_addr().unwrap().to_string()).unwrap();
+    let mut caller = Caller::new(Settings { target, ..Settings::default() });
+    caller.backend.submit(connect(1)).unwrap();
+    let (_silent, _) = soon(listener.accept()).await.unwrap();
+    assert!(caller.answer().await.result.is_err());
+    let why = caller.backend.ready().await.unwrap_err();
+    assert!(why.contains("says nothing"), "{why}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_port_that_answers_http_1_is_told_apart() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = Target::parse(&listener.local_addr().unwrap().to_string()).unwrap();
+    let mut caller = Caller::new(Settings { target, ..Settings::default() });
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 1024]).await;
+            stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+        }
+    });
+    caller.backend.submit(connect(1)).unwrap();
+    let Err(CallError::Unavailable(why)) = caller.answer().await.result else { panic!("it was answered") };
+    assert!(why.contains("answers HTTP/1 and not gRPC"), "{why}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disconnect_of_the_moment_in_which_the_app_was_away_is_kept_until_it_is_told() {
+    let place = Place::reserve();
+    let mut app = Server::at(&place).await;
+    let mut caller = Caller::to(&app);
+    caller.backend.submit(connect(1)).unwrap();
+    app.next().await.succeed();
+    caller.answer().await;
+    app.kill().await;
+    for index in 0..3 {
+        caller.backend.disconnect(disconnect(index)).unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(caller.backend.metrics().disconnect_dropped_total.get(), 0);
+    let mut app = Server::at(&place).await;
+    let mut told = Vec::new();
+    for _ in 0..3 {
+        let asked = app.next().await;
+        told.push(asked.name().to_owned());
+        asked.succeed();
+    }
+    told.sort();
+    assert_eq!(told, ["0", "1", "2"]);
+    let report = caller.backend.drain(Instant::now() + Duration::from_secs(5)).await;
+    assert_eq!((report.sent, report.failed, report.left), (3, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_app_that_is_gone_does_not_hold_the_end_up() {
+    let app = Server::start().await;
+    let caller = Caller::to(&app);
+    app.kill().await;
+    for index in 0..100 {
+        caller.backend.disconnect(disconnect(index)).unwrap();
+    }
+    let start = Instant::now();
+    let report = caller.backend.drain(start + Duration::from_secs(60)).await;
+    assert_eq!((report.sent, report.failed, report.left), (0, 100, 0));
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

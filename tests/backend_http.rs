@@ -174,9 +174,9 @@ async fn every_status_of_the_table_fails_as_it_says_and_is_not_retried() {
         (429, &[], failed("HTTP 429")),
         (500, &[], failed("HTTP 500")),
         (503, &[], failed("HTTP 503")),
-        (301, location, failed("HTTP 301")),
-        (302, location, failed("HTTP 302")),
-        (307, location, failed("HTTP 307")),
+        (301, location, failed("HTTP 301 to /elsewhere")),
+        (302, location, failed("HTTP 302 to /elsewhere")),
+        (307, location, failed("HTTP 307 to /elsewhere")),
     ] {
         caller.backend.submit(connect(1)).unwrap();
         app.next().await.answer(status, headers, "why");
@@ -284,6 +284,60 @@ async fn a_dead_app_is_retried_like_grpc_then_the_breaker_opens_and_later_lets_c
     caller.backend.submit(command(4)).unwrap();
     soon(listener.accept()).await.unwrap();
     assert_eq!(caller.backend.ready().await, Ok(()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_a_connect_fails_readiness_asks_the_app_itself_and_believes_only_that() {
+    let mut app = Server::start().await;
+    let mut caller = Caller::new(app.settings());
+    caller.backend.submit(connect(1)).unwrap();
+    app.next().await.answer(500, &[], "");
+    assert!(caller.answer().await.result.is_err());
+    assert_eq!(caller.backend.ready().await, Ok(()), "a client may ask for anything");
+    let question = app.next().await;
+    assert_eq!(question.head.uri.path(), "/_anycable/connect");
+    assert_eq!(question.body, r#"{"env":{"url":"http://localhost/cable"}}"#);
+    question.answer(500, &[], "");
+    settle().await;
+    assert_eq!(caller.backend.ready().await, Err("app server failed: HTTP 500".into()));
+    app.next().await.answer(200, &[], r#"{"status":1,"identifiers":"nobody"}"#);
+    let goodbye = app.next().await;
+    assert_eq!(goodbye.body, r#"{"identifiers":"nobody","env":{"url":"http://localhost/cable"}}"#);
+    goodbye.succeed();
+    settle().await;
+    assert_eq!(caller.backend.ready().await, Ok(()));
+    settle().await;
+    assert!(app.asked.is_empty(), "no doubt, no question");
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_an_emoji_in_an_answer_does_not_cost_the_answer() {
+    let mut app = Server::start().await;
+    let mut caller = Caller::new(app.settings());
+    caller.backend.submit(connect(1)).unwrap();
+    app.next().await.answer(200, &[], r#"{"status":1,"identifiers":"hi \ud83d"}"#);
+    let Ok(AppReply::Connect(reply)) = caller.answer().await.result else { panic!("thrown away") };
+    assert_eq!(reply.identifiers, "hi \u{fffd}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disconnect_is_kept_while_a_proxy_cannot_reach_the_app_and_given_up_when_it_can_never_pass() {
+    let mut app = Server::start().await;
+    let caller = Caller::new(app.settings());
+    for (status, comes_again) in
+        [(502, true), (503, true), (504, true), (429, true), (401, false), (404, false), (422, false), (500, false)]
+    {
+        caller.backend.disconnect(disconnect(1)).unwrap();
+        app.next().await.answer(status, &[], "");
+        if comes_again {
+            app.next().await.answer(status, &[], "");
+            app.next().await.succeed();
+        }
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        assert!(app.asked.is_empty(), "{status}");
+    }
+    let report = caller.backend.drain(Instant::now() + Duration::from_secs(5)).await;
+    assert_eq!((report.sent, report.failed, report.left), (4, 4, 0));
 }
 
 #[tokio::test(start_paused = true)]

@@ -65,6 +65,22 @@ fn modules_use_only_floors_below_their_own() {
 }
 
 #[test]
+fn quick_hashes_are_used_for_keys_of_our_own_only() {
+    // Slots are numbered by us. What peers name goes through `model::NameHasher`, or the standard library's own.
+    const OWN_KEYS: &[&str] = &["hub/members.rs", "backend/dispatch.rs", "backend/waiting.rs"];
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    let quick = |text: &str| {
+        ["rustc_hash", "foldhash", "fxhash", "ahash"].iter().any(|name| text.contains(&format!("{name}::")))
+    };
+    let users = files.iter().filter(|file| quick(&fs::read_to_string(file).unwrap()));
+    let mut users: Vec<_> = users.map(|file| file.strip_prefix(&root).unwrap().to_str().unwrap()).collect();
+    users.sort_unstable_by_key(|user| OWN_KEYS.iter().position(|known| known == user));
+    assert_eq!(users, OWN_KEYS, "look at what the keys are");
+}
+
+#[test]
 fn decisions_and_languages_have_no_clock_no_task_and_no_log() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let forbidden = ["tokio::", "tracing::", "Instant::now", "SystemTime", "std::net::Tcp", "std::fs", "async fn"];

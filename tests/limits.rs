@@ -6,6 +6,8 @@
 
 #![allow(clippy::disallowed_methods, reason = "these tests wait for a process of its own, which has its own clock")]
 
+#[path = "limits/app.rs"]
+mod app;
 #[path = "limits/boot.rs"]
 mod boot;
 #[path = "limits/bounds.rs"]
@@ -22,6 +24,8 @@ mod handshakes;
 mod http;
 #[path = "limits/late.rs"]
 mod late;
+#[path = "limits/log.rs"]
+mod log;
 #[path = "limits/messages.rs"]
 mod messages;
 #[path = "limits/metrics.rs"]
@@ -30,5 +34,7 @@ mod metrics;
 mod server;
 #[path = "limits/shutdown.rs"]
 mod shutdown;
+#[path = "limits/signals.rs"]
+mod signals;
 #[path = "limits/slow.rs"]
 mod slow;

@@ -1,4 +1,4 @@
-//! Takes calls from the shards and runs a fixed number of them at a time, first come, first served.
+//! Takes calls from the shards and runs a fixed number of them at a time; [`WaitingCalls`] says in which order.
 //!
 //! Shards have no async runtime and must never wait: they put a call into a bounded queue under a short lock
 //! and wake the driver. The driver is one task that polls all running calls itself. A task per call would do
@@ -6,7 +6,6 @@
 //! connection in one turn and leaves with one write, and because it makes the limit exact: it is the driver
 //! that starts calls, and it counts them. The price: encoding and decoding happen on one thread.
 
-use std::collections::VecDeque;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -15,11 +14,13 @@ use std::time::Duration;
 use futures_util::future::{AbortHandle, Abortable};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use futures_util::task::AtomicWaker;
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::attempt::{self, Limits, Outcome, Transport};
+use super::attempt::{self, Failure, Limits, Outcome, Transport};
+use super::health::Health;
+use super::waiting::{Done, Pushed, Waiting, WaitingCalls};
 use super::{Answers, BackendMetrics};
 use crate::model::{Answer, AppReply, Call, CallError, SlotKey};
 
@@ -40,6 +41,7 @@ struct Shared {
     inbox: Mutex<Inbox>,
     driver: AtomicWaker,
     metrics: Arc<BackendMetrics>,
+    health: Arc<Health>,
     bounds: Bounds,
 }
 
@@ -48,31 +50,23 @@ struct Shared {
 pub(super) struct Bounds {
     pub concurrency: usize,
     pub queue_max: usize,
+    pub queue_bytes_max: usize,
 }
 
 /// What submitters and the driver share. Both hold the lock for a few queue operations, never across a wait.
 #[derive(Default)]
 struct Inbox {
-    waiting: VecDeque<Waiting>,
-    /// Sessions closed by this server. At most as many as there can be calls.
-    canceled: FxHashSet<SlotKey>,
+    /// Calls that found a place, for the driver to start. With those that run, at most as many as may run.
+    placed: Vec<Waiting>,
+    /// Calls that found none.
+    waiting: WaitingCalls,
+    /// Sessions closed by this server while their call ran. At most as many as calls run.
+    canceled: Vec<SlotKey>,
+    /// Sessions whose call made room for smaller ones, and that are to be told.
+    displaced: Vec<SlotKey>,
     /// Calls that run, as the driver left it.
     running: usize,
     closed: bool,
-}
-
-struct Waiting {
-    call: Call,
-    /// When it stops being worth starting. Disconnect calls have none: at most a few are here at a time, the others
-    /// wait in a queue of their own.
-    deadline: Option<Instant>,
-    done: Done,
-}
-
-/// Who is told about the end of a call.
-enum Done {
-    Session,
-    Disconnector(oneshot::Sender<Result<Outcome, CallError>>),
 }
 
 impl Shared {
@@ -81,10 +75,9 @@ impl Shared {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Calls that the driver will start as soon as it runs are not counted as waiting.
     fn show_pending(&self, inbox: &Inbox) {
-        let free = self.bounds.concurrency.saturating_sub(inbox.running);
-        self.metrics.rpc_pending_num.set(inbox.waiting.len().saturating_sub(free) as i64);
+        self.metrics.rpc_pending_num.set(inbox.waiting.len() as i64);
+        self.metrics.rpc_pending_bytes.set(inbox.waiting.bytes() as i64);
     }
 }
 
@@ -95,40 +88,55 @@ impl Dispatch {
         bounds: Bounds,
         limits: Limits,
         metrics: Arc<BackendMetrics>,
+        health: Arc<Health>,
         answers: Answers,
     ) -> (Dispatch, impl Future<Output = ()> + Send) {
-        let shared = Arc::new(Shared { inbox: Mutex::default(), driver: AtomicWaker::new(), metrics, bounds });
+        let shared = Arc::new(Shared { inbox: Mutex::default(), driver: AtomicWaker::new(), metrics, health, bounds });
         let driver = drive(shared.clone(), transport, limits, answers);
         (Dispatch { shared }, driver)
     }
 
     /// Queues a call whose answer goes to a session.
     pub fn submit(&self, call: Call) -> Result<(), CallError> {
-        let deadline = Instant::now() + QUEUE_WAIT_MAX;
-        self.push(Waiting { call, deadline: Some(deadline), done: Done::Session })
+        let now = Instant::now();
+        self.push(Waiting { call, deadline: Some(now + QUEUE_WAIT_MAX), done: Done::Session }, now)
     }
 
-    /// Makes a Disconnect call when its turn has come. The caller bounds how many it has here.
-    pub async fn disconnect(&self, call: Call) -> Result<Outcome, CallError> {
+    /// Makes a call that is not a session's when its turn has come. The caller bounds how many it has here.
+    pub async fn ask(&self, call: Call) -> Result<Outcome, Failure> {
         let (done, result) = oneshot::channel();
-        self.push(Waiting { call, deadline: None, done: Done::Disconnector(done) })?;
-        result.await.unwrap_or(Err(CallError::Canceled))
+        let pushed = self.push(Waiting { call, deadline: None, done: Done::Caller(done) }, Instant::now());
+        pushed.map_err(Failure::for_good)?;
+        result.await.unwrap_or(Err(Failure::for_good(CallError::Canceled)))
     }
 
-    fn push(&self, waiting: Waiting) -> Result<(), CallError> {
+    fn push(&self, waiting: Waiting, now: Instant) -> Result<(), CallError> {
         let mut inbox = self.shared.inbox();
         if inbox.closed {
             return Err(CallError::Canceled);
         }
-        let free = self.shared.bounds.concurrency.saturating_sub(inbox.running);
-        if waiting.deadline.is_some() && inbox.waiting.len() >= self.shared.bounds.queue_max.saturating_add(free) {
+        if inbox.waiting.len() == 0 && inbox.running + inbox.placed.len() < self.shared.bounds.concurrency {
+            inbox.placed.push(waiting);
+            drop(inbox);
+            self.shared.driver.wake();
+            return Ok(());
+        }
+        if waiting.deadline.is_some() && inbox.waiting.len() >= self.shared.bounds.queue_max {
             drop(inbox);
             self.shared.metrics.rpc_overloaded_total.inc();
             return Err(CallError::Overloaded);
         }
-        inbox.waiting.push_back(waiting);
+        let pushed = inbox.waiting.push(waiting, now, self.shared.bounds.queue_bytes_max);
+        if let Pushed::Displaced(larger) = &pushed {
+            inbox.displaced.push(larger.call.key);
+        }
         self.shared.show_pending(&inbox);
         drop(inbox);
+        if let Pushed::Refused(waiting) = pushed {
+            drop(waiting);
+            self.shared.metrics.rpc_overloaded_total.inc();
+            return Err(CallError::Overloaded);
+        }
         self.shared.driver.wake();
         Ok(())
     }
@@ -136,10 +144,18 @@ impl Dispatch {
     /// Gives up the session's call, waiting or running.
     pub fn cancel(&self, key: SlotKey) {
         let mut inbox = self.shared.inbox();
-        // More keys than calls name sessions without a call. Ignoring one is harmless anyway: its answer comes later
-        // and finds a slot of another generation.
-        if inbox.canceled.len() < inbox.waiting.len() + inbox.running {
-            inbox.canceled.insert(key);
+        let is_it = |placed: &Waiting| placed.call.key == key && matches!(placed.done, Done::Session);
+        // Few: no more than may run, and only those that the driver has not seen yet.
+        let placed = inbox.placed.iter().position(is_it).map(|at| inbox.placed.remove(at));
+        if let Some(waiting) = placed.or_else(|| inbox.waiting.cancel(key)) {
+            self.shared.show_pending(&inbox);
+            drop(inbox);
+            drop(waiting);
+            self.shared.metrics.rpc_canceled_total.inc();
+        } else if inbox.canceled.len() < inbox.running {
+            // More keys than calls that run name sessions without a call. Ignoring one is harmless anyway: its answer
+            // comes later and finds a slot of another generation.
+            inbox.canceled.push(key);
             drop(inbox);
             self.shared.driver.wake();
         }
@@ -149,9 +165,9 @@ impl Dispatch {
     pub fn close(&self) {
         let mut inbox = self.shared.inbox();
         inbox.closed = true;
-        let waiting = std::mem::take(&mut inbox.waiting);
+        let left = (std::mem::take(&mut inbox.placed), std::mem::take(&mut inbox.waiting));
         drop(inbox);
-        drop(waiting);
+        drop(left);
         self.shared.driver.wake();
     }
 }
@@ -161,7 +177,7 @@ async fn drive<T: Transport>(shared: Arc<Shared>, transport: Arc<T>, limits: Lim
     let mut running = FuturesUnordered::new();
     let mut starting: Vec<Waiting> = Vec::with_capacity(shared.bounds.concurrency);
     let mut expiry = pin!(tokio::time::sleep(Duration::ZERO));
-    let mut driver = Driver { shared, transport, limits, answers, handles: FxHashMap::default(), expired: Vec::new() };
+    let mut driver = Driver { shared, transport, limits, answers, handles: FxHashMap::default(), refused: Vec::new() };
 
     std::future::poll_fn(move |cx| {
         driver.shared.driver.register(cx.waker());
@@ -172,7 +188,7 @@ async fn drive<T: Transport>(shared: Arc<Shared>, transport: Arc<T>, limits: Lim
             let Ok(next_expiry) = driver.take_from_queue(running.len(), &mut starting) else {
                 return Poll::Ready(());
             };
-            driver.refuse_expired();
+            driver.answer_refused();
             if starting.is_empty() {
                 match next_expiry {
                     Some(deadline) if expires(expiry.as_mut(), deadline, cx) => continue,
@@ -197,8 +213,8 @@ struct Driver<T> {
     answers: Answers,
     /// Ends the running call of a session.
     handles: FxHashMap<SlotKey, AbortHandle>,
-    /// Calls that have waited too long and are to be answered once the lock is released.
-    expired: Vec<SlotKey>,
+    /// Calls that waited too long or were displaced, to be answered once the lock is released.
+    refused: Vec<SlotKey>,
 }
 
 /// The queue takes no more calls.
@@ -213,21 +229,25 @@ impl<T: Transport> Driver<T> {
         if inbox.closed {
             return Err(Closed);
         }
-        if !inbox.canceled.is_empty() {
-            cancel(&self.shared, inbox, &self.handles);
-        }
-        let next_expiry = expire(inbox, &mut self.expired);
-        while running + starting.len() < self.shared.bounds.concurrency {
-            let Some(waiting) = inbox.waiting.pop_front() else { break };
-            starting.push(waiting);
+        // Those that are not found have ended meanwhile.
+        inbox.canceled.drain(..).filter_map(|key| self.handles.get(&key)).for_each(AbortHandle::abort);
+        self.refused.append(&mut inbox.displaced);
+        starting.append(&mut inbox.placed);
+        let mut next_expiry = None;
+        if inbox.waiting.len() > 0 {
+            next_expiry = inbox.waiting.expire(Instant::now(), &mut self.refused);
+            while running + starting.len() < self.shared.bounds.concurrency {
+                let Some(waiting) = inbox.waiting.pop() else { break };
+                starting.push(waiting);
+            }
         }
         inbox.running = running + starting.len();
         self.shared.show_pending(inbox);
         Ok(next_expiry)
     }
 
-    fn refuse_expired(&mut self) {
-        for key in self.expired.drain(..) {
+    fn answer_refused(&mut self) {
+        for key in self.refused.drain(..) {
             self.shared.metrics.rpc_overloaded_total.inc();
             (self.answers)(Answer::of_app(key, Err(CallError::Overloaded)));
         }
@@ -237,22 +257,22 @@ impl<T: Transport> Driver<T> {
     fn start(
         &mut self,
         Waiting { call, done, .. }: Waiting,
-    ) -> impl Future<Output = (SlotKey, Done, Result<Outcome, CallError>)> + use<T> {
+    ) -> impl Future<Output = (SlotKey, Done, Result<Outcome, Failure>)> + use<T> {
         let (handle, registration) = AbortHandle::new_pair();
         let key = call.key;
         if let Done::Session = done {
             self.handles.insert(key, handle);
         }
-        let (transport, metrics, limits) = (self.transport.clone(), self.shared.metrics.clone(), self.limits);
+        let (transport, shared, limits) = (self.transport.clone(), self.shared.clone(), self.limits);
         async move {
-            let work = attempt::run(&*transport, &call, limits, &metrics);
+            let work = attempt::run(&*transport, &call, limits, &shared.metrics, &shared.health);
             let result = Abortable::new(work, registration).await;
-            (key, done, result.unwrap_or(Err(CallError::Canceled)))
+            (key, done, result.unwrap_or_else(|_| Err(Failure::for_good(CallError::Canceled))))
         }
     }
 
     /// Tells whoever waits for it that a call has ended.
-    fn finish(&mut self, key: SlotKey, done: Done, result: Result<Outcome, CallError>) {
+    fn finish(&mut self, key: SlotKey, done: Done, result: Result<Outcome, Failure>) {
         match done {
             Done::Session => {
                 self.handles.remove(&key);
@@ -261,13 +281,15 @@ impl<T: Transport> Driver<T> {
                     Ok(Outcome::Command(reply)) => Ok(AppReply::Command(*reply)),
                     Ok(Outcome::Disconnect(..)) => return,
                     // The session is closed: nobody waits.
-                    Err(CallError::Canceled) => return self.shared.metrics.rpc_canceled_total.inc(),
-                    Err(error) => Err(error),
+                    Err(Failure { error: CallError::Canceled, .. }) => {
+                        return self.shared.metrics.rpc_canceled_total.inc();
+                    }
+                    Err(failure) => Err(failure.error),
                 };
                 (self.answers)(Answer::of_app(key, result));
             }
-            // A disconnector that has stopped waiting (shutdown deadline) needs no answer.
-            Done::Disconnector(done) => drop(done.send(result)),
+            // A caller that has stopped waiting (shutdown deadline) needs no answer.
+            Done::Caller(done) => drop(done.send(result)),
         }
     }
 }
@@ -280,43 +302,4 @@ fn expires(mut alarm: Pin<&mut tokio::time::Sleep>, deadline: Instant, cx: &mut 
         alarm.as_mut().reset(deadline);
     }
     alarm.poll(cx).is_ready()
-}
-
-/// Gives up the calls of closed sessions. Disconnect calls are never given up.
-fn cancel(shared: &Shared, inbox: &mut Inbox, handles: &FxHashMap<SlotKey, AbortHandle>) {
-    let canceled = &mut inbox.canceled;
-    canceled.retain(|key| match handles.get(key) {
-        Some(handle) => {
-            handle.abort();
-            false
-        }
-        None => true,
-    });
-    // What is left waits, or has ended meanwhile.
-    if !canceled.is_empty() {
-        let before = inbox.waiting.len();
-        inbox
-            .waiting
-            .retain(|waiting| matches!(waiting.done, Done::Disconnector(_)) || !canceled.contains(&waiting.call.key));
-        shared.metrics.rpc_canceled_total.add((before - inbox.waiting.len()) as u64);
-        canceled.clear();
-    }
-}
-
-/// Takes out calls that have waited too long; returns when the next one will have.
-fn expire(inbox: &mut Inbox, expired: &mut Vec<SlotKey>) -> Option<Instant> {
-    let mut at = 0;
-    let mut now = None;
-    // Deadlines are in order. Disconnect calls have none and are stepped over; there are few.
-    while let Some(waiting) = inbox.waiting.get(at) {
-        let Some(deadline) = waiting.deadline else {
-            at += 1;
-            continue;
-        };
-        if deadline > *now.get_or_insert_with(Instant::now) {
-            return Some(deadline);
-        }
-        expired.extend(inbox.waiting.remove(at).map(|waiting| waiting.call.key));
-    }
-    None
 }

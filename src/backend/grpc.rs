@@ -9,6 +9,7 @@ mod encode;
 pub mod messages;
 pub mod server;
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -25,7 +26,7 @@ use tonic_prost::ProstDecoder;
 use self::channel::{Channel, Lease};
 use self::connection::{AnswerBody, never_processed, status, without_details};
 use super::attempt::{Failure, Method, Outcome, Prepared, Retry, Transport};
-use super::{BackendError, BackendMetrics, GrpcTarget, Settings, tls};
+use super::{BackendError, BackendMetrics, GrpcTarget, Settings, Target, tls};
 use crate::model::rpc::PresenceReply;
 use crate::model::{CallError, CommandReply, ConnectReply, Request, Status as ReplyStatus, floor_char_boundary};
 
@@ -40,6 +41,8 @@ const USER_AGENT: &str = concat!("cableway/", env!("CARGO_PKG_VERSION"), " grpc"
 
 /// The gRPC transport.
 pub(super) struct Grpc {
+    /// As configured, for the log.
+    target: String,
     channel: Channel,
     scheme: http::uri::Scheme,
     receive_bytes_max: usize,
@@ -56,7 +59,8 @@ impl Grpc {
         let tls = encrypted.then(|| tls::connector(&settings.tls, &[b"h2"])).transpose()?;
         let scheme = if encrypted { http::uri::Scheme::HTTPS } else { http::uri::Scheme::HTTP };
         let channel = Channel::new(target, tls, runtime, metrics);
-        Ok(Grpc { channel, scheme, receive_bytes_max: settings.receive_bytes_max })
+        let target = format!("gRPC {}", Target::Grpc(target.clone()));
+        Ok(Grpc { target, channel, scheme, receive_bytes_max: settings.receive_bytes_max })
     }
 
     /// Whether there is a connection, or one can be made.
@@ -70,8 +74,9 @@ impl Grpc {
         call: &Prepared,
         time: Duration,
     ) -> Result<M, Failure> {
-        let response = self.send(path, call, time).await.map_err(failure)?;
-        self.receive(response).await.map_err(failure)
+        let failed = |status| failure(status, call.body.len());
+        let response = self.send(path, call, time).await.map_err(failed)?;
+        self.receive(response).await.map_err(failed)
     }
 }
 
@@ -82,6 +87,10 @@ pub(super) fn encrypted(settings: &Settings) -> bool {
 
 impl Transport for Grpc {
     const FRAMING_BYTES: usize = encode::PREFIX_BYTES;
+
+    fn target(&self, _: Method) -> impl Display {
+        &self.target
+    }
 
     fn encode(&self, request: &Request) -> Bytes {
         encode::encode(request)
@@ -140,20 +149,38 @@ fn reply_status(status: i32) -> ReplyStatus {
 #[error("every app server is failing")]
 struct FailingAlready;
 
-fn failure(status: Status) -> Failure {
+/// What a status means for the call, whose size this is.
+fn failure(status: Status, size: usize) -> Failure {
     let known = std::error::Error::source(&status).is_some_and(|source| source.is::<FailingAlready>());
     let mut message = status.message().to_owned();
     message.truncate(floor_char_boundary(&message, MESSAGE_BYTES_MAX));
+    let failed = |message| CallError::Failed(format!("{:?}: {message}", status.code()));
     let (error, retry) = match status.code() {
-        Code::Unavailable if known => (CallError::Unavailable(message), Retry::Never),
+        Code::Unavailable if known => (CallError::Unavailable(message), Retry::Later),
         Code::Unavailable => (CallError::Unavailable(message), Retry::Unavailable),
-        Code::ResourceExhausted => (CallError::Failed(format!("resource exhausted: {message}")), Retry::Exhausted),
+        Code::ResourceExhausted if is_too_large(&message, size) => (failed(message), Retry::Never),
+        Code::ResourceExhausted => (failed(message), Retry::Exhausted),
         Code::DeadlineExceeded => (CallError::Timeout, Retry::Never),
         Code::Unauthenticated => (CallError::Unauthenticated(message), Retry::Never),
         Code::InvalidArgument => (CallError::InvalidArgument(message), Retry::Never),
-        code => (CallError::Failed(format!("{code:?}: {message}")), Retry::Never),
+        _ => (failed(message), Retry::Never),
     };
-    Failure { error, retry }
+    let hint = match status.code() {
+        Code::Unimplemented => "this server knows no AnyCable RPC: is rpc-host the address of the RPC server?",
+        Code::Unauthenticated | Code::PermissionDenied => "the app, or what stands in front of it, refuses this server",
+        Code::ResourceExhausted if retry == Retry::Never => "raise the largest message that the app takes",
+        _ => "",
+    };
+    Failure { hint, ..Failure::new(error, retry) }
+}
+
+/// Whether the app has run out of something because the call is too large for it. gRPC has one status for that and for an app
+/// that is too busy; the libraries tell them apart in words only, so a call over their common limit is too large as well.
+fn is_too_large(message: &str, size: usize) -> bool {
+    const USUAL_MAX: usize = 4 << 20;
+    let message = message.to_ascii_lowercase();
+    size > USUAL_MAX
+        || ["larger than max", "exceeds max", "exceeds the max"].iter().any(|words| message.contains(words))
 }
 
 impl Grpc {

@@ -9,11 +9,12 @@ mod json;
 mod welcome;
 
 use std::error::Error;
+use std::fmt::Display;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, LOCATION, RETRY_AFTER, USER_AGENT};
 use http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper_util::client::legacy::Client;
@@ -36,7 +37,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 /// How much of an answer that is an error is read: enough for the log, and to use the connection again.
 const ERROR_BYTES_MAX: usize = 64 << 10;
 /// How much of it goes to the log.
-const ERROR_LOG_BYTES_MAX: usize = 512;
+const SAID_BYTES_MAX: usize = 512;
 
 /// The HTTP transport.
 pub(super) struct Http {
@@ -91,20 +92,23 @@ impl Http {
         self.connector.tcp().await.map(drop).map_err(|error| format!("{}: {error}", self.connector.host))
     }
 
+    fn url(&self, method: Method) -> &Uri {
+        match method {
+            Method::Connect => &self.urls[0],
+            Method::Command => &self.urls[1],
+            Method::Disconnect => &self.urls[2],
+        }
+    }
+
     fn breaker(&self) -> MutexGuard<'_, Breaker> {
         // Every change under this lock is complete when it ends, so a poisoned one is as good as new.
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn exchange(&self, call: &Prepared) -> Result<(StatusCode, HeaderMap, Bytes), Broken> {
-        let url = match call.method {
-            Method::Connect => &self.urls[0],
-            Method::Command => &self.urls[1],
-            Method::Disconnect => &self.urls[2],
-        };
         let mut request = http::Request::new(Full::new(call.body.clone()));
         *request.method_mut() = http::Method::POST;
-        *request.uri_mut() = url.clone();
+        *request.uri_mut() = self.url(call.method).clone();
         let headers = request.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("cableway/", env!("CARGO_PKG_VERSION"))));
@@ -151,49 +155,119 @@ impl Drop for Attempt<'_> {
 }
 
 impl Transport for Http {
+    fn target(&self, method: Method) -> impl Display {
+        self.url(method)
+    }
+
     fn encode(&self, request: &Request) -> Bytes {
         json::encode(request)
     }
 
     async fn attempt(&self, call: &Prepared, time: Duration) -> Result<Outcome, Failure> {
-        let fail = |error, retry| Err(Failure { error, retry });
         let Some(permit) = self.breaker().admit(Instant::now()) else {
-            return fail(CallError::Unavailable("too many calls failed; waiting".to_owned()), Retry::Never);
+            let why = "too many calls failed; waiting".to_owned();
+            return Err(Failure::new(CallError::Unavailable(why), Retry::Later));
         };
         let mut attempt = Attempt { http: self, permit, ended: Ended::Unknown };
         // The time-out is kept here and not only by the caller because the breaker has to tell it from a call that
         // was given up.
         let Ok(result) = tokio::time::timeout(time, self.exchange(call)).await else {
             attempt.ended = Ended::Failed;
-            return fail(CallError::Timeout, Retry::Never);
+            return Err(Failure::for_good(CallError::Timeout));
         };
         attempt.ended = if matches!(result, Ok(_) | Err(Broken::TooLong)) { Ended::Answered } else { Ended::Failed };
         drop(attempt);
-        let (status, headers, body) = match result {
-            Ok(answer) => answer,
-            Err(Broken::Network(why)) => return fail(CallError::Unavailable(why), Retry::Unavailable),
-            Err(Broken::Tls(why)) => return fail(CallError::Unauthenticated(why), Retry::Never),
+        match result {
+            Ok((StatusCode::OK, _, body)) => json::decode(call.method, &body)
+                .map(|outcome| welcome::with_sid(outcome, call.sid))
+                .map_err(|why| no_answer(&why, &body)),
+            Ok((status, headers, body)) => Err(refusal(status, &headers, &body)),
+            Err(Broken::Network(why)) => Err(Failure::new(CallError::Unavailable(why), Retry::Unavailable)),
+            Err(Broken::Tls(why)) => Err(Failure::for_good(CallError::Unauthenticated(why))),
             Err(Broken::TooLong) => {
                 let why = format!("answer over the limit of {} bytes", self.receive_bytes_max);
-                return fail(CallError::Failed(why), Retry::Never);
+                Err(Failure::for_good(CallError::Failed(why)))
             }
-        };
-        match status {
-            StatusCode::OK => json::decode(call.method, &body)
-                .map(|outcome| welcome::with_sid(outcome, call.sid))
-                .map_err(|why| Failure { error: CallError::Failed(format!("answer: {why}")), retry: Retry::Never }),
-            StatusCode::UNAUTHORIZED => fail(CallError::Unauthenticated("HTTP 401".to_owned()), Retry::Never),
-            StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => {
-                let text = String::from_utf8_lossy(&body[..body.len().min(ERROR_LOG_BYTES_MAX)]);
-                fail(CallError::InvalidArgument(format!("HTTP {}: {text}", status.as_u16())), Retry::Never)
-            }
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-                let retry = retry_after(&headers, clock::wall()).map_or(Retry::Never, Retry::After);
-                fail(CallError::Failed(format!("HTTP {}", status.as_u16())), retry)
-            }
-            other => fail(CallError::Failed(format!("HTTP {}", other.as_u16())), Retry::Never),
         }
     }
+}
+
+/// The failure of a call that was answered with something that is no answer.
+fn no_answer(why: &str, body: &[u8]) -> Failure {
+    let page = body.trim_ascii_start().starts_with(b"<");
+    Failure {
+        said: excerpt(body),
+        hint: if page {
+            "a page and no RPC: does rpc-host end with the path where the app serves AnyCable's RPC?"
+        } else {
+            ""
+        },
+        ..Failure::for_good(CallError::Failed(format!("answer: {why}")))
+    }
+}
+
+/// The failure of a call that was answered with another status than 200.
+fn refusal(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Failure {
+    let said = excerpt(body);
+    // What tells pages apart may stand behind their styles.
+    let hint = hint(status, &String::from_utf8_lossy(body));
+    let http = format!("HTTP {}", status.as_u16());
+    let (error, retry) = match status {
+        StatusCode::UNAUTHORIZED => (CallError::Unauthenticated(http), Retry::Never),
+        StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => {
+            (CallError::InvalidArgument(format!("{http}: {said}")), Retry::Never)
+        }
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+            let retry = retry_after(headers, clock::wall()).map_or(Retry::Later, Retry::After);
+            (CallError::Failed(http), retry)
+        }
+        // Something in front of the app has not reached it.
+        StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => (CallError::Failed(http), Retry::Later),
+        _ if status.is_redirection() => {
+            let location =
+                headers.get(LOCATION).map(|to| format!(" to {}", excerpt(to.as_bytes()))).unwrap_or_default();
+            (CallError::Failed(format!("{http}{location}")), Retry::Never)
+        }
+        _ => (CallError::Failed(http), Retry::Never),
+    };
+    Failure { error, retry, said, hint }
+}
+
+/// What whoever runs this should look at.
+fn hint(status: StatusCode, said: &str) -> &'static str {
+    let says = |words: &[&str]| words.iter().any(|word| said.contains(word));
+    match status {
+        StatusCode::FORBIDDEN if says(&["Blocked host"]) => {
+            "Rails refuses the host name: add it to config.hosts, or call the app by one that is there"
+        }
+        StatusCode::UNAUTHORIZED => {
+            "the secrets differ: secret or http-rpc-secret here, ANYCABLE_SECRET or ANYCABLE_HTTP_RPC_SECRET in the app"
+        }
+        StatusCode::FORBIDDEN => {
+            "the secrets differ (secret or http-rpc-secret here, ANYCABLE_SECRET or ANYCABLE_HTTP_RPC_SECRET in the app), \
+             or what stands in front of the app, such as Rails' config.hosts, refuses this server"
+        }
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
+            "nothing is served at this path: rpc-host has to end with the path where the app serves AnyCable's RPC \
+             (http_rpc_mount_path, such as /_anycable)"
+        }
+        _ if status.is_redirection() => {
+            "redirects are not followed: give rpc-host the address that answers itself (https instead of http, \
+             or a host that config.force_ssl leaves alone)"
+        }
+        _ if says(&["Action Controller", "sorry, but something went wrong", "Exception caught", "Puma caught"]) => {
+            "a Rails error page: the app raised before AnyCable's RPC was reached; its own log says where"
+        }
+        _ if status.is_server_error() => "the app's own log says more",
+        _ => "",
+    }
+}
+
+/// The beginning of what the app said, on one line.
+fn excerpt(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&body[..body.len().min(SAID_BYTES_MAX)]);
+    let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// When the app wants to be asked again (RFC 9110 section 10.2.3: seconds, or a date).

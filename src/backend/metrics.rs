@@ -15,15 +15,22 @@ metrics! {
         rpc_timeout_total: Counter,
         /// Calls given up because this server closed the session.
         rpc_canceled_total: Counter,
-        /// Calls refused because too many were waiting, or because they waited too long for their turn.
+        /// Calls refused because too many were waiting, because they took too much memory, or because they waited too long
+        /// for their turn.
         rpc_overloaded_total: Counter,
         /// Calls waiting for one of the concurrent calls to end.
         rpc_pending_num: Gauge,
+        /// Bytes of the calls that wait.
+        rpc_pending_bytes: Gauge,
         /// Established gRPC connections to app servers.
         grpc_active_conn_num: Gauge,
         /// Disconnect calls waiting to be sent.
         disconnect_queue_size: Gauge,
-        /// Disconnect calls dropped because too many were waiting.
+        /// Bytes of the Disconnect calls that wait.
+        disconnect_queue_bytes: Gauge,
+        /// Disconnect calls put back because the app could not be reached.
+        disconnect_retries_total: Counter,
+        /// Disconnect calls dropped because too many were waiting, or because they took too much memory.
         disconnect_dropped_total: Counter,
         /// Time from the first attempt of a call to its end, retries included, waiting for a turn not.
         rpc_call_seconds: Histogram,

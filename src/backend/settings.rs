@@ -12,8 +12,9 @@ const DEFAULT_PORT: u16 = 50051;
 /// Most entries of a `grpc-list://` target, and most addresses taken from one DNS answer.
 pub(super) const ADDRESSES_MAX: usize = 64;
 
-/// How long connecting to the app may take, TLS included. Longer than a call lasts by default, it would help nobody.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long connecting to the app may take, TLS included. Less than a call lasts by default, so that one that waits for it
+/// says why it failed and not only that it took too long.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_millis(2500);
 
 /// How the backend calls the app. Options of `contracts/ops.md` under "RPC"; the defaults are those of the options.
 #[derive(Clone, Debug)]
@@ -25,6 +26,8 @@ pub struct Settings {
     pub concurrency: usize,
     /// Calls that may wait for a place. One more is answered with `Overloaded` at once.
     pub queue_max: usize,
+    /// Bytes that waiting calls may take. With one more, the largest is answered with `Overloaded`.
+    pub queue_bytes_max: usize,
     /// Limit of one attempt. `None`: only the command time-out holds (HTTP: 3 s too).
     pub request_timeout: Option<Duration>,
     /// Limit of one call with all retries and the time between them.
@@ -37,10 +40,12 @@ pub struct Settings {
     pub tls: TlsSettings,
     /// HTTP: sent as `Authorization: Bearer`, given or derived from the app's secret.
     pub http_secret: Option<String>,
-    /// Disconnect calls started per second. 0 means as fast as the app takes them, one at a time.
+    /// Disconnect calls started per second. 0 means as fast as the app takes them, a few at a time.
     pub disconnect_rate: u32,
     /// Disconnect calls that may wait. One more is dropped and counted.
     pub disconnect_backlog: usize,
+    /// Bytes that they may take. With one more, the largest is dropped and counted.
+    pub disconnect_backlog_bytes: usize,
 }
 
 impl Default for Settings {
@@ -50,6 +55,7 @@ impl Default for Settings {
             target: Target::None,
             concurrency: rpc.concurrency as usize,
             queue_max: rpc.queue_size,
+            queue_bytes_max: rpc.queue_bytes,
             request_timeout: None,
             command_timeout: rpc.command_timeout,
             receive_bytes_max: 4 << 20,
@@ -58,6 +64,7 @@ impl Default for Settings {
             http_secret: None,
             disconnect_rate: disconnect.rate,
             disconnect_backlog: disconnect.backlog,
+            disconnect_backlog_bytes: disconnect.backlog_bytes,
         }
     }
 }

@@ -1,9 +1,21 @@
 //! The log: its form, its level, and the name of this node in every line.
 
-use std::io::{self, Write};
+mod limit;
+mod queue;
+
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::io::{self, IsTerminal, Write};
+use std::sync::Arc;
+use std::time::Duration;
+use std::{panic, thread};
 
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use limit::{Limit, Limited};
+use queue::Queue;
 
 use crate::config::{LogFormat, LogLevel};
 
@@ -27,20 +39,90 @@ pub(super) fn level(level: LogLevel) -> LevelFilter {
     }
 }
 
-/// Starts the log on one of the standard streams. A server's is standard output, as operators of AnyCable expect.
-pub(super) fn start<S>(format: LogFormat, level: LevelFilter, node_id: &str, stream: fn() -> S)
-where
-    S: Write + io::IsTerminal + 'static,
-{
-    let log = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_target(level == LevelFilter::DEBUG)
-        .with_ansi(stream().is_terminal())
-        .with_writer(NamedStream { stream, line_end: line_end(format, node_id) });
-    match format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
+/// Where a log goes.
+#[derive(Clone, Copy)]
+pub(super) enum Stream {
+    Stdout,
+    Stderr,
+}
+
+impl Stream {
+    fn is_terminal(self) -> bool {
+        match self {
+            Stream::Stdout => io::stdout().is_terminal(),
+            Stream::Stderr => io::stderr().is_terminal(),
+        }
     }
+}
+
+/// Past the standard library, whose streams have locks and buffers that others may wait for.
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(match self {
+            Stream::Stdout => rustix::io::write(io::stdout(), bytes),
+            Stream::Stderr => rustix::io::write(io::stderr(), bytes),
+        }?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// How long the end of the program waits for the last lines. Nobody may be reading them.
+const FLUSH_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// The log of this process. Dropping it waits until the last line is written, for a second at most.
+pub(super) struct Log {
+    queue: Queue,
+    limit: Arc<Limit>,
+}
+
+impl Log {
+    /// Starts the log on one of the standard streams. A server's is standard output, as operators of AnyCable expect.
+    pub fn start(format: LogFormat, level: LevelFilter, node_id: &str, stream: Stream) -> io::Result<Log> {
+        let limit = Arc::new(Limit::new());
+        let reports = Arc::clone(&limit);
+        let queue = Queue::start(stream, move || reports.report())?;
+        let log = tracing_subscriber::fmt()
+            .with_max_level(level)
+            .with_target(level == LevelFilter::DEBUG)
+            .with_ansi(stream.is_terminal())
+            // It would tell standard error what went wrong with a line, and wait there.
+            .log_internal_errors(false)
+            .with_writer(NamedStream { queue: queue.clone(), line_end: line_end(format, node_id) });
+        match format {
+            LogFormat::Text => log.finish().with(Limited(Arc::clone(&limit))).init(),
+            LogFormat::Json => log.json().flatten_event(true).finish().with(Limited(Arc::clone(&limit))).init(),
+        }
+        log_panics(queue.clone());
+        Ok(Log { queue, limit })
+    }
+
+    /// The boot is over: from now on no place in the program fills the log.
+    pub fn limit(&self) {
+        self.limit.begin(&self.queue);
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.queue.flush(FLUSH_TIME_MAX);
+    }
+}
+
+/// Panics go to the log like everything else. Standard error may be what nobody reads, and the process must end all the
+/// same.
+fn log_panics(queue: Queue) {
+    panic::set_hook(Box::new(move |panic| {
+        let backtrace = Backtrace::capture();
+        let thread = thread::current();
+        match backtrace.status() {
+            BacktraceStatus::Captured => tracing::error!(thread = thread.name(), %backtrace, "{panic}"),
+            _ => tracing::error!(thread = thread.name(), "{panic}"),
+        }
+        queue.flush(FLUSH_TIME_MAX);
+    }));
 }
 
 /// What every line ends with, and what of it was there before.
@@ -63,52 +145,60 @@ fn line_end(format: LogFormat, node_id: &str) -> LineEnd {
 
 /// Adds the node's name to what is written. The subscriber writes a line at a time, which is cheaper to complete here than
 /// a span to enter on every thread and task.
-struct NamedStream<S> {
-    stream: fn() -> S,
+struct NamedStream {
+    queue: Queue,
     line_end: LineEnd,
 }
 
-impl<'a, S: Write + 'a> MakeWriter<'a> for NamedStream<S> {
-    type Writer = NamedWriter<'a, S>;
+impl<'a> MakeWriter<'a> for NamedStream {
+    type Writer = &'a NamedStream;
 
-    fn make_writer(&'a self) -> NamedWriter<'a, S> {
-        NamedWriter { stream: (self.stream)(), line_end: &self.line_end }
+    fn make_writer(&'a self) -> &'a NamedStream {
+        self
     }
 }
 
-struct NamedWriter<'a, S> {
-    stream: S,
-    line_end: &'a LineEnd,
-}
-
-impl<S: Write> Write for NamedWriter<'_, S> {
+impl Write for &NamedStream {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.write_all(line)?;
+        let LineEnd { before, with_name } = &self.line_end;
+        match line.strip_suffix(*before) {
+            Some(line) => self.queue.put(&[line, with_name]),
+            None => self.queue.put(&[line]),
+        }
         Ok(line.len())
     }
 
-    /// One write for the whole line, so that lines of several threads do not mix.
-    fn write_all(&mut self, line: &[u8]) -> io::Result<()> {
-        match line.strip_suffix(self.line_end.before) {
-            Some(line) => self.stream.write_all(&[line, &self.line_end.with_name].concat()),
-            None => self.stream.write_all(line),
-        }
-    }
-
     fn flush(&mut self) -> io::Result<()> {
-        self.stream.flush()
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
 
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
     fn written(format: LogFormat, node_id: &str, line: &str) -> String {
-        let line_end = line_end(format, node_id);
-        let mut writer = NamedWriter { stream: Vec::new(), line_end: &line_end };
-        writer.write_all(line.as_bytes()).unwrap();
-        String::from_utf8(writer.stream).unwrap()
+        let written = Written::default();
+        let queue = Queue::start(written.clone(), || ()).unwrap();
+        let named = NamedStream { queue: queue.clone(), line_end: line_end(format, node_id) };
+        named.make_writer().write_all(line.as_bytes()).unwrap();
+        queue.flush(Duration::MAX);
+        String::from_utf8(written.0.lock().unwrap().clone()).unwrap()
     }
 
     #[test]
@@ -117,6 +207,29 @@ mod tests {
         let line = written(LogFormat::Json, "a\"1", "{\"level\":\"INFO\",\"message\":\"up\"}\n");
         let read: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!((read["message"].as_str(), read["nodeid"].as_str()), (Some("up"), Some("a\"1")));
+    }
+
+    /// What the next test runs in a process of its own, for a log belongs to the process.
+    #[test]
+    #[ignore = "panics"]
+    fn panics_with_a_log() {
+        let log = Log::start(LogFormat::Json, LevelFilter::INFO, "a1", Stream::Stderr).unwrap();
+        tracing::info!("before");
+        let _ = thread::Builder::new().name("worker".into()).spawn(|| panic!("out of order")).unwrap().join();
+        drop(log);
+    }
+
+    #[test]
+    fn a_panic_is_a_line_of_the_log_behind_those_before_it() {
+        let name = "cli::log::tests::panics_with_a_log";
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = child.args(["--exact", name, "--ignored", "--nocapture"]).output().unwrap();
+        let log = String::from_utf8(output.stderr).unwrap();
+        let lines: Vec<serde_json::Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        assert_eq!(lines.len(), 2, "{log}");
+        assert_eq!((lines[0]["message"].as_str(), lines[1]["level"].as_str()), (Some("before"), Some("ERROR")));
+        assert_eq!((lines[1]["thread"].as_str(), lines[1]["nodeid"].as_str()), (Some("worker"), Some("a1")));
+        assert!(lines[1]["message"].as_str().is_some_and(|text| text.contains("out of order")), "{log}");
     }
 
     #[test]

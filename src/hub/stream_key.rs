@@ -2,7 +2,7 @@
 
 use std::hash::BuildHasher;
 
-use foldhash::fast::FixedState;
+use crate::model::NameHasher;
 
 /// Bits of a [`StreamKey`]: 6 choose a bucket of a shared table, 32 are kept in its entry.
 const BITS: u32 = 38;
@@ -26,12 +26,12 @@ impl StreamKey {
 
 /// Makes keys. All shards of a node and its publishers must use the same.
 #[derive(Clone, Debug)]
-pub struct StreamHasher(FixedState);
+pub struct StreamHasher(NameHasher);
 
 impl StreamHasher {
     /// `seed` keys the hash of names, which clients may choose, and should be random outside of tests.
     pub fn new(seed: u64) -> StreamHasher {
-        StreamHasher(FixedState::with_seed(seed))
+        StreamHasher(NameHasher::new(seed))
     }
 
     /// The key of a stream.

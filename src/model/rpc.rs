@@ -48,6 +48,23 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// Bytes of all texts that it carries.
+    pub fn texts_len(&self) -> usize {
+        let of_state = |state: &State| state.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
+        match self {
+            Request::Connect { env } => env.packed_len(),
+            Request::Command { identifier, data, env, cstate, istate, .. } => {
+                identifier.len() + data.len() + env.packed_len() + of_state(cstate) + of_state(istate)
+            }
+            Request::Disconnect { subscriptions, env, cstate } => {
+                let of_channel = |(identifier, state): &(ChannelIdentifier, State)| identifier.len() + of_state(state);
+                subscriptions.iter().map(of_channel).sum::<usize>() + env.packed_len() + of_state(cstate)
+            }
+        }
+    }
+}
+
 /// The commands that go to the app.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum CommandKind {

@@ -4,7 +4,8 @@ use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use dashmap::DashMap;
-use foldhash::fast::RandomState;
+
+use crate::model::NameHasher;
 
 /// Open WebSockets and distinct identities of all shards.
 pub(super) struct Counts {
@@ -12,8 +13,8 @@ pub(super) struct Counts {
     open_max: u64,
     /// On how many shards there are sessions with these connection identifiers, by 48 bits of their hash: with a
     /// million identities, one run in 500 counts a single one too few. An entry is 8 bytes.
-    identities: DashMap<[u8; 6], u16, RandomState>,
-    hasher: RandomState,
+    identities: DashMap<[u8; 6], u16, NameHasher>,
+    hasher: NameHasher,
 }
 
 impl Counts {
@@ -22,8 +23,8 @@ impl Counts {
         Counts {
             open: AtomicU64::new(0),
             open_max,
-            identities: DashMap::with_hasher(RandomState::default()),
-            hasher: RandomState::default(),
+            identities: DashMap::with_hasher(NameHasher::default()),
+            hasher: NameHasher::default(),
         }
     }
 

@@ -6,7 +6,7 @@ use tokio::runtime::Handle;
 
 use crate::metrics;
 use crate::os::{limits, listener};
-use crate::telemetry::{Collect, Families};
+use crate::telemetry::{Collect, Families, LOG_LINES_DROPPED};
 
 use super::observe::{Observer, Parts};
 
@@ -31,6 +31,8 @@ metrics! {
         listen_overflows_total: Counter,
         /// SYNs dropped for want of room, on the whole machine since it booted.
         listen_drops_total: Counter,
+        /// Lines of the log that were dropped: whoever reads it was too slow, or writing failed.
+        log_lines_dropped_total: Counter,
     }
 }
 
@@ -86,6 +88,7 @@ impl Observer {
         node.open_descriptors_max.set(gauge(self.parts.open_files));
         node.listen_overflows_total.add(measured.listen_overflows);
         node.listen_drops_total.add(measured.listen_drops);
+        node.log_lines_dropped_total.add(LOG_LINES_DROPPED.get());
         node
     }
 

@@ -62,6 +62,7 @@ pub struct Observer {
     pub(super) booted_with: AtomicU64,
     pub(super) measured: Mutex<Measured>,
     pub(super) backend_reachable: AtomicBool,
+    pub(super) calls_turn: AtomicBool,
 }
 
 impl Observer {
@@ -71,6 +72,7 @@ impl Observer {
             booted_with: AtomicU64::new(0),
             measured: Mutex::default(),
             backend_reachable: AtomicBool::new(false),
+            calls_turn: AtomicBool::new(false),
         }
     }
 
@@ -90,11 +92,10 @@ impl Observer {
         }
     }
 
-    /// Starts to try the app for readiness and to warn about trouble.
+    /// Starts to measure and to warn about trouble.
     pub(super) fn watch(self: &Arc<Self>, runtime: &Handle) {
         self.booted_with.store(process::resident_bytes().unwrap_or(0), Relaxed);
         self.keep_measuring(runtime);
-        self.keep_probing(runtime);
         self.keep_warning(runtime);
     }
 }

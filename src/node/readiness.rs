@@ -20,16 +20,29 @@ impl Observer {
         vec![
             Check { name: "not_draining", ok: !self.parts.draining.load(Relaxed) },
             Check { name: "backend_reachable", ok: self.backend_reachable.load(Relaxed) },
+            Check { name: "calls_thread_turns", ok: self.calls_turn.load(Relaxed) },
             Check { name: "room_for_clients", ok: open < self.parts.capacity.clients },
         ]
     }
 
-    /// Tries the app again and again.
+    /// Tries the app, and the thread that calls it, again and again; what changes is logged.
     pub(super) fn keep_probing(self: &Arc<Self>, runtime: &Handle) {
         let observer = Arc::clone(self);
         runtime.spawn(async move {
+            let mut before = Ok(());
             loop {
-                observer.backend_reachable.store(observer.parts.backend.ready().await.is_ok(), Relaxed);
+                let backend = &observer.parts.backend;
+                let (turns, reachable) = tokio::join!(backend.turns(), backend.ready());
+                if turns != observer.calls_turn.swap(turns, Relaxed) && !turns {
+                    tracing::error!("not ready: the thread that calls the app does not turn");
+                }
+                observer.backend_reachable.store(reachable.is_ok(), Relaxed);
+                match &reachable {
+                    Err(why) if before.is_ok() => tracing::warn!(why, "not ready: the app cannot be called"),
+                    Ok(()) if before.is_err() => tracing::info!("the app can be called again"),
+                    Err(_) | Ok(()) => {}
+                }
+                before = reachable;
                 tokio::time::sleep(PROBE_EVERY).await;
             }
         });

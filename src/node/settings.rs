@@ -174,6 +174,7 @@ pub(super) fn backend(config: &Config, secrets: &Secrets) -> Result<backend::Set
         target,
         concurrency: rpc.concurrency as usize,
         queue_max: rpc.queue_size,
+        queue_bytes_max: or(rpc.queue_bytes, usize::MAX),
         request_timeout: config.rpc_request_timeout(),
         command_timeout: rpc.command_timeout,
         receive_bytes_max: or(rpc.max_recv_size, defaults.receive_bytes_max),
@@ -186,6 +187,7 @@ pub(super) fn backend(config: &Config, secrets: &Secrets) -> Result<backend::Set
         http_secret: secrets.http_rpc.clone(),
         disconnect_rate: config.disconnect.rate,
         disconnect_backlog: config.disconnect.backlog,
+        disconnect_backlog_bytes: or(config.disconnect.backlog_bytes, usize::MAX),
     })
 }
 

@@ -170,6 +170,7 @@ impl Assembly {
         let scheme = settings.listeners.first().copied().unwrap_or_default().scheme;
         let main = Main { address: self.address, scheme };
         boot_log::facts(&config, &secrets, &capacity, &backend, main, &settings.router);
+        self.observer.keep_probing(self.runtime.handle());
         Ok(Node {
             config,
             runtime: self.runtime,

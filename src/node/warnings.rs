@@ -7,6 +7,7 @@ use tokio::runtime::Handle;
 
 use crate::model::CloseCause;
 use crate::os::limits;
+use crate::telemetry::LOG_LINES_DROPPED;
 
 use super::observe::Observer;
 
@@ -53,8 +54,17 @@ impl Observer {
             (closed(CloseCause::TooSlow), "clients closed because they read too slowly (--ws-max-pending-size)"),
             (
                 self.parts.backend.metrics().disconnect_dropped_total.get(),
-                "Disconnect calls dropped: the app is slower than clients leave (--disconnect-rate, \
-                 --disconnect-backlog-size)",
+                "Disconnect calls dropped: the app is away, or slower than clients leave (--disconnect-rate, \
+                 --disconnect-backlog-size, --disconnect-backlog-bytes)",
+            ),
+            (
+                self.parts.backend.metrics().rpc_overloaded_total.get(),
+                "calls to the app refused: clients ask more than it answers (--rpc-concurrency, --rpc-queue-size, \
+                 --rpc-queue-bytes)",
+            ),
+            (
+                LOG_LINES_DROPPED.get(),
+                "lines of this log dropped: whoever reads it was too slow, or writing failed for a while",
             ),
             (
                 self.parts.broadcast.metrics().whispers_dropped_total.get(),

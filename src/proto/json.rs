@@ -157,6 +157,47 @@ pub(crate) fn without_lone_surrogates(json: &str) -> Cow<'_, str> {
     Cow::Owned(clean)
 }
 
+/// Deepest nesting of arrays and objects in JSON that is passed on from one client to others. Parsers bound it, or overflow
+/// their stack: serde_json at 128, Ruby at 100 unless told, .NET at 64, PHP and Python at some hundreds.
+pub(crate) const DEPTH_MAX: usize = 128;
+
+/// Why JSON that was checked here must not reach somebody else's parser.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unfit {
+    /// Nested too deep.
+    #[error("it is nested more than {DEPTH_MAX} deep")]
+    TooDeep,
+    /// Not valid Unicode.
+    #[error("it holds half a surrogate pair, such as \\ud83d alone, which is no character")]
+    LoneSurrogate,
+}
+
+/// Whether valid JSON may be passed on to parsers that are not ours. One pass, without recursion.
+pub(crate) fn passable(json: &str) -> Result<&str, Unfit> {
+    let bytes = json.as_bytes();
+    let (mut at, mut depth, mut in_string) = (0, 0_usize, false);
+    while let Some(&byte) = bytes.get(at) {
+        at += 1;
+        match byte {
+            b'"' => in_string = !in_string,
+            b'\\' => match (unit(bytes, at - 1), unit(bytes, at - 1 + ESCAPE_BYTES)) {
+                (Some(0xD800..=0xDBFF), Some(0xDC00..=0xDFFF)) => at += 2 * ESCAPE_BYTES - 1,
+                (Some(0xD800..=0xDFFF), _) => return Err(Unfit::LoneSurrogate),
+                (Some(_) | None, _) => at += 1,
+            },
+            b'[' | b'{' if !in_string => {
+                depth += 1;
+                if depth > DEPTH_MAX {
+                    return Err(Unfit::TooDeep);
+                }
+            }
+            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    Ok(json)
+}
+
 /// Length of `\uXXXX`.
 const ESCAPE_BYTES: usize = 6;
 
@@ -234,5 +275,27 @@ mod tests {
         ] {
             assert!(matches!(without_lone_surrogates(json), Cow::Borrowed(same) if same == json), "{json}");
         }
+    }
+
+    #[test]
+    fn what_others_cannot_read_is_not_passable() {
+        for json in
+            [r#""hi \ud83d""#, r#""\uDC00x""#, r#""\ud83d\ud83d\ude00""#, r#"{"\ud83d":1}"#, r#"[1,"\\\ud800\n"]"#]
+        {
+            assert_eq!(passable(json), Err(Unfit::LoneSurrogate), "{json}");
+        }
+        for json in [r#""\\ud83d""#, r#""\ud83d\ude00 \u00e9 😀""#, "[]", r#""\"[""#, "1"] {
+            assert_eq!(passable(json), Ok(json));
+        }
+    }
+
+    #[test]
+    fn nesting_is_counted_outside_of_strings_and_bounded() {
+        let nested = |depth: usize| format!("{}{}", "[{\"[[\\\"\":".repeat(depth / 2), "1") + &"}]".repeat(depth / 2);
+        serde_json::from_str::<&RawValue>(&nested(DEPTH_MAX)).unwrap();
+        assert!(passable(&nested(DEPTH_MAX)).is_ok());
+        assert_eq!(passable(&nested(DEPTH_MAX + 2)), Err(Unfit::TooDeep));
+        let wide = format!("[{}1]", "[],".repeat(1000));
+        assert!(passable(&wide).is_ok());
     }
 }

@@ -4,9 +4,10 @@
 
 use std::hash::BuildHasher;
 
-use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
+
+use crate::model::NameHasher;
 
 use super::slots::{Chain, NONE, Slots, Stage, flag};
 use super::{Machine, Services, Shard};
@@ -14,12 +15,12 @@ use super::{Machine, Services, Shard};
 /// First slot of each chain.
 pub(super) struct Identities {
     firsts: HashTable<u32>,
-    hasher: FixedState,
+    hasher: NameHasher,
 }
 
 impl Identities {
     pub fn new(seed: u64) -> Identities {
-        Identities { firsts: HashTable::new(), hasher: FixedState::with_seed(seed) }
+        Identities { firsts: HashTable::new(), hasher: NameHasher::new(seed) }
     }
 
     pub fn is_empty(&self) -> bool {

@@ -47,6 +47,10 @@ impl Asked {
         let _ = self.reply.send(Err(tonic::Status::new(code, "because")));
     }
 
+    pub fn refuse(self, code: tonic::Code, message: &str) {
+        let _ = self.reply.send(Err(tonic::Status::new(code, message)));
+    }
+
     /// Answers with success and nothing else.
     pub fn succeed(self) {
         let status = Status::Success as i32;

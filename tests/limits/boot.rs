@@ -72,6 +72,7 @@ fn a_port_that_is_taken_ends_it_with_status_1_and_names_the_address() {
         let (status, log) = Start::bare().and(&arguments).expect_end();
         assert_eq!(status.code(), Some(1), "{log}");
         assert!(log.contains(&address.to_string()) && log.contains(what), "{log}");
+        assert_eq!(log.to_lowercase().matches("address already in use").count(), 1, "{log}");
     }
 }
 

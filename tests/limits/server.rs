@@ -24,6 +24,20 @@ pub struct Start {
     arguments: Vec<String>,
     env: Vec<(String, String)>,
     open_files: Option<(u32, u32)>,
+    reader: Reader,
+    redirect: String,
+}
+
+/// Who reads what the server says.
+#[derive(Clone, Copy, Default, PartialEq)]
+pub enum Reader {
+    /// This test, to the end.
+    #[default]
+    Reads,
+    /// This test, which closes the pipe after the boot.
+    Leaves,
+    /// This test, which keeps the pipe open after the boot and reads no more.
+    Stalls,
 }
 
 impl Start {
@@ -43,6 +57,12 @@ impl Start {
         self
     }
 
+    /// The command, in front of all options.
+    pub fn first(mut self, command: &str) -> Start {
+        self.arguments.insert(0, command.into());
+        self
+    }
+
     pub fn env(mut self, name: &str, value: &str) -> Start {
         self.env.push((name.into(), value.into()));
         self
@@ -52,6 +72,30 @@ impl Start {
     pub fn open_files(mut self, soft: u32, hard: u32) -> Start {
         self.open_files = Some((soft, hard));
         self
+    }
+
+    /// Both of its streams are one pipe, which has such a reader.
+    pub fn read_by(mut self, reader: Reader) -> Start {
+        self.reader = reader;
+        self.to("2>&1")
+    }
+
+    /// A redirection of its streams, as a shell has them.
+    pub fn to(mut self, redirect: &str) -> Start {
+        self.redirect = redirect.to_owned();
+        self
+    }
+
+    /// Starts it where nobody can read where it listens: on this port.
+    pub fn start_unread(self, address: SocketAddr) -> Server {
+        let mut server = self.and(&["--port", &address.port().to_string()]).spawn();
+        server.address = address;
+        let until = Instant::now() + SOON;
+        while std::net::TcpStream::connect(address).is_err() {
+            assert!(Instant::now() < until && server.child.try_wait().expect("ours").is_none(), "it does not listen");
+            thread::sleep(LOOK_EVERY);
+        }
+        server
     }
 
     /// Starts it and waits for the end of the boot log, which tells the address.
@@ -79,15 +123,15 @@ impl Start {
             None => String::new(),
         };
         let mut command = Command::new("sh");
-        command.arg("-c").arg(format!("{limit}exec \"$@\"")).arg("sh");
+        command.arg("-c").arg(format!("{limit}exec \"$@\" {}", self.redirect)).arg("sh");
         command.arg(env!("CARGO_BIN_EXE_cableway")).args(&self.arguments);
         // Whoever runs the tests may have settings of their own.
         command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path))).envs(self.env);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the server starts");
         let log = Log::default();
-        log.read(child.stdout.take().expect("piped"));
-        log.read(child.stderr.take().expect("piped"));
+        log.read(child.stdout.take().expect("piped"), self.reader);
+        log.read(child.stderr.take().expect("piped"), self.reader);
         Server { child, address: SocketAddr::from(([0; 4], 0)), log }
     }
 }
@@ -205,13 +249,23 @@ struct LogState {
 }
 
 impl Log {
-    fn read(&self, pipe: impl Read + Send + 'static) {
+    fn read(&self, pipe: impl Read + Send + 'static, reader: Reader) {
         let log = self.clone();
         log.change(|state| state.open += 1);
         thread::spawn(move || {
-            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            let mut pipe = BufReader::new(pipe);
+            for line in pipe.by_ref().lines().map_while(Result::ok) {
+                let booted = message(&line).starts_with("metrics: ");
                 log.change(|state| state.lines.push(line));
+                match reader {
+                    Reader::Leaves if booted => break,
+                    Reader::Stalls if booted => loop {
+                        thread::park();
+                    },
+                    _ => {}
+                }
             }
+            drop(pipe);
             log.change(|state| state.open -= 1);
         });
     }
@@ -235,6 +289,11 @@ impl Log {
         drop(self.0.1.wait_timeout_while(state, SOON, |state| state.open > 0));
     }
 
+    /// Waits until all of its readers have ended.
+    pub fn is_left(&self) {
+        self.wait_for_end();
+    }
+
     /// Everything so far, as it came.
     pub fn text(&self) -> String {
         self.0.0.lock().expect("never poisoned").lines.join("\n")
@@ -244,6 +303,14 @@ impl Log {
     pub fn messages(&self) -> Vec<(String, String)> {
         let state = self.0.0.lock().expect("never poisoned");
         state.lines.iter().map(|line| (field(line, "level").unwrap_or_default(), message(line))).collect()
+    }
+
+    /// A number that lines with such a message carry.
+    pub fn numbers_of(&self, message_start: &str, name: &str) -> Vec<u64> {
+        let state = self.0.0.lock().expect("never poisoned");
+        let lines = state.lines.iter().filter(|line| message(line).starts_with(message_start));
+        let json = lines.map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+        json.map(|line| line[name].as_u64().expect("a number")).collect()
     }
 
     fn address(&self) -> SocketAddr {

@@ -19,6 +19,10 @@ enum Step {
 }
 
 impl Transport for Scripted {
+    fn target(&self, _: Method) -> impl Display {
+        "script"
+    }
+
     fn encode(&self, _: &Request) -> Bytes {
         Bytes::from_static(b"0123456789")
     }
@@ -27,7 +31,7 @@ impl Transport for Scripted {
         self.asked_at.lock().unwrap().push(self.start.elapsed());
         let step = self.script.lock().unwrap().pop_front();
         match step.expect("one attempt too many") {
-            Step::Fail(retry) => Err(Failure { error: CallError::Failed("scripted".into()), retry }),
+            Step::Fail(retry) => Err(Failure::new(CallError::Failed("scripted".into()), retry)),
             Step::Succeed => Ok(Outcome::Connect(ConnectReply::default())),
             Step::Hang => std::future::pending().await,
         }
@@ -35,7 +39,7 @@ impl Transport for Scripted {
 }
 
 struct Ran {
-    result: Result<Outcome, CallError>,
+    result: Result<Outcome, Failure>,
     asked_at_ms: Vec<u128>,
     took_ms: u128,
     metrics: BackendMetrics,
@@ -50,7 +54,7 @@ async fn ran(limits: Limits, script: impl IntoIterator<Item = Step>) -> Ran {
     let key = SlotKey { shard: 0, index: 0, generation: 0 };
     let call = Call { key, sid: Sid::from_bits(1), request: Request::Connect { env: Env::new("", []) } };
     let metrics = BackendMetrics::default();
-    let result = run(&transport, &call, limits, &metrics).await;
+    let result = run(&transport, &call, limits, &metrics, &Health::default()).await;
     assert!(transport.script.lock().unwrap().is_empty(), "an attempt too few");
     let asked_at_ms = transport.asked_at.lock().unwrap().iter().map(Duration::as_millis).collect();
     Ran { result, asked_at_ms, took_ms: transport.start.elapsed().as_millis(), metrics }
@@ -102,15 +106,17 @@ async fn a_time_named_by_the_app_that_is_too_late_ends_the_call_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn what_may_not_be_retried_is_not() {
-    let ran = ran(LIMITS, [Step::Fail(Retry::Never)]).await;
-    assert_eq!((ran.asked_at_ms.len(), ran.took_ms), (1, 0));
+    for retry in [Retry::Never, Retry::Later] {
+        let ran = ran(LIMITS, [Step::Fail(retry)]).await;
+        assert_eq!((ran.asked_at_ms.len(), ran.took_ms), (1, 0));
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_command_deadline_ends_an_attempt_that_hangs_retries_included() {
     let ran = ran(LIMITS, [Step::Fail(Retry::Unavailable), Step::Hang]).await;
     assert_eq!(ran.took_ms, 3000);
-    assert_eq!(ran.result, Err(CallError::Timeout));
+    assert_eq!(ran.result, Err(Failure::for_good(CallError::Timeout)));
     assert_eq!(ran.metrics.rpc_timeout_total.get(), 1);
 }
 
@@ -119,7 +125,7 @@ async fn the_request_time_out_ends_one_attempt_and_is_not_retried() {
     let limits = Limits { request_timeout: Some(Duration::from_millis(200)), ..LIMITS };
     let ran = ran(limits, [Step::Fail(Retry::Unavailable), Step::Hang]).await;
     assert_eq!(ran.took_ms, 300);
-    assert_eq!(ran.result, Err(CallError::Timeout));
+    assert_eq!(ran.result, Err(Failure::for_good(CallError::Timeout)));
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,16 +3,18 @@
 //! `h2` is used directly rather than through a connection pool: a call then costs no task and no channel hop
 //! of its own, and we decide when to connect, which the contract has rules for.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
 use http_body::Frame;
+use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
@@ -49,25 +51,38 @@ type H2<T> = h2::client::Connection<NonVectored<T>, Bytes>;
 ///
 /// With such a stream h2 writes every body of 256 bytes and more out on its own; without, it copies bodies below
 /// 1 KiB behind each other, and the calls of one turn leave in one write.
-pub(super) struct NonVectored<T>(T);
+///
+/// It keeps how the server began.
+pub(super) struct NonVectored<T> {
+    io: T,
+    heard: Heard,
+}
+
+/// The first bytes that came from the server.
+type Heard = Arc<OnceLock<SmallVec<[u8; 8]>>>;
 
 impl<T: AsyncRead + Unpin> AsyncRead for NonVectored<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.io).poll_read(cx, buf);
+        if self.heard.get().is_none() && buf.filled().len() > before {
+            self.heard.get_or_init(|| buf.filled()[before..].iter().take(8).copied().collect());
+        }
+        polled
     }
 }
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for NonVectored<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
+        Pin::new(&mut self.io).poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.io).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 
@@ -83,8 +98,10 @@ pub(super) async fn connect(
     host: &str,
     tls: Option<&TlsConnector>,
 ) -> Result<(Connection, Wire), String> {
+    let taken = AtomicBool::new(false);
     let connecting = async {
         let tcp = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+        taken.store(true, Relaxed);
         // Calls are small and somebody waits for each.
         tcp.set_nodelay(true).map_err(|error| error.to_string())?;
         let Some(tls) = tls else {
@@ -99,22 +116,38 @@ pub(super) async fn connect(
         let (sender, wire) = handshake(stream).await?;
         Ok((sender, Wire::Tls(wire)))
     };
-    let (sender, wire) = timeout(CONNECT_TIMEOUT, connecting)
-        .await
-        .unwrap_or_else(|_| Err(format!("no connection in {CONNECT_TIMEOUT:?}")))?;
+    let (sender, wire) = timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or_else(|_| {
+        Err(match taken.load(Relaxed) {
+            true => format!("it takes connections and says nothing for {CONNECT_TIMEOUT:?}: is it a gRPC server?"),
+            false => format!("no connection in {CONNECT_TIMEOUT:?}"),
+        })
+    })?;
     Ok((Connection { sender, proven: Arc::default() }, wire))
 }
 
+/// Starts HTTP/2, and waits until the server has begun to speak it: a port that takes connections is not a server yet. Its
+/// SETTINGS come without being asked for (RFC 9113 section 3.4).
 async fn handshake<T: AsyncRead + AsyncWrite + Unpin>(io: T) -> Result<(SendRequest<Bytes>, Box<H2<T>>), String> {
+    let heard = Heard::default();
     let (sender, connection) = h2::client::Builder::new()
         .enable_push(false)
         .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_header_list_size(HEADERS_BYTES_MAX)
-        .handshake(NonVectored(io))
+        .handshake(NonVectored { io, heard: heard.clone() })
         .await
         .map_err(|error| error.to_string())?;
-    Ok((sender, Box::new(connection)))
+    let mut connection = Box::new(connection);
+    let ended = poll_fn(|cx| match Pin::new(&mut *connection).poll(cx) {
+        Poll::Ready(ended) => Poll::Ready(Some(ended)),
+        Poll::Pending if heard.get().is_some() => Poll::Ready(None),
+        Poll::Pending => Poll::Pending,
+    });
+    let ended = ended.await.map(|ended| ended.err().map_or_else(|| "closed".to_owned(), |error| error.to_string()));
+    if heard.get().is_some_and(|heard| heard.starts_with(b"HTTP/")) {
+        return Err("it answers HTTP/1 and not gRPC: give rpc-host the RPC server's port, or an http:// URL".to_owned());
+    }
+    ended.map_or(Ok((sender, connection)), Err)
 }
 
 impl Wire {

@@ -22,7 +22,7 @@ const TAGS_BYTES: usize = 192;
 
 /// The request message of a call, in its gRPC frame.
 pub(super) fn encode(request: &Request) -> Bytes {
-    let mut out = Vec::with_capacity(PREFIX_BYTES + TAGS_BYTES + texts_len(request));
+    let mut out = Vec::with_capacity(PREFIX_BYTES + TAGS_BYTES + request.texts_len());
     out.put_bytes(0, PREFIX_BYTES);
     match request {
         Request::Connect { env: upgrade } => {
@@ -47,21 +47,6 @@ pub(super) fn encode(request: &Request) -> Bytes {
     let len = u32::try_from(out.len() - PREFIX_BYTES).unwrap_or(u32::MAX);
     out[1..PREFIX_BYTES].copy_from_slice(&len.to_be_bytes());
     out.into()
-}
-
-/// Bytes of all texts that a call carries, but for the states of a Disconnect, which are written later.
-fn texts_len(request: &Request) -> usize {
-    let of_state = |state: &State| state.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
-    match request {
-        Request::Connect { env } => env.packed_len(),
-        Request::Command { identifier, data, env, cstate, istate, .. } => {
-            identifier.len() + data.len() + env.packed_len() + of_state(cstate) + of_state(istate)
-        }
-        Request::Disconnect { subscriptions, env, cstate } => {
-            let identifiers = subscriptions.iter().map(|(identifier, _)| identifier.len()).sum::<usize>();
-            identifiers + env.packed_len() + of_state(cstate)
-        }
-    }
 }
 
 /// The field with the embedded message `Env`. Its length is known once it is written.

@@ -17,7 +17,7 @@ use super::super::state_json;
 use crate::model::rpc::PresenceReply;
 use crate::model::state::StateChanges;
 use crate::model::{CommandReply, ConnectReply, Env, Request, State, Status};
-use crate::proto::json::{Fields, Object, skip};
+use crate::proto::json::{Fields, Object, skip, without_lone_surrogates};
 
 /// The body of a call.
 pub(super) fn encode(request: &Request) -> Bytes {
@@ -146,13 +146,16 @@ impl serde_json::ser::Formatter for HtmlSafe {
     }
 }
 
-/// Reads the answer to a call.
+/// Reads the answer to a call. What is no text in it becomes U+FFFD: for half an emoji that the app has cut off somewhere, the
+/// rest of its answer is not thrown away.
 ///
 /// The error says what is wrong with it, for the log.
 pub(super) fn decode(method: Method, body: &[u8]) -> Result<Outcome, String> {
-    fn read<T: Part>(body: &[u8]) -> Result<Answer<T>, String> {
-        Ok(serde_json::from_slice::<Object<Answer<T>>>(body).map_err(|error| error.to_string())?.0)
+    fn read<T: Part>(body: &str) -> Result<Answer<T>, String> {
+        Ok(serde_json::from_str::<Object<Answer<T>>>(body).map_err(|error| error.to_string())?.0)
     }
+    let body = String::from_utf8_lossy(body);
+    let body = &without_lone_surrogates(&body);
     Ok(match method {
         Method::Connect => {
             let Answer { status, error_msg, rest } = read::<ConnectReply>(body)?;
@@ -437,6 +440,21 @@ mod tests {
             presence: Some(PresenceReply { kind: "leave".into(), id: "7".into(), info: "{}".into() }),
         };
         assert_eq!(decode(Method::Command, body), Ok(Outcome::Command(Box::new(expected))));
+    }
+
+    #[test]
+    fn half_an_emoji_costs_itself_and_not_the_answer() {
+        let body =
+            br#"{"status":1,"identifiers":"a\ud83db","transmissions":["\ude00","\ud83d\ude00"],"error_msg":"\xff"}"#;
+        let body = [&body[..body.len() - 6], b"\xff\"}"].concat();
+        let expected = ConnectReply {
+            status: Status::Success,
+            identifiers: "a\u{fffd}b".into(),
+            transmissions: vec!["\u{fffd}".into(), "😀".into()],
+            error_msg: "\u{fffd}".into(),
+            ..Default::default()
+        };
+        assert_eq!(decode(Method::Connect, &body), Ok(Outcome::Connect(expected)));
     }
 
     #[test]

@@ -25,8 +25,12 @@ options! {
 
     /// Calls that may wait for their turn; one more fails as overloaded.
     ///
-    /// A call in the queue holds its command, so the bound is also one on memory. (AnyCable has none.)
+    /// (AnyCable has no bound.)
     queue_size: usize = "65536", "rpc-queue-size", "rpc.queue_size";
+
+    /// Bytes that calls may take while they wait for their turn. When they would take more, the largest fails as
+    /// overloaded. 0: no limit.
+    queue_bytes: usize = "64MiB", "rpc-queue-bytes", "rpc.queue_bytes" [.unit(Unit::Bytes)];
 
     /// Time for one request. 0: no limit over gRPC, 3000 ms over HTTP.
     request_timeout: Duration = "0s", "rpc-request-timeout", "rpc.request_timeout" [.unit(Unit::Milliseconds)];
@@ -75,6 +79,10 @@ options! {
 
     /// Disconnect calls that may wait; when it is full, the newest is dropped and counted.
     backlog: usize = "4096", "disconnect-backlog-size", "disconnector.backlog" [.hidden()];
+
+    /// Bytes that waiting Disconnect calls may take. When they would take more, the largest is dropped and counted. 0: no
+    /// limit.
+    backlog_bytes: usize = "64MiB", "disconnect-backlog-bytes", "disconnector.backlog_bytes" [.unit(Unit::Bytes).hidden()];
 
     /// Never tell the app.
     disabled: bool = "false", "disable-disconnect", ""

@@ -6,7 +6,7 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::model;
-use crate::proto::json::{Fields, Object, Text, UNKNOWN_NAME_CHARS, skip, text, text_of, text_only};
+use crate::proto::json::{Fields, Object, Text, UNKNOWN_NAME_CHARS, Unfit, passable, skip, text, text_of, text_only};
 
 /// One client message that makes sense on its own. Whether the session knows the identifier is not asked here.
 ///
@@ -122,6 +122,9 @@ pub enum BadCommand {
     /// A `history` command that asks for nothing.
     #[error("command history needs \"history\" with \"since\" (Unix seconds) or \"streams\"")]
     EmptyHistory,
+    /// JSON for other clients that their parsers may not take.
+    #[error("{0} cannot be passed on: {1}")]
+    Unfit(&'static str, Unfit),
     /// A `join` that says not who.
     #[error("command join needs \"presence\" with \"id\", a non-empty text")]
     NoPresenceId,
@@ -202,6 +205,9 @@ impl<'a> Message<'a> {
         let identifier = |name| identifier.ok_or(BadCommand::NoIdentifier(name));
         let history = self.history.filter(|history| !history.is_empty());
         let presence = self.presence.filter(|presence| !presence.id.is_empty());
+        if let Some(info) = presence.as_ref().and_then(|presence| presence.info) {
+            passable(info).map_err(|why| BadCommand::Unfit("the info of a presence", why))?;
+        }
         Ok(match name.as_ref() {
             "message" => Command::Message {
                 identifier: identifier("message")?,
@@ -213,7 +219,8 @@ impl<'a> Message<'a> {
             "ping" => Command::Ping,
             "whisper" => Command::Whisper {
                 identifier: identifier("whisper")?,
-                data: self.data.and_then(Data::raw).map_or("null", RawValue::get),
+                data: passable(self.data.and_then(Data::raw).map_or("null", RawValue::get))
+                    .map_err(|why| BadCommand::Unfit("the data of a whisper", why))?,
             },
             "history" => Command::History {
                 identifier: identifier("history")?,
