@@ -21,7 +21,7 @@
 //! [`Settings::handshakes_max`], an outbox by [`Settings::outbox_bytes_max`], a turn by [`ACCEPTS_PER_TURN`],
 //! [`READS_PER_TURN`], [`DELIVERIES_PER_TURN`], [`DISCONNECTS_PER_TURN`] and [`DEADLINES_PER_TURN`], and all that is kept
 //! for clients together by [`Settings::buffers_bytes_max`]. Not bounded is how long the list of a publication's receivers
-//! is.
+//! is, which is made in one turn.
 
 mod accept;
 mod buffers;

@@ -8,10 +8,13 @@
 mod command;
 pub mod write;
 
+use std::borrow::Cow;
+
 use crate::model::{Disconnect, Publication, Sid};
 
 use super::dialect::Language;
 use super::frame::Message;
+use super::json::without_lone_surrogates;
 
 pub use command::{BadCommand, Command, HistoryRequest, Position, PresenceRequest, parse};
 
@@ -42,6 +45,18 @@ impl Language for Cable {
             Message::Text(text) => command::parse_text(text),
             // Nobody sends these; what is JSON is understood all the same.
             Message::Binary(bytes) => parse(bytes),
+        }
+    }
+
+    fn mend(&self, message: &Message<'_>, bad: &BadCommand) -> Option<Message<'static>> {
+        match (bad, message) {
+            (BadCommand::Unreadable(_) | BadCommand::DataNotText, Message::Text(text)) => {
+                match without_lone_surrogates(text) {
+                    Cow::Owned(clean) => Some(Message::Text(Cow::Owned(clean))),
+                    Cow::Borrowed(_) => None,
+                }
+            }
+            _ => None,
         }
     }
 

@@ -51,6 +51,10 @@ pub trait Language: Sync {
     /// The client's fault: nothing can be done with it. The connection stays open.
     fn parse<'a>(&self, message: &'a Message<'_>) -> Result<Option<cable::Command<'a>>, cable::BadCommand>;
 
+    /// What to read instead of a message that could not be read because of halves of characters, as slicing a JavaScript
+    /// string makes them: the same with a replacement character for each. `None` if that was not the reason.
+    fn mend(&self, message: &Message<'_>, bad: &cable::BadCommand) -> Option<Message<'static>>;
+
     /// The first message of a session that this server let in itself.
     fn write_welcome(&self, out: &mut Vec<u8>, sid: Sid);
 

@@ -21,7 +21,19 @@ impl Session {
             return;
         }
         self.alive();
-        let command = match self.dialect.language().parse(message) {
+        let language = self.dialect.language();
+        let mended;
+        let parsed = match language.parse(message) {
+            Err(bad) => match language.mend(message, &bad) {
+                Some(other) => {
+                    mended = other;
+                    language.parse(&mended)
+                }
+                None => Err(bad),
+            },
+            parsed => parsed,
+        };
+        let command = match parsed {
             Ok(Some(command)) => command,
             Ok(None) => return,
             Err(bad) => return ctx.fail(LogEvent::BadCommand(bad.to_string())),

@@ -441,3 +441,10 @@ fn what_would_make_a_session_too_large_is_not_kept() {
     assert_eq!(said.iter().filter(|line| line.contains("--max-session-size")).count(), 2, "{said:?}");
     assert_eq!(t.session.cstate.get("k"), Some("v"));
 }
+
+#[test]
+fn a_command_with_half_a_character_is_carried_out_with_a_replacement() {
+    let mut t = Transcript::subscribed();
+    let said = t.say(&command("message", ROOM, r#","data":"hi \ud83d!""#));
+    assert!(said.iter().any(|line| line.contains("hi \u{fffd}!")), "{said:?}");
+}

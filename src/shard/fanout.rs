@@ -25,6 +25,9 @@ const SHARED_FROM: usize = 2048;
 /// Bytes whose way into a socket takes about as long as what every delivery costs.
 const BYTES_PER_DELIVERY: usize = 32 * 1024;
 
+/// Receivers that are sorted in one go.
+const SORTED_AT_ONCE: usize = 65_536;
+
 /// What waits to be done, in order.
 pub(super) enum Work {
     Publish(Arc<Delivery>),
@@ -44,6 +47,8 @@ pub(super) struct Fanout {
     bodies: SmallVec<[(Dialect, Body); 1]>,
     receivers: Vec<Receiver>,
     next: usize,
+    /// How many of the receivers, from the first on, are in order and before all others.
+    sorted: usize,
     started: Duration,
 }
 
@@ -57,6 +62,17 @@ struct Group {
 }
 
 impl Fanout {
+    /// Brings the next receivers into the order of their slots: members come in the order of a hash, and memory, ours and
+    /// the kernel's, is kinder to neighbours in a row. Not all at once, so that a turn has an end.
+    fn sort_more(&mut self) {
+        let rest = &mut self.receivers[self.sorted..];
+        let index = |receiver: &Receiver| receiver.index;
+        let next =
+            if rest.len() > SORTED_AT_ONCE { rest.select_nth_unstable_by_key(SORTED_AT_ONCE, index).0 } else { rest };
+        next.sort_unstable_by_key(index);
+        self.sorted += next.len();
+    }
+
     /// The publication as a receiver of this group and form gets it.
     #[inline]
     fn frame(&mut self, group: u32, form: Form, publication: &Publication, room: &mut Vec<u8>) -> Frame {
@@ -148,9 +164,11 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         *budget = budget.saturating_sub(usize::from(fanout.receivers.is_empty()));
         let cost = 1 + publication.message.len() / BYTES_PER_DELIVERY;
         let mut sent = 0;
-        while *budget > 0
-            && let Some(&Receiver { index, generation, group }) = fanout.receivers.get(fanout.next)
-        {
+        while *budget > 0 && fanout.next < fanout.receivers.len() {
+            if fanout.next == fanout.sorted {
+                fanout.sort_more();
+            }
+            let Receiver { index, generation, group } = fanout.receivers[fanout.next];
             fanout.next += 1;
             *budget = budget.saturating_sub(cost);
             let slot = &self.slots[index];
@@ -190,8 +208,6 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             },
         );
         receivers.iter().for_each(|receiver| groups[receiver.group as usize].left += 1);
-        // Members come in the order of a hash; memory, ours and the kernel's, is kinder to neighbours in a row.
-        receivers.sort_unstable_by_key(|receiver| receiver.index);
         fanout.delivery = Some(delivery);
         fanout
     }
@@ -202,7 +218,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         if fanout.receivers.capacity() <= RECEIVERS_KEPT && fanout.groups.capacity() <= RECEIVERS_KEPT {
             fanout.groups.clear();
             fanout.receivers.clear();
-            fanout.next = 0;
+            (fanout.next, fanout.sorted) = (0, 0);
             self.spare_fanout = fanout;
         }
     }
