@@ -145,13 +145,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             }
             // One that came whole must not have more than one that came in pieces.
             Parsed::Complete { .. } | Parsed::Incomplete => {
-                if let Some((name, length)) = handshake::longest_header(whole) {
-                    tracing::warn!(
-                        "a request was refused with 431: its head is over --max-head-size ({head_bytes_max} bytes); the \
-                         longest header is {name:?}, {length} bytes of it came"
-                    );
-                }
-                return self.refuse(index, &handshake::head_too_large().response, CloseCause::HandshakeRefused);
+                return self.refuse_large_head(index, whole);
             }
             Parsed::Bad(refusal) => return self.refuse(index, &refusal.response, CloseCause::HandshakeRefused),
         };
@@ -199,6 +193,17 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         {
             self.machine.set_user_timeout(socket, wanted);
         }
+    }
+
+    fn refuse_large_head(&mut self, index: u32, head: &[u8]) {
+        if let Some((name, length)) = handshake::longest_header(head) {
+            let max = self.settings.handshake.head_bytes_max;
+            tracing::warn!(
+                "a request was refused with 431: its head is over --max-head-size ({max} bytes); the longest header is \
+                 {name:?}, {length} bytes of it came"
+            );
+        }
+        self.refuse(index, &handshake::head_too_large().response, CloseCause::HandshakeRefused);
     }
 
     fn take_head(&mut self, index: u32) -> Vec<u8> {

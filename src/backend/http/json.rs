@@ -136,13 +136,17 @@ struct HtmlSafe;
 
 impl serde_json::ser::Formatter for HtmlSafe {
     fn write_string_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
-        let mut rest = fragment;
-        while let Some(at) = rest.find(['&', '<', '>']) {
-            writer.write_all(&rest.as_bytes()[..at])?;
-            write!(writer, "\\u{:04x}", rest.as_bytes()[at])?;
-            rest = &rest[at + 1..];
+        let is_unsafe = |byte: &u8| matches!(byte, b'&' | b'<' | b'>');
+        let mut rest = fragment.as_bytes();
+        // Whether there is any at all is found many bytes at a time, and nearly always there is none.
+        if rest.iter().fold(false, |any, byte| any | is_unsafe(byte)) {
+            while let Some(at) = rest.iter().position(is_unsafe) {
+                writer.write_all(&rest[..at])?;
+                write!(writer, "\\u{:04x}", rest[at])?;
+                rest = &rest[at + 1..];
+            }
         }
-        writer.write_all(rest.as_bytes())
+        writer.write_all(rest)
     }
 }
 
