@@ -143,7 +143,7 @@ impl Session {
             cstate: State::default(),
             subscriptions: Subscriptions::default(),
             activity: Some(Box::new(Activity::Connecting)),
-            ping_at: heartbeat::next_ping(ctx.now, interval, ctx.heartbeat_phase),
+            ping_at: heartbeat::first_ping(ctx.now, interval, ctx.heartbeat_phase),
             pong_by: heartbeat::NEVER,
             ping_interval_ms: u32::try_from(interval).unwrap_or(u32::MAX),
             ping_precision: ping_precision.and_then(PingPrecision::parse).unwrap_or(ctx.rules.ping_precision),

@@ -85,16 +85,26 @@ fn asked_interval(text: Option<&str>) -> Option<u64> {
     Some(if asked == 0 { 0 } else { asked.clamp(*PING_INTERVAL_MS.start(), *PING_INTERVAL_MS.end()) })
 }
 
-/// When the next ping is due: at the next moment of this phase that is further away than half an interval. So the
-/// first comes between half and one and a half intervals after the welcome, and every other an interval after the one
-/// before, however late that was; only one that was late by more than half an interval is not followed at once.
-pub(super) fn next_ping(now: Now, interval_ms: u64, phase: u32) -> Tick {
+/// When the first ping is due: at the next moment of this phase, so within one interval. A client that counts pings and
+/// nothing else gives up soon after the interval it expects.
+pub(super) fn first_ping(now: Now, interval_ms: u64, phase: u32) -> Tick {
+    ping_after(now, 0, interval_ms, phase)
+}
+
+/// When the next ping is due: at the next moment of this phase that is further away than half an interval. That is an
+/// interval after the one before, however late that was; only one that was late by more than half an interval is not
+/// followed at once.
+fn next_ping(now: Now, interval_ms: u64, phase: u32) -> Tick {
+    ping_after(now, interval_ms.div_ceil(TICK_MS) / 2, interval_ms, phase)
+}
+
+fn ping_after(now: Now, ticks: u64, interval_ms: u64, phase: u32) -> Tick {
     if interval_ms == 0 {
         return NEVER;
     }
     let interval = interval_ms.div_ceil(TICK_MS);
     let phase = (u64::from(phase) * interval) >> 32;
-    let earliest = u64::from(tick(now.mono)) + interval / 2 + 1;
+    let earliest = u64::from(tick(now.mono)) + ticks + 1;
     let at = earliest + (phase + interval - earliest % interval) % interval;
     Tick::try_from(at).unwrap_or(NEVER).min(NEVER - 1)
 }
@@ -119,9 +129,9 @@ mod tests {
             let interval = interval_ms.div_ceil(TICK_MS);
             for phase in [0, 1, u32::MAX / 3, u32::MAX] {
                 let opened = 12_345_678;
-                let first = next_ping(at(opened), interval_ms, phase);
+                let first = first_ping(at(opened), interval_ms, phase);
                 let wait = u64::from(first) * TICK_MS - opened;
-                assert!(wait > interval_ms / 2 && wait <= interval_ms * 3 / 2 + 2 * TICK_MS, "{interval_ms}: {wait}");
+                assert!(wait <= interval * TICK_MS, "{interval_ms}: {wait}");
                 let mut due = first;
                 for late_ms in [0, 1, 150, interval_ms / 3, 0] {
                     let next = next_ping(at(u64::from(due) * TICK_MS + late_ms), interval_ms, phase);

@@ -312,11 +312,11 @@ impl Sim {
         let Some(value) = message.as_u64() else { return self.fail(format!("client {c}: {text}")) };
         let shortest = Duration::from_millis(rules.ping_interval_ms);
         client.pings += 1;
-        // The first comes after half an interval at the earliest, and so does the first behind a move.
+        // The first comes at any moment of the first interval, and the first behind a move after half of one.
         let elapsed = now.saturating_sub(client.connected_at);
         let moves = client.clock.moves.len() as u32;
         let time = elapsed * 2 + shortest * moves + super::deadlines::TICK * 2 * (moves + 1);
-        let too_soon = rules.ping_interval_ms == 0 || shortest * (client.pings * 2 - 1) > time;
+        let too_soon = rules.ping_interval_ms == 0 || shortest * (client.pings * 2 - 2) > time;
         let pings = client.pings;
         if too_soon || value < client.ping_value || text != format!("{{\"type\":\"ping\",\"message\":{value}}}") {
             return self.fail(format!("client {c}: a wrong ping {text}, number {pings}"));
