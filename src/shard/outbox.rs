@@ -78,10 +78,10 @@ impl Outbox {
 
     /// A pong takes the place of one that waits: RFC 6455 section 5.5.3 asks for an answer to the last ping only.
     pub fn push_pong(&mut self, frame: Frame) {
-        match self.pong.map(|place| place.get() - 1) {
+        match (self.pong.map(|place| place.get() - 1), &mut self.more) {
             // One that is half out is not taken back.
-            Some(0) if self.head_written == 0 && self.first.is_some() => self.first = Some(frame),
-            Some(before @ 1..) if let Some(more) = &mut self.more => {
+            (Some(0), _) if self.head_written == 0 && self.first.is_some() => self.first = Some(frame),
+            (Some(before @ 1..), Some(more)) => {
                 let pong = &mut more.frames[usize::from(before) - 1];
                 more.bytes = more.bytes - pong.len() + frame.len();
                 *pong = frame;
