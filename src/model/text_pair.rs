@@ -4,12 +4,18 @@ use triomphe::ThinArc;
 
 /// Two texts in one shared allocation behind one word, each of any bytes.
 ///
-/// Four bytes come first, which say how long the first text is: a length in the allocation's header would be aligned to
-/// eight.
+/// How long the first text is comes first, in seven bits a byte: one or two bytes nearly always, where a length in the
+/// allocation's header would take eight.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct TextPair(ThinArc<(), u8>);
 
 const _: () = assert!(size_of::<TextPair>() == 8);
+
+/// Bytes of the largest length.
+const LEN_BYTES_MAX: usize = (u32::BITS as usize).div_ceil(7);
+
+/// In a byte of a length: there is one more.
+const GOES_ON: u8 = 1 << 7;
 
 impl TextPair {
     /// # Panics
@@ -42,13 +48,27 @@ impl TextPair {
     }
 
     fn pack(first: &[u8], second: &str) -> TextPair {
-        let len = u32::try_from(first.len()).expect("a first text is bounded");
-        TextPair(ThinArc::from_header_and_slice((), &[&len.to_le_bytes(), first, second.as_bytes()].concat()))
+        let mut len = u32::try_from(first.len()).expect("a first text is bounded");
+        let mut packed = Vec::with_capacity(LEN_BYTES_MAX + first.len() + second.len());
+        while len >= 1 << 7 {
+            packed.push(len as u8 | GOES_ON);
+            len >>= 7;
+        }
+        packed.push(len as u8);
+        packed.extend_from_slice(first);
+        packed.extend_from_slice(second.as_bytes());
+        TextPair(ThinArc::from_header_and_slice((), &packed))
     }
 
     fn halves(&self) -> (&[u8], &[u8]) {
-        let (len, texts) = self.0.slice.split_first_chunk().expect("made with a length");
-        texts.split_at(u32::from_le_bytes(*len) as usize)
+        let packed = &self.0.slice;
+        let (mut len, mut at) = (0, 0);
+        while packed[at] & GOES_ON != 0 {
+            len |= usize::from(packed[at] & !GOES_ON) << (7 * at);
+            at += 1;
+        }
+        len |= usize::from(packed[at]) << (7 * at);
+        packed[at + 1..].split_at(len)
     }
 }
 
@@ -71,5 +91,9 @@ mod tests {
             assert_eq!((other.first(), other.second()), (first, "odd\0text\0\0"));
         }
         assert!(TextPair::new("ab", "c") != TextPair::new("a", "bc"));
+        for len in [0, 1, 127, 128, 129, 255, 256, 16_383, 16_384, 100_000] {
+            let pair = TextPair::new(&"x".repeat(len), "second");
+            assert_eq!((pair.first().len(), pair.second()), (len, "second"));
+        }
     }
 }
