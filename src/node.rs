@@ -17,6 +17,7 @@ mod readiness;
 mod services;
 mod settings;
 mod signals;
+mod sorted_runs;
 mod start;
 mod threads;
 mod warnings;

@@ -5,13 +5,11 @@
 //! is confirmed, and whoever publishes looks into the table after that, so a confirmed subscription sees everything that
 //! is published later.
 
-mod entries;
-
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::hub::StreamKey;
 
-use entries::Entries;
+use super::sorted_runs::SortedRuns;
 
 /// Bits of a key that choose a bucket. 64 buckets: two threads rarely want the same lock.
 const BUCKET_BITS: u32 = 6;
@@ -23,7 +21,8 @@ pub struct Followers {
 
 #[derive(Default)]
 struct Bucket {
-    entries: Entries,
+    /// A stream and the shards that follow it, in 8 bytes: most streams are followed by one client.
+    entries: SortedRuns<u32, Shards>,
     /// The shards of each stream that several follow.
     sets: Vec<ShardSet>,
     /// Numbers of sets that are not in use.
@@ -35,6 +34,8 @@ struct Bucket {
 struct Shards(u32);
 
 const SET: u32 = 1 << 31;
+
+const _: () = assert!(size_of::<(u32, Shards)>() == 8);
 
 /// One bit for each shard.
 #[derive(Default)]
@@ -75,8 +76,8 @@ impl Followers {
     pub fn follow(&self, stream: StreamKey, shard: u16) {
         let (mut bucket, key) = self.bucket(stream);
         let Bucket { entries, sets, free } = &mut *bucket;
-        let Some(entry) = entries.find_or_add(key, Shards(shard.into())) else { return };
-        match entry.shards {
+        let Some(shards) = entries.find_or_add(key, Shards(shard.into())) else { return };
+        match *shards {
             Shards(only) if only & SET == 0 => {
                 let number = free.pop().unwrap_or_else(|| {
                     sets.push(ShardSet::default());
@@ -84,7 +85,7 @@ impl Followers {
                 });
                 sets[number as usize].insert(only as u16);
                 sets[number as usize].insert(shard);
-                entry.shards = Shards(SET | number);
+                *shards = Shards(SET | number);
             }
             Shards(number) => sets[(number & !SET) as usize].insert(shard),
         }
@@ -94,8 +95,8 @@ impl Followers {
     pub fn unfollow(&self, stream: StreamKey, shard: u16) {
         let (mut bucket, key) = self.bucket(stream);
         let Bucket { entries, sets, free } = &mut *bucket;
-        let Some(entry) = entries.find_mut(key) else { return };
-        let Shards(packed) = entry.shards;
+        let Some(shards) = entries.find_mut(key) else { return };
+        let Shards(packed) = *shards;
         if packed & SET == 0 {
             if packed == u32::from(shard) {
                 entries.remove(key);
@@ -110,7 +111,7 @@ impl Followers {
             drop(left);
             *set = ShardSet::default();
             free.push(number);
-            entry.shards = Shards(only.into());
+            *shards = Shards(only.into());
         }
     }
 
@@ -128,7 +129,7 @@ impl Followers {
     /// True when no shard follows anything.
     #[cfg(test)]
     pub fn is_empty(&self) -> bool {
-        self.buckets.iter().all(|bucket| bucket.lock().unwrap_or_else(PoisonError::into_inner).entries.is_empty())
+        self.buckets.iter().all(|bucket| bucket.lock().unwrap_or_else(PoisonError::into_inner).entries.len() == 0)
     }
 
     fn bucket(&self, stream: StreamKey) -> (MutexGuard<'_, Bucket>, u32) {

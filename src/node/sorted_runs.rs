@@ -1,9 +1,7 @@
-//! The entries of one bucket: sorted, in short runs.
+//! A table of small entries: sorted, in short runs.
 //!
 //! A hash table of the same entries would be between half and seven eighths full, and one byte larger each. In runs,
 //! nearly all memory is entries, and what an insertion has to move is bounded by the length of a run.
-
-use super::Shards;
 
 /// Entries of a run, on average, at most: then every run is cut in two.
 const RUN: usize = 64;
@@ -11,51 +9,60 @@ const RUN: usize = 64;
 /// Room that a full run gets.
 const MORE: usize = 4;
 
-/// A stream and the shards that follow it, in 8 bytes: most streams are followed by one client.
-#[derive(Clone, Copy)]
-pub(super) struct Entry {
-    pub key: u32,
-    pub shards: Shards,
+/// What entries are found by: a hash, so that runs are of about the same length.
+pub(super) trait Key: Copy + Ord {
+    /// Its first 32 bits. They decide first when keys are compared.
+    fn start(self) -> u32;
 }
 
-const _: () = assert!(size_of::<Entry>() == 8);
+impl Key for u32 {
+    fn start(self) -> u32 {
+        self
+    }
+}
 
-/// Entries with distinct keys. Keys are hashes, so runs are of about the same length.
-pub(super) struct Entries {
+/// 48 bits, in an entry with 16 bits of something else as small as one of 32 and 32.
+impl Key for [u16; 3] {
+    fn start(self) -> u32 {
+        u32::from(self[0]) << 16 | u32::from(self[1])
+    }
+}
+
+/// Entries with distinct keys.
+pub(super) struct SortedRuns<K, V> {
     /// `2^bits` runs: the highest bits of a key say which is its own.
-    runs: Vec<Vec<Entry>>,
+    runs: Vec<Vec<(K, V)>>,
     bits: u32,
     len: usize,
 }
 
-impl Default for Entries {
-    fn default() -> Entries {
-        Entries { runs: vec![Vec::new()], bits: 0, len: 0 }
+impl<K, V> Default for SortedRuns<K, V> {
+    fn default() -> Self {
+        SortedRuns { runs: vec![Vec::new()], bits: 0, len: 0 }
     }
 }
 
-impl Entries {
-    #[cfg(test)]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
+impl<K: Key, V: Copy> SortedRuns<K, V> {
+    pub fn len(&self) -> usize {
+        self.len
     }
 
-    pub fn find(&self, key: u32) -> Option<Shards> {
+    pub fn find(&self, key: K) -> Option<V> {
         let run = &self.runs[self.run(key)];
-        Some(run[place(run, key).ok()?].shards)
+        Some(run[place(run, key).ok()?].1)
     }
 
-    /// The entry of a key. `None` when there was none: then this one has been made.
-    pub fn find_or_add(&mut self, key: u32, shards: Shards) -> Option<&mut Entry> {
+    /// The value of a key. `None` when there was none: then it is this one now.
+    pub fn find_or_add(&mut self, key: K, value: V) -> Option<&mut V> {
         let at = self.run(key);
         match place(&self.runs[at], key) {
-            Ok(place) => Some(&mut self.runs[at][place]),
+            Ok(place) => Some(&mut self.runs[at][place].1),
             Err(place) => {
                 let run = &mut self.runs[at];
                 if run.len() == run.capacity() {
                     run.reserve_exact(MORE);
                 }
-                run.insert(place, Entry { key, shards });
+                run.insert(place, (key, value));
                 self.len += 1;
                 if self.len > RUN * self.runs.len() {
                     self.cut_in_two();
@@ -65,13 +72,13 @@ impl Entries {
         }
     }
 
-    pub fn find_mut(&mut self, key: u32) -> Option<&mut Entry> {
+    pub fn find_mut(&mut self, key: K) -> Option<&mut V> {
         let at = self.run(key);
         let place = place(&self.runs[at], key).ok()?;
-        Some(&mut self.runs[at][place])
+        Some(&mut self.runs[at][place].1)
     }
 
-    pub fn remove(&mut self, key: u32) {
+    pub fn remove(&mut self, key: K) {
         let at = self.run(key);
         let run = &mut self.runs[at];
         let Ok(place) = place(run, key) else { return };
@@ -85,16 +92,16 @@ impl Entries {
         }
     }
 
-    fn run(&self, key: u32) -> usize {
+    fn run(&self, key: K) -> usize {
         // A shift by all 32 bits is none in Rust.
-        if self.bits == 0 { 0 } else { (key >> (u32::BITS - self.bits)) as usize }
+        if self.bits == 0 { 0 } else { (key.start() >> (u32::BITS - self.bits)) as usize }
     }
 
     fn cut_in_two(&mut self) {
         self.bits += 1;
         let bit = 1 << (u32::BITS - self.bits);
-        let halves = |mut run: Vec<Entry>| {
-            let upper = run.split_off(run.partition_point(|entry| entry.key & bit == 0));
+        let halves = |mut run: Vec<(K, V)>| {
+            let upper = run.split_off(run.partition_point(|(key, _)| key.start() & bit == 0));
             run.shrink_to_fit();
             [run, upper]
         };
@@ -107,8 +114,8 @@ impl Entries {
     }
 }
 
-fn place(run: &[Entry], key: u32) -> Result<usize, usize> {
-    run.binary_search_by_key(&key, |entry| entry.key)
+fn place<K: Ord + Copy, V>(run: &[(K, V)], key: K) -> Result<usize, usize> {
+    run.binary_search_by_key(&key, |(key, _)| *key)
 }
 
 #[cfg(test)]
@@ -122,14 +129,14 @@ mod tests {
 
     #[test]
     fn everything_that_was_added_and_not_removed_is_found() {
-        let mut entries = Entries::default();
+        let mut entries = SortedRuns::default();
         for (n, key) in keys(20_000).enumerate() {
-            assert!(entries.find_or_add(key, Shards(n as u32)).is_none());
-            assert!(entries.find_or_add(key, Shards(0)).is_some(), "a second time");
+            assert!(entries.find_or_add(key, n as u32).is_none());
+            assert!(entries.find_or_add(key, 0u32).is_some(), "a second time");
         }
         assert!(entries.runs.len() >= 20_000 / RUN);
         for (n, key) in keys(20_000).enumerate() {
-            assert_eq!(entries.find(key).map(|Shards(shard)| shard), Some(n as u32));
+            assert_eq!(entries.find(key), Some(n as u32));
         }
         for key in keys(20_000).filter(|key| key % 50 != 0) {
             entries.remove(key);
@@ -137,18 +144,18 @@ mod tests {
         }
         for (n, key) in keys(20_000).enumerate() {
             let wanted = (key % 50 == 0).then_some(n as u32);
-            assert_eq!(entries.find(key).map(|Shards(shard)| shard), wanted);
+            assert_eq!(entries.find(key), wanted);
         }
         keys(20_000).for_each(|key| entries.remove(key));
-        assert!(entries.is_empty() && entries.runs.len() == 1);
+        assert_eq!((entries.len(), entries.runs.len()), (0, 1));
     }
 
     #[test]
     fn memory_is_nearly_all_entries() {
-        let mut entries = Entries::default();
-        keys(20_000).for_each(|key| assert!(entries.find_or_add(key, Shards(0)).is_none()));
+        let mut entries = SortedRuns::default();
+        keys(20_000).for_each(|key| assert!(entries.find_or_add(key, 0u32).is_none()));
         let room: usize = entries.runs.iter().map(Vec::capacity).sum();
-        let bytes = room * size_of::<Entry>() + entries.runs.capacity() * size_of::<Vec<Entry>>();
+        let bytes = room * size_of::<(u32, u32)>() + entries.runs.capacity() * size_of::<Vec<(u32, u32)>>();
         assert!(bytes < 20_000 * 10, "{bytes} bytes");
     }
 }
