@@ -29,7 +29,9 @@ pub use check::ACCEPTORS_MAX;
 pub use definition::{Definition, Kind, Status, Unit, default_number};
 pub use error::{ConfigError, Problem};
 pub use file::SEARCHED;
-pub use options::{Api, App, Broadcast, Config, Disconnect, Jwt, Log, Metrics, Rpc, Server, Streams, Tcp, Ws, all};
+pub use options::{
+    Admin, Api, App, Broadcast, Config, Disconnect, Jwt, Log, Metrics, Rpc, Server, Streams, Tcp, Ws, all,
+};
 pub use resolved::{ListenOn, OPEN_BROADCAST_PORT};
 pub use secrets::Secrets;
 pub use setting::{LogFormat, LogLevel, RpcImplementation, Secret, Tags};

@@ -9,6 +9,7 @@
 //! It does not know shards or sessions, nor what a publication looks like: payloads go to
 //! [`Broadcast`](crate::broadcast::Broadcast).
 
+mod admin;
 mod publish;
 mod rooms;
 mod routes;
@@ -33,6 +34,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
+pub use admin::{AdminRoute, AdminRoutes};
 use rooms::{Doing, Place, Rooms, Sizes};
 pub use routes::{Check, Cors, ExtraAnswer, ExtraRoutes, MetricsRoute, PublishRoute, ReadyRoute, Routes};
 use socket::ReplayedStream;

@@ -4,6 +4,7 @@
 //! with a tokio runtime. Answers go into the inbox of the shard that asked, publications into the inboxes of all
 //! shards that follow the stream, and sockets that turned out to be HTTP from the shards to the HTTP server.
 
+mod admin;
 mod boot_log;
 mod capacity;
 mod counts;

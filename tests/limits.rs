@@ -6,6 +6,8 @@
 
 #![allow(clippy::disallowed_methods, reason = "these tests wait for a process of its own, which has its own clock")]
 
+#[path = "limits/admin.rs"]
+mod admin;
 #[path = "limits/app.rs"]
 mod app;
 #[path = "limits/boot.rs"]

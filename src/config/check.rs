@@ -46,6 +46,7 @@ pub(super) fn check(config: &Config) -> Vec<Problem> {
     check_tokens(config, &mut problems);
     check_app(config, &mut problems);
     check_metrics(config, &mut problems);
+    check_admin(config, &mut problems);
     check_paths(config, &mut problems);
     problems.0
 }
@@ -244,6 +245,24 @@ fn check_metrics(config: &Config, problems: &mut Problems) {
     );
 }
 
+fn check_admin(config: &Config, problems: &mut Problems) {
+    let admin = &config.admin;
+    let Some(port) = admin.port else { return };
+    problems.refuse(admin.host.is_empty(), "--admin-host needs an address; 127.0.0.1 is for this machine only");
+    problems.refuse(
+        !is_loopback(&admin.host) && admin.key.key().is_none(),
+        format!("--admin-host {} can be reached by others: set --admin-key", admin.host),
+    );
+    let port_of = |place: ListenOn| match place {
+        ListenOn::Main => config.server.port,
+        ListenOn::Own { port, .. } => port,
+    };
+    let others = services(config).into_iter().map(|(option, place, _)| (option, port_of(place)));
+    if let Some((option, _)) = others.into_iter().find(|(_, other)| port != 0 && *other == port) {
+        problems.refuse(true, format!("--admin-port {port} is that of {option}, too; it needs a port of its own"));
+    }
+}
+
 /// RFC 9110 section 5.6.2.
 fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
@@ -324,7 +343,7 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
     warnings
 }
 
-fn secrets_by_option(config: &Config) -> [(&'static str, &Secret); 8] {
+fn secrets_by_option(config: &Config) -> [(&'static str, &Secret); 9] {
     [
         ("--secret", &config.app.secret),
         ("--jwt-secret", &config.jwt.secret),
@@ -334,6 +353,7 @@ fn secrets_by_option(config: &Config) -> [(&'static str, &Secret); 8] {
         ("--broadcast-key", &config.broadcast.key),
         ("--api-secret", &config.api.secret),
         ("--http-rpc-secret", &config.rpc.secret),
+        ("--admin-key", &config.admin.key),
     ]
 }
 

@@ -9,7 +9,7 @@ mod streams;
 mod ws;
 
 pub use broadcast::{Api, Broadcast};
-pub use observe::{Log, Metrics};
+pub use observe::{Admin, Log, Metrics};
 pub use rpc::{Disconnect, Rpc};
 pub use server::{App, Server, Tcp};
 pub use streams::{Jwt, Streams};
@@ -45,13 +45,15 @@ pub struct Config {
     pub log: Log,
     /// Metrics.
     pub metrics: Metrics,
+    /// What only operators may ask.
+    pub admin: Admin,
     /// The server as a whole.
     pub app: App,
 }
 
 /// Every option, in the order of the help.
 pub fn all() -> impl Iterator<Item = &'static Definition> {
-    let tables: [&'static [Definition]; 13] = [
+    let tables: [&'static [Definition]; 14] = [
         Server::DEFINITIONS,
         App::DEFINITIONS,
         Tcp::DEFINITIONS,
@@ -64,6 +66,7 @@ pub fn all() -> impl Iterator<Item = &'static Definition> {
         Streams::DEFINITIONS,
         Log::DEFINITIONS,
         Metrics::DEFINITIONS,
+        Admin::DEFINITIONS,
         absent::DEFINITIONS,
     ];
     tables.into_iter().flatten()

@@ -61,6 +61,12 @@ impl Config {
         self.on_port(&self.metrics.host, self.metrics.port)
     }
 
+    /// Where the admin pages are, if anywhere: never on the main port.
+    pub fn admin_on(&self) -> Option<ListenOn> {
+        let host = self.admin.host.clone();
+        self.admin.port.map(|port| ListenOn::Own { host, port })
+    }
+
     /// Paths of ordinary HTTP on the main port, as patterns: what a pattern of `--path` must leave to them.
     pub fn http_paths_beside_websockets(&self) -> Vec<String> {
         let mut paths = vec![self.server.health_path.clone()];

@@ -30,6 +30,8 @@ pub struct Secrets {
     pub http_rpc_derived: bool,
     /// Bearer key of the API. `None` while [`Secrets::api_on`]: anybody may use it.
     pub api: Option<String>,
+    /// Key of the admin port. `None`: everybody on this machine may ask there.
+    pub admin: Option<String>,
     /// Whether the API is there at all.
     pub api_on: bool,
 }
@@ -60,6 +62,7 @@ impl Secrets {
         let (api, _) = derived(&config.api.secret, "api-cable");
         let api_wanted = api.is_some() || config.api.port != 0 || config.app.public;
         Secrets {
+            admin: key(config.admin.key.clone()),
             jwt: key(config.jwt.secret.or(app)),
             turbo: key(turbo).filter(|_| config.streams.turbo),
             cable_ready: key(cable_ready).filter(|_| config.streams.cable_ready),
@@ -86,6 +89,7 @@ impl fmt::Debug for Secrets {
             .field("broadcast", &set(&self.broadcast))
             .field("http_rpc", &set(&self.http_rpc))
             .field("api", &set(&self.api))
+            .field("admin", &set(&self.admin))
             .field("api_on", &self.api_on)
             .finish()
     }

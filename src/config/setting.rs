@@ -201,6 +201,22 @@ impl Setting for Option<String> {
     }
 }
 
+/// A port that nobody needs to listen on: `none` is no port.
+impl Setting for Option<u16> {
+    const KIND: Kind = Kind::Text;
+
+    fn parse(input: &Input, unit: Unit) -> Result<Self, String> {
+        Ok(match one(input)? {
+            "" | "none" => None,
+            _ => Some(u16::parse(input, unit)?),
+        })
+    }
+
+    fn show(&self, _: Unit) -> Shown {
+        Shown::One(self.map_or_else(|| "none".to_owned(), |port| port.to_string()))
+    }
+}
+
 /// A secret as it was configured; what it finally means is worked out by [`super::Secrets`].
 #[derive(Clone, PartialEq, Eq, Default)]
 pub enum Secret {

@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use serde::{Serialize, Serializer};
 
 use super::rooms::{Doing, Place};
-use super::{Reply, Shared, publish};
+use super::{AdminRoutes, Reply, Shared, admin, publish};
 use crate::broadcast::{Broadcast, Source};
 use crate::identity::Secret;
 use crate::proto::handshake::Rules;
@@ -33,6 +33,8 @@ pub struct Routes {
     pub ready: Option<ReadyRoute>,
     /// Metrics in Prometheus text.
     pub metrics: Option<MetricsRoute>,
+    /// What only operators may ask. A port that has it answers nothing else.
+    pub admin: Option<AdminRoutes>,
     /// Asked for every other path.
     pub extra: Option<ExtraRoutes>,
     /// Which paths are not for this server but for WebSockets: a request for one gives the connection back.
@@ -102,6 +104,9 @@ pub(super) async fn answer(shared: &Shared, place: &Place, head: &Parts, body: &
     // An absolute target (`POST http://host/_broadcast`, as Ruby's client sends) names the same resource as the
     // path in it (RFC 9112 section 3.2.2).
     let path = head.uri.path();
+    if let Some(admin) = &routes.admin {
+        return admin::answer(admin, place, head).await;
+    }
     if routes.health.as_deref() == Some(path) {
         return with_body(StatusCode::OK, TEXT, "This server is alive. See /ready for more.\n");
     }

@@ -15,11 +15,13 @@ use super::dead_peers;
 /// Below this many open files the log warns: the system's default of 1024 is far too low for this kind of server.
 const OPEN_FILES_WANTED: u64 = 65_536;
 
-/// The main port, for URLs.
+/// Where the ports really are, for URLs.
 #[derive(Clone, Copy)]
 pub(super) struct Main {
     pub address: SocketAddr,
     pub scheme: Scheme,
+    /// Where the admin port is, if there is one.
+    pub admin: Option<SocketAddr>,
 }
 
 impl Main {
@@ -119,7 +121,7 @@ fn access(config: &Config, secrets: &Secrets, router: &StreamRouter) {
 }
 
 fn endpoints(config: &Config, secrets: &Secrets, main: Main) {
-    let Main { address, scheme } = main;
+    let Main { address, scheme, admin } = main;
     let (http, ws) = (scheme.http(), scheme.ws());
     for path in &config.ws.paths {
         tracing::info!("WebSockets: {ws}://{address}{path}");
@@ -134,6 +136,13 @@ fn endpoints(config: &Config, secrets: &Secrets, main: Main) {
     if secrets.api_on {
         let key = if secrets.api.is_some() { "key needed" } else { "NO key needed" };
         tracing::info!("API: {} ({key})", main.at(&config.api_on(), &config.api.path));
+    }
+    match admin {
+        Some(admin) => {
+            let key = if secrets.admin.is_some() { "key needed" } else { "no key needed on this machine" };
+            tracing::info!("admin: http://{admin} ({key})");
+        }
+        None => tracing::info!("admin: off"),
     }
     match &config.metrics.http_path {
         Some(path) => tracing::info!("metrics: {}", main.at(&config.metrics_on(), path)),

@@ -69,6 +69,7 @@ fn explained(error: io::Error) -> io::Error {
 
 /// A port of its own for ordinary HTTP, bound, and the server for it.
 pub(super) struct HttpPort {
+    pub place: ListenOn,
     pub listeners: Vec<TcpListener>,
     pub server: HttpServer,
 }
@@ -85,7 +86,12 @@ impl HttpPort {
             listener.set_nonblocking(true).map_err(refused)?;
             listeners.push(listener);
         }
-        Ok(HttpPort { listeners, server })
+        Ok(HttpPort { place: place.clone(), listeners, server })
+    }
+
+    /// Where it really listens first.
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        self.listeners.first()?.local_addr().ok()
     }
 
     /// Accepts from now on, on the runtime; gives the server.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::backend::{self, GrpcTarget, Target, TlsSettings};
 use crate::broadcast::{Broadcast, Source};
 use crate::config::{Config, Disconnect, ListenOn, Rpc, RpcImplementation, Secrets, Server, Ws, default_number};
-use crate::http::{self, Cors, MetricsRoute, PublishRoute, ReadyRoute, Routes};
+use crate::http::{self, AdminRoutes, Cors, MetricsRoute, PublishRoute, ReadyRoute, Routes};
 use crate::hub::StreamHasher;
 use crate::identity::{Jwt, Secret, StreamRouter, StreamSettings};
 use crate::model::Scheme;
@@ -17,6 +17,7 @@ use crate::session;
 use crate::shard::{self, ListenerSettings, ProxyRules, SCRATCH_BYTES, Tokens, UserTimeouts};
 
 use super::StartError;
+use super::admin;
 use super::observe::Observer;
 
 // Relations between limits of parts that do not know each other.
@@ -256,6 +257,10 @@ pub(super) fn ports(
         let observer = Arc::clone(observer);
         let text = Box::new(move || observer.metrics_text());
         ports.on(config.metrics_on()).metrics = Some(MetricsRoute { path: path.clone(), text });
+    }
+    if let Some(place) = config.admin_on() {
+        let admin = AdminRoutes { key: secret(&secrets.admin), routes: admin::routes(observer) };
+        ports.others.push((place, Routes { admin: Some(admin), ..Routes::default() }));
     }
     ports.main.health = Some(config.server.health_path.clone());
     ports.main.ready = config.server.ready_path.as_ref().map(|path| {

@@ -162,13 +162,16 @@ impl Assembly {
         let calls = CallsThread::start(self.calls)?;
         let machines = std::mem::take(&mut self.machines);
         let shards = start_shards(machines, &self.core, &self.main_http, &self.runtime)?;
+        let admin_on = self.plan.config.admin_on();
+        let admin = self.http_ports.iter().find(|port| Some(&port.place) == admin_on.as_ref());
+        let admin = admin.and_then(HttpPort::address);
         let http_ports = self.http_ports.into_iter();
         let other_http = http_ports.map(|port| port.serve(&self.runtime)).collect::<Result<_, _>>()?;
         self.observer.watch(self.runtime.handle());
         let Core { backend, settings, .. } = self.core;
         let Plan { config, secrets, capacity, .. } = self.plan;
         let scheme = settings.listeners.first().copied().unwrap_or_default().scheme;
-        let main = Main { address: self.address, scheme };
+        let main = Main { address: self.address, scheme, admin };
         boot_log::facts(&config, &secrets, &capacity, &backend, main, &settings.router);
         self.observer.keep_probing(self.runtime.handle());
         Ok(Node {
@@ -309,7 +312,7 @@ mod tests {
         let own = good.listeners[0].local_addr().unwrap();
         let file = TcpListener::from(OwnedFd::from(File::open("/proc/self/exe").unwrap()));
         file.set_nonblocking(true).unwrap();
-        let bad = HttpPort { listeners: vec![file], server: assembly.main_http.clone() };
+        let bad = HttpPort { place, listeners: vec![file], server: assembly.main_http.clone() };
         assembly.http_ports = vec![good, bad];
         assert!(matches!(assembly.start().err(), Some(StartError::Machine(_))));
         threads_become(&[]);

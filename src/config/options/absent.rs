@@ -60,6 +60,7 @@ pub(super) const DEFINITIONS: &[Definition] = &[
     renamed("turbo-rails-key", "", Kind::Secret, "turbo-streams-secret").implies(&[("turbo-streams", "true")]),
     renamed("cable-ready-key", "", Kind::Secret, "cable-ready-secret").implies(&[("cable-ready", "true")]),
     renamed("http-broadcast-secret", "http_broadcast.secret", Kind::Secret, "broadcast-key"),
+    renamed("admin-secret", "", Kind::Secret, "admin-key"),
     renamed("metrics-log-interval", "", Kind::Number, "metrics-rotate-interval").unit(Unit::Seconds),
     // No meaning here.
     ignored("shutdown-pool-size", "app.shutdown_disconnect_gopool_size", Kind::Number, NO_POOL),
@@ -170,8 +171,6 @@ pub(super) const DEFINITIONS: &[Definition] = &[
     // AnyCable Pro.
     not_yet("admin", "", "false", Kind::Bool, PRO),
     tunes("admin-path", "", "/_high_voltage_", Kind::Text, PRO),
-    tunes("admin-port", "", "0", Kind::Number, PRO),
-    tunes("admin-secret", "", "", Kind::Secret, PRO),
     not_yet("graphql-path", "", "", Kind::Text, PRO),
     tunes("graphql-channel", "", "GraphqlChannel", Kind::Text, PRO),
     tunes("graphql-action", "", "execute", Kind::Text, PRO),

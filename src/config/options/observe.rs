@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::config::definition::{Unit, options};
-use crate::config::setting::{LogFormat, LogLevel, Tags};
+use crate::config::setting::{LogFormat, LogLevel, Secret, Tags};
 
 options! {
     /// Logs.
@@ -41,4 +41,25 @@ options! {
     /// Time between two measurements of what metrics say of the process and the machine: memory, descriptors,
     /// dropped connections. 0: once, at boot.
     stats_refresh_interval: Duration = "5s", "stats-refresh-interval", "app.stats_refresh_interval" [.unit(Unit::Seconds)];
+}
+
+options! {
+    /// What only operators may ask.
+    Admin in admin, "Admin";
+
+    /// Port of the admin pages and of `/debug/closes` and `/debug/connections`. `none`: there are none; 0 picks a
+    /// free one.
+    ///
+    /// It is a port of its own. The metrics are there too.
+    port: Option<u16> = "none", "admin-port", "admin.port";
+
+    /// Address of the admin port. One that others can reach needs `--admin-key`.
+    host: String = "127.0.0.1", "admin-host", "admin.host";
+
+    /// Key of the admin port: as a bearer token, or as the password of any user. Unset: none is needed.
+    key: Secret = "", "admin-key", "admin.key";
+
+    /// Let `/debug/closes` and `/debug/connections` show who the clients are: their connection identifiers and whole
+    /// addresses.
+    debug_identifiers: bool = "false", "debug-identifiers", "admin.debug_identifiers";
 }

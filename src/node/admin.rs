@@ -1,0 +1,27 @@
+//! What the admin port answers (`--admin-port`).
+//!
+//! A page or a question is added by one more [`AdminRoute`] in [`routes`].
+
+use std::sync::Arc;
+
+use ::http::header::{CONTENT_TYPE, HeaderValue};
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::Response;
+
+use crate::http::{AdminRoute, ExtraAnswer};
+
+use super::observe::Observer;
+
+/// Every route of the admin port. The key and the address are the business of whoever serves them.
+pub(super) fn routes(observer: &Arc<Observer>) -> Vec<AdminRoute> {
+    let metrics = Arc::clone(observer);
+    vec![AdminRoute::new("/metrics", move |_| ready("text/plain; charset=utf-8", metrics.metrics_text()))]
+}
+
+/// An answer that is there already.
+pub(super) fn ready(kind: &'static str, body: impl Into<Bytes>) -> ExtraAnswer {
+    let mut response = Response::new(Full::new(body.into()));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    Box::pin(std::future::ready(response))
+}
