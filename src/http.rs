@@ -36,7 +36,7 @@ use tokio::sync::{Semaphore, watch};
 
 pub use admin::{AdminRoute, AdminRoutes};
 use rooms::{Doing, Place, Rooms, Sizes};
-pub use routes::{Check, Cors, ExtraAnswer, ExtraRoutes, MetricsRoute, PublishRoute, ReadyRoute, Routes};
+pub use routes::{Check, Cors, ExtraAnswer, ExtraRoutes, MetricsRoute, PublishRoute, ReadyRoute, Routes, metrics_form};
 use socket::ReplayedStream;
 use upgrade::Wish;
 

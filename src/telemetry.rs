@@ -7,8 +7,8 @@
 mod families;
 mod metric;
 
-pub use families::{Collect, Families, Value};
-pub use metric::{Counter, Gauge, Histogram};
+pub use families::{Collect, Families, Text, Value};
+pub use metric::{Bounds, Counter, Gauge, Histogram, QUICK, SLOW};
 
 /// Lines of the log that nobody got to read. The log belongs to the process and not to a node, and so does this.
 pub static LOG_LINES_DROPPED: Counter = Counter::new();

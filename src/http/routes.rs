@@ -18,6 +18,7 @@ use super::{AdminRoutes, Reply, Shared, admin, publish};
 use crate::broadcast::{Broadcast, Source};
 use crate::identity::Secret;
 use crate::proto::handshake::Rules;
+use crate::telemetry::Text;
 
 /// The routes of one port; what is `None` is not there and answered 404. Paths start with `/` and are matched
 /// exactly: no trailing slash, no dot segments, no escapes.
@@ -31,7 +32,7 @@ pub struct Routes {
     pub health: Option<String>,
     /// Says whether this server should get new clients.
     pub ready: Option<ReadyRoute>,
-    /// Metrics in Prometheus text.
+    /// Metrics, in the form that is asked for.
     pub metrics: Option<MetricsRoute>,
     /// What only operators may ask. A port that has it answers nothing else.
     pub admin: Option<AdminRoutes>,
@@ -92,7 +93,7 @@ pub struct MetricsRoute {
     /// Its path.
     pub path: String,
     /// Asked for each request; must not block.
-    pub text: Box<dyn Fn() -> String + Send + Sync>,
+    pub text: Box<dyn Fn(Text) -> String + Send + Sync>,
 }
 
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -114,7 +115,11 @@ pub(super) async fn answer(shared: &Shared, place: &Place, head: &Parts, body: &
         return readiness(&(route.checks)());
     }
     if let Some(route) = routes.metrics.as_ref().filter(|route| route.path == path) {
-        return with_body(StatusCode::OK, TEXT, (route.text)());
+        let form = metrics_form(head);
+        let kind = HeaderValue::from_static(form.media_type());
+        let mut reply = with_body(StatusCode::OK, kind, (route.text)(form));
+        reply.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
+        return reply;
     }
     if let Some(route) = routes.broadcast.as_ref().filter(|route| route.path == path) {
         return publish::answer(shared, place, route, head, body).await;
@@ -138,6 +143,12 @@ pub(super) async fn answer(shared: &Shared, place: &Place, head: &Parts, body: &
         return answer.await;
     }
     with_body(StatusCode::NOT_FOUND, TEXT, "404 page not found")
+}
+
+/// The form of metrics that a request asks for.
+pub fn metrics_form(head: &Parts) -> Text {
+    let accept = head.headers.get_all(header::ACCEPT).iter().filter_map(|accept| accept.to_str().ok());
+    Text::accepted(&accept.collect::<Vec<_>>().join(","))
 }
 
 impl PublishRoute {

@@ -84,7 +84,7 @@ fn fixture_with(sink: Arc<Recorder>, change: impl FnOnce(&mut Routes, &mut Limit
         api: Some(route("/api", key, Source::Api)),
         health: Some("/health".into()),
         ready: Some(ReadyRoute { path: "/ready".into(), checks: Box::new(Vec::new) }),
-        metrics: Some(MetricsRoute { path: "/metrics".into(), text: Box::new(|| "up 1\n".into()) }),
+        metrics: Some(MetricsRoute { path: "/metrics".into(), text: Box::new(|_| "up 1\n".into()) }),
         ..Routes::default()
     };
     let mut limits = Limits::new(Config::default().broadcast.max_size);
@@ -289,11 +289,12 @@ async fn a_route_that_is_not_on_this_port_is_not_found() {
 #[tokio::test]
 async fn health_and_metrics_answer_any_method() {
     let fixture = fixture(|_, _| ());
-    for (path, body) in [("/health", "This server is alive. See /ready for more.\n"), ("/metrics", "up 1\n")] {
+    let health = "This server is alive. See /ready for more.\n";
+    for (path, version, body) in [("/health", "", health), ("/metrics", " version=0.0.4;", "up 1\n")] {
         for method in ["GET", "POST", "PURGE"] {
             let answer = fixture.exchange(b"", format!("{method} {path} HTTP/1.0\r\n\r\n").as_bytes()).await;
             assert_eq!(status_of(&answer), 200);
-            assert!(answer.contains("content-type: text/plain; charset=utf-8\r\n"), "{answer}");
+            assert!(answer.contains(&format!("content-type: text/plain;{version} charset=utf-8\r\n")), "{answer}");
             assert_eq!(answer.split_once("\r\n\r\n").unwrap().1, body);
         }
         let answer = fixture.exchange(b"", format!("HEAD {path} HTTP/1.1\r\n\r\n").as_bytes()).await;
@@ -453,7 +454,7 @@ async fn slow_peers_are_not_waited_for() {
 #[tokio::test]
 async fn a_peer_that_does_not_read_is_dropped() {
     let fixture = fixture(|routes, limits| {
-        routes.metrics.as_mut().unwrap().text = Box::new(|| "x".repeat(64 << 20));
+        routes.metrics.as_mut().unwrap().text = Box::new(|_| "x".repeat(64 << 20));
         limits.write_timeout = Duration::from_millis(20);
     });
     let (_client, served) = fixture.connect(b"GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n").await;
@@ -607,7 +608,7 @@ async fn an_upgrade_behind_answered_requests_gives_the_connection_back_with_all_
 async fn answers_that_a_slow_peer_has_not_read_are_not_lost_when_the_connection_goes_back() {
     let fixture = fixture(|routes, _| {
         routes.websockets = Some(websocket_rules());
-        routes.metrics.as_mut().unwrap().text = Box::new(|| "x".repeat(16 << 20));
+        routes.metrics.as_mut().unwrap().text = Box::new(|_| "x".repeat(16 << 20));
     });
     let (mut client, socket) = pair().await;
     let server = fixture.server.clone();

@@ -9,14 +9,17 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Response;
 
-use crate::http::{AdminRoute, ExtraAnswer};
+use crate::http::{self, AdminRoute, ExtraAnswer};
 
 use super::observe::Observer;
 
 /// Every route of the admin port. The key and the address are the business of whoever serves them.
 pub(super) fn routes(observer: &Arc<Observer>) -> Vec<AdminRoute> {
     let metrics = Arc::clone(observer);
-    vec![AdminRoute::new("/metrics", move |_| ready("text/plain; charset=utf-8", metrics.metrics_text()))]
+    vec![AdminRoute::new("/metrics", move |head| {
+        let form = http::metrics_form(head);
+        ready(form.media_type(), metrics.metrics_text(form))
+    })]
 }
 
 /// An answer that is there already.

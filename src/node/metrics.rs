@@ -6,7 +6,7 @@ use tokio::runtime::Handle;
 
 use crate::metrics;
 use crate::os::{limits, listener};
-use crate::telemetry::{Collect, Families, LOG_LINES_DROPPED};
+use crate::telemetry::{Collect, Families, LOG_LINES_DROPPED, Text};
 
 use super::observe::{Observer, Parts};
 
@@ -47,8 +47,8 @@ pub(super) struct Measured {
 }
 
 impl Observer {
-    /// All metrics, as Prometheus reads them.
-    pub(super) fn metrics_text(&self) -> String {
+    /// All metrics in this form.
+    pub(super) fn metrics_text(&self, form: Text) -> String {
         let Parts { config, shards, http, backend, broadcast, pipeline, listeners, .. } = &self.parts;
         let mut families = Families::new(config.metrics.tags.0.clone());
         for shard in shards.iter() {
@@ -72,7 +72,7 @@ impl Observer {
                 gauge(queue.maximum),
             );
         }
-        families.to_text(&config.metrics.prefix)
+        families.to_text(&config.metrics.prefix, form)
     }
 
     fn node_metrics(&self) -> NodeMetrics {

@@ -255,7 +255,7 @@ pub(super) fn ports(
     }
     if let Some(path) = &config.metrics.http_path {
         let observer = Arc::clone(observer);
-        let text = Box::new(move || observer.metrics_text());
+        let text = Box::new(move |form| observer.metrics_text(form));
         ports.on(config.metrics_on()).metrics = Some(MetricsRoute { path: path.clone(), text });
     }
     if let Some(place) = config.admin_on() {

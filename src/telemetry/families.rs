@@ -1,11 +1,10 @@
-//! Collected metrics and the Prometheus text form (version 0.0.4 of the exposition format).
+//! Collected metrics and their text forms: that of Prometheus (version 0.0.4 of its exposition format) and OpenMetrics 1.0.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::metric::BOUNDS_US;
-use super::{Counter, Gauge, Histogram};
+use super::{Bounds, Counter, Gauge, Histogram};
 
 /// Something that can put its metrics into [`Families`].
 pub trait Collect {
@@ -47,8 +46,8 @@ pub enum Value {
     Counter(u64),
     /// Of a [`Gauge`].
     Gauge(f64),
-    /// Of a [`Histogram`]: observations per bucket, and the sum in microseconds.
-    Histogram(Box<[u64]>, u64),
+    /// Of a [`Histogram`]: its bounds, observations per bucket, and the sum in microseconds.
+    Histogram(Bounds, Box<[u64]>, u64),
 }
 
 impl From<&Counter> for Value {
@@ -66,7 +65,7 @@ impl From<&Gauge> for Value {
 impl From<&Histogram> for Value {
     fn from(histogram: &Histogram) -> Value {
         let buckets = histogram.buckets.iter().map(|bucket| bucket.load(Relaxed)).collect();
-        Value::Histogram(buckets, histogram.sum_us.load(Relaxed))
+        Value::Histogram(histogram.bounds, buckets, histogram.sum_us.load(Relaxed))
     }
 }
 
@@ -102,7 +101,8 @@ impl Families {
         match (family.values.get_mut(&key), value) {
             (Some(Value::Counter(sum)), Value::Counter(more)) => *sum += more,
             (Some(Value::Gauge(sum)), Value::Gauge(more)) => *sum += more,
-            (Some(Value::Histogram(sums, sum)), Value::Histogram(more, more_sum)) => {
+            (Some(Value::Histogram(bounds, sums, sum)), Value::Histogram(same, more, more_sum)) => {
+                debug_assert_eq!(*bounds, same, "{name} has two sets of bounds");
                 sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
                 *sum += more_sum;
             }
@@ -110,44 +110,109 @@ impl Families {
         }
     }
 
-    /// The Prometheus text form; every name gets the prefix in front (`cableway_`).
-    pub fn to_text(&self, prefix: &str) -> String {
+    /// The text of all of them; every name gets the prefix in front (`cableway_`).
+    pub fn to_text(&self, prefix: &str, form: Text) -> String {
         let mut text = String::new();
         for (name, family) in &self.by_name {
-            let kind = match family.values.values().next() {
-                Some(Value::Counter(_)) => "counter",
-                Some(Value::Gauge(_)) => "gauge",
-                Some(Value::Histogram(..)) => "histogram",
-                None => continue,
-            };
-            let help = family.help.trim().replace('\\', r"\\").replace('\n', " ");
-            let _ = writeln!(text, "# HELP {prefix}{name} {help}\n# TYPE {prefix}{name} {kind}");
+            let Some(first) = family.values.values().next() else { continue };
+            form.write_head(&mut text, prefix, name, family.help, first);
             for (labels, value) in &family.values {
-                let braces = |more: &str| match (labels.is_empty(), more.is_empty()) {
-                    (true, true) => String::new(),
-                    (false, true) => format!("{{{labels}}}"),
-                    (true, false) => format!("{{{more}}}"),
-                    (false, false) => format!("{{{labels},{more}}}"),
-                };
-                let _ = match value {
-                    Value::Counter(n) => writeln!(text, "{prefix}{name}{} {n}", braces("")),
-                    Value::Gauge(n) => writeln!(text, "{prefix}{name}{} {n}", braces("")),
-                    Value::Histogram(buckets, sum_us) => {
-                        let mut total = 0;
-                        for (bucket, count) in buckets.iter().enumerate() {
-                            total += count;
-                            let bound =
-                                BOUNDS_US.get(bucket).map_or("+Inf".into(), |us| (*us as f64 / 1e6).to_string());
-                            let labels = braces(&format!("le=\"{bound}\""));
-                            let _ = writeln!(text, "{prefix}{name}_bucket{labels} {total}");
-                        }
-                        let _ = writeln!(text, "{prefix}{name}_sum{} {}", braces(""), *sum_us as f64 / 1e6);
-                        writeln!(text, "{prefix}{name}_count{} {total}", braces(""))
-                    }
-                };
+                form.write_samples(&mut text, &format!("{prefix}{name}"), labels, value);
             }
         }
+        if form == Text::OpenMetrics {
+            text.push_str("# EOF\n");
+        }
         text
+    }
+}
+
+/// A text form of metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Text {
+    /// Version 0.0.4 of the Prometheus exposition format.
+    Prometheus,
+    /// OpenMetrics 1.0: counters are named without `_total` in what is said about them, units are named, and an end is
+    /// marked.
+    OpenMetrics,
+}
+
+impl Text {
+    /// Its media type.
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Text::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+            Text::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+
+    /// What an `Accept` header asks for: OpenMetrics if it names it and does not like plain text better.
+    pub fn accepted(accept: &str) -> Text {
+        let quality = |wanted: &str| {
+            let ranges = accept.split(',').filter_map(|range| {
+                let mut parts = range.split(';').map(str::trim);
+                let is_wanted = parts.next()?.eq_ignore_ascii_case(wanted);
+                let quality = parts.find_map(|part| part.strip_prefix("q=")?.parse::<f32>().ok());
+                is_wanted.then_some(quality.unwrap_or(1.0))
+            });
+            ranges.fold(0.0, f32::max)
+        };
+        let open = quality("application/openmetrics-text");
+        if open > 0.0 && open >= quality("text/plain") { Text::OpenMetrics } else { Text::Prometheus }
+    }
+
+    fn write_head(self, text: &mut String, prefix: &str, name: &str, help: &str, first: &Value) {
+        let kind = match first {
+            Value::Counter(_) => "counter",
+            Value::Gauge(_) => "gauge",
+            Value::Histogram(..) => "histogram",
+        };
+        let mut help = help.trim().replace('\\', r"\\").replace('\n', " ");
+        let mut family = name;
+        if self == Text::OpenMetrics {
+            help = help.replace('"', "\\\"");
+            family = name.strip_suffix("_total").filter(|_| kind == "counter").unwrap_or(name);
+            let unit = ["seconds", "bytes"]
+                .into_iter()
+                .find(|unit| family.strip_suffix(unit).is_some_and(|rest| rest.ends_with('_')));
+            if let Some(unit) = unit {
+                let _ = writeln!(text, "# UNIT {prefix}{family} {unit}");
+            }
+        }
+        let _ = writeln!(text, "# HELP {prefix}{family} {help}\n# TYPE {prefix}{family} {kind}");
+    }
+
+    fn write_samples(self, text: &mut String, name: &str, labels: &str, value: &Value) {
+        let braces = |more: &str| match (labels.is_empty(), more.is_empty()) {
+            (true, true) => String::new(),
+            (false, true) => format!("{{{labels}}}"),
+            (true, false) => format!("{{{more}}}"),
+            (false, false) => format!("{{{labels},{more}}}"),
+        };
+        let _ = match value {
+            Value::Counter(n) => writeln!(text, "{name}{} {n}", braces("")),
+            Value::Gauge(n) => writeln!(text, "{name}{} {n}", braces("")),
+            Value::Histogram(bounds, buckets, sum_us) => {
+                let mut total = 0;
+                for (bucket, count) in buckets.iter().enumerate() {
+                    total += count;
+                    let bound = bounds.get(bucket).map(|us| *us as f64 / 1e6);
+                    let labels = braces(&format!("le=\"{}\"", self.bound(bound)));
+                    let _ = writeln!(text, "{name}_bucket{labels} {total}");
+                }
+                let _ = writeln!(text, "{name}_sum{} {}", braces(""), *sum_us as f64 / 1e6);
+                writeln!(text, "{name}_count{} {total}", braces(""))
+            }
+        };
+    }
+
+    /// A bound as the label `le` has it; OpenMetrics wants a fraction in it.
+    fn bound(self, bound: Option<f64>) -> String {
+        match (bound, self) {
+            (None, _) => "+Inf".to_owned(),
+            (Some(bound), Text::Prometheus) => bound.to_string(),
+            (Some(bound), Text::OpenMetrics) => format!("{bound:?}"),
+        }
     }
 }
 
@@ -155,6 +220,7 @@ impl Families {
 mod tests {
     use std::time::Duration;
 
+    use super::super::SLOW;
     use super::*;
 
     metrics! {
@@ -170,6 +236,53 @@ mod tests {
     }
 
     #[test]
+    fn openmetrics_names_units_and_counters_in_its_own_way_and_ends() {
+        let metrics = TestMetrics::default();
+        metrics.cups_total.inc();
+        metrics.boil_seconds.observe(Duration::from_secs(1));
+        let mut families = Families::default();
+        metrics.collect(&[], &mut families);
+        let slow = Histogram::new(SLOW);
+        slow.observe(Duration::from_secs(3600));
+        slow.observe(Duration::from_secs(3601));
+        families.put("wait_seconds", "A \"long\" wait.", &[], (&slow).into());
+        let text = families.to_text("t_", Text::OpenMetrics);
+        for line in [
+            "# TYPE t_cups counter",
+            "t_cups_total 1",
+            "# UNIT t_boil_seconds seconds",
+            "t_boil_seconds_bucket{le=\"1.0\"} 1",
+            "# HELP t_wait_seconds A \\\"long\\\" wait.",
+            "t_wait_seconds_bucket{le=\"1800.0\"} 0",
+            "t_wait_seconds_bucket{le=\"3600.0\"} 1",
+            "t_wait_seconds_bucket{le=\"+Inf\"} 2",
+        ] {
+            assert!(text.lines().any(|known| known == line), "{line}: {text}");
+        }
+        assert!(text.ends_with("\n# EOF\n"));
+    }
+
+    #[test]
+    fn openmetrics_is_for_whoever_asks_for_it() {
+        // The last is what Prometheus 3 sends.
+        for (accept, form) in [
+            ("", Text::Prometheus),
+            ("*/*", Text::Prometheus),
+            ("text/html, text/plain;q=0.9", Text::Prometheus),
+            ("application/openmetrics-text;q=0", Text::Prometheus),
+            ("application/openmetrics-text;q=0.2, text/plain", Text::Prometheus),
+            ("Application/OpenMetrics-Text", Text::OpenMetrics),
+            (
+                "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,\
+                 application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;q=0.4,*/*;q=0.1",
+                Text::OpenMetrics,
+            ),
+        ] {
+            assert_eq!(Text::accepted(accept), form, "{accept}");
+        }
+    }
+
+    #[test]
     fn equal_names_and_labels_add_up_and_print() {
         let (one, two) = (TestMetrics::default(), TestMetrics::default());
         one.cups_total.inc();
@@ -181,7 +294,7 @@ mod tests {
         one.collect(&[], &mut families);
         two.collect(&[], &mut families);
         families.put("cups_total", "Cups poured.", &[("cause", "a\"b")], Value::Counter(9));
-        let text = families.to_text("t_");
+        let text = families.to_text("t_", Text::Prometheus);
         assert!(
             text.contains("# HELP t_cups_total Cups poured.\n# TYPE t_cups_total counter\nt_cups_total 3\n"),
             "{text}"

@@ -1,6 +1,8 @@
 //! The metrics: every connection is accounted for, names are those that dashboards know, labels are as configured.
 
+use std::collections::BTreeSet;
 use std::io::Write;
+use std::process::{Command, Stdio};
 
 use crate::client::{Client, connect, http, try_upgrade, upgrade, upgrade_request, whole_response};
 use crate::server::{Metrics, Server, Start};
@@ -159,4 +161,75 @@ fn descriptors_are_counted_again_at_the_interval_and_only_at_boot_without_one() 
     let _clients: Vec<_> = (0..20).map(|_| upgrade(server.address(), "/cable")).collect();
     server.metrics_until("they are there", |m| m.get("websockets_num") == 20);
     assert_eq!(server.metrics().get("open_descriptors_num"), before);
+}
+
+/// A server whose metrics have something of everything.
+fn busy() -> (Server, Vec<Client>) {
+    let tags = ["--metrics-tags", "env:prod,rack:a\"7", "--acceptors", "2"];
+    let server = Start::with(&tags).start();
+    let stay = (0..3).map(|_| Client::following(server.address(), "news")).collect();
+    server.broadcast("news", "1");
+    let mut polite = Client::welcomed(server.address());
+    polite.0.close(None).expect("sent");
+    while polite.0.read().is_ok() {}
+    drop(connect(server.address()));
+    server.metrics_until("two have ended", |metrics| metrics.closed_in_all() >= 2);
+    (server, stay)
+}
+
+#[test]
+fn openmetrics_is_given_to_whoever_accepts_it_and_names_every_family_once() {
+    let (server, _stay) = busy();
+    let accept = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5";
+    let mut socket = connect(server.address());
+    write!(socket, "GET /metrics HTTP/1.1\r\nHost: t\r\nConnection: close\r\nAccept: {accept}\r\n\r\n").expect("sent");
+    let response = whole_response(&mut socket).expect("an answer");
+    let kind = response.header("Content-Type").expect("a type");
+    assert!(kind.starts_with("application/openmetrics-text; version=1.0.0"), "{kind}");
+    assert!(response.body.ends_with("\n# EOF\n"), "{}", response.body);
+    let mut families = BTreeSet::new();
+    let mut family = ("", "");
+    for line in response.body.lines() {
+        assert!(!line.is_empty());
+        let words: Vec<&str> = line.splitn(4, ' ').collect();
+        match words[..] {
+            ["#", "TYPE", name, kind] => {
+                assert!(families.insert(name), "{name} is there twice");
+                family = (name, kind);
+            }
+            ["#", "UNIT", name, unit] => assert!(name.ends_with(&format!("_{unit}")), "{line}"),
+            ["#", "HELP" | "EOF", ..] => {}
+            _ => {
+                let name = line.split(['{', ' ']).next().expect("a name");
+                let suffixes: &[&str] = match family.1 {
+                    "counter" => &["_total"],
+                    "gauge" => &[""],
+                    "histogram" => &["_bucket", "_sum", "_count"],
+                    other => panic!("{other}"),
+                };
+                assert!(suffixes.iter().any(|suffix| name == format!("{}{suffix}", family.0)), "{line} in {family:?}");
+            }
+        }
+    }
+    assert!(families.len() >= 50, "{}", families.len());
+    // Whoever does not ask gets the same samples in the old form.
+    let old = Metrics::parse(&server.get("/metrics").body);
+    assert_eq!(old.get("connections_closed_total{env=\"prod\",rack=\"a\\\"7\",cause=\"client_closed\"}"), 1);
+}
+
+#[test]
+#[ignore = "needs promtool (Debian package prometheus)"]
+fn promtool_finds_nothing_wrong_with_the_metrics() {
+    let (server, _stay) = busy();
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool starts");
+    promtool.stdin.take().expect("piped").write_all(server.get("/metrics").body.as_bytes()).expect("it reads");
+    let output = promtool.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.trim().is_empty(), "{said}");
 }

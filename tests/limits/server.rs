@@ -335,7 +335,7 @@ fn field(line: &str, name: &str) -> Option<String> {
 pub struct Metrics(pub BTreeMap<String, f64>);
 
 impl Metrics {
-    fn parse(text: &str) -> Metrics {
+    pub fn parse(text: &str) -> Metrics {
         let samples = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
         Metrics(
             samples

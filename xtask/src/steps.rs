@@ -3,7 +3,7 @@
 
 use crate::Places;
 use crate::command::{Command, cargo};
-use crate::machine::{self, CHROMIUM, HAPROXY, IP, NGINX, NPM, Need, SYSTEMD, VALGRIND};
+use crate::machine::{self, CHROMIUM, HAPROXY, IP, NGINX, NPM, Need, PROMTOOL, SYSTEMD, VALGRIND};
 use crate::smoke;
 use crate::summary::{self, Line, Outcome};
 use crate::tuning;
@@ -60,6 +60,7 @@ pub const ALL: &[Step] = &[
         needs: &[NGINX, HAPROXY],
         run: proxies,
     },
+    Step { name: "promtool", what: "promtool finds the metrics well-formed", needs: &[PROMTOOL], run: promtool },
     Step {
         name: "clients",
         what: "JavaScript clients and app servers against the real binary",
@@ -213,6 +214,11 @@ fn peers(places: &Places) -> Outcome {
 
 fn proxies(places: &Places) -> Outcome {
     let (passed, count) = cargo(places).args(["test", "--test", "proxies", "--", "--ignored"]).counts();
+    Outcome::Ran { passed, count }
+}
+
+fn promtool(places: &Places) -> Outcome {
+    let (passed, count) = cargo(places).args(["test", "--test", "limits", "promtool", "--", "--ignored"]).counts();
     Outcome::Ran { passed, count }
 }
 
