@@ -23,7 +23,7 @@ mod text_pair;
 pub mod topic;
 
 pub use admission::{Routed, TokenOutcome};
-pub use close::{CloseCause, Disconnect, DisconnectReason, Ending};
+pub use close::{CloseCause, Disconnect, DisconnectReason, Ending, Side};
 pub use env::Env;
 pub use key::SlotKey;
 pub use name_hasher::NameHasher;

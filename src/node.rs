@@ -11,6 +11,7 @@ mod counts;
 mod dead_peers;
 mod followers;
 mod listeners;
+mod look;
 mod metrics;
 mod observe;
 mod publish;

@@ -9,3 +9,4 @@ pub mod listener;
 pub mod poll;
 pub mod process;
 pub mod signals;
+pub mod tcp;

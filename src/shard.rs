@@ -26,6 +26,7 @@
 mod accept;
 mod buffers;
 mod close;
+mod closes;
 mod connection;
 mod deadline;
 mod drain;
@@ -36,12 +37,14 @@ mod frame;
 mod handshake;
 mod identities;
 mod inbox;
+mod look;
 mod machine;
 mod metrics;
 mod outbox;
 mod ping;
 mod read;
 mod run;
+mod samples;
 mod services;
 mod slots;
 mod wheel;
@@ -58,23 +61,28 @@ use crate::proto::frame::Limits;
 use crate::session::{self, Effect};
 
 use buffers::Buffers;
+use closes::Closes;
 use deadline::RareDeadlines;
 use drain::Drain;
 use fanout::{Fanout, Work};
 use identities::Identities;
+use look::Looks;
 use outbox::Outbox;
 use ping::PingFrames;
 use read::Stashes;
+use samples::Sampler;
 use slots::{Slots, flag};
 use wheel::Wheel;
 use write::SPARE_OUTBOXES;
 
+pub use closes::{ClosedConnection, Origin, Served, Who};
 pub use connection::{BadState, FORMAT, TakenApart};
 pub use epoll::{Epoll, EpollSettings, Socket};
 use handshake::Begun;
 pub use handshake::{ProxyRules, Tokens};
 pub use inbox::{Delivery, Inbox, Message};
-pub use machine::{Accepted, Incoming, Interest, Machine, Readiness, Received};
+pub use look::{CONNECTIONS_MAX, LiveConnection, Look, LookAt, Seen};
+pub use machine::{Accepted, Incoming, Interest, Machine, Readiness, Received, Vitals};
 pub use metrics::ShardMetrics;
 pub use run::run;
 pub use services::Services;
@@ -180,6 +188,10 @@ pub struct Settings {
     pub router: StreamRouter,
     /// What the app gets to see of an upgrade request.
     pub proxy: ProxyRules,
+    /// How many of its last closes the shard keeps.
+    pub closes_max: usize,
+    /// Whether operators are shown who clients are.
+    pub debug_identifiers: bool,
 }
 
 /// One shard. The doc comment of the module says how to drive it.
@@ -223,6 +235,9 @@ pub struct Shard<M: Machine, N: Services<M::Socket>> {
     begun: Begun,
     accepting: Accepting,
     drain: Option<Drain>,
+    closes: Closes,
+    looks: Looks,
+    sampler: Sampler,
 }
 
 enum Accepting {
@@ -273,6 +288,9 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             begun: Begun::default(),
             accepting: Accepting::Yes,
             drain: None,
+            closes: Closes::new(settings.closes_max),
+            looks: Looks::default(),
+            sampler: Sampler::default(),
             settings,
             metrics,
         }
@@ -331,6 +349,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             Message::Publication(delivery) => self.work.push_back(Work::Publish(delivery)),
             Message::Disconnect(disconnect) => self.work.push_back(Work::Disconnect(disconnect)),
             Message::Adopt { incoming, read } => self.adopt(incoming, read),
+            Message::Look(look) => self.look(look),
             Message::Drain { over } => self.start_drain(over),
         }
     }
@@ -342,6 +361,8 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         self.go_on_draining();
         self.flush_dirty();
         std::mem::swap(&mut self.dirty, &mut self.unfinished_writes);
+        self.go_on_looking();
+        self.sample_some();
         self.metrics.kept(&self.buffers);
         self.metrics.counters.broadcast_streams_num.set(self.hub.streams() as i64);
         self.metrics.counters.subscriptions_num.set(self.hub.attachments() as i64);
@@ -365,7 +386,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
 
     /// True when there is work that waits for no event.
     fn has_work(&self) -> bool {
-        !self.again.is_empty() || self.is_delivering() || !self.dirty.is_empty()
+        !self.again.is_empty() || self.is_delivering() || !self.dirty.is_empty() || !self.looks.is_empty()
     }
 
     /// True when a drain was asked for and every connection is gone.

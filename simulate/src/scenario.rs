@@ -133,6 +133,8 @@ impl Scenario {
             tokens: Tokens::default(),
             router: StreamRouter::new(router),
             proxy: ProxyRules { headers: vec!["cookie".into()], ..Default::default() },
+            closes_max: 10,
+            debug_identifiers: true,
         };
         let clients = rng.pick(&[2, 6, 12, 25, 40]);
         Scenario {

@@ -31,6 +31,49 @@ macro_rules! endings {
     };
 }
 
+/// Who ended a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The client did: it closed, left or reset.
+    Client,
+    /// This server did, for whatever reason.
+    Server,
+    /// Nobody did: the network or the kernel gave it up.
+    Network,
+}
+
+impl Side {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Side::Client => "client",
+            Side::Server => "server",
+            Side::Network => "network",
+        }
+    }
+}
+
+impl CloseCause {
+    /// Whether it is what a peer is found by that is gone or does nothing any more.
+    pub fn finds_dead_peers(self) -> bool {
+        use CloseCause as C;
+        matches!(
+            self,
+            C::PeerTimeout | C::NoPong | C::WriteTimeout | C::MessageTimeout | C::HandshakeTimeout | C::TooSlow
+        )
+    }
+
+    /// Who ended the connection.
+    pub fn side(self) -> Side {
+        use CloseCause as C;
+        match self {
+            C::ClientClosed | C::ClientGone | C::PeerReset | C::HandshakeGone | C::Http => Side::Client,
+            C::PeerTimeout | C::IoError => Side::Network,
+            _ => Side::Server,
+        }
+    }
+}
+
 /// The last that a client hears of us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {

@@ -11,15 +11,23 @@ use hyper::Response;
 
 use crate::http::{self, AdminRoute, ExtraAnswer};
 
+use super::look::{self, Query};
 use super::observe::Observer;
 
 /// Every route of the admin port. The key and the address are the business of whoever serves them.
 pub(super) fn routes(observer: &Arc<Observer>) -> Vec<AdminRoute> {
     let metrics = Arc::clone(observer);
-    vec![AdminRoute::new("/metrics", move |head| {
-        let form = http::metrics_form(head);
-        ready(form.media_type(), metrics.metrics_text(form))
-    })]
+    let [closes, connections] = [(); 2].map(|()| Arc::clone(&observer.parts.inboxes));
+    vec![
+        AdminRoute::new("/metrics", move |head| {
+            let form = http::metrics_form(head);
+            ready(form.media_type(), metrics.metrics_text(form))
+        }),
+        AdminRoute::new("/debug/closes", move |head| Box::pin(look::closes(Arc::clone(&closes), Query::of(head)))),
+        AdminRoute::new("/debug/connections", move |head| {
+            Box::pin(look::connections(Arc::clone(&connections), Query::of(head)))
+        }),
+    ]
 }
 
 /// An answer that is there already.

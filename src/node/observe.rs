@@ -11,7 +11,7 @@ use crate::broadcast::Broadcast;
 use crate::config::Config;
 use crate::http::HttpMetrics;
 use crate::os::process;
-use crate::shard::ShardMetrics;
+use crate::shard::{Inbox, ShardMetrics};
 
 use super::capacity::Capacity;
 use super::counts::Counts;
@@ -24,6 +24,7 @@ pub(super) struct Parts {
     pub capacity: Capacity,
     pub open_files: u64,
     pub shards: Arc<[Arc<ShardMetrics>]>,
+    pub inboxes: Arc<[Arc<Inbox>]>,
     pub http: Arc<HttpMetrics>,
     pub backend: Arc<Backend>,
     pub counts: Arc<Counts>,

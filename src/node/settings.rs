@@ -45,6 +45,9 @@ const _: () = {
     assert!(backlog >= rate, "less than a second of Disconnect calls would be dropped in an ordinary second");
 };
 
+/// Closes that the process keeps, an equal part for each shard; none where nobody can ask for them.
+const CLOSES_MAX: usize = 1000;
+
 /// Routes that the caller adds to the main port, such as those of the demo.
 pub type ExtraRoutes = http::ExtraRoutes;
 
@@ -128,6 +131,8 @@ pub(super) fn shard(
             ..StreamSettings::default()
         }),
         proxy: ProxyRules { headers: config.rpc.headers.clone(), cookies: config.rpc.cookies.clone(), token_param },
+        closes_max: if config.admin.port.is_some() { CLOSES_MAX.div_ceil(shards) } else { 0 },
+        debug_identifiers: config.admin.debug_identifiers,
     })
 }
 

@@ -126,6 +126,7 @@ impl Assembly {
             capacity: plan.capacity,
             open_files: plan.open_files,
             shards: Arc::clone(&core.metrics),
+            inboxes: Arc::clone(&core.inboxes),
             http: Arc::clone(&http_metrics),
             backend: Arc::clone(&core.backend),
             counts: Arc::clone(&core.counts),

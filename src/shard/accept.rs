@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::model::{CloseCause, Sid, TokenOutcome, tick_after};
+use crate::model::{CloseCause, Sid, TICK_MS, Tick, TokenOutcome, tick, tick_after};
 use crate::proto::handshake::{self, Decision, Head, Parsed, Route};
 use crate::session::{Context, Opening, Session};
 
@@ -228,13 +228,14 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         drop(self.take_head(index));
     }
 
-    fn handshake_done(&mut self, index: u32, next: Stage) {
-        if let Stage::Handshake(handshake) = &self.slots[index].stage {
-            let lasted = handshake.lasted + self.now.mono.saturating_sub(handshake.began_at);
-            self.metrics.counters.handshake_seconds.observe(lasted);
-            self.leave_handshake(index);
-        }
-        self.slots[index].stage = next;
+    /// The request is answered with an upgrade; `next` makes what the connection is at then, from when it was accepted.
+    fn handshake_done(&mut self, index: u32, next: impl FnOnce(Tick) -> Stage) {
+        let Stage::Handshake(handshake) = &self.slots[index].stage else { return };
+        let lasted = handshake.age(self.now.mono);
+        let ticks = (lasted.as_millis() as u64 / TICK_MS) as Tick;
+        self.metrics.counters.handshake_seconds.observe(lasted);
+        self.leave_handshake(index);
+        self.slots[index].stage = next(tick(self.now.mono).wrapping_sub(ticks));
     }
 
     /// Begins the session that an upgrade leads to. What becomes of it is known before the response is written: what a
@@ -277,7 +278,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         if let Some(due) = token_due {
             self.rare_deadlines.tokens.insert(index, due);
         }
-        self.handshake_done(index, Stage::Session(Box::new(session)));
+        self.handshake_done(index, |since| Stage::Session(Box::new(session), since));
         self.push(index, Frame::new(&response));
         self.carry_out(index, &mut effects);
         self.effects = effects;

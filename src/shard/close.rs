@@ -15,21 +15,21 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     pub(super) fn close(&mut self, index: u32, cause: CloseCause) {
         let Ending::Close { code, reason, .. } = cause.ending() else { return self.gone(index, cause) };
         let last = self.close_frame(index, Some(code), reason);
-        self.close_with(index, last, cause);
+        self.close_with(index, last, cause, Some(code));
     }
 
     /// Ends a connection whose client broke a rule of its carrier.
     pub(super) fn violated(&mut self, index: u32, violation: Violation) {
         self.log(index, || format!("client broke a rule: {violation}"));
         let last = self.close_frame(index, Some(violation.close_code()), violation.reason());
-        self.close_with(index, last, violation.cause());
+        self.close_with(index, last, violation.cause(), Some(violation.close_code()));
     }
 
     /// The client sent a close frame: its code goes back, and nothing more is expected of it.
     pub(super) fn client_closes(&mut self, index: u32, code: Option<u16>) {
         self.slots[index].flags |= flag::PEER_SHUT;
         let last = self.close_frame(index, code, "");
-        self.close_with(index, last, CloseCause::ClientClosed);
+        self.close_with(index, last, CloseCause::ClientClosed, code);
     }
 
     fn close_frame(&mut self, index: u32, code: Option<u16>, reason: &str) -> Frame {
@@ -39,16 +39,16 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
 
     /// Answers a request with something else than an upgrade, and closes.
     pub(super) fn refuse(&mut self, index: u32, response: &[u8], cause: CloseCause) {
-        self.close_with(index, Frame::new(response), cause);
+        self.close_with(index, Frame::new(response), cause, None);
     }
 
     /// Ends a connection in good order: `last` is written after what waits already, then our half is shut, and
     /// the socket goes when the peer has shut its half too, or after a while.
-    fn close_with(&mut self, index: u32, last: Frame, cause: CloseCause) {
+    fn close_with(&mut self, index: u32, last: Frame, cause: CloseCause, code: Option<u16>) {
         if !self.is_live(index) {
             return;
         }
-        self.leave(index, cause);
+        self.leave(index, cause, code);
         self.slots[index].stage = Stage::Closing { drained: 0 };
         let outbox = self.outbox(index);
         outbox.push(last);
@@ -66,12 +66,12 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             return;
         }
         let slot = &mut self.slots[index];
-        if matches!(&slot.stage, Stage::Session(session) if session.is_waiting()) {
+        if matches!(&slot.stage, Stage::Session(session, _) if session.is_waiting()) {
             // The app will believe that this command was carried out, so the session lives until it has
             // answered and is ended with what came of it.
-            self.uncount(index, cause);
+            self.uncount(index, cause, None);
             let slot = &mut self.slots[index];
-            let Stage::Session(session) = std::mem::replace(&mut slot.stage, Stage::Free) else { return };
+            let Stage::Session(session, _) = std::mem::replace(&mut slot.stage, Stage::Free) else { return };
             slot.stage = Stage::Orphan(session);
             slot.socket = None;
             self.forget_read(index);
@@ -84,7 +84,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
 
     /// Ends a connection at once; a question that is open for it is dropped.
     pub(super) fn drop_now(&mut self, index: u32, cause: CloseCause) {
-        self.leave(index, cause);
+        self.leave(index, cause, None);
         self.free(index);
     }
 
@@ -146,24 +146,26 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
 
     /// True for a connection whose end has not been counted yet.
     pub(super) fn is_live(&self, index: u32) -> bool {
-        matches!(self.slots[index].stage, Stage::Handshake(_) | Stage::Echo | Stage::Session(_))
+        matches!(self.slots[index].stage, Stage::Handshake(_) | Stage::Echo(_) | Stage::Session(..))
     }
 
-    /// Undoes everything that stands elsewhere for this connection, and counts why it ended.
-    pub(super) fn leave(&mut self, index: u32, cause: CloseCause) {
-        self.uncount(index, cause);
-        if matches!(self.slots[index].stage, Stage::Session(_)) {
+    /// Undoes everything that stands elsewhere for this connection, and counts why it ended; `code` is that of the close
+    /// frame that it is sent.
+    fn leave(&mut self, index: u32, cause: CloseCause, code: Option<u16>) {
+        self.uncount(index, cause, code);
+        if matches!(self.slots[index].stage, Stage::Session(..)) {
             self.session_input(index, |session, ctx| session.end(ctx));
         }
         self.forget_read(index);
     }
 
-    fn uncount(&mut self, index: u32, cause: CloseCause) {
+    fn uncount(&mut self, index: u32, cause: CloseCause, code: Option<u16>) {
         self.log(index, || format!("connection ends: {}", cause.label()));
+        self.note_end(index, cause, code);
         self.metrics.closed(cause);
         match &self.slots[index].stage {
             Stage::Handshake(_) => self.leave_handshake(index),
-            Stage::Session(_) => {
+            Stage::Session(..) => {
                 self.unindex(index);
                 self.rare_deadlines.tokens.remove(&index);
             }

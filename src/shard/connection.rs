@@ -71,6 +71,9 @@ struct ConnectionState {
     listener: u8,
     stage: StageState,
     reader: FrameReader,
+    /// How long it has been open; what an older version wrote does not say it.
+    #[serde(default)]
+    age_ticks: Tick,
     /// For a message that is not complete.
     message_ticks_left: Option<Tick>,
     /// For a client that is closed when its token runs out.
@@ -124,6 +127,10 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         self.machine.unwatch(&socket);
         let now = tick(self.now.mono);
         let flags = self.slots[index].flags;
+        let age_ticks = match self.slots[index].stage {
+            Stage::Echo(since) | Stage::Session(_, since) => now.wrapping_sub(since),
+            _ => 0,
+        };
         self.unindex(index);
         let stage = match std::mem::replace(&mut self.slots[index].stage, Stage::Closing { drained: 0 }) {
             Stage::Handshake(handshake) => {
@@ -133,8 +140,8 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                 let lasted = lasted + self.now.mono.saturating_sub(began_at);
                 StageState::Handshake { peer, lasted, ticks_left: due.saturating_sub(now), head }
             }
-            Stage::Echo => StageState::Echo,
-            Stage::Session(mut session) | Stage::Orphan(mut session) => {
+            Stage::Echo(_) => StageState::Echo,
+            Stage::Session(mut session, _) | Stage::Orphan(mut session) => {
                 for topic in session.topics() {
                     if let Some(stream) = self.hub.detach(index, topic) {
                         self.services.unfollow(stream);
@@ -164,6 +171,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             listener: slot.listener,
             stage,
             reader,
+            age_ticks,
             message_ticks_left,
             token_ticks_left,
             outbox,
@@ -198,11 +206,11 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                 self.buffers.change(Buffer::Head, 0, head.capacity());
                 Stage::Handshake(Box::new(Handshake { peer, began_at: self.now.mono, lasted, due, head }))
             }
-            StageState::Echo => Stage::Echo,
+            StageState::Echo => Stage::Echo(now.wrapping_sub(read.age_ticks)),
             StageState::Session(mut session) => {
                 session.move_clock(0, now);
                 session.share_topics(|identifier, stream| self.hub.topic(identifier, stream));
-                Stage::Session(session)
+                Stage::Session(session, now.wrapping_sub(read.age_ticks))
             }
             StageState::Closing { ticks_left } => {
                 closing = Some(now.saturating_add(ticks_left));
@@ -250,7 +258,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
 
     /// Attaches a session to the streams it follows.
     fn attach_all(&mut self, index: u32) {
-        let Stage::Session(session) = &self.slots[index].stage else { return };
+        let Stage::Session(session, _) = &self.slots[index].stage else { return };
         for topic in session.topics() {
             if let Some(stream) = self.hub.attach(index, topic) {
                 self.services.follow(stream);

@@ -64,14 +64,14 @@ fn each<S>(slot: &Slot<S>, index: u32, rare: &RareDeadlines, mut has: impl FnMut
         false => rare.tokens.get(&index).copied().unwrap_or(NEVER),
     };
     match &slot.stage {
-        Stage::Session(session) => {
+        Stage::Session(session, _) => {
             has(Deadline::Write, write());
             has(Deadline::Message, message());
             has(Deadline::Token, token());
             has(Deadline::Pong, session.pong_by().unwrap_or(NEVER));
             has(Deadline::Ping, session.ping_at().unwrap_or(NEVER));
         }
-        Stage::Echo => {
+        Stage::Echo(_) => {
             has(Deadline::Write, write());
             has(Deadline::Message, message());
         }

@@ -69,8 +69,8 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             match self.slots[index].stage {
                 Stage::Free | Stage::Closing { .. } | Stage::Orphan(_) => continue,
                 Stage::Handshake(_) => self.refuse(index, &handshake::unavailable(1).response, CloseCause::Draining),
-                Stage::Echo => self.close(index, CloseCause::ServerRestart),
-                Stage::Session(_) => {
+                Stage::Echo(_) => self.close(index, CloseCause::ServerRestart),
+                Stage::Session(..) => {
                     self.session_input(index, |session, ctx| session.disconnect(CloseCause::ServerRestart, ctx));
                 }
             }

@@ -16,7 +16,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             return;
         };
         match self.slots[index].stage {
-            Stage::Session(_) => {
+            Stage::Session(..) => {
                 self.session_input(index, |session, ctx| session.answer(answer.reply, ctx));
                 self.go_on_reading(index);
             }
@@ -29,7 +29,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     pub(super) fn session_input(&mut self, index: u32, input: impl FnOnce(&mut Session, &mut Context<'_>)) {
         let mut effects = std::mem::take(&mut self.effects);
         let heartbeat_phase = self.heartbeat_phase(index);
-        let (Stage::Session(session) | Stage::Orphan(session)) = &mut self.slots[index].stage else { return };
+        let (Stage::Session(session, _) | Stage::Orphan(session)) = &mut self.slots[index].stage else { return };
         let route = |identifier: &str| self.settings.router.route(identifier);
         let topic = |identifier: &str, stream: &str| self.hub.topic(identifier, stream);
         let (rules, now) = (&self.settings.session, self.now);
@@ -102,7 +102,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
 
     pub(super) fn sid(&self, index: u32) -> Option<Sid> {
         match &self.slots[index].stage {
-            Stage::Session(session) | Stage::Orphan(session) => Some(session.sid()),
+            Stage::Session(session, _) | Stage::Orphan(session) => Some(session.sid()),
             _ => None,
         }
     }

@@ -15,10 +15,11 @@ use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags};
 use crate::model::Now;
 use crate::os::clock::Clock;
 use crate::os::poll::{Poller, Watch};
+use crate::os::tcp;
 use crate::proto::handshake;
 
 use super::inbox::Inbox;
-use super::machine::{Accepted, Incoming, Interest, Machine, Received};
+use super::machine::{Accepted, Incoming, Interest, Machine, Received, Vitals};
 
 /// Token of the inbox's waker.
 pub(super) const WAKER: u64 = u64::MAX;
@@ -274,7 +275,13 @@ impl Machine for Epoll {
         let _ = rustix::net::shutdown(socket, Shutdown::Write);
     }
 
+    fn vitals(&self, socket: &Socket) -> Option<Vitals> {
+        let tcp::TcpInfo { since_data, since_ack, rtt, unacked, retransmits, sent, received } =
+            tcp::info(socket).ok()?;
+        Some(Vitals { since_data, since_ack, rtt, unacked, retransmits, sent, received })
+    }
+
     fn peer(&self, socket: &Socket) -> Option<SocketAddr> {
-        rustix::net::getpeername(socket).ok()?.and_then(|peer| SocketAddr::try_from(peer).ok())
+        tcp::peer(socket)
     }
 }

@@ -172,7 +172,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             fanout.next += 1;
             *budget = budget.saturating_sub(cost);
             let slot = &self.slots[index];
-            if let Stage::Session(session) = &slot.stage
+            if let Stage::Session(session, _) = &slot.stage
                 && slot.generation == generation
                 && publication.exclude.is_none_or(|excluded| excluded != session.sid())
             {

@@ -22,6 +22,13 @@ pub(super) struct Handshake {
     pub head: Vec<u8>,
 }
 
+impl Handshake {
+    /// How long ago it was accepted.
+    pub fn age(&self, now: Duration) -> Duration {
+        self.lasted + now.saturating_sub(self.began_at)
+    }
+}
+
 /// Connections in the order in which their handshakes began. Those that have ended since stay in it for a while.
 #[derive(Default)]
 pub(super) struct Begun(VecDeque<u64>);

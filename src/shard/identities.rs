@@ -84,7 +84,7 @@ impl Identities {
 /// The connection identifiers of whoever lives there.
 fn identifiers_of(stage: &Stage) -> &str {
     match stage {
-        Stage::Session(session) => session.identifiers(),
+        Stage::Session(session, _) => session.identifiers(),
         _ => "",
     }
 }
@@ -92,7 +92,7 @@ fn identifiers_of(stage: &Stage) -> &str {
 impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     /// A client was let in: from here on the app can find it by its identifiers.
     pub(super) fn index(&mut self, index: u32) {
-        if !matches!(self.slots[index].stage, Stage::Session(_)) {
+        if !matches!(self.slots[index].stage, Stage::Session(..)) {
             return;
         }
         self.metrics.counters.clients_num.add(1);

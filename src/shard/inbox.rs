@@ -12,8 +12,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::model::{Answer, Publication, RemoteDisconnect};
 use crate::os::poll::Waker;
 
-use super::Incoming;
 use super::epoll::Socket;
+use super::{Incoming, Look};
 
 /// Something for a shard.
 #[derive(Debug)]
@@ -31,6 +31,8 @@ pub enum Message<S> {
         /// What was read.
         read: Vec<u8>,
     },
+    /// An operator asks something.
+    Look(Look),
     /// Send everybody away within this time and stop accepting.
     Drain {
         /// How long it may take.

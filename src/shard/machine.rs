@@ -63,6 +63,32 @@ pub struct Readiness {
     pub hangup: bool,
 }
 
+/// What is known of the other end of a connection without anything being kept for it: the kernel knows it anyway.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Vitals {
+    /// Since bytes came last, or since the connection was made.
+    pub since_data: Duration,
+    /// Since the peer's kernel acknowledged something last.
+    pub since_ack: Duration,
+    /// Time from sending to acknowledgement.
+    pub rtt: Duration,
+    /// Segments that are sent and not acknowledged.
+    pub unacked: u32,
+    /// Segments that were sent again, in the whole life of the connection.
+    pub retransmits: u32,
+    /// Bytes that the peer has acknowledged, the handshake's included.
+    pub sent: u64,
+    /// Bytes that came, the handshake's included.
+    pub received: u64,
+}
+
+impl Vitals {
+    /// Since the last sign of life of any kind.
+    pub fn silent(&self) -> Duration {
+        self.since_data.min(self.since_ack)
+    }
+}
+
 /// Sockets, readiness and the clock. Nothing here waits.
 pub trait Machine {
     /// A connected socket. Dropping it closes it.
@@ -120,6 +146,10 @@ pub trait Machine {
     /// Says that nothing more will be written.
     fn shut(&mut self, socket: &Self::Socket);
 
-    /// Where a socket leads, for the log. It is asked only when a line is really written.
+    /// How the other end is. It costs a system call: it is asked when a connection ends, and of a few of those that are
+    /// open. `None`: nothing is known.
+    fn vitals(&self, socket: &Self::Socket) -> Option<Vitals>;
+
+    /// Where a socket leads, or led before its connection ended.
     fn peer(&self, socket: &Self::Socket) -> Option<SocketAddr>;
 }

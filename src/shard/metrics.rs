@@ -1,10 +1,13 @@
 //! What a shard counts. Equal names of several shards add up at a scrape.
 
+use std::time::Duration;
+
 use crate::metrics;
 use crate::model::CloseCause;
-use crate::telemetry::{Collect, Counter, Families, Gauge};
+use crate::telemetry::{Collect, Counter, Families, Gauge, Histogram, SLOW};
 
 use super::buffers::{Buffer, Buffers};
+use super::samples::Samples;
 
 metrics! {
     /// Counters of one shard; names as AnyCable's where the meaning is the same (`contracts/ops.md` section 3).
@@ -61,6 +64,9 @@ pub struct ShardMetrics {
     /// Plain counters.
     pub counters: ShardCounters,
     closed: [Counter; CloseCause::ALL.len()],
+    delays: [Histogram; CloseCause::ALL.len()],
+    ages: [Histogram; CloseCause::ALL.len()],
+    pub(super) samples: Samples,
     kept: [Gauge; Buffer::ALL.len()],
 }
 
@@ -71,6 +77,9 @@ impl ShardMetrics {
             shard: shard.to_string(),
             counters: ShardCounters::default(),
             closed: std::array::from_fn(|_| Counter::default()),
+            delays: std::array::from_fn(|_| Histogram::new(SLOW)),
+            ages: std::array::from_fn(|_| Histogram::new(SLOW)),
+            samples: Samples::default(),
             kept: std::array::from_fn(|_| Gauge::default()),
         }
     }
@@ -85,6 +94,19 @@ impl ShardMetrics {
     /// Counts the end of a connection.
     pub fn closed(&self, cause: CloseCause) {
         self.closed[cause as usize].inc();
+    }
+
+    /// Notes of a connection that ended how old it was, and how long its peer had given no sign of life.
+    pub(super) fn ended(&self, cause: CloseCause, age: Duration, silent: Option<Duration>) {
+        self.ages[cause as usize].observe(age);
+        if let Some(silent) = silent {
+            self.delays[cause as usize].observe(silent);
+        }
+    }
+
+    /// Of how many connections that ended for this cause it is known how old they were, and how long they were silent.
+    pub fn noted_for(&self, cause: CloseCause) -> (u64, u64) {
+        (self.ages[cause as usize].count(), self.delays[cause as usize].count())
     }
 
     /// How many connections ended for this cause.
@@ -105,6 +127,22 @@ impl Collect for ShardMetrics {
                 (&self.closed[*cause as usize]).into(),
             );
         }
+        // A histogram is many lines, and most causes are rare: those that have not come up are left out, but where
+        // dead peers are found.
+        for cause in CloseCause::ALL {
+            let (delay, age) = (&self.delays[*cause as usize], &self.ages[*cause as usize]);
+            let labels = [("cause", cause.label())];
+            if cause.finds_dead_peers() || delay.count() > 0 {
+                let help = "Time from the last sign of life of a peer to the end of its connection. Where a program is \
+                            waited for (no_pong, message_timeout, handshake_timeout) only bytes are one; else an \
+                            acknowledgement is one, too. Where the client ends it, it is how long it was quiet before.";
+                into.put("detection_delay_seconds", help, &labels, delay.into());
+            }
+            if age.count() > 0 {
+                into.put("connection_age_seconds", "Age of connections when they ended.", &labels, age.into());
+            }
+        }
+        self.samples.collect(&self.shard, &self.counters.connections_num, into);
         for kind in Buffer::ALL {
             let help = "Bytes kept for clients by what they are; --ws-max-buffers-size bounds their sum.";
             into.put("buffers_bytes", help, &[("kind", kind.label())], (&self.kept[kind as usize]).into());

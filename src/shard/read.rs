@@ -62,7 +62,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                 return;
             }
             let Some(socket) = &slot.socket else { return };
-            if matches!(&slot.stage, Stage::Session(session) if session.is_waiting()) {
+            if matches!(&slot.stage, Stage::Session(session, _) if session.is_waiting()) {
                 return;
             }
             match self.machine.read(socket, scratch) {
@@ -103,7 +103,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     fn bytes(&mut self, index: u32, bytes: &mut [u8]) {
         match &self.slots[index].stage {
             Stage::Handshake(_) => self.request_bytes(index, bytes),
-            Stage::Echo | Stage::Session(_) => self.frame_bytes(index, bytes),
+            Stage::Echo(_) | Stage::Session(..) => self.frame_bytes(index, bytes),
             Stage::Closing { drained } => self.drop_read(index, *drained as usize + bytes.len()),
             Stage::Orphan(_) | Stage::Free => {}
         }
@@ -191,9 +191,9 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         loop {
             let slot = &mut self.slots[index];
             let limits = match &slot.stage {
-                Stage::Echo => &settings.echo_limits,
-                Stage::Session(session) if session.is_waiting() => return bytes.len(),
-                Stage::Session(_) => &settings.limits,
+                Stage::Echo(_) => &settings.echo_limits,
+                Stage::Session(session, _) if session.is_waiting() => return bytes.len(),
+                Stage::Session(..) => &settings.limits,
                 // Closed by one of the frames before; what follows is nobody's.
                 _ => return 0,
             };
@@ -207,7 +207,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             match event {
                 Ok(None) => return 0,
                 Ok(Some(Event::Message(message))) => match &self.slots[index].stage {
-                    Stage::Session(_) => self.session_input(index, |session, ctx| session.message(&message, ctx)),
+                    Stage::Session(..) => self.session_input(index, |session, ctx| session.message(&message, ctx)),
                     _ => {
                         self.metrics.counters.server_msg_total.inc();
                         let form = self.slots[index].form;
@@ -233,7 +233,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     }
 
     fn alive(&mut self, index: u32) {
-        if let Stage::Session(session) = &mut self.slots[index].stage {
+        if let Stage::Session(session, _) = &mut self.slots[index].stage {
             session.alive();
             self.set_timer(index);
         }

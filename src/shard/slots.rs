@@ -4,7 +4,9 @@
 //! holds no half-empty doubling. Free slots are chained through their timer links. Blocks are kept once made:
 //! many that left at once usually come back.
 
-use crate::model::SlotKey;
+use std::time::Duration;
+
+use crate::model::{Now, SlotKey, TICK_MS, Tick, tick};
 use crate::proto::frame::FrameReader;
 use crate::proto::{Carrier, Dialect};
 use crate::session::Session;
@@ -97,9 +99,12 @@ pub(super) enum Stage {
     /// Waiting for the upgrade request.
     Handshake(Box<Handshake>),
     /// Open, without a session: each message goes back as it came.
-    Echo,
-    /// Open, with a session.
-    Session(Box<Session>),
+    ///
+    /// With the tick in which it was accepted. The age of a connection costs nothing: it lies where there would be
+    /// padding.
+    Echo(Tick),
+    /// Open, with a session, and the tick in which it was accepted.
+    Session(Box<Session>, Tick),
     /// The socket is gone, but somebody is still at work on this client's last command; when the answer comes, the
     /// session ends as if the client had left then.
     Orphan(Box<Session>),
@@ -108,6 +113,21 @@ pub(super) enum Stage {
         /// Bytes dropped so far.
         drained: u32,
     },
+}
+
+impl Stage {
+    /// How long the connection has been there, since it was accepted; not known once it is closing.
+    pub fn age(&self, now: Now) -> Option<Duration> {
+        match self {
+            Stage::Handshake(handshake) => Some(handshake.age(now.mono)),
+            // Of a connection that came from elsewhere it may be before this clock began.
+            Stage::Echo(since) | Stage::Session(_, since) => {
+                let ticks = tick(now.mono).wrapping_sub(*since);
+                Some(Duration::from_millis(u64::from(ticks) * TICK_MS))
+            }
+            Stage::Free | Stage::Orphan(_) | Stage::Closing { .. } => None,
+        }
+    }
 }
 
 // socket 4, generation 4, due 4, timer 8, same_identity 8, stage 16, reader 8, outbox 8, flags 1, form 2, listener 1.
@@ -236,12 +256,12 @@ mod tests {
     #[test]
     fn a_key_of_a_reused_slot_finds_nothing() {
         let mut slots = Slots::new(3);
-        let index = slots.insert('a', 0, Stage::Echo);
+        let index = slots.insert('a', 0, Stage::Echo(0));
         let key = slots.key(index);
         assert_eq!(slots.find(key), Some(index));
         assert_eq!(slots.remove(index), Some('a'));
         assert_eq!(slots.find(key), None);
-        assert_eq!(slots.insert('b', 0, Stage::Echo), index);
+        assert_eq!(slots.insert('b', 0, Stage::Echo(0)), index);
         assert_eq!(slots.find(key), None);
         assert_eq!(slots.find(SlotKey { shard: 3, index: 1 << 30, generation: 0 }), None);
     }
@@ -249,15 +269,15 @@ mod tests {
     #[test]
     fn all_slots_are_used_before_a_block_is_added() {
         let mut slots = Slots::new(0);
-        let indexes: Vec<_> = (0..BLOCK as u32).map(|n| slots.insert(n, 0, Stage::Echo)).collect();
+        let indexes: Vec<_> = (0..BLOCK as u32).map(|n| slots.insert(n, 0, Stage::Echo(0))).collect();
         assert_eq!((slots.used(), slots.end(), slots.blocks.len()), (BLOCK, BLOCK as u32, 1));
-        slots.insert(0, 0, Stage::Echo);
+        slots.insert(0, 0, Stage::Echo(0));
         assert_eq!((slots.end(), slots.blocks.len()), (BLOCK as u32 + 1, 2));
         for index in indexes {
             slots.remove(index);
         }
         assert_eq!(slots.used(), 1);
-        (0..BLOCK as u32).for_each(|n| assert!(slots.insert(n, 0, Stage::Echo) < BLOCK as u32));
+        (0..BLOCK as u32).for_each(|n| assert!(slots.insert(n, 0, Stage::Echo(0)) < BLOCK as u32));
         assert_eq!(slots.blocks.len(), 2);
     }
 }

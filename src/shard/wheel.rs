@@ -153,7 +153,7 @@ mod tests {
         let mut wheel = Wheel::new(0);
         let dues = [1, 5, 5, BUCKETS + 5, 3 * BUCKETS + 1, 70];
         for due in dues {
-            let index = slots.insert(due, 0, Stage::Echo);
+            let index = slots.insert(due, 0, Stage::Echo(0));
             wheel.set(&mut slots, index, due);
         }
         let mut fired = Vec::new();
@@ -173,7 +173,7 @@ mod tests {
         let mut slots = Slots::new(0);
         let mut wheel = Wheel::new(10);
         for due in [11, 500, 9_000, 100_000] {
-            let index = slots.insert(due, 0, Stage::Echo);
+            let index = slots.insert(due, 0, Stage::Echo(0));
             wheel.set(&mut slots, index, due);
         }
         assert_eq!(fire(&mut wheel, &mut slots, 50_000), [0, 1, 2]);
@@ -187,7 +187,7 @@ mod tests {
         let mut slots = Slots::new(0);
         let mut wheel = Wheel::new(0);
         for n in 0..1000 {
-            let index = slots.insert(0, 0, Stage::Echo);
+            let index = slots.insert(0, 0, Stage::Echo(0));
             wheel.set(&mut slots, index, if n % 2 == 0 { 7 } else { 7 + 3 * BUCKETS });
         }
         assert_eq!(wheel.next(), Some(7));
@@ -213,7 +213,7 @@ mod tests {
     fn moved_and_cleared_deadlines_do_not_fire() {
         let mut slots = Slots::new(0);
         let mut wheel = Wheel::new(0);
-        let (a, b) = (slots.insert(0, 0, Stage::Echo), slots.insert(0, 0, Stage::Echo));
+        let (a, b) = (slots.insert(0, 0, Stage::Echo(0)), slots.insert(0, 0, Stage::Echo(0)));
         wheel.set(&mut slots, a, 5);
         wheel.set(&mut slots, b, 5);
         wheel.set(&mut slots, a, 9);
@@ -229,7 +229,7 @@ mod tests {
             for ahead in [0, 1, 63, 64, 200, BUCKETS - 1] {
                 let mut slots = Slots::new(0);
                 let mut wheel = Wheel::new(now);
-                let index = slots.insert(0, 0, Stage::Echo);
+                let index = slots.insert(0, 0, Stage::Echo(0));
                 wheel.set(&mut slots, index, now + ahead);
                 assert_eq!(wheel.next(), Some(now + ahead), "now {now}, ahead {ahead}");
             }

@@ -78,7 +78,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             outbox.given_up = true;
         }
         match self.slots[index].stage {
-            Stage::Session(_) => {
+            Stage::Session(..) => {
                 self.session_input(index, |session, ctx| session.disconnect(CloseCause::TooSlow, ctx));
             }
             _ => self.close(index, CloseCause::TooSlow),

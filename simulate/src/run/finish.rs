@@ -93,6 +93,15 @@ impl Run {
         if let Some((what, ours, theirs)) = same.into_iter().find(|(_, ours, theirs)| ours != theirs) {
             return Err(format!("{what}: {ours} and {theirs}"));
         }
+        for &cause in CloseCause::ALL {
+            // Who was turned away has never been a connection, and who was handed over has not ended.
+            let elsewhere = matches!(cause, CloseCause::Http | CloseCause::NoDescriptors);
+            let (ended, aged) = (self.closed_for(cause), self.sum(|metrics| metrics.noted_for(cause).0));
+            let delayed = self.sum(|metrics| metrics.noted_for(cause).1);
+            if !elsewhere && (ended, ended) != (aged, delayed) {
+                return Err(format!("{ended} closed for {cause:?}, noted: {aged} ages and {delayed} delays"));
+            }
+        }
         for seen in [CloseCause::ServerRestart, CloseCause::Remote, CloseCause::TooSlow, CloseCause::NoPong] {
             let by_clients = sim.clients.iter().filter(|client| client.seen_cause == Some(seen)).count() as u64;
             let counted = self.closed_for(seen);

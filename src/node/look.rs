@@ -1,0 +1,234 @@
+//! `/debug/closes` and `/debug/connections`: an operator's question goes to all shards, and their answers become one.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::http::header::{CONTENT_TYPE, HeaderValue};
+use ::http::request::Parts;
+use ::http::{Response, StatusCode};
+use bytes::Bytes;
+use http_body_util::Full;
+use serde::Serialize;
+use serde_json::Value;
+use tokio::sync::oneshot;
+
+use crate::model::Sid;
+use crate::shard::{CONNECTIONS_MAX, Inbox, Look, LookAt, Message, Seen};
+
+type Answer = Response<Full<Bytes>>;
+
+/// How long shards may take. One with a million connections walks over them in about a second.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Connections in an answer, unless `limit` says otherwise.
+const LIMIT: usize = 20;
+
+const USAGE: &str = "ask for one of: ?oldest  ?slowest  ?sid=SESSION_ID  ?identifier=CONNECTION_IDENTIFIERS, and if you like \
+                     &limit=N (up to 100) and &format=text\n";
+
+/// Columns of the table of closes, by their names in JSON.
+const CLOSE_COLUMNS: &[&str] = &[
+    "at_ms",
+    "cause",
+    "side",
+    "code",
+    "route",
+    "age_ms",
+    "silent_ms",
+    "received_bytes",
+    "sent_bytes",
+    "peer",
+    "shard",
+    "sid",
+    "identifiers",
+];
+
+/// Columns of the table of connections.
+const CONNECTION_COLUMNS: &[&str] = &[
+    "route",
+    "is_waiting",
+    "age_ms",
+    "silent_ms",
+    "since_data_ms",
+    "rtt_us",
+    "unacked",
+    "retransmits",
+    "received_bytes",
+    "sent_bytes",
+    "waiting_bytes",
+    "streams",
+    "peer",
+    "shard",
+    "sid",
+    "identifiers",
+];
+
+/// What all shards have said.
+#[derive(Default)]
+struct Seens {
+    seen: Vec<Seen>,
+    /// Shards that had too much to do, or took too long.
+    silent_shards: usize,
+}
+
+/// Asks every shard.
+async fn ask(inboxes: &[Arc<Inbox>], at: LookAt) -> Seens {
+    let answers: Vec<_> = inboxes
+        .iter()
+        .map(|inbox| {
+            let (answer, answered) = oneshot::channel();
+            inbox.put(Message::Look(Look { at: at.clone(), answer }));
+            answered
+        })
+        .collect();
+    let until = tokio::time::Instant::now() + ANSWER_TIMEOUT;
+    let mut seens = Seens::default();
+    for answered in answers {
+        match tokio::time::timeout_at(until, answered).await {
+            Ok(Ok(Seen::Busy)) | Ok(Err(_)) | Err(_) => seens.silent_shards += 1,
+            Ok(Ok(seen)) => seens.seen.push(seen),
+        }
+    }
+    seens
+}
+
+/// `/debug/closes`: the last connections that ended, newest first.
+pub(super) async fn closes(inboxes: Arc<[Arc<Inbox>]>, query: Query) -> Answer {
+    let Seens { seen, silent_shards } = ask(&inboxes, LookAt::Closes).await;
+    let lists = seen.into_iter().filter_map(|seen| if let Seen::Closes(list) = seen { Some(list) } else { None });
+    let mut closes: Vec<_> = lists.flatten().collect();
+    closes.sort_by_key(|closed| std::cmp::Reverse(closed.at_ms));
+    query.answer("closes", CLOSE_COLUMNS, &closes, silent_shards)
+}
+
+/// `/debug/connections`: some of the live ones.
+pub(super) async fn connections(inboxes: Arc<[Arc<Inbox>]>, query: Query) -> Answer {
+    let Some(at) = query.look_at.clone() else { return text(StatusCode::BAD_REQUEST, USAGE.to_owned()) };
+    let Seens { seen, silent_shards } = ask(&inboxes, at.clone()).await;
+    let lists = seen.into_iter().filter_map(|seen| if let Seen::Connections(list) = seen { Some(list) } else { None });
+    let mut connections: Vec<_> = lists.flatten().collect();
+    match at {
+        LookAt::Slowest(_) => connections.sort_by_key(|live| std::cmp::Reverse(live.waiting_bytes)),
+        _ => connections.sort_by_key(|live| std::cmp::Reverse(live.age_ms)),
+    }
+    connections.truncate(query.limit);
+    query.answer("connections", CONNECTION_COLUMNS, &connections, silent_shards)
+}
+
+/// What the query of a request asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Query {
+    look_at: Option<LookAt>,
+    limit: usize,
+    as_text: bool,
+}
+
+impl Query {
+    pub fn of(head: &Parts) -> Query {
+        Query::parse(head.uri.query().unwrap_or_default())
+    }
+
+    /// Of several things that are asked for the last counts.
+    fn parse(query: &str) -> Query {
+        let (mut look_at, mut limit, mut as_text) = (None, LIMIT, false);
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            match name.as_ref() {
+                "sid" => look_at = Sid::parse(&value).map(LookAt::Sid),
+                "identifier" => look_at = Some(LookAt::Identifiers(value.into_owned(), LIMIT)),
+                "oldest" => look_at = Some(LookAt::Oldest(LIMIT)),
+                "slowest" => look_at = Some(LookAt::Slowest(LIMIT)),
+                "limit" => limit = value.parse().unwrap_or(LIMIT).clamp(1, CONNECTIONS_MAX),
+                "format" => as_text = value == "text",
+                _ => {}
+            }
+        }
+        if let Some(LookAt::Identifiers(_, most) | LookAt::Oldest(most) | LookAt::Slowest(most)) = &mut look_at {
+            *most = limit;
+        }
+        Query { look_at, limit, as_text }
+    }
+
+    fn answer(&self, name: &str, columns: &[&str], rows: &impl Serialize, silent_shards: usize) -> Answer {
+        // Plain data always makes JSON.
+        let rows = serde_json::to_value(rows).unwrap_or_default();
+        if self.as_text {
+            let mut table = table(columns, rows.as_array().map_or(&[], Vec::as_slice));
+            if silent_shards > 0 {
+                let _ = writeln!(table, "({silent_shards} shards did not answer)");
+            }
+            return text(StatusCode::OK, table);
+        }
+        let json = serde_json::json!({ name: rows, "silent_shards": silent_shards }).to_string() + "\n";
+        with_type(StatusCode::OK, "application/json", json)
+    }
+}
+
+/// A table with a column for each name that any row has.
+fn table(columns: &[&str], rows: &[Value]) -> String {
+    let cell = |row: &Value, name: &str| match &row[name] {
+        Value::Null => "-".to_owned(),
+        // A client chooses its identifiers, and a terminal obeys control characters.
+        Value::String(text) => text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect(),
+        other => other.to_string(),
+    };
+    let used = columns.iter().filter(|name| rows.is_empty() || rows.iter().any(|row| row.get(**name).is_some()));
+    let used: Vec<&str> = used.copied().collect();
+    let heading = used.iter().map(|name| (*name).to_owned()).collect();
+    let lines: Vec<Vec<String>> = std::iter::once(heading)
+        .chain(rows.iter().map(|row| used.iter().map(|name| cell(row, name)).collect()))
+        .collect();
+    let width = |at: usize| lines.iter().map(|line| line[at].chars().count()).max().unwrap_or_default();
+    let widths: Vec<usize> = (0..used.len()).map(width).collect();
+    let mut text = String::new();
+    for line in lines {
+        let padded: Vec<_> = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        text += padded.join("  ").trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+fn text(status: StatusCode, body: String) -> Answer {
+    with_type(status, "text/plain; charset=utf-8", body)
+}
+
+fn with_type(status: StatusCode, kind: &'static str, body: String) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_query_names_what_to_look_at() {
+        let sid = "AAAAAAAAAAAAAAAAAAAAA";
+        for (query, look_at, limit, as_text) in [
+            ("", None, 20, false),
+            ("oldest", Some(LookAt::Oldest(20)), 20, false),
+            ("slowest&limit=3&format=text", Some(LookAt::Slowest(3)), 3, true),
+            ("limit=0&oldest=", Some(LookAt::Oldest(1)), 1, false),
+            ("oldest&limit=1000000", Some(LookAt::Oldest(CONNECTIONS_MAX)), CONNECTIONS_MAX, false),
+            (&format!("sid={sid}"), Sid::parse(sid).map(LookAt::Sid), 20, false),
+            ("sid=x", None, 20, false),
+            ("identifier=%7B%22u%22%3A1%7D", Some(LookAt::Identifiers("{\"u\":1}".into(), 20)), 20, false),
+        ] {
+            assert_eq!(Query::parse(query), Query { look_at, limit, as_text }, "{query}");
+        }
+    }
+
+    #[test]
+    fn a_table_is_aligned_and_obeys_no_client() {
+        let rows =
+            [json!({"cause": "no_pong", "code": 1000, "sid": "a\u{1b}[2J"}), json!({"cause": "io", "code": null})];
+        let text = table(&["cause", "code", "sid", "never"], &rows);
+        assert_eq!(text, "cause    code  sid\nno_pong  1000  a\u{fffd}[2J\nio       -     -\n");
+        assert_eq!(table(&["cause", "code"], &[]), "cause  code\n");
+    }
+}
