@@ -211,6 +211,14 @@ impl<'a> Probed<'a> {
         self.since.elapsed()
     }
 
+    /// How long they had been silent when they were found, as the server tells.
+    fn mean_delay(&self) -> Duration {
+        let metrics = self.network.among_servers(|| self.server.metrics());
+        assert_eq!(metrics.get("detection_delay_seconds_count{cause=\"peer_timeout\"}"), SILENT as u64);
+        let sum = metrics.0["cableway_detection_delay_seconds_sum{cause=\"peer_timeout\"}"];
+        Duration::from_secs_f64(sum / SILENT as f64)
+    }
+
     /// A sleep: how long a connection is silent is what is tested.
     fn until(&self, seconds: f32) {
         thread::sleep(Duration::from_secs_f32(seconds).saturating_sub(self.since.elapsed()));
@@ -229,6 +237,9 @@ fn keepalive_holds_as_it_is_set_whatever_the_user_timeout_is() {
             // Three seconds of silence and three probes a second apart, and not before the last of them.
             let bounds = Duration::from_millis(5_500)..Duration::from_secs(9);
             assert!(bounds.contains(&found), "found after {found:?} with a user time-out of {user_timeout}");
+            // The server tells the same: the kernel still knows when it heard of each peer last.
+            let delay = probed.mean_delay();
+            assert!(bounds.contains(&delay), "told to be {delay:?} with a user time-out of {user_timeout}");
         }
     }
 }
