@@ -81,7 +81,7 @@ pub use epoll::{Epoll, EpollSettings, Socket};
 use handshake::Begun;
 pub use handshake::{ProxyRules, Tokens};
 pub use inbox::{Delivery, Inbox, Message};
-pub use look::{CONNECTIONS_MAX, LiveConnection, Look, LookAt, Seen};
+pub use look::{Answered, CONNECTIONS_MAX, LiveConnection, Look, LookAt, Seen};
 pub use machine::{Accepted, Incoming, Interest, Machine, Readiness, Received, Vitals};
 pub use metrics::ShardMetrics;
 pub use run::run;

@@ -4,6 +4,7 @@
 //! shard, `posts` carries answers, publications and demands to the inboxes, `finish` ends a run and adds everything up.
 
 mod finish;
+mod looks;
 mod moves;
 mod posts;
 mod steps;
@@ -19,6 +20,7 @@ use cableway::shard::{Readiness, Shard, ShardMetrics};
 
 use crate::seams::Seams;
 use crate::world::Sim;
+use looks::Asked;
 use posts::Post;
 
 /// What a run amounted to.
@@ -37,6 +39,7 @@ struct Driven {
     shard: Shard<Seams, Seams>,
     metrics: Arc<ShardMetrics>,
     inbox: VecDeque<Post>,
+    asked: Vec<Asked>,
     /// Clients that it gave up because nothing got out to them.
     given_up: u64,
 }
@@ -76,7 +79,7 @@ impl Run {
             let metrics = Arc::new(ShardMetrics::new(s as u16));
             let seams = || Seams { sim: Rc::clone(&sim), shard: s };
             let shard = Shard::new(s as u16, seams(), seams(), Arc::clone(&settings), Arc::clone(&metrics));
-            Driven { shard, metrics, inbox: VecDeque::new(), given_up: 0 }
+            Driven { shard, metrics, inbox: VecDeque::new(), asked: Vec::new(), given_up: 0 }
         });
         let shards = shards.collect();
         Run { sim, shards, turns: 0 }
@@ -149,6 +152,7 @@ impl Run {
             (sim.net.take_ready(s, &mut sim.rng), sim.has_waiting(s))
         };
         self.shards[s].shard.begin_turn();
+        self.look_at(s);
         let listener_at = self.sim.borrow_mut().rng.below(events.len() + 1);
         let inbox_at = self.sim.borrow_mut().rng.below(events.len() + 1);
         for n in 0..=events.len() {

@@ -11,7 +11,6 @@ use bytes::Bytes;
 use http_body_util::Full;
 use serde::Serialize;
 use serde_json::Value;
-use tokio::sync::oneshot;
 
 use crate::model::Sid;
 use crate::shard::{CONNECTIONS_MAX, Inbox, Look, LookAt, Message, Seen};
@@ -77,8 +76,8 @@ async fn ask(inboxes: &[Arc<Inbox>], at: LookAt) -> Seens {
     let answers: Vec<_> = inboxes
         .iter()
         .map(|inbox| {
-            let (answer, answered) = oneshot::channel();
-            inbox.put(Message::Look(Look { at: at.clone(), answer }));
+            let (look, answered) = Look::new(at.clone());
+            inbox.put(Message::Look(look));
             answered
         })
         .collect();

@@ -33,6 +33,17 @@ pub struct Look {
     pub answer: oneshot::Sender<Seen>,
 }
 
+/// Where the answer to a [`Look`] comes.
+pub type Answered = oneshot::Receiver<Seen>;
+
+impl Look {
+    /// A question, and where its answer comes.
+    pub fn new(at: LookAt) -> (Look, Answered) {
+        let (answer, answered) = oneshot::channel();
+        (Look { at, answer }, answered)
+    }
+}
+
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LookAt {

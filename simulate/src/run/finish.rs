@@ -54,6 +54,7 @@ impl Run {
     pub(super) fn final_checks(&mut self) -> Result<(), String> {
         self.check_zero()?;
         self.check_causes()?;
+        self.check_looks()?;
         self.check_disconnects()
     }
 
