@@ -30,8 +30,9 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 const SILENT: [(u64, &str); 5] = [(10, "0-10s"), (60, "10-60s"), (300, "1-5m"), (900, "5-15m"), (3600, "15-60m")];
 const SILENT_LONGER: &str = "60m+";
 
-/// Shares of the sampled connections whose round-trip time is at most so much, and their names as quantiles.
-const QUANTILES: [(f64, &str); 3] = [(0.5, "0.5"), (0.9, "0.9"), (0.99, "0.99")];
+/// Shares of the sampled connections whose round-trip time is at most so much, and their names. The label `quantile` is for
+/// summaries only, which these are not.
+const PERCENTILES: [(f64, &str); 3] = [(0.5, "50"), (0.9, "90"), (0.99, "99")];
 
 /// What the last whole sweep has found.
 #[derive(Debug, Default)]
@@ -40,7 +41,7 @@ pub(super) struct Samples {
     silent: [Gauge; SILENT.len() + 1],
     unacked: Gauge,
     retransmits: Gauge,
-    rtt_us: [Gauge; QUANTILES.len()],
+    rtt_us: [Gauge; PERCENTILES.len()],
 }
 
 /// A sweep.
@@ -78,7 +79,7 @@ impl Sampler {
         samples.unacked.set(self.unacked.into());
         samples.retransmits.set(i64::try_from(self.retransmits).unwrap_or(i64::MAX));
         self.rtts_us.sort_unstable();
-        for (gauge, (share, _)) in samples.rtt_us.iter().zip(QUANTILES) {
+        for (gauge, (share, _)) in samples.rtt_us.iter().zip(PERCENTILES) {
             let nth = (self.rtts_us.len() as f64 * share) as usize;
             gauge.set(self.rtts_us.get(nth.min(self.rtts_us.len().saturating_sub(1))).map_or(0, |us| i64::from(*us)));
         }
@@ -143,9 +144,9 @@ impl Samples {
         into.put("connections_retransmits", help, &labels, scaled(&self.retransmits));
         let help = "Connections that the last sweep of samples looked at.";
         into.put("connections_sampled", help, &labels, (&self.sampled).into());
-        for (gauge, (_, quantile)) in self.rtt_us.iter().zip(QUANTILES) {
+        for (gauge, (_, percentile)) in self.rtt_us.iter().zip(PERCENTILES) {
             let help = "Estimate: round-trip time to clients, from samples.";
-            let labels = [("shard", shard), ("quantile", quantile)];
+            let labels = [("shard", shard), ("percentile", percentile)];
             into.put("connections_rtt_seconds", help, &labels, Value::Gauge(gauge.get() as f64 / 1e6));
         }
     }
@@ -180,7 +181,7 @@ mod tests {
             "connections_silent{silent_for=\"60m+\"} 0",
             "connections_unacked{shard=\"3\"} 4000",
             "connections_retransmits{shard=\"3\"} 8000",
-            "connections_rtt_seconds{shard=\"3\",quantile=\"0.9\"} 0.00009",
+            "connections_rtt_seconds{shard=\"3\",percentile=\"90\"} 0.00009",
         ] {
             assert!(text.lines().any(|known| known == line), "{line}: {text}");
         }

@@ -235,7 +235,7 @@ fn connections_are_sampled_in_the_turns_that_there_are() {
             && metrics.get("connections_silent{silent_for=\"0-10s\"}") >= 5
     });
     assert_eq!(metrics.get("connections_silent{silent_for=\"60m+\"}"), 0);
-    assert!(metrics.0["cableway_connections_rtt_seconds{shard=\"0\",quantile=\"0.5\"}"] > 0.0);
+    assert!(metrics.0["cableway_connections_rtt_seconds{shard=\"0\",percentile=\"50\"}"] > 0.0);
 }
 
 #[test]
