@@ -32,7 +32,7 @@ pub use file::SEARCHED;
 pub use options::{Api, App, Broadcast, Config, Disconnect, Jwt, Log, Metrics, Rpc, Server, Streams, Tcp, Ws, all};
 pub use resolved::{ListenOn, OPEN_BROADCAST_PORT};
 pub use secrets::Secrets;
-pub use setting::{LogFormat, LogLevel, RpcImplementation, Secret, Tags};
+pub use setting::{LogFormat, LogLevel, Reaping, RpcImplementation, Secret, Tags};
 pub use text::{help, sample};
 
 use arguments::{Arguments, Verb};
@@ -123,6 +123,7 @@ fn configure(
         layers.put(definition, Input::One(value), Origin::Flag(flag));
     }
     presets::apply(&mut layers, env);
+    presets::reaping(&mut layers);
     let (mut effective, wrong) = layers.apply();
     problems.extend(wrong);
     let Layers { mut warnings, notes, .. } = layers;

@@ -294,6 +294,49 @@ mod tests {
     }
 
     #[test]
+    fn reaping_keeps_what_its_help_promises() {
+        let aggressive = |kind| bound(kind, "--reaping aggressive").expect("a bound");
+        assert!(aggressive("vanished_silent") < 60.0 && aggressive("vanished_pinged") < 10.0);
+        assert!(aggressive("frozen") < 10.0);
+        for kind in KINDS {
+            let bounds = ["--reaping aggressive", "", "--reaping relaxed"]
+                .map(|arguments| (kind.bound)(&with(arguments)).unwrap_or(Duration::MAX));
+            assert!(bounds.is_sorted(), "{}: {bounds:?}", kind.name);
+        }
+    }
+
+    /// The table of `docs/reaping.md`: what the three words of `--reaping` lead to.
+    fn page() -> String {
+        let configs = ["relaxed", "default", "aggressive"].map(|word| with(&format!("--reaping {word}")));
+        let mut page = "| kind | the peer | found by | relaxed | default | aggressive | cause |\n".to_owned();
+        page.push_str("| --- | --- | --- | ---: | ---: | ---: | --- |\n");
+        for kind in KINDS {
+            let bounds = configs.each_ref().map(|config| (kind.bound)(config).map_or("never".to_owned(), seconds));
+            let causes: Vec<_> = kind.causes.iter().map(|cause| format!("`{}`", cause.label())).collect();
+            let DeathKind { name, what, found_by, .. } = kind;
+            page.push_str(&format!(
+                "| `{name}` | {what} | {found_by} | {} | {} |\n",
+                bounds.join(" | "),
+                causes.join(" ")
+            ));
+        }
+        for (line, which) in ["packets an hour, pinged", "packets an hour, not pinged"].into_iter().zip(0..) {
+            let costs = configs.each_ref().map(|config| {
+                let (pinged, probed) = packets_per_hour(config);
+                format!("{:.0}", [pinged, probed][which])
+            });
+            page.push_str(&format!("| {line} | | | {} | |\n", costs.join(" | ")));
+        }
+        page
+    }
+
+    #[test]
+    fn the_page_for_operators_has_this_table() {
+        let kept = include_str!("../../docs/reaping.md");
+        assert!(kept.contains(&page()), "docs/reaping.md needs this table:\n{}", page());
+    }
+
+    #[test]
     fn the_table_names_each_kind_once_and_says_what_to_do_where_nothing_finds_it() {
         let names: BTreeSet<_> = KINDS.iter().map(|kind| kind.name).collect();
         assert_eq!(names.len(), KINDS.len());
