@@ -31,14 +31,14 @@ const AGGRESSIVE: &[(&str, &str)] = &[
     ("tcp-keepalive-time", "30s"),
     ("tcp-keepalive-interval", "5s"),
     ("tcp-keepalive-probes", "4"),
-    ("tcp-user-timeout", "4s"),
+    ("tcp-user-timeout", "5s"),
     ("ping-interval", "3s"),
     ("ws-message-timeout", "20s"),
     ("handshake-timeout", "5s"),
 ];
 
 /// What it sets beside, where clients are pinged.
-const AGGRESSIVE_PONGS: &[(&str, &str)] = &[("pong-timeout", "4s"), ("enable-native-pings", "true")];
+const AGGRESSIVE_PONGS: &[(&str, &str)] = &[("pong-timeout", "5s"), ("enable-native-pings", "true")];
 
 /// Applies the presets that were asked for, or those of the platform this seems to be.
 pub(super) fn apply(layers: &mut Layers, env: &BTreeMap<String, String>) {

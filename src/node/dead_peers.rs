@@ -85,7 +85,7 @@ pub(super) const KINDS: &[DeathKind] = &[
         found_by: "--ws-write-timeout, or earlier --ws-max-pending-size",
         bound: |config| Some(config.ws.write_timeout + SLACK),
         otherwise: "",
-        causes: &[CloseCause::WriteTimeout, CloseCause::TooSlow, CloseCause::BuffersFull],
+        causes: &[CloseCause::WriteTimeout, CloseCause::TooSlow, CloseCause::BuffersFull, CloseCause::PeerTimeout],
     },
     DeathKind {
         name: "window_shut",
@@ -137,10 +137,9 @@ pub(super) const KINDS: &[DeathKind] = &[
     },
 ];
 
-/// The longest time between two pings: the first after the welcome takes longest.
+/// The longest time from the welcome or a ping to the next ping (`session::heartbeat`).
 fn between_pings(config: &Config) -> Option<Duration> {
-    let interval = config.ws.ping_interval;
-    (!interval.is_zero()).then_some(interval * 3 / 2)
+    Some(config.ws.ping_interval).filter(|interval| !interval.is_zero())
 }
 
 /// Silence up to the end of the last probe.
@@ -257,15 +256,15 @@ mod tests {
     #[test]
     fn every_bound_follows_from_the_options_that_its_row_names() {
         for (kind, arguments, wanted) in [
-            ("vanished_pinged", "", Some(35.5)),
+            ("vanished_pinged", "", Some(34.0)),
             ("vanished_pinged", "--ping-interval 0", None),
-            ("vanished_pinged", "--tcp-user-timeout 0", Some(1050.5)),
-            ("vanished_pinged", "--pong-timeout 6 --enable-native-pings", Some(11.5)),
+            ("vanished_pinged", "--tcp-user-timeout 0", Some(1049.0)),
+            ("vanished_pinged", "--pong-timeout 6 --enable-native-pings", Some(10.0)),
             // Clients without pongs of their own are found as before.
-            ("vanished_pinged", "--pong-timeout 6", Some(35.5)),
+            ("vanished_pinged", "--pong-timeout 6", Some(34.0)),
             ("vanished_pinged", "--ping-interval 600", Some(351.0)),
             // A ping while keepalive would still probe: from then on the user time-out for probed clients counts.
-            ("vanished_pinged", "--ping-interval 240", Some(360.0 + 345.0 + 1.0)),
+            ("vanished_pinged", "--ping-interval 240", Some(240.0 + 345.0 + 1.0)),
             ("vanished_silent", "", Some(351.0)),
             ("vanished_silent", "--tcp-keepalive-time 0", None),
             (
@@ -278,8 +277,8 @@ mod tests {
             ("vanished_unacknowledged", "--tcp-keepalive-time 0", Some(31.0)),
             ("frozen", "", None),
             ("frozen", "--pong-timeout 6", None),
-            ("frozen", "--pong-timeout 6 --enable-native-pings", Some(11.5)),
-            ("frozen_extended", "--pong-timeout 6", Some(11.5)),
+            ("frozen", "--pong-timeout 6 --enable-native-pings", Some(10.0)),
+            ("frozen_extended", "--pong-timeout 6", Some(10.0)),
             ("not_reading", "--ws-write-timeout 9", Some(10.0)),
             ("window_shut", "", Some(346.0)),
             ("window_shut", "--tcp-user-timeout 0", None),
@@ -354,7 +353,7 @@ mod tests {
         let lines = lines(&with("--ping-interval 4 --enable-native-pings --tcp-keepalive-time 60"));
         assert_eq!(lines.len(), KINDS.len() + 2);
         assert!(
-            lines.iter().any(|line| line.starts_with("vanished_pinged             37 s  it is gone")),
+            lines.iter().any(|line| line.starts_with("vanished_pinged             35 s  it is gone")),
             "{lines:#?}"
         );
         assert!(lines.iter().any(|line| line.contains("never") && line.contains("--pong-timeout")), "{lines:#?}");
