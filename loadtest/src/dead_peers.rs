@@ -67,6 +67,16 @@ const SCENES: &[Scene] = &[
         ],
     },
     Scene {
+        name: "alive and silent",
+        happens: |_, parties| parties.iter_mut().try_for_each(Party::die),
+        casts: &[Cast {
+            death: Death::FallSilent,
+            server: "--idle-timeout 4s",
+            extended: true,
+            ..Cast::new("says_nothing")
+        }],
+    },
+    Scene {
         name: "never reads",
         happens: |_, parties| parties.iter_mut().try_for_each(|party| party.publish(LONG_BYTES)),
         casts: &[Cast {

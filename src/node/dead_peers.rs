@@ -80,6 +80,14 @@ pub(super) const KINDS: &[DeathKind] = &[
         causes: &[CloseCause::NoPong],
     },
     DeathKind {
+        name: "says_nothing",
+        what: "it is alive and says nothing of its own; from its last message",
+        found_by: "--idle-timeout",
+        bound: |config| Some(config.ws.idle_timeout).filter(|time| !time.is_zero()).map(|time| time + SLACK),
+        otherwise: "set --idle-timeout",
+        causes: &[CloseCause::IdleTimeout],
+    },
+    DeathKind {
         name: "not_reading",
         what: "it never reads, and more is sent than the kernel takes; from the last byte that it took",
         found_by: "--ws-write-timeout, or earlier --ws-max-pending-size",
@@ -279,6 +287,8 @@ mod tests {
             ("frozen", "--pong-timeout 6", None),
             ("frozen", "--pong-timeout 6 --enable-native-pings", Some(10.0)),
             ("frozen_extended", "--pong-timeout 6", Some(10.0)),
+            ("says_nothing", "", None),
+            ("says_nothing", "--idle-timeout 60", Some(61.0)),
             ("not_reading", "--ws-write-timeout 9", Some(10.0)),
             ("window_shut", "", Some(346.0)),
             ("window_shut", "--tcp-user-timeout 0", None),

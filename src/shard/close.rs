@@ -166,6 +166,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             Stage::Session(_) => {
                 self.unindex(index);
                 self.rare_deadlines.tokens.remove(&index);
+                self.rare_deadlines.idle.remove(&index);
             }
             _ => {}
         }

@@ -93,6 +93,10 @@ impl Peers {
         {
             command.args(cast.filter(|cast| is_set(cast)).map(|_| flag));
         }
+        // The healthy do everything that a client is expected to do.
+        if cast.is_none_or(|cast| cast.death == Death::FallSilent) {
+            command.arg("--talk");
+        }
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = within(space, || command.spawn())??;
         let input = child.stdin.take().context("it was piped")?;
@@ -155,7 +159,7 @@ pub struct Party {
     causes: BTreeSet<String>,
     pub bound: Option<Duration>,
     last: Option<Duration>,
-    /// When the last of the victims did what it does, if it does it itself.
+    /// When the last of the victims did what it does, or was sent what it does not read.
     done_at: Option<Instant>,
     /// What was sent by when.
     sent: Option<(f64, Instant)>,
@@ -220,6 +224,7 @@ impl Party {
         let headers = format!("Authorization: Bearer {KEY}\r\n");
         let answer = self.http.request("POST", "/_broadcast", &headers, body.as_bytes())?;
         ensure!(answer.status == 201, "the publication was answered with {}", answer.status);
+        self.done_at = Some(Instant::now());
         Ok(())
     }
 

@@ -19,6 +19,8 @@ use crate::workers::raise_descriptor_limit;
 pub enum Death {
     /// Not by themselves: they read, and answer what has to be answered.
     None,
+    /// They say nothing of their own any more, and answer what has to be answered.
+    FallSilent,
     /// They follow a stream and read no more.
     NeverRead,
     /// The same with hardly any room for what arrives.
@@ -50,11 +52,14 @@ pub const STREAM: &str = "victims";
 /// The receive buffer of those that shut their window, in bytes; the kernel doubles it.
 const SMALL_BUFFER: usize = 2048;
 
+/// What they say when they say something: a message to a channel that they do not follow, so nobody is asked.
+const SOMETHING: &[u8] = br#"{"command":"message","identifier":"{}","data":"{}"}"#;
+
 /// How long nothing may happen while they connect.
 const CONNECT_MAX: Duration = Duration::from_secs(30);
 
 /// What they are.
-#[derive(clap::Args, Debug)]
+#[derive(Clone, clap::Args, Debug)]
 pub struct Options {
     /// The server.
     #[arg(long)]
@@ -74,6 +79,9 @@ pub struct Options {
     /// They ask for no pings.
     #[arg(long)]
     pub no_pings: bool,
+    /// They say something at each ping.
+    #[arg(long)]
+    pub talk: bool,
 }
 
 struct Peer {
@@ -87,6 +95,7 @@ struct Peer {
 
 /// Runs until the input ends.
 pub fn run(options: &Options) -> anyhow::Result<()> {
+    let options = &mut options.clone();
     raise_descriptor_limit();
     let mut peers = Vec::new();
     if !options.death.is_before_the_handshake() {
@@ -101,7 +110,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let mut line = Vec::new();
     loop {
         // Those that do not read are not looked at either.
-        let deaf = dead || matches!(options.death, Death::NeverRead | Death::ShutWindow);
+        let deaf =
+            dead && options.death != Death::FallSilent || matches!(options.death, Death::NeverRead | Death::ShutWindow);
         wait(if deaf { &mut [] } else { &mut peers }, options, None)?;
         if !input_waits()? {
             continue;
@@ -115,6 +125,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         match &*line {
             b"die\n" => {
                 dead = true;
+                options.talk = false;
                 die(&mut peers, options)?;
                 say("dead")?;
             }
@@ -237,6 +248,9 @@ fn text(message: &[u8], options: &Options, answers: &mut Vec<u8>) -> bool {
         if options.extended {
             push_client_frame(answers, opcode::TEXT, br#"{"command":"pong"}"#);
         }
+        if options.talk {
+            push_client_frame(answers, opcode::TEXT, SOMETHING);
+        }
         return false;
     }
     if message.starts_with(r#"{"type":"welcome""#) && follows {
@@ -262,6 +276,11 @@ fn die(peers: &mut Vec<Peer>, options: &Options) -> anyhow::Result<()> {
     for peer in peers.iter_mut() {
         match options.death {
             Death::Reset => sockopt::set_socket_linger(&peer.socket, Some(Duration::ZERO))?,
+            Death::FallSilent => {
+                let mut frame = Vec::new();
+                push_client_frame(&mut frame, opcode::TEXT, SOMETHING);
+                peer.socket.write_all(&frame)?;
+            }
             Death::HalfClose => peer.socket.shutdown(Shutdown::Write)?,
             Death::SayGoodbye => {
                 let mut frame = Vec::new();

@@ -93,7 +93,8 @@ impl Run {
         if let Some((what, ours, theirs)) = same.into_iter().find(|(_, ours, theirs)| ours != theirs) {
             return Err(format!("{what}: {ours} and {theirs}"));
         }
-        for seen in [CloseCause::ServerRestart, CloseCause::Remote, CloseCause::TooSlow, CloseCause::NoPong] {
+        let told = [CloseCause::ServerRestart, CloseCause::Remote, CloseCause::TooSlow];
+        for seen in told.into_iter().chain([CloseCause::NoPong, CloseCause::IdleTimeout]) {
             let by_clients = sim.clients.iter().filter(|client| client.seen_cause == Some(seen)).count() as u64;
             let counted = self.closed_for(seen);
             if counted < by_clients {
