@@ -205,8 +205,11 @@ fn line(scene: &Scene, cast: &Cast, outcome: &Outcome) -> String {
         Death::SayGoodbye => "close frame, and the socket stays",
         _ => scene.name,
     };
-    let seconds =
-        |time: Option<Duration>| time.map_or("never".to_owned(), |time| format!("{:.1} s", time.as_secs_f64()));
+    let seconds = |time: Option<Duration>| match time {
+        Some(time) => format!("{:.1} s", time.as_secs_f64()),
+        None if cast.kind.is_some() => "never".to_owned(),
+        None => String::new(),
+    };
     let causes: Vec<_> = outcome.closed.keys().map(|cause| format!("`{cause}`")).collect();
     let verdict =
         if outcome.faults.is_empty() { "ok".to_owned() } else { format!("FAILED: {}", outcome.faults.join("; ")) };
