@@ -34,7 +34,7 @@ pub use options::{
 };
 pub use resolved::{ListenOn, OPEN_BROADCAST_PORT};
 pub use secrets::Secrets;
-pub use setting::{LogFormat, LogLevel, RpcImplementation, Secret, Tags};
+pub use setting::{LogFormat, LogLevel, Reaping, RpcImplementation, Secret, Tags};
 pub use text::{help, sample};
 
 use arguments::{Arguments, Verb};
@@ -125,6 +125,7 @@ fn configure(
         layers.put(definition, Input::One(value), Origin::Flag(flag));
     }
     presets::apply(&mut layers, env);
+    presets::reaping(&mut layers);
     let (mut effective, wrong) = layers.apply();
     problems.extend(wrong);
     let Layers { mut warnings, notes, .. } = layers;

@@ -50,6 +50,8 @@ pub struct Rules {
     pub ping_precision: PingPrecision,
     /// Milliseconds from a ping to the next sign of life; 0: not enforced.
     pub pong_timeout_ms: u64,
+    /// How long a client may say nothing of its own, in milliseconds; zero: for ever, and the shard is not told when it does.
+    pub idle_timeout_ms: u64,
     /// Send the carrier's own ping with each ping, so that the pong time-out can hold for every client.
     pub native_pings: bool,
     /// Bytes of a channel identifier (`--max-identifier-size`).
@@ -83,6 +85,13 @@ pub struct Context<'a> {
 impl Context<'_> {
     fn emit(&mut self, effect: Effect) {
         self.effects.push(effect);
+    }
+
+    /// The client has said something of its own.
+    fn spoken(&mut self) {
+        if self.rules.idle_timeout_ms > 0 {
+            self.emit(Effect::Spoken);
+        }
     }
 
     /// A client's command that could not be carried out: counted, logged, and nothing said to the client.
@@ -268,6 +277,7 @@ impl Session {
         self.env = self.env.with_identifiers(identifiers);
         self.activity = None;
         ctx.emit(Effect::LetIn);
+        ctx.spoken();
     }
 
     /// Says that the client may not connect, and closes.

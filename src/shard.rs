@@ -109,7 +109,7 @@ pub const SCRATCH_BYTES: usize = 128 * 1024;
 
 /// How long a connection that was closed by us may take to go: our last bytes have to arrive, and a socket closed
 /// with unread bytes resets the peer and may take them back.
-const LINGER: Duration = Duration::from_secs(2);
+pub const LINGER: Duration = Duration::from_secs(2);
 
 /// Bytes that a peer may still send after we have closed. More, and it is reset.
 const LINGER_BYTES_MAX: usize = 1024 * 1024;

@@ -389,3 +389,27 @@ fn a_server_that_lets_nobody_in_or_everybody_broadcast_says_so() {
     assert_eq!(warnings("--host 0.0.0.0 --secret s"), "");
     assert_eq!(warnings("--host 127.0.0.1"), "");
 }
+
+#[test]
+fn reaping_sets_what_concerns_it_and_nobody_has_set() {
+    let seconds = |config: &Config| {
+        let times = [config.tcp.keepalive_time, config.tcp.user_timeout, config.ws.pong_timeout];
+        times.map(|time| time.as_secs())
+    };
+    let default = Config::default();
+    assert_eq!(serve("--reaping default", &[], None), default);
+    let aggressive = serve("", &[("CABLEWAY_REAPING", "aggressive")], None);
+    assert_eq!((seconds(&aggressive), aggressive.ws.native_pings), ([30, 5, 5], true));
+    let relaxed = serve("", &[], Some("reaping = \"relaxed\"\n"));
+    assert_eq!((seconds(&relaxed), relaxed.ws.native_pings), ([600, 120, 0], false));
+    assert_eq!(relaxed.ws.ping_interval, default.ws.ping_interval, "clients of Rails give up after six seconds");
+
+    // Whoever says something himself has his will, wherever he says it.
+    let file = Some("[tcp]\nkeepalive_time = 77\n");
+    let mixed = serve("--reaping aggressive --pong-timeout 0", &[("ANYCABLE_ENABLE_NATIVE_PINGS", "false")], file);
+    assert_eq!((seconds(&mixed), mixed.ws.native_pings), ([77, 5, 0], false));
+    // Without pings there is no pong to wait for.
+    assert_eq!(seconds(&serve("--reaping aggressive --ping-interval 0s", &[], None)), [30, 5, 0]);
+
+    assert!(refusal("--reaping often", &[], None).contains("'relaxed' 'default' 'aggressive'"));
+}

@@ -205,6 +205,13 @@ impl<'a> Probed<'a> {
         self.network.among_servers(|| self.server.metrics()).closed("peer_timeout")
     }
 
+    /// How long the server says that a silent peer can stay.
+    fn bound(&self) -> Duration {
+        let metrics = self.network.among_servers(|| self.server.metrics());
+        let kind = "detection_bound_seconds{kind=\"vanished_silent\",cause=\"peer_timeout\"}";
+        Duration::from_secs(metrics.get(kind))
+    }
+
     /// Waits until all are found; gives how long after their last sign of life the last one was.
     fn all_found(&self) -> Duration {
         self.network.among_servers(|| self.server.closed_for("peer_timeout", SILENT as u64));
@@ -232,10 +239,12 @@ fn keepalive_holds_as_it_is_set_whatever_the_user_timeout_is() {
         for user_timeout in ["30s", "4s", "0"] {
             let network = Network::new();
             let probed = Probed::start(&network, ["3s", "1s", "3"], user_timeout);
+            let stated = probed.bound();
             cut(&network);
             let found = probed.all_found();
             // Three seconds of silence and three probes a second apart, and not before the last of them.
-            let bounds = Duration::from_millis(5_500)..Duration::from_secs(9);
+            assert_eq!(stated, Duration::from_secs(7));
+            let bounds = Duration::from_millis(5_500)..=stated;
             assert!(bounds.contains(&found), "found after {found:?} with a user time-out of {user_timeout}");
             // The server tells the same: the kernel still knows when it heard of each peer last.
             let delay = probed.mean_delay();

@@ -24,6 +24,8 @@ mod descriptors;
 mod handshakes;
 #[path = "limits/http.rs"]
 mod http;
+#[path = "limits/idle.rs"]
+mod idle;
 #[path = "limits/late.rs"]
 mod late;
 #[path = "limits/log.rs"]

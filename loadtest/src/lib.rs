@@ -9,6 +9,7 @@ pub mod bare;
 pub mod bench;
 pub mod check;
 pub mod clock;
+pub mod dead_peers;
 pub mod engine;
 pub mod fleet;
 pub mod http1;

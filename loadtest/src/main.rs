@@ -11,7 +11,7 @@ use cableway_loadtest::engine::Goodbye;
 use cableway_loadtest::protocol::Protocol;
 use cableway_loadtest::report::Provenance;
 use cableway_loadtest::scenario::{self, Load, Publishing, Scenario};
-use cableway_loadtest::{bare, bench, check, os, versus, workers};
+use cableway_loadtest::{bare, bench, check, dead_peers, os, versus, workers};
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -51,6 +51,11 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// Let clients die each death in a network that is cut, and see whether Cableway finds them in time. As root.
+    DeadPeers(dead_peers::Options),
+    /// The clients of `dead-peers`, in a process of their own.
+    #[command(hide = true)]
+    DeadPeer(dead_peers::PeerOptions),
     /// Compare Cableway and other servers under the same load, one after the other.
     Versus(versus::Options),
     /// Run the yardstick: the least a WebSocket server can do.
@@ -195,6 +200,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Run(command) => run_scenario(*command),
         Command::Bench { name, options, json } => run_bench(name, &options, json),
         Command::Instructions { options, json } => run_instructions(&options, json),
+        Command::DeadPeers(options) => {
+            let clean = dead_peers::run(&options)?;
+            Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Command::DeadPeer(options) => dead_peers::peers(&options).map(|()| ExitCode::SUCCESS),
         Command::Versus(options) => {
             let complete = versus::run(&options)?;
             Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })

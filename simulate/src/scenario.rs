@@ -118,6 +118,7 @@ impl Scenario {
                     PingPrecision::Nanoseconds,
                 ]),
                 pong_timeout_ms: rng.pick(&[0, 0, 1_000, 6_000]),
+                idle_timeout_ms: rng.pick(&[0, 0, 1_000, 20_000]),
                 native_pings: rng.chance(400),
                 identifier_bytes_max: 4096,
                 session_bytes_max: 256 << 10,

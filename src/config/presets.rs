@@ -4,14 +4,41 @@
 //! what will not work.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::definition::Unit;
 use super::layers::{Layers, Origin};
-use super::setting::Setting;
+use super::setting::{Reaping, Setting};
 
 /// The variables by which a machine of the platform is known.
 const FLY: [&str; 3] = ["FLY_APP_NAME", "FLY_ALLOC_ID", "FLY_REGION"];
 const HEROKU: [&str; 2] = ["HEROKU_APP_ID", "HEROKU_DYNO_ID"];
+
+/// What `--reaping relaxed` sets: a client may lose its network for two minutes, and a slow one is given time. Pings stay as
+/// they are, for clients of Rails give up after six seconds without one.
+const RELAXED: &[(&str, &str)] = &[
+    ("tcp-keepalive-time", "600s"),
+    ("tcp-keepalive-interval", "30s"),
+    ("tcp-keepalive-probes", "6"),
+    ("tcp-user-timeout", "120s"),
+    ("ws-write-timeout", "10s"),
+    ("ws-message-timeout", "180s"),
+    ("handshake-timeout", "30s"),
+];
+
+/// What `--reaping aggressive` sets. `node::dead_peers` tests that it keeps what its help says.
+const AGGRESSIVE: &[(&str, &str)] = &[
+    ("tcp-keepalive-time", "30s"),
+    ("tcp-keepalive-interval", "5s"),
+    ("tcp-keepalive-probes", "4"),
+    ("tcp-user-timeout", "5s"),
+    ("ping-interval", "3s"),
+    ("ws-message-timeout", "20s"),
+    ("handshake-timeout", "5s"),
+];
+
+/// What it sets beside, where clients are pinged.
+const AGGRESSIVE_PONGS: &[(&str, &str)] = &[("pong-timeout", "5s"), ("enable-native-pings", "true")];
 
 /// Applies the presets that were asked for, or those of the platform this seems to be.
 pub(super) fn apply(layers: &mut Layers, env: &BTreeMap<String, String>) {
@@ -37,6 +64,25 @@ pub(super) fn apply(layers: &mut Layers, env: &BTreeMap<String, String>) {
             "none" => {}
             other => layers.warnings.push(format!("unknown preset '{other}'; known are fly, heroku, broker and none")),
         }
+    }
+}
+
+/// Sets what `--reaping` stands for.
+pub(super) fn reaping(layers: &mut Layers) {
+    // What is no word of it is found wrong when the option itself is read.
+    let asked = layers.given("reaping").and_then(|input| Reaping::parse(input, Unit::None).ok());
+    let no_pings = layers
+        .given("ping-interval")
+        .and_then(|input| Duration::parse(input, Unit::Seconds).ok())
+        .is_some_and(|interval| interval.is_zero());
+    let (origin, sets): (_, &[&[_]]) = match asked.unwrap_or_default() {
+        Reaping::Default => return,
+        Reaping::Relaxed => (Origin::Implied("reaping relaxed"), &[RELAXED]),
+        Reaping::Aggressive if no_pings => (Origin::Implied("reaping aggressive"), &[AGGRESSIVE]),
+        Reaping::Aggressive => (Origin::Implied("reaping aggressive"), &[AGGRESSIVE, AGGRESSIVE_PONGS]),
+    };
+    for (option, value) in sets.iter().copied().flatten() {
+        layers.put_weakly(option, (*value).to_owned(), origin.clone());
     }
 }
 

@@ -428,3 +428,14 @@ words! {
     /// One JSON object per line.
     Json = "json";
 }
+
+words! {
+    /// How soon dead peers are looked for.
+    Reaping, default Default;
+    /// Later, for clients on bad networks.
+    Relaxed = "relaxed";
+    /// As each option says by itself.
+    Default = "default";
+    /// Soon, for more packets.
+    Aggressive = "aggressive";
+}

@@ -141,6 +141,8 @@ endings! {
     WriteTimeout = "write_timeout", Silent;
     /// No sign of life after a ping within the pong time-out.
     NoPong = "no_pong", disconnect(1000, "No Pong", Word::NoPong, true);
+    /// The client said nothing of its own for as long as the idle time-out (`--idle-timeout`).
+    IdleTimeout = "idle_timeout", disconnect(1000, "Idle Timeout", Word::IdleTimeout, false);
     /// The app or the token refused the client.
     Unauthorized = "unauthorized", disconnect(1000, "Auth Failed", Word::Unauthorized, false);
     /// The client's token was over before it came.
@@ -188,6 +190,8 @@ pub enum DisconnectReason {
     TooSlow,
     /// The client did not answer pings.
     NoPong,
+    /// The client said nothing.
+    IdleTimeout,
 }
 
 impl DisconnectReason {
@@ -200,6 +204,7 @@ impl DisconnectReason {
             DisconnectReason::Remote => "remote",
             DisconnectReason::TooSlow => "too_slow",
             DisconnectReason::NoPong => "no_pong",
+            DisconnectReason::IdleTimeout => "idle_timeout",
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::metrics;
 use crate::os::{limits, listener};
 use crate::telemetry::{Collect, Families, LOG_LINES_DROPPED, Text};
 
+use super::dead_peers;
 use super::observe::{Observer, Parts};
 
 metrics! {
@@ -59,6 +60,7 @@ impl Observer {
         broadcast.metrics().collect(&[], &mut families);
         pipeline.metrics.collect(&[], &mut families);
         self.node_metrics().collect(&[], &mut families);
+        dead_peers::collect(config, &mut families);
         for (at, listener) in listeners.lock().unwrap_or_else(PoisonError::into_inner).iter().enumerate() {
             let Ok(queue) = listener::accept_queue(listener) else { continue };
             let at = at.to_string();

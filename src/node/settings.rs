@@ -146,6 +146,7 @@ fn session(config: &Config) -> session::Rules {
         ping_interval_ms: config.ws.ping_interval.as_millis() as u64,
         ping_precision: config.ws.ping_timestamp_precision,
         pong_timeout_ms: config.ws.pong_timeout.as_millis() as u64,
+        idle_timeout_ms: config.ws.idle_timeout.as_millis() as u64,
         native_pings: config.ws.native_pings,
         identifier_bytes_max: unlimited(config.ws.max_identifier_size),
         session_bytes_max: unlimited(config.ws.max_session_size),

@@ -36,8 +36,14 @@ impl Session {
         let command = match parsed {
             Ok(Some(command)) => command,
             Ok(None) => return,
-            Err(bad) => return ctx.fail(LogEvent::BadCommand(bad.to_string())),
+            Err(bad) => {
+                ctx.spoken();
+                return ctx.fail(LogEvent::BadCommand(bad.to_string()));
+            }
         };
+        if !matches!(command, Command::Ping | Command::Pong) {
+            ctx.spoken();
+        }
         ctx.emit(Effect::Count(SessionCounter::ClientMessage));
         match command {
             Command::Subscribe { identifier, history, .. } => {

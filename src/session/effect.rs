@@ -19,6 +19,8 @@ pub enum Effect {
     Cancel,
     /// The client is known and welcome from here on.
     LetIn,
+    /// The client has said something of its own, or has just been let in.
+    Spoken,
     /// Deliver publications of a stream under an identifier.
     Attach(Topic),
     /// Stop that.

@@ -23,6 +23,7 @@ pub(super) fn rules() -> Rules {
         ping_interval_ms: 3_000,
         ping_precision: PingPrecision::Seconds,
         pong_timeout_ms: 0,
+        idle_timeout_ms: 0,
         native_pings: false,
         identifier_bytes_max: 4096,
         session_bytes_max: 256 << 10,
@@ -71,6 +72,7 @@ fn lines(effects: Vec<Effect>) -> Vec<String> {
             Effect::NativePing => "native ping".into(),
             Effect::Cancel => "cancel".into(),
             Effect::LetIn => "let in".into(),
+            Effect::Spoken => "spoken".into(),
         })
         .collect()
 }
@@ -360,18 +362,38 @@ fn every_goodbye_has_its_words() {
     let text = |reason: &str, reconnect| {
         format!("send {{\"type\":\"disconnect\",\"reason\":\"{reason}\",\"reconnect\":{reconnect}}}")
     };
-    for (cause, word) in [
-        (CloseCause::ServerRestart, "server_restart"),
-        (CloseCause::TooSlow, "too_slow"),
-        (CloseCause::NoPong, "no_pong"),
+    for (cause, word, reconnect) in [
+        (CloseCause::ServerRestart, "server_restart", true),
+        (CloseCause::TooSlow, "too_slow", true),
+        (CloseCause::NoPong, "no_pong", true),
+        (CloseCause::IdleTimeout, "idle_timeout", false),
     ] {
-        assert_eq!(goodbye(cause), [text(word, true), format!("close {word}")]);
+        assert_eq!(goodbye(cause), [text(word, reconnect), format!("close {word}")]);
     }
     for reconnect in [true, false] {
         let mut t = Transcript::let_in();
         let said = t.input(|session, ctx| session.remote_disconnect(reconnect, ctx));
         assert_eq!(said, [text("remote", reconnect), "close remote".into()]);
     }
+}
+
+#[test]
+fn where_silence_is_watched_everything_counts_but_pings_and_pongs() {
+    let me = TokenOutcome::Identified { identifiers: "me".into(), expires: None };
+    let watched = Rules { idle_timeout_ms: 1_000, ..rules() };
+    let (mut t, opened) = Transcript::open(me.clone(), Dialect::CableExtended, watched);
+    assert!(opened.contains(&"spoken".to_owned()), "it begins when the client is let in: {opened:?}");
+    for (message, counts) in [
+        ("{\"command\":\"pong\"}", false),
+        ("{\"command\":\"ping\"}", false),
+        ("nonsense", true),
+        (&*command("unsubscribe", OPEN, ""), true),
+        (&command("subscribe", OPEN, ""), true),
+    ] {
+        assert_eq!(t.say(message).contains(&"spoken".to_owned()), counts, "{message}");
+    }
+    let (mut t, opened) = Transcript::open(me, Dialect::CableExtended, rules());
+    assert!(![opened, t.say("nonsense")].concat().contains(&"spoken".to_owned()));
 }
 
 #[test]

@@ -168,6 +168,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             Stage::Session(..) => {
                 self.unindex(index);
                 self.rare_deadlines.tokens.remove(&index);
+                self.rare_deadlines.idle.remove(&index);
             }
             _ => {}
         }

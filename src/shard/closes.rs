@@ -150,7 +150,9 @@ impl Closes {
 fn silence(cause: CloseCause, vitals: &Vitals, stalled: Option<Duration>) -> Duration {
     match cause {
         // The program behind the socket is waited for. Its kernel may well acknowledge what we send.
-        CloseCause::NoPong | CloseCause::MessageTimeout | CloseCause::HandshakeTimeout => vitals.since_data,
+        CloseCause::NoPong | CloseCause::MessageTimeout | CloseCause::HandshakeTimeout | CloseCause::IdleTimeout => {
+            vitals.since_data
+        }
         // Nothing gets out. The kernel of a peer that never reads answers our probes all the same.
         CloseCause::WriteTimeout | CloseCause::TooSlow => vitals.silent().max(stalled.unwrap_or_default()),
         _ => vitals.silent(),

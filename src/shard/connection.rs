@@ -78,6 +78,8 @@ struct ConnectionState {
     message_ticks_left: Option<Tick>,
     /// For a client that is closed when its token runs out.
     token_ticks_left: Option<Tick>,
+    /// For a client that is closed when it says nothing.
+    idle_ticks_left: Option<Tick>,
     outbox: Option<OutboxState>,
     /// Read behind a command that waits for an answer.
     #[serde(with = "serde_bytes")]
@@ -161,6 +163,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         let stash = self.take_stash(index).map(|stash| stash.rest().to_vec()).unwrap_or_default();
         let message_ticks_left = self.rare_deadlines.messages.get(&index).map(|due| due.saturating_sub(now));
         let token_ticks_left = self.rare_deadlines.tokens.remove(&index).map(|due| due.saturating_sub(now));
+        let idle_ticks_left = self.rare_deadlines.idle.remove(&index).map(|due| due.saturating_sub(now));
         let reader = self.take_reader(index);
         let slot = &mut self.slots[index];
         let state = ConnectionState {
@@ -174,6 +177,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             age_ticks,
             message_ticks_left,
             token_ticks_left,
+            idle_ticks_left,
             outbox,
             stash,
             counted: flags & flag::COUNTED != 0,
@@ -231,6 +235,12 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         self.put_reader(index, read.reader, message_due);
         if let Some(left) = read.token_ticks_left {
             self.rare_deadlines.tokens.insert(index, now.saturating_add(left));
+        }
+        if self.settings.session.idle_timeout_ms > 0 && read.indexed {
+            // It may come from where silence was not watched.
+            self.spoken(index);
+            let due = self.rare_deadlines.idle.get_mut(&index).zip(read.idle_ticks_left);
+            due.into_iter().for_each(|(due, left)| *due = now.saturating_add(left));
         }
         if !read.stash.is_empty() {
             self.keep_stash(index, Stash::new(read.stash));

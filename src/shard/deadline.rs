@@ -25,6 +25,8 @@ pub(super) enum Deadline {
     Message,
     /// The client's token is good until then (`--jwt-close-expired`).
     Token,
+    /// The client says something of its own (`--idle-timeout`).
+    Idle,
     /// The client gives a sign of life after a ping (`--pong-timeout`).
     Pong,
     /// The client is pinged (`--ping-interval`).
@@ -33,18 +35,20 @@ pub(super) enum Deadline {
     Linger,
 }
 
-/// Deadlines that few connections have, by slot.
+/// Deadlines that few connections have, or only some servers, by slot.
 #[derive(Debug, Default)]
 pub(super) struct RareDeadlines {
     /// Of messages that are not complete.
     pub messages: HashMap<u32, Tick>,
     /// Of tokens.
     pub tokens: HashMap<u32, Tick>,
+    /// Of clients that say nothing.
+    pub idle: HashMap<u32, Tick>,
 }
 
 impl RareDeadlines {
     pub fn is_empty(&self) -> bool {
-        self.messages.is_empty() && self.tokens.is_empty()
+        self.messages.is_empty() && self.tokens.is_empty() && self.idle.is_empty()
     }
 }
 
@@ -59,15 +63,16 @@ fn each<S>(slot: &Slot<S>, index: u32, rare: &RareDeadlines, mut has: impl FnMut
         true => NEVER,
         false => rare.messages.get(&index).copied().unwrap_or(NEVER),
     };
-    let token = || match rare.tokens.is_empty() {
+    let of = |those: &HashMap<u32, Tick>| match those.is_empty() {
         true => NEVER,
-        false => rare.tokens.get(&index).copied().unwrap_or(NEVER),
+        false => those.get(&index).copied().unwrap_or(NEVER),
     };
     match &slot.stage {
         Stage::Session(session, _) => {
             has(Deadline::Write, write());
             has(Deadline::Message, message());
-            has(Deadline::Token, token());
+            has(Deadline::Token, of(&rare.tokens));
+            has(Deadline::Idle, of(&rare.idle));
             has(Deadline::Pong, session.pong_by().unwrap_or(NEVER));
             has(Deadline::Ping, session.ping_at().unwrap_or(NEVER));
         }
@@ -141,12 +146,25 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             Deadline::Token => {
                 self.session_input(index, |session, ctx| session.disconnect(CloseCause::TokenRanOut, ctx));
             }
-            Deadline::Handshake | Deadline::Write | Deadline::Message | Deadline::Pong => {
+            Deadline::Handshake | Deadline::Write | Deadline::Message | Deadline::Idle | Deadline::Pong => {
                 if self.is_overdue(index, deadline) {
                     self.overdue(index, deadline);
                 }
             }
         }
+    }
+
+    /// A client has said something of its own.
+    pub(super) fn spoken(&mut self, index: u32) {
+        // Its socket may be gone, or its connection closed by an effect before.
+        if matches!(self.slots[index].stage, Stage::Session(..)) {
+            let timeout = Duration::from_millis(self.settings.session.idle_timeout_ms);
+            self.rare_deadlines.idle.insert(index, tick_after(self.now.mono + timeout));
+        }
+    }
+
+    fn is_waiting(&self, index: u32) -> bool {
+        matches!(&self.slots[index].stage, Stage::Session(session, _) if session.is_waiting())
     }
 
     /// Whether a peer has really let a deadline pass. This thread may be late itself, after the process was stopped or
@@ -179,6 +197,11 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                 self.drop_now(index, CloseCause::WriteTimeout);
             }
             Deadline::Message => self.close(index, CloseCause::MessageTimeout),
+            // Not while a command is carried out: more of what it said may lie unread behind that.
+            Deadline::Idle if self.is_waiting(index) => self.spoken(index),
+            Deadline::Idle => {
+                self.session_input(index, |session, ctx| session.disconnect(CloseCause::IdleTimeout, ctx));
+            }
             Deadline::Pong => self.session_input(index, |session, ctx| session.pong_overdue(ctx)),
             Deadline::Ping | Deadline::Token | Deadline::Linger => {}
         }

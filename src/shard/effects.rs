@@ -71,6 +71,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                 }
                 Effect::Cancel => self.services.cancel(self.slots.key(index)),
                 Effect::LetIn => self.index(index),
+                Effect::Spoken => self.spoken(index),
                 Effect::Attach(topic) if self.is_live(index) => {
                     if let Some(stream) = self.hub.attach(index, &topic) {
                         self.services.follow(stream);

@@ -29,6 +29,7 @@ pub enum Need {
 pub const NPM: Need = Need::Program { program: "npm", package: "npm" };
 pub const CHROMIUM: Need = Need::Program { program: "chromium", package: "chromium" };
 pub const IP: Need = Need::Program { program: "ip", package: "iproute2" };
+pub const NFT: Need = Need::Program { program: "nft", package: "nftables" };
 pub const SYSTEMD: Need = Need::Program { program: "systemd-analyze", package: "systemd" };
 pub const NGINX: Need = Need::Program { program: "nginx", package: "nginx-light" };
 pub const HAPROXY: Need = Need::Program { program: "haproxy", package: "haproxy" };

@@ -35,6 +35,9 @@ cargo xtask COMMAND
                          as it needs: `cableway-loadtest --help` lists scenarios, each one's --help its arguments
   versus [ARGS...]       build both in release, then run Cableway and other servers under the same load
                          (`cableway-loadtest versus --help`)
+  dead-peers [--peers N] [--only TEXT]
+                         as root: let 1,000 clients (N) die each death in a network that is cut, beside as many healthy ones,
+                         and see that they are closed within the bound that the server states
   simulate [ARGS...]     run whole shards in the deterministic simulator, in release
                          (`--seeds N` seeds, `--seed S` to replay one)
 ";
@@ -67,6 +70,14 @@ fn main() -> ExitCode {
         Some("functions") => functions::run(&places, &rest(&mut args)),
         Some("load") => load(&places, &rest(&mut args)),
         Some("versus") => versus(&places, &rest(&mut args)),
+        Some("dead-peers") => match steps::dead_peers(&places, &rest(&mut args)) {
+            summary::Outcome::Impossible(why) => {
+                eprintln!("{why}");
+                ExitCode::FAILURE
+            }
+            outcome if outcome.failed() => ExitCode::FAILURE,
+            _ => ExitCode::SUCCESS,
+        },
         Some("simulate") => simulate(&places, &rest(&mut args)),
         Some("help" | "--help" | "-h") => {
             print!("{USAGE}");

@@ -3,7 +3,7 @@
 
 use crate::Places;
 use crate::command::{Command, cargo};
-use crate::machine::{self, CHROMIUM, HAPROXY, IP, NGINX, NPM, Need, PROMTOOL, SYSTEMD, VALGRIND};
+use crate::machine::{self, CHROMIUM, HAPROXY, IP, NFT, NGINX, NPM, Need, PROMTOOL, SYSTEMD, VALGRIND};
 use crate::smoke;
 use crate::summary::{self, Line, Outcome};
 use crate::tuning;
@@ -53,6 +53,12 @@ pub const ALL: &[Step] = &[
         what: "vanished peers are found (as root: it cuts a network of its own)",
         needs: &[IP],
         run: peers,
+    },
+    Step {
+        name: "deaths",
+        what: "clients die every death and are closed in time (as root: it cuts a network of its own)",
+        needs: &[IP, NFT],
+        run: deaths,
     },
     Step {
         name: "proxies",
@@ -210,6 +216,25 @@ fn program(places: &Places, name: &str) -> Result<PathBuf, Outcome> {
 fn peers(places: &Places) -> Outcome {
     let (passed, count) = cargo(places).args(["test", "--test", "dead_peers", "--", "--ignored"]).counts();
     Outcome::Ran { passed, count }
+}
+
+/// Enough for every shard to have many of each death; `cargo xtask dead-peers` takes a thousand.
+const PEERS: &str = "200";
+
+fn deaths(places: &Places) -> Outcome {
+    dead_peers(places, &["--peers".to_owned(), PEERS.to_owned()])
+}
+
+/// `cargo xtask dead-peers`. A debug build, as all tests have.
+pub fn dead_peers(places: &Places, args: &[String]) -> Outcome {
+    let programs = program(places, "cableway").and_then(|server| Ok((server, program(places, "cableway-loadtest")?)));
+    match programs {
+        Ok((server, loadtest)) => {
+            let run = Command::new(loadtest, places).arg("dead-peers").arg("--server").arg(server);
+            Outcome::of(run.args(args).passes())
+        }
+        Err(outcome) => outcome,
+    }
 }
 
 fn proxies(places: &Places) -> Outcome {

@@ -5,11 +5,12 @@
 mod http_rpc;
 mod messages;
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -32,6 +33,8 @@ struct Calls {
     most_at_once: AtomicU64,
     answered: AtomicU64,
     delay_us: AtomicU64,
+    /// How often it was told that a client is gone, of those that gave themselves a number.
+    told: Mutex<BTreeMap<String, u32>>,
 }
 
 impl Calls {
@@ -90,6 +93,12 @@ impl App {
     /// The most calls at once since the last time this was asked.
     pub fn take_most_at_once(&self) -> u64 {
         self.calls.most_at_once.swap(0, Ordering::Relaxed)
+    }
+
+    /// How often it was told that a client is gone, by the identifiers of clients that connected with `client=` in their
+    /// query.
+    pub fn told(&self) -> BTreeMap<String, u32> {
+        self.calls.told.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Calls answered.
@@ -151,7 +160,7 @@ impl tower_service::Service<http::Request<Body>> for Rpc {
 
 struct Method<Q, R> {
     calls: Arc<Calls>,
-    answer: fn(Q) -> R,
+    answer: fn(&Calls, Q) -> R,
 }
 
 impl<Q: Send + 'static, R: Send + 'static> UnaryService<Q> for Method<Q, R> {
@@ -164,7 +173,7 @@ impl<Q: Send + 'static, R: Send + 'static> UnaryService<Q> for Method<Q, R> {
             // A call that the client gives up is dropped in the middle; it is over all the same.
             let _under_way = UnderWay::new(&calls);
             calls.take_time().await;
-            Ok(Response::new(answer(request.into_inner())))
+            Ok(Response::new(answer(&calls, request.into_inner())))
         })
     }
 }
@@ -186,15 +195,23 @@ impl Drop for UnderWay<'_> {
     }
 }
 
-fn connect(_: ConnectionRequest) -> ConnectionResponse {
+/// What the identifiers of a client begin with that has a number.
+const NUMBERED: &str = r#"{"client":"#;
+
+fn connect(_: &Calls, request: ConnectionRequest) -> ConnectionResponse {
+    let url = request.env.map(|env| env.url).unwrap_or_default();
+    let number = url.split(['?', '&']).find_map(|pair| pair.strip_prefix("client="));
     ConnectionResponse {
         status: SUCCESS,
-        identifiers: r#"{"user":"load"}"#.to_owned(),
+        identifiers: match number {
+            Some(number) => format!("{NUMBERED}{}}}", json_string(number)),
+            None => r#"{"user":"load"}"#.to_owned(),
+        },
         transmissions: vec![r#"{"type":"welcome"}"#.to_owned()],
     }
 }
 
-fn command(call: CommandMessage) -> CommandResponse {
+fn command(_: &Calls, call: CommandMessage) -> CommandResponse {
     let identifier = json_string(&call.identifier);
     let mut response = CommandResponse { status: SUCCESS, ..CommandResponse::default() };
     match call.command.as_str() {
@@ -210,6 +227,29 @@ fn command(call: CommandMessage) -> CommandResponse {
     response
 }
 
-fn disconnect(_: DisconnectRequest) -> DisconnectResponse {
+fn disconnect(calls: &Calls, request: DisconnectRequest) -> DisconnectResponse {
+    if request.identifiers.starts_with(NUMBERED) {
+        let mut told = calls.told.lock().unwrap_or_else(PoisonError::into_inner);
+        *told.entry(request.identifiers).or_default() += 1;
+    }
     DisconnectResponse { status: SUCCESS }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_app_knows_how_often_it_was_told_of_each_client_that_has_a_number() {
+        let calls = Calls::default();
+        let url = |url: &str| ConnectionRequest { env: Some(Env { url: url.to_owned(), ..Env::default() }) };
+        for (client, times) in [("/cable?client=7&pi=0", 2), ("/cable?pi=0&client=8", 1), ("/cable", 3)] {
+            let identifiers = connect(&calls, url(client)).identifiers;
+            for _ in 0..times {
+                disconnect(&calls, DisconnectRequest { identifiers: identifiers.clone() });
+            }
+        }
+        let told = calls.told.into_inner().unwrap();
+        assert_eq!(told, BTreeMap::from([(r#"{"client":"7"}"#.into(), 2), (r#"{"client":"8"}"#.into(), 1)]));
+    }
 }

@@ -260,6 +260,7 @@ impl Sim {
         let rules = &self.scenario.settings;
         let draining = self.clients[c].was_drained || self.sites[self.clients[c].shard].drained_by.is_some();
         let no_pong = self.may_have_no_pong(c);
+        let idle = self.may_be_idle(c);
         let identifiers = self.identifiers(c);
         let client = &mut self.clients[c];
         client.saw_close = true;
@@ -285,6 +286,7 @@ impl Sim {
                 }
                 "too_slow" => (1000, "", may_be_slow && reconnect, CloseCause::TooSlow),
                 "no_pong" => (1000, "No Pong", no_pong && reconnect, CloseCause::NoPong),
+                "idle_timeout" => (1000, "Idle Timeout", idle && !reconnect, CloseCause::IdleTimeout),
                 _ => (0, "", false, CloseCause::Http),
             };
             client.seen_cause = Some(cause);

@@ -102,6 +102,13 @@ impl Sim {
         !time.is_zero() && client.answers_are_due(rules.native_pings) && (!client.prompt || passed)
     }
 
+    /// Whether the client is connected for long enough that it may be closed for having said nothing since.
+    pub(super) fn may_be_idle(&self, c: usize) -> bool {
+        let time = Duration::from_millis(self.scenario.settings.session.idle_timeout_ms);
+        let clock = &self.clients[c].clock;
+        !time.is_zero() && clock.opened_at.is_some_and(|at| !clock.is_early(at, time, clock.said_at))
+    }
+
     /// With nothing to do for the shards: has a deadline of this connection passed and nothing come of it, or will its
     /// shard sleep until it has?
     pub(super) fn check_deadlines(&mut self, c: usize) {
@@ -154,6 +161,14 @@ impl Sim {
         }
         let pong_timeout = Duration::from_millis(session.pong_timeout_ms);
         let heard_at = read_at.max(clock.answered_at);
+        let idle_timeout = Duration::from_millis(session.idle_timeout_ms);
+        if !idle_timeout.is_zero()
+            && client.model.phase == Phase::Open
+            && client.model.waiting.is_none()
+            && clock.opened_at.is_some_and(|at| clock.is_late(at.max(heard_at), idle_timeout, until))
+        {
+            return Some(format!("has said nothing since {heard_at:?} and is not closed"));
+        }
         let unanswered = clock.pings.iter().find(|&&at| at > heard_at);
         if let Some(&at) =
             unanswered.filter(|_| !pong_timeout.is_zero() && client.answers_are_due(session.native_pings))
@@ -172,7 +187,7 @@ impl Sim {
 
     /// Whether the server may have begun to close this connection, as far as it can be told from outside.
     fn may_be_closing(&mut self, c: usize) -> bool {
-        if self.may_have_no_pong(c) || self.has_unhandled(c) {
+        if self.may_have_no_pong(c) || self.may_be_idle(c) || self.has_unhandled(c) {
             return true;
         }
         let identifiers = self.identifiers(c);

@@ -103,7 +103,8 @@ impl Run {
                 return Err(format!("{ended} closed for {cause:?}, noted: {aged} ages and {delayed} delays"));
             }
         }
-        for seen in [CloseCause::ServerRestart, CloseCause::Remote, CloseCause::TooSlow, CloseCause::NoPong] {
+        let told = [CloseCause::ServerRestart, CloseCause::Remote, CloseCause::TooSlow];
+        for seen in told.into_iter().chain([CloseCause::NoPong, CloseCause::IdleTimeout]) {
             let by_clients = sim.clients.iter().filter(|client| client.seen_cause == Some(seen)).count() as u64;
             let counted = self.closed_for(seen);
             if counted < by_clients {

@@ -124,7 +124,8 @@ impl Run {
         self.sim.borrow().trace(|| "settle".into());
         self.go_on()?;
         let wakes: Vec<_> = (0..self.shards.len()).map(|s| self.wake_of(s)).collect();
-        let any_too_slow = self.closed_for(CloseCause::TooSlow) + self.closed_for(CloseCause::NoPong) > 0;
+        let given_up = [CloseCause::TooSlow, CloseCause::NoPong, CloseCause::IdleTimeout];
+        let any_too_slow = given_up.into_iter().any(|cause| self.closed_for(cause) > 0);
         let sim = &mut *self.sim.borrow_mut();
         for (site, wakes_at) in sim.sites.iter_mut().zip(wakes) {
             site.wakes_at = wakes_at;

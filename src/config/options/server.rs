@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::config::definition::{Unit, options};
-use crate::config::setting::Secret;
+use crate::config::setting::{Reaping, Secret};
 
 options! {
     /// Where and how the server listens.
@@ -99,6 +99,13 @@ options! {
     /// Empty: `fly` and `heroku` are found by the environment of their machines. Both bind 0.0.0.0; `fly` finds the app by
     /// ANYCABLE_FLY_RPC_APP_NAME. What a preset wants and is not there yet is named when the server starts.
     presets: Vec<String> = "", "presets", "presets";
+
+    /// How soon dead clients are found: `relaxed`, `default` or `aggressive`. It sets what concerns that and nobody has set.
+    ///
+    /// `aggressive` finds a vanished client that is pinged within 10 seconds and one that is not within a minute, and lets all
+    /// clients answer pings. `relaxed` waits for clients on bad networks. The boot log says what is in force and what it
+    /// costs, and docs/reaping.md what each sets.
+    reaping: Reaping = "default", "reaping", "reaping";
 
     /// No authentication, streams by plain name, broadcasts without a key. For trying things out.
     public: bool = "false", "public", "public" [.implies(&[("noauth", "true"), ("public-streams", "true")])];

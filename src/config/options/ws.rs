@@ -58,6 +58,12 @@ options! {
     /// Time without a sign of life after a ping, after which a client is closed. 0: never.
     pong_timeout: Duration = "0s", "pong-timeout", "app.pong_timeout" [.unit(Unit::Seconds)];
 
+    /// Time without a message of its own after which a client is closed, however alive it is. 0: never.
+    ///
+    /// Pings and pongs are no messages; what a client is sent does not count either. It is told `idle_timeout` and not to come
+    /// back.
+    idle_timeout: Duration = "0s", "idle-timeout", "app.idle_timeout" [.unit(Unit::Seconds)];
+
     /// Send a WebSocket ping frame after each ping message; its pong counts as a sign of life.
     native_pings: bool = "false", "enable-native-pings", "app.enable_native_ping";
 }

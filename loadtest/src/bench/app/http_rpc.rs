@@ -27,9 +27,9 @@ pub(super) async fn answer(calls: &Calls, request: http::Request<Body>) -> http:
     let body = body.to_bytes();
     calls.take_time().await;
     let answer = match &*method {
-        "/connect" => json(&body, connect),
-        "/command" => json(&body, command),
-        _ => json(&body, disconnect),
+        "/connect" => json(calls, &body, connect),
+        "/command" => json(calls, &body, command),
+        _ => json(calls, &body, disconnect),
     };
     match answer {
         Ok(json) => {
@@ -40,8 +40,12 @@ pub(super) async fn answer(calls: &Calls, request: http::Request<Body>) -> http:
     }
 }
 
-fn json<Q: DeserializeOwned, R: Serialize>(body: &[u8], answer: fn(Q) -> R) -> serde_json::Result<Vec<u8>> {
-    serde_json::to_vec(&answer(serde_json::from_slice(body)?))
+fn json<Q: DeserializeOwned, R: Serialize>(
+    calls: &Calls,
+    body: &[u8],
+    answer: fn(&Calls, Q) -> R,
+) -> serde_json::Result<Vec<u8>> {
+    serde_json::to_vec(&answer(calls, serde_json::from_slice(body)?))
 }
 
 fn status(code: u16) -> http::Response<Body> {
