@@ -3,7 +3,7 @@
 
 use crate::Places;
 use crate::command::{Command, cargo};
-use crate::machine::{self, CHROMIUM, HAPROXY, IP, NGINX, NPM, Need, PROMTOOL, SYSTEMD, VALGRIND};
+use crate::machine::{self, CHROMIUM, HAPROXY, IP, NGINX, NPM, Need, PROMETHEUS, PROMTOOL, SYSTEMD, VALGRIND};
 use crate::smoke;
 use crate::summary::{self, Line, Outcome};
 use crate::tuning;
@@ -61,6 +61,12 @@ pub const ALL: &[Step] = &[
         run: proxies,
     },
     Step { name: "promtool", what: "promtool finds the metrics well-formed", needs: &[PROMTOOL], run: promtool },
+    Step {
+        name: "prometheus",
+        what: "alerts fire and clear, and a real Prometheus says when the app is gone",
+        needs: &[PROMETHEUS, PROMTOOL],
+        run: prometheus,
+    },
     Step {
         name: "clients",
         what: "JavaScript clients and app servers against the real binary",
@@ -219,6 +225,11 @@ fn proxies(places: &Places) -> Outcome {
 
 fn promtool(places: &Places) -> Outcome {
     let (passed, count) = cargo(places).args(["test", "--test", "limits", "promtool", "--", "--ignored"]).counts();
+    Outcome::Ran { passed, count }
+}
+
+fn prometheus(places: &Places) -> Outcome {
+    let (passed, count) = cargo(places).args(["test", "--test", "prometheus", "--", "--ignored"]).counts();
     Outcome::Ran { passed, count }
 }
 
