@@ -80,6 +80,12 @@ pub const ALL: &[Step] = &[
         run: demo,
     },
     Step {
+        name: "admin",
+        what: "the admin page follows a server, in headless Chromium",
+        needs: &[Need::Node, NPM, Need::ClientPackages, CHROMIUM],
+        run: admin,
+    },
+    Step {
         name: "smoke",
         what: "the load test's scenarios in small, against the real binary",
         needs: &[Need::Node, NPM, VALGRIND],
@@ -278,15 +284,21 @@ fn node(places: &Places, files: Vec<PathBuf>) -> Outcome {
 }
 
 const DEMO_TEST: &str = "demo.test.mjs";
+const ADMIN_TEST: &str = "admin.test.mjs";
 
 fn clients(places: &Places) -> Outcome {
     let mut files = tuning::files(&places.root.join("tests/clients"), "mjs");
-    files.retain(|file| !file.ends_with(DEMO_TEST) && file.to_string_lossy().ends_with(".test.mjs"));
+    let in_a_browser = |file: &PathBuf| file.ends_with(DEMO_TEST) || file.ends_with(ADMIN_TEST);
+    files.retain(|file| !in_a_browser(file) && file.to_string_lossy().ends_with(".test.mjs"));
     node(places, files)
 }
 
 fn demo(places: &Places) -> Outcome {
     node(places, vec![places.root.join("tests/clients").join(DEMO_TEST)])
+}
+
+fn admin(places: &Places) -> Outcome {
+    node(places, vec![places.root.join("tests/clients").join(ADMIN_TEST)])
 }
 
 fn smoke(places: &Places) -> Outcome {
