@@ -217,10 +217,8 @@ fn room(figures: &Figures, look: Look) -> Section {
     if let Some(memory) = figures.memory {
         lines.push(plain("memory", bytes(memory)));
     }
-    let each = [(figures.user_bytes, "user"), (figures.kernel_bytes, "kernel")];
-    let each: Vec<_> = each.iter().filter_map(|(size, whose)| Some(format!("{} {whose}", bytes((*size)?)))).collect();
-    if !each.is_empty() {
-        lines.push(plain("  each", each.join(", ")));
+    for (whose, size) in [("  user", figures.user_bytes), ("  kernel", figures.kernel_bytes)] {
+        lines.extend(size.map(|size| plain(whose, format!("{} a connection", bytes(size)))));
     }
     if let Some(dropped) = figures.log_lines_dropped.filter(|dropped| *dropped > 0.0) {
         lines.push(line("log", vec![Span::styled(format!("{} lines dropped", count(dropped)), mood(false, look))]));
@@ -384,7 +382,8 @@ mod tests {
             "18,500/20,000, 7.5 % left",
             "3/4,096, 0 dropped/s",
             "230 MiB",
-            "504 B user, 3.3 KiB kernel",
+            "user      504 B a connection",
+            "kernel    3.3 KiB a connection",
             "120/s, 0.5/s failed",
             "p50 1.2 ms, p99 10 ms",
             "28 calls",
