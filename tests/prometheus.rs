@@ -34,8 +34,8 @@ const ALERTS: &str = include_str!("../deploy/prometheus/cableway.alerts.yml");
 const ALERT_TESTS: &str = include_str!("../deploy/prometheus/cableway.alerts.test.yml");
 const DASHBOARD: &str = include_str!("../deploy/grafana/cableway.json");
 
-/// Metrics that come with the bound of detection and are not in every server yet.
-const NOT_EVERYWHERE_YET: [&str; 2] = ["cableway_detection_bound_seconds", "cableway_detection_delay_seconds"];
+/// Not in every server yet.
+const NOT_EVERYWHERE_YET: [&str; 1] = ["cableway_detection_bound_seconds"];
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus")
@@ -121,6 +121,10 @@ fn every_cause_that_rules_and_dashboard_name_is_one_that_connections_end_for() {
     assert!(named.len() >= 5, "{named:?}");
     let unknown: Vec<_> = named.iter().filter(|name| !known.contains(name.as_str())).collect();
     assert!(unknown.is_empty(), "{unknown:?}");
+    let delays = RULES.split("detection_delay_seconds_sum{cause=~\"").nth(1).expect("a list of causes");
+    let delays: BTreeSet<&str> = delays.split('"').next().expect("quoted").split('|').collect();
+    let find_dead_peers = CloseCause::ALL.iter().filter(|cause| cause.finds_dead_peers());
+    assert_eq!(delays, find_dead_peers.map(|cause| cause.label()).collect());
 }
 
 #[test]

@@ -50,3 +50,19 @@ pub(super) fn ready(kind: &'static str, body: impl Into<Bytes>) -> ExtraAnswer {
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     Box::pin(std::future::ready(response))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use crate::model::CloseCause;
+
+    #[test]
+    fn the_page_knows_which_causes_find_dead_peers() {
+        let page = include_str!("admin/page.html");
+        let known = page.split_once("const DEAD = [").and_then(|(_, rest)| rest.split_once(']')).expect("a list").0;
+        let known: BTreeSet<&str> = known.split(", ").map(|quoted| quoted.trim_matches('\'')).collect();
+        let causes = CloseCause::ALL.iter().filter(|cause| cause.finds_dead_peers());
+        assert_eq!(known, causes.map(|cause| cause.label()).collect());
+    }
+}

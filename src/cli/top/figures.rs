@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::scrape::Scrape;
+use crate::model::CloseCause;
 
 /// What is shown of one moment. A figure that the server does not have, or that two scrapes are needed for and there is one
 /// only, is `None`.
@@ -108,13 +109,10 @@ impl Figures {
             calls_waiting: now.value("rpc_pending_num"),
             disconnects_waiting: now.value("disconnect_queue_size"),
             delays: delays(now),
-            silence: now.by_label(SILENCE.0, SILENCE.1, add),
+            silence: silence(now),
         }
     }
 }
-
-/// The gauge of connections by the time since their last sign of life, and its label.
-const SILENCE: (&str, &str) = ("connections_by_silence_num", "silence");
 
 fn add(one: f64, other: f64) -> f64 {
     one + other
@@ -142,10 +140,26 @@ fn accept_queue(now: &Scrape) -> Option<(f64, f64)> {
     queues.max_by(|(a, a_max), (b, b_max)| (a / a_max.max(1.0)).total_cmp(&(b / b_max.max(1.0))))
 }
 
+/// In the order of time, which is not that of the text.
+fn silence(now: &Scrape) -> Vec<(String, f64)> {
+    let mut silence = now.by_label("connections_silent", "silent_for", add);
+    silence.sort_by_key(|(span, _)| least_seconds(span));
+    silence
+}
+
+/// Where a span begins: `10-60s`, `15-60m`, `60m+`.
+fn least_seconds(span: &str) -> u64 {
+    let digits = span.find(|c: char| !c.is_ascii_digit()).unwrap_or(span.len());
+    let number: u64 = span[..digits].parse().unwrap_or(u64::MAX);
+    number.saturating_mul(if span.contains('m') { 60 } else { 1 })
+}
+
+/// Of the causes that find dead peers; where a client ends its connection, the delay is how long it was quiet before.
 fn delays(now: &Scrape) -> Vec<Delay> {
+    let finds = |name: &str| CloseCause::ALL.iter().any(|cause| cause.label() == name && cause.finds_dead_peers());
     let bounds = now.by_label("detection_bound_seconds", "cause", f64::max);
     let found = now.by_label("detection_delay_seconds_count", "cause", add);
-    let seen = found.into_iter().filter(|(_, count)| *count > 0.0).map(|(cause, found)| {
+    let seen = found.into_iter().filter(|(cause, count)| finds(cause) && *count > 0.0).map(|(cause, found)| {
         let delay = now.histogram("detection_delay_seconds", Some(("cause", &cause)));
         let bound = bounds.iter().find(|(known, _)| *known == cause).map(|(_, bound)| *bound);
         Delay { found, half: delay.quantile(0.5), most: delay.quantile(0.99), bound, cause }
@@ -174,6 +188,9 @@ mod tests {
             c_detection_bound_seconds{kind=\"a\",cause=\"no_pong\"} 10\nc_detection_bound_seconds{kind=\"b\",cause=\"no_pong\"} 20\n\
             c_detection_delay_seconds_bucket{cause=\"no_pong\",le=\"10\"} 15\n\
             c_detection_delay_seconds_bucket{cause=\"no_pong\",le=\"+Inf\"} 15\n\
+            c_detection_delay_seconds_count{cause=\"client_gone\"} 41\n\
+            c_connections_silent{silent_for=\"0-10s\"} 1\nc_connections_silent{silent_for=\"1-5m\"} 3\n\
+            c_connections_silent{silent_for=\"10-60s\"} 2\nc_connections_silent{silent_for=\"60m+\"} 4\n\
             c_detection_delay_seconds_count{cause=\"no_pong\"} 15\nc_detection_delay_seconds_count{cause=\"too_slow\"} 0\n";
         [first, second].map(|text| Scrape::parse(text).unwrap())
     }
@@ -190,6 +207,8 @@ mod tests {
         // The 20 calls of these two seconds only.
         assert_eq!(figures.call_seconds.map(|(half, _)| half), Some(1.5));
         assert_eq!(figures.accept_queue, Some((90.0, 100.0)));
+        let silence: Vec<_> = figures.silence.iter().map(|(span, held)| (span.as_str(), *held)).collect();
+        assert_eq!(silence, [("0-10s", 1.0), ("10-60s", 2.0), ("1-5m", 3.0), ("60m+", 4.0)]);
         let no_pong = &figures.delays[0];
         assert_eq!((figures.delays.len(), no_pong.half, no_pong.bound), (1, Some(5.0), Some(20.0)));
     }
