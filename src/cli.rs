@@ -1,6 +1,7 @@
 //! What the command line asks for, carried out.
 
 mod log;
+mod top;
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -21,10 +22,13 @@ use log::{Log, Stream};
 
 /// Runs the program; what `main` does.
 pub fn run() -> ExitCode {
-    // Started by the demo's page, not by people, and not in the help.
     let mut arguments = std::env::args_os().skip(1).map_while(|argument| argument.into_string().ok());
-    if arguments.next().as_deref() == Some(demo::IDLE_CLIENTS_COMMAND) {
-        return demo::hold_idle_clients(arguments);
+    match arguments.next().as_deref() {
+        // Started by the demo's page, not by people, and not in the help.
+        Some(demo::IDLE_CLIENTS_COMMAND) => return demo::hold_idle_clients(arguments),
+        // It has no server, and none of a server's options.
+        Some(top::COMMAND) => return top::run(arguments),
+        _ => {}
     }
     let env: BTreeMap<String, String> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))

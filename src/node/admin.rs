@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use ::http::header::{CONTENT_TYPE, HeaderValue};
+use ::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Response;
@@ -19,6 +19,7 @@ pub(super) fn routes(observer: &Arc<Observer>) -> Vec<AdminRoute> {
     let metrics = Arc::clone(observer);
     let [closes, connections] = [(); 2].map(|()| Arc::clone(&observer.parts.inboxes));
     vec![
+        AdminRoute::new("/admin", |_| page()),
         AdminRoute::new("/metrics", move |head| {
             let form = http::metrics_form(head);
             ready(form.media_type(), metrics.metrics_text(form))
@@ -30,9 +31,38 @@ pub(super) fn routes(observer: &Arc<Observer>) -> Vec<AdminRoute> {
     ]
 }
 
+/// The page with live charts. It asks for `/metrics` again and again and for nothing else.
+fn page() -> ExtraAnswer {
+    let mut response = Response::new(Full::new(Bytes::from_static(include_bytes!("admin/page.html"))));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
+    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGE_MAY));
+    Box::pin(std::future::ready(response))
+}
+
+/// What the page may do: run what stands in it, and ask this port. No other site may show it in a frame.
+const PAGE_MAY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; \
+                        connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
 /// An answer that is there already.
 pub(super) fn ready(kind: &'static str, body: impl Into<Bytes>) -> ExtraAnswer {
     let mut response = Response::new(Full::new(body.into()));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     Box::pin(std::future::ready(response))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use crate::model::CloseCause;
+
+    #[test]
+    fn the_page_knows_which_causes_find_dead_peers() {
+        let page = include_str!("admin/page.html");
+        let known = page.split_once("const DEAD = [").and_then(|(_, rest)| rest.split_once(']')).expect("a list").0;
+        let known: BTreeSet<&str> = known.split(", ").map(|quoted| quoted.trim_matches('\'')).collect();
+        let causes = CloseCause::ALL.iter().filter(|cause| cause.finds_dead_peers());
+        assert_eq!(known, causes.map(|cause| cause.label()).collect());
+    }
 }

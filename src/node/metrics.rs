@@ -1,11 +1,12 @@
 //! The metrics of a node: what Prometheus reads, and the measurements that it shows.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
 
 use tokio::runtime::Handle;
 
 use crate::metrics;
-use crate::os::{limits, listener};
+use crate::os::{limits, listener, process};
 use crate::telemetry::{Collect, Families, LOG_LINES_DROPPED, Text};
 
 use super::dead_peers;
@@ -24,6 +25,9 @@ metrics! {
         mem_sys_bytes: Gauge,
         /// Memory of this process in RAM that came since boot, divided by its open WebSockets.
         user_bytes_per_connection: Gauge,
+        /// Kernel memory of the whole machine, slab caches and TCP buffers, that came since boot, divided by the open
+        /// WebSockets of this process: too much where the machine does something else, or where clients run on it.
+        kernel_bytes_per_connection: Gauge,
         /// Descriptors in use.
         open_descriptors_num: Gauge,
         /// Limit of descriptors.
@@ -42,6 +46,7 @@ metrics! {
 pub(super) struct Measured {
     resident_bytes: u64,
     bytes_per_websocket: u64,
+    kernel_bytes_per_websocket: u64,
     descriptors: u64,
     listen_overflows: u64,
     listen_drops: u64,
@@ -86,6 +91,7 @@ impl Observer {
         node.websockets_max.set(gauge(self.parts.capacity.clients));
         node.mem_sys_bytes.set(gauge(measured.resident_bytes));
         node.user_bytes_per_connection.set(gauge(measured.bytes_per_websocket));
+        node.kernel_bytes_per_connection.set(gauge(measured.kernel_bytes_per_websocket));
         node.open_descriptors_num.set(gauge(measured.descriptors));
         node.open_descriptors_max.set(gauge(self.parts.open_files));
         node.listen_overflows_total.add(measured.listen_overflows);
@@ -98,10 +104,13 @@ impl Observer {
     fn measure(&self) {
         let facts = self.facts();
         let grown = facts.resident_bytes.saturating_sub(facts.resident_bytes_at_boot);
+        let kernel = process::kernel_bytes().unwrap_or(0);
+        let kernel_grown = kernel.saturating_sub(self.kernel_booted_with.load(Relaxed));
         let (listen_overflows, listen_drops) = limits::listen_overflows().unwrap_or_default();
         let measured = Measured {
             resident_bytes: facts.resident_bytes,
             bytes_per_websocket: grown.checked_div(facts.websockets).unwrap_or(0),
+            kernel_bytes_per_websocket: kernel_grown.checked_div(facts.websockets).unwrap_or(0),
             descriptors: facts.descriptors,
             listen_overflows,
             listen_drops,

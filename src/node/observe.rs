@@ -61,6 +61,8 @@ pub struct Facts {
 pub struct Observer {
     pub(super) parts: Parts,
     pub(super) booted_with: AtomicU64,
+    /// What the kernel of this machine held then.
+    pub(super) kernel_booted_with: AtomicU64,
     pub(super) measured: Mutex<Measured>,
     pub(super) backend_reachable: AtomicBool,
     pub(super) calls_turn: AtomicBool,
@@ -71,6 +73,7 @@ impl Observer {
         Observer {
             parts,
             booted_with: AtomicU64::new(0),
+            kernel_booted_with: AtomicU64::new(0),
             measured: Mutex::default(),
             backend_reachable: AtomicBool::new(false),
             calls_turn: AtomicBool::new(false),
@@ -96,6 +99,7 @@ impl Observer {
     /// Starts to measure and to warn about trouble.
     pub(super) fn watch(self: &Arc<Self>, runtime: &Handle) {
         self.booted_with.store(process::resident_bytes().unwrap_or(0), Relaxed);
+        self.kernel_booted_with.store(process::kernel_bytes().unwrap_or(0), Relaxed);
         self.keep_measuring(runtime);
         self.keep_warning(runtime);
     }

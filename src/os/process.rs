@@ -9,6 +9,18 @@ pub fn resident_bytes() -> Option<u64> {
     Some(pages * rustix::param::page_size() as u64)
 }
 
+/// Memory that the kernel of the whole machine holds in its slab caches and in TCP buffers (`/proc/meminfo`,
+/// `/proc/net/sockstat`): its side of every connection is in them. It does not count by process.
+pub fn kernel_bytes() -> Option<u64> {
+    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
+    let slab = meminfo.lines().find_map(|line| line.strip_prefix("Slab:"))?;
+    let slab: u64 = slab.trim().strip_suffix(" kB")?.parse().ok()?;
+    let sockstat = fs::read_to_string("/proc/net/sockstat").ok()?;
+    let tcp = sockstat.lines().find(|line| line.starts_with("TCP:"))?;
+    let pages: u64 = tcp.rsplit_once(" mem ")?.1.trim().parse().ok()?;
+    Some(slab * 1024 + pages * rustix::param::page_size() as u64)
+}
+
 /// Descriptors in use. Linux 6.2 and later tell the number as the directory's size; before that it is walked, which makes the
 /// kernel keep an inode and a name for each of them (900 bytes, until memory gets short): not for the hot path.
 pub fn open_descriptors() -> Option<u64> {
@@ -26,6 +38,8 @@ mod tests {
     #[test]
     fn memory_and_descriptors_are_counted() {
         assert!(resident_bytes().unwrap() > 100_000);
+        // Less than a mebibyte is no Linux that runs tests.
+        assert!(kernel_bytes().unwrap() > 1 << 20);
         let before = open_descriptors().unwrap();
         let _files: Vec<_> = (0..200).map(|_| fs::File::open("/dev/null").unwrap()).collect();
         assert!(open_descriptors().unwrap() >= before + 100);

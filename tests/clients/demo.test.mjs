@@ -2,28 +2,13 @@
 // desktop and on a phone; the screenshots are kept for a look.
 
 import assert from 'node:assert/strict';
-import { mkdirSync, mkdtempSync } from 'node:fs';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { chromium } from 'playwright-core';
+import { DESKTOP, PHONE, artifacts, launch, newPage, widths } from './harness/browser.mjs';
 import { Child } from './harness/child.mjs';
-import { DEADLINE_MS, within } from './harness/deadline.mjs';
+import { within } from './harness/deadline.mjs';
 
-const ARTIFACTS = process.env.CLIENT_TEST_ARTIFACTS ?? mkdtempSync(join(tmpdir(), 'cableway-demo-'));
-const DESKTOP = { viewport: { width: 1280, height: 800 } };
-const PHONE = { viewport: { width: 390, height: 844 }, isMobile: true, hasTouch: true, deviceScaleFactor: 2 };
-
-// Everything that would make the browser look for hosts of its own is off: a test machine may have no network.
-const QUIET = [
-  '--no-sandbox',
-  '--disable-gpu',
-  '--disable-quic',
-  '--no-first-run',
-  '--disable-background-networking',
-  '--disable-component-update',
-  '--disable-sync',
-];
+const ARTIFACTS = artifacts('demo');
 
 describe('the demo page', () => {
   let demo;
@@ -33,11 +18,9 @@ describe('the demo page', () => {
 
   before(async () => {
     assert.ok(process.env.CABLEWAY_BIN, 'CABLEWAY_BIN must name the cableway binary under test');
-    mkdirSync(ARTIFACTS, { recursive: true });
     demo = new Child('cableway demo', process.env.CABLEWAY_BIN, ['demo', '--port', '0']);
     url = await demo.line('its URL', (line) => /^https?:\/\/\S+$/.exec(line)?.[0]);
-    const executablePath = process.env.CHROMIUM_BIN ?? '/usr/bin/chromium';
-    browser = await chromium.launch({ executablePath, headless: true, args: QUIET });
+    browser = await launch();
   });
   after(async () => {
     await browser?.close();
@@ -45,12 +28,7 @@ describe('the demo page', () => {
   });
 
   const open = async (options) => {
-    const context = await browser.newContext(options);
-    const page = await context.newPage();
-    page.setDefaultTimeout(DEADLINE_MS);
-    page.faults = [];
-    page.on('pageerror', (error) => page.faults.push(String(error)));
-    page.on('console', (message) => message.type() === 'error' && page.faults.push(message.text()));
+    const page = await newPage(browser, options);
     await page.goto(url);
     await page.getByTestId('status').filter({ hasText: /^\s*connected\s*$/i }).waitFor();
     pages.push(page);
@@ -126,7 +104,7 @@ describe('the demo page', () => {
 
   test('nothing is cut off sideways, and the message field is in reach', async () => {
     for (const page of [desktop, phone]) {
-      const [content, width] = await page.evaluate(() => [document.documentElement.scrollWidth, window.innerWidth]);
+      const [content, width] = await widths(page);
       assert.ok(content <= width, `content is ${content} px wide in a window of ${width}`);
       await page.getByTestId('message-input').scrollIntoViewIfNeeded();
       const box = await page.getByTestId('send-button').boundingBox();

@@ -106,7 +106,7 @@ fn the_names_that_dashboards_know_are_there_and_labelled_as_configured() {
         "rpc_canceled_total counter",
         "rpc_pending_num gauge",
     ];
-    const OURS: [&str; 18] = [
+    const OURS: [&str; 19] = [
         "connections_closed_total counter",
         "connections_accepted_total counter",
         "connections_num gauge",
@@ -116,6 +116,7 @@ fn the_names_that_dashboards_know_are_there_and_labelled_as_configured() {
         "websockets_num gauge",
         "websockets_max gauge",
         "user_bytes_per_connection gauge",
+        "kernel_bytes_per_connection gauge",
         "open_descriptors_num gauge",
         "open_descriptors_max gauge",
         "accept_queue_length gauge",

@@ -33,6 +33,7 @@ pub const NFT: Need = Need::Program { program: "nft", package: "nftables" };
 pub const SYSTEMD: Need = Need::Program { program: "systemd-analyze", package: "systemd" };
 pub const NGINX: Need = Need::Program { program: "nginx", package: "nginx-light" };
 pub const HAPROXY: Need = Need::Program { program: "haproxy", package: "haproxy" };
+pub const PROMETHEUS: Need = Need::Program { program: "prometheus", package: "prometheus" };
 pub const PROMTOOL: Need = Need::Program { program: "promtool", package: "prometheus" };
 pub const VALGRIND: Need = Need::Program { program: "valgrind", package: "valgrind" };
 

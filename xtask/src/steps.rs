@@ -3,7 +3,7 @@
 
 use crate::Places;
 use crate::command::{Command, cargo};
-use crate::machine::{self, CHROMIUM, HAPROXY, IP, NFT, NGINX, NPM, Need, PROMTOOL, SYSTEMD, VALGRIND};
+use crate::machine::{self, CHROMIUM, HAPROXY, IP, NFT, NGINX, NPM, Need, PROMETHEUS, PROMTOOL, SYSTEMD, VALGRIND};
 use crate::smoke;
 use crate::summary::{self, Line, Outcome};
 use crate::tuning;
@@ -68,6 +68,12 @@ pub const ALL: &[Step] = &[
     },
     Step { name: "promtool", what: "promtool finds the metrics well-formed", needs: &[PROMTOOL], run: promtool },
     Step {
+        name: "prometheus",
+        what: "alerts fire and clear, and a real Prometheus says when the app is gone",
+        needs: &[PROMETHEUS, PROMTOOL],
+        run: prometheus,
+    },
+    Step {
         name: "clients",
         what: "JavaScript clients and app servers against the real binary",
         needs: &[Need::Node, NPM, Need::ClientPackages],
@@ -78,6 +84,12 @@ pub const ALL: &[Step] = &[
         what: "two browser tabs chat through the demo, in headless Chromium",
         needs: &[Need::Node, NPM, Need::ClientPackages, CHROMIUM],
         run: demo,
+    },
+    Step {
+        name: "admin",
+        what: "the admin page follows a server, in headless Chromium",
+        needs: &[Need::Node, NPM, Need::ClientPackages, CHROMIUM],
+        run: admin,
     },
     Step {
         name: "smoke",
@@ -247,6 +259,11 @@ fn promtool(places: &Places) -> Outcome {
     Outcome::Ran { passed, count }
 }
 
+fn prometheus(places: &Places) -> Outcome {
+    let (passed, count) = cargo(places).args(["test", "--test", "prometheus", "--", "--ignored"]).counts();
+    Outcome::Ran { passed, count }
+}
+
 fn systemd(places: &Places) -> Outcome {
     let binary = match program(places, "cableway") {
         Ok(binary) => binary,
@@ -292,15 +309,21 @@ fn node(places: &Places, files: Vec<PathBuf>) -> Outcome {
 }
 
 const DEMO_TEST: &str = "demo.test.mjs";
+const ADMIN_TEST: &str = "admin.test.mjs";
 
 fn clients(places: &Places) -> Outcome {
     let mut files = tuning::files(&places.root.join("tests/clients"), "mjs");
-    files.retain(|file| !file.ends_with(DEMO_TEST) && file.to_string_lossy().ends_with(".test.mjs"));
+    let in_a_browser = |file: &PathBuf| file.ends_with(DEMO_TEST) || file.ends_with(ADMIN_TEST);
+    files.retain(|file| !in_a_browser(file) && file.to_string_lossy().ends_with(".test.mjs"));
     node(places, files)
 }
 
 fn demo(places: &Places) -> Outcome {
     node(places, vec![places.root.join("tests/clients").join(DEMO_TEST)])
+}
+
+fn admin(places: &Places) -> Outcome {
+    node(places, vec![places.root.join("tests/clients").join(ADMIN_TEST)])
 }
 
 fn smoke(places: &Places) -> Outcome {
