@@ -106,7 +106,8 @@ impl Sim {
     pub(super) fn may_be_idle(&self, c: usize) -> bool {
         let time = Duration::from_millis(self.scenario.settings.session.idle_timeout_ms);
         let clock = &self.clients[c].clock;
-        !time.is_zero() && clock.opened_at.is_some_and(|at| !clock.is_early(at, time, clock.said_at))
+        // It may have been let in long before the end of the response found room.
+        !time.is_zero() && clock.accepted_at.is_some_and(|at| !clock.is_early(at, time, clock.said_at))
     }
 
     /// With nothing to do for the shards: has a deadline of this connection passed and nothing come of it, or will its
