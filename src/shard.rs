@@ -360,7 +360,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         // Behind the deliveries: whoever is sent away has been given what was published before.
         self.go_on_draining();
         self.flush_dirty();
-        std::mem::swap(&mut self.dirty, &mut self.unfinished_writes);
+        self.dirty.append(&mut self.unfinished_writes);
         self.go_on_looking();
         self.sample_some();
         self.metrics.kept(&self.buffers);

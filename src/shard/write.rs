@@ -103,6 +103,14 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
 
     /// Writes out everything the turn produced. Who takes very much is written to again in the next turn.
     pub(super) fn flush_dirty(&mut self) {
+        self.write_dirty();
+        if self.buffers.is_over() {
+            self.make_room();
+            self.write_dirty();
+        }
+    }
+
+    fn write_dirty(&mut self) {
         // Writing may close connections, and closing one may produce more to write. In the order of the list, which is
         // that of the sockets' age when a publication made it: what the kernel holds for neighbours lies together.
         let mut at = 0;
@@ -114,9 +122,6 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             }
         }
         self.dirty.clear();
-        if self.buffers.is_over() {
-            self.make_room();
-        }
     }
 
     /// Writes what there is room for.
