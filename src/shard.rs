@@ -75,6 +75,7 @@ use slots::{Slots, flag};
 use wheel::Wheel;
 use write::SPARE_OUTBOXES;
 
+pub use crate::os::tcp::TcpInfo;
 pub use closes::{ClosedConnection, Origin, Served, Who};
 pub use connection::{BadState, FORMAT, TakenApart};
 pub use epoll::{Epoll, EpollSettings, Socket};
@@ -82,7 +83,7 @@ use handshake::Begun;
 pub use handshake::{ProxyRules, Tokens};
 pub use inbox::{Delivery, Inbox, Message};
 pub use look::{Answered, CONNECTIONS_MAX, LiveConnection, Look, LookAt, Seen};
-pub use machine::{Accepted, Incoming, Interest, Machine, Readiness, Received, Vitals};
+pub use machine::{Accepted, Incoming, Interest, Machine, Readiness, Received};
 pub use metrics::ShardMetrics;
 pub use run::run;
 pub use services::Services;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use cableway::hub::StreamKey;
 use cableway::model::{Call, Now, Publication, Question, Reply, Request, Sid, SlotKey};
-use cableway::shard::{Accepted, Incoming, Interest, Machine, Received, Services, Vitals};
+use cableway::shard::{Accepted, Incoming, Interest, Machine, Received, Services, TcpInfo};
 
 use crate::client::Aim;
 use crate::net::ConnId;
@@ -158,12 +158,12 @@ impl Machine for Seams {
     fn set_user_timeout(&mut self, _socket: &Socket, _timeout: Duration) {}
 
     /// The network knows when the client's bytes were read last. Clients' kernels acknowledge nothing here.
-    fn vitals(&self, socket: &Socket) -> Option<Vitals> {
+    fn tcp_info(&self, socket: &Socket) -> Option<TcpInfo> {
         let sim = &mut *self.sim.borrow_mut();
         self.check_holds(sim, socket.conn, "asks about it");
         let accepted_at = sim.clients[socket.conn].clock.accepted_at.unwrap_or_default();
         let since = sim.mono - sim.net.conn(socket.conn).read_at.max(accepted_at);
-        Some(Vitals { since_data: since, since_ack: since, ..Vitals::default() })
+        Some(TcpInfo { since_data: since, since_ack: since, ..TcpInfo::default() })
     }
 
     fn peer(&self, _socket: &Socket) -> Option<SocketAddr> {

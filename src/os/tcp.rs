@@ -25,6 +25,13 @@ pub struct TcpInfo {
     pub received: u64,
 }
 
+impl TcpInfo {
+    /// Since the last sign of life of any kind.
+    pub fn silent(&self) -> Duration {
+        self.since_data.min(self.since_ack)
+    }
+}
+
 /// As much of `struct tcp_info` (linux/tcp.h) as is read here. The kernel only ever adds to its end, and fills as much as
 /// there is room for. `libc` has a shorter one, as glibc has.
 const INFO_BYTES: usize = 136;

@@ -14,7 +14,7 @@ use serde::{Serialize, Serializer};
 use crate::model::{CloseCause, TICK_MS, tick};
 
 use super::slots::Stage;
-use super::{Machine, Services, Shard, Vitals};
+use super::{Machine, Services, Shard, TcpInfo};
 
 /// Characters of connection identifiers that are kept of one connection.
 const IDENTIFIERS_CHARS_MAX: usize = 256;
@@ -147,15 +147,15 @@ impl Closes {
 }
 
 /// Which signs of life a peer did not give, by what ends its connection.
-fn silence(cause: CloseCause, vitals: &Vitals, stalled: Option<Duration>) -> Duration {
+fn silence(cause: CloseCause, tcp_info: &TcpInfo, stalled: Option<Duration>) -> Duration {
     match cause {
         // The program behind the socket is waited for. Its kernel may well acknowledge what we send.
         CloseCause::NoPong | CloseCause::MessageTimeout | CloseCause::HandshakeTimeout | CloseCause::IdleTimeout => {
-            vitals.since_data
+            tcp_info.since_data
         }
         // Nothing gets out. The kernel of a peer that never reads answers our probes all the same.
-        CloseCause::WriteTimeout | CloseCause::TooSlow => vitals.silent().max(stalled.unwrap_or_default()),
-        _ => vitals.silent(),
+        CloseCause::WriteTimeout | CloseCause::TooSlow => tcp_info.silent().max(stalled.unwrap_or_default()),
+        _ => tcp_info.silent(),
     }
 }
 
@@ -174,8 +174,8 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             let left = Duration::from_millis(u64::from(until.saturating_sub(tick(self.now.mono))) * TICK_MS);
             self.settings.write_timeout.saturating_sub(left)
         });
-        let vitals = self.machine.vitals(socket);
-        let silent = vitals.map(|vitals| silence(cause, &vitals, stalled));
+        let tcp_info = self.machine.tcp_info(socket);
+        let silent = tcp_info.map(|tcp_info| silence(cause, &tcp_info, stalled));
         let age = slot.stage.age(self.now).unwrap_or_default();
         self.metrics.ended(cause, age, silent);
         let closed = ClosedConnection {
@@ -186,8 +186,8 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             route,
             age_ms: millis(age),
             silent_ms: silent.map(millis),
-            received_bytes: vitals.map(|vitals| vitals.received),
-            sent_bytes: vitals.map(|vitals| vitals.sent),
+            received_bytes: tcp_info.map(|tcp_info| tcp_info.received),
+            sent_bytes: tcp_info.map(|tcp_info| tcp_info.sent),
             peer: self.origin(index),
             shard: self.slots.key(index).shard,
             who: self.who(index),
@@ -237,7 +237,7 @@ mod tests {
     #[test]
     fn what_counts_as_a_sign_of_life_depends_on_who_is_waited_for() {
         let seconds = Duration::from_secs;
-        let vitals = Vitals { since_data: seconds(100), since_ack: seconds(2), ..Vitals::default() };
+        let tcp_info = TcpInfo { since_data: seconds(100), since_ack: seconds(2), ..TcpInfo::default() };
         for (cause, stalled, silent) in [
             (CloseCause::PeerTimeout, None, 2),
             (CloseCause::NoPong, None, 100),
@@ -247,7 +247,7 @@ mod tests {
             (CloseCause::WriteTimeout, None, 2),
             (CloseCause::ClientGone, Some(10), 2),
         ] {
-            assert_eq!(silence(cause, &vitals, stalled.map(seconds)), seconds(silent), "{cause:?} {stalled:?}");
+            assert_eq!(silence(cause, &tcp_info, stalled.map(seconds)), seconds(silent), "{cause:?} {stalled:?}");
         }
     }
 }

@@ -18,8 +18,9 @@ use crate::os::poll::{Poller, Watch};
 use crate::os::tcp;
 use crate::proto::handshake;
 
+use super::TcpInfo;
 use super::inbox::Inbox;
-use super::machine::{Accepted, Incoming, Interest, Machine, Received, Vitals};
+use super::machine::{Accepted, Incoming, Interest, Machine, Received};
 
 /// Token of the inbox's waker.
 pub(super) const WAKER: u64 = u64::MAX;
@@ -275,10 +276,8 @@ impl Machine for Epoll {
         let _ = rustix::net::shutdown(socket, Shutdown::Write);
     }
 
-    fn vitals(&self, socket: &Socket) -> Option<Vitals> {
-        let tcp::TcpInfo { since_data, since_ack, rtt, unacked, retransmits, sent, received } =
-            tcp::info(socket).ok()?;
-        Some(Vitals { since_data, since_ack, rtt, unacked, retransmits, sent, received })
+    fn tcp_info(&self, socket: &Socket) -> Option<TcpInfo> {
+        tcp::info(socket).ok()
     }
 
     fn peer(&self, socket: &Socket) -> Option<SocketAddr> {

@@ -192,7 +192,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
 
     fn live(&self, index: u32) -> Option<LiveConnection> {
         let slot = &self.slots[index];
-        let vitals = slot.socket.as_ref().and_then(|socket| self.machine.vitals(socket));
+        let tcp_info = slot.socket.as_ref().and_then(|socket| self.machine.tcp_info(socket));
         let session = match &slot.stage {
             Stage::Session(session, _) => Some(session),
             _ => None,
@@ -201,13 +201,13 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             route: Served::of(&slot.stage)?,
             is_waiting: session.is_some_and(|session| session.is_waiting()),
             age_ms: slot.stage.age(self.now).map(millis)?,
-            silent_ms: vitals.map(|vitals| millis(vitals.silent())),
-            since_data_ms: vitals.map(|vitals| millis(vitals.since_data)),
-            rtt_us: vitals.map(|vitals| vitals.rtt.as_micros() as u64),
-            unacked: vitals.map(|vitals| vitals.unacked),
-            retransmits: vitals.map(|vitals| vitals.retransmits),
-            received_bytes: vitals.map(|vitals| vitals.received),
-            sent_bytes: vitals.map(|vitals| vitals.sent),
+            silent_ms: tcp_info.map(|tcp_info| millis(tcp_info.silent())),
+            since_data_ms: tcp_info.map(|tcp_info| millis(tcp_info.since_data)),
+            rtt_us: tcp_info.map(|tcp_info| tcp_info.rtt.as_micros() as u64),
+            unacked: tcp_info.map(|tcp_info| tcp_info.unacked),
+            retransmits: tcp_info.map(|tcp_info| tcp_info.retransmits),
+            received_bytes: tcp_info.map(|tcp_info| tcp_info.received),
+            sent_bytes: tcp_info.map(|tcp_info| tcp_info.sent),
             waiting_bytes: slot.outbox.as_ref().map_or(0, |outbox| outbox.cost()),
             streams: session.map_or(0, |session| session.topics().count()),
             peer: self.origin(index),

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::model::Now;
+use crate::os::tcp::TcpInfo;
 
 /// What came of trying to accept a connection.
 #[derive(Debug)]
@@ -61,32 +62,6 @@ pub struct Readiness {
     pub writable: bool,
     /// The peer has shut its half or is gone.
     pub hangup: bool,
-}
-
-/// What is known of the other end of a connection without anything being kept for it: the kernel knows it anyway.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Vitals {
-    /// Since bytes came last, or since the connection was made.
-    pub since_data: Duration,
-    /// Since the peer's kernel acknowledged something last.
-    pub since_ack: Duration,
-    /// Time from sending to acknowledgement.
-    pub rtt: Duration,
-    /// Segments that are sent and not acknowledged.
-    pub unacked: u32,
-    /// Segments that were sent again, in the whole life of the connection.
-    pub retransmits: u32,
-    /// Bytes that the peer has acknowledged, the handshake's included.
-    pub sent: u64,
-    /// Bytes that came, the handshake's included.
-    pub received: u64,
-}
-
-impl Vitals {
-    /// Since the last sign of life of any kind.
-    pub fn silent(&self) -> Duration {
-        self.since_data.min(self.since_ack)
-    }
 }
 
 /// Sockets, readiness and the clock. Nothing here waits.
@@ -148,7 +123,7 @@ pub trait Machine {
 
     /// How the other end is. It costs a system call: it is asked when a connection ends, and of a few of those that are
     /// open. `None`: nothing is known.
-    fn vitals(&self, socket: &Self::Socket) -> Option<Vitals>;
+    fn tcp_info(&self, socket: &Self::Socket) -> Option<TcpInfo>;
 
     /// Where a socket leads, or led before its connection ended.
     fn peer(&self, socket: &Self::Socket) -> Option<SocketAddr>;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::telemetry::{Families, Gauge, Value};
 
-use super::{Machine, Services, Shard, Vitals};
+use super::{Machine, Services, Shard, TcpInfo};
 
 /// Connections that a sweep looks at. A share of 10 % is then right to 2 % nineteen times out of twenty.
 const SAMPLES_PER_SWEEP: u32 = 1024;
@@ -63,12 +63,12 @@ pub(super) struct Sampler {
 }
 
 impl Sampler {
-    fn add(&mut self, vitals: &Vitals) {
-        let silent = vitals.silent().as_secs();
+    fn add(&mut self, tcp_info: &TcpInfo) {
+        let silent = tcp_info.silent().as_secs();
         self.silent[SILENT.partition_point(|(bound, _)| *bound <= silent)] += 1;
-        self.unacked += u32::from(vitals.unacked > 0);
-        self.retransmits += u64::from(vitals.retransmits);
-        self.rtts_us.push(u32::try_from(vitals.rtt.as_micros()).unwrap_or(u32::MAX));
+        self.unacked += u32::from(tcp_info.unacked > 0);
+        self.retransmits += u64::from(tcp_info.retransmits);
+        self.rtts_us.push(u32::try_from(tcp_info.rtt.as_micros()).unwrap_or(u32::MAX));
     }
 
     /// Tells what was found, and begins again.
@@ -112,8 +112,8 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             if !self.is_live(index) {
                 continue;
             }
-            if let Some(vitals) = self.slots[index].socket.as_ref().and_then(|socket| self.machine.vitals(socket)) {
-                self.sampler.add(&vitals);
+            if let Some(tcp_info) = self.slots[index].socket.as_ref().and_then(|socket| self.machine.tcp_info(socket)) {
+                self.sampler.add(&tcp_info);
                 sampled += 1;
             }
             if sampled == SAMPLES_PER_TURN {
@@ -157,17 +157,17 @@ impl Samples {
 mod tests {
     use super::*;
 
-    fn vitals(silent_s: u64, rtt_us: u64) -> Vitals {
+    fn tcp_info(silent_s: u64, rtt_us: u64) -> TcpInfo {
         let since = Duration::from_secs(silent_s);
         let rtt = Duration::from_micros(rtt_us);
-        Vitals { since_data: since * 2, since_ack: since, rtt, retransmits: 2, unacked: 1, ..Vitals::default() }
+        TcpInfo { since_data: since * 2, since_ack: since, rtt, retransmits: 2, unacked: 1, ..TcpInfo::default() }
     }
 
     #[test]
     fn a_sweep_is_told_as_shares_of_the_connections_there_are() {
         let (mut sampler, samples) = (Sampler::default(), Samples::default());
         for n in 0..100 {
-            sampler.add(&vitals(if n < 25 { 9 } else { 10 }, n));
+            sampler.add(&tcp_info(if n < 25 { 9 } else { 10 }, n));
         }
         sampler.finish(&samples, 4 * SAMPLES_PER_SWEEP);
         assert_eq!((sampler.step, sampler.at, sampler.rtts_us.len()), (4, 1, 0));
@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn without_connections_there_is_nothing_silent() {
         let (mut sampler, samples) = (Sampler::default(), Samples::default());
-        sampler.add(&vitals(4000, 1));
+        sampler.add(&tcp_info(4000, 1));
         sampler.finish(&samples, 1);
         let mut families = Families::default();
         samples.collect("0", &Gauge::default(), &mut families);
