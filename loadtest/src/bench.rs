@@ -220,15 +220,18 @@ impl Figure {
     }
 }
 
-/// Two figures: the server beside the yardstick with as many threads, and with one.
-fn beside_both(
-    name: &str,
-    limit: Limit,
-    rounds: Vec<(f64, Option<f64>)>,
-    single: Vec<(f64, Option<f64>)>,
-) -> Vec<Figure> {
-    let single = Figure::new(format!("{name} / one thread"), "us", limit, single);
-    vec![Figure::new(name, "us", limit, rounds), single]
+/// What each of [`Side::all`] measured in each round, as three figures: the server beside the yardstick with as many
+/// threads; both with one; and the server with all its shards beside one thread. The last has no limit: it holds what a
+/// second thread costs in the kernel, and the yardstick pays that too.
+fn beside_both(name: &str, limit: Limit, rounds: &[[f64; 4]]) -> Vec<Figure> {
+    let pairs = |server: Side, bare: Side| {
+        rounds.iter().map(|round| (round[server as usize], Some(round[bare as usize]))).collect()
+    };
+    vec![
+        Figure::new(name, "us", limit, pairs(Side::Server, Side::Bare)),
+        Figure::new(format!("{name} / both one thread"), "us", limit, pairs(Side::OneShard, Side::OneThread)),
+        Figure::new(format!("{name} / yardstick one thread"), "us", Limit::None, pairs(Side::Server, Side::OneThread)),
+    ]
 }
 
 fn median(mut values: Vec<f64>) -> Option<f64> {

@@ -14,9 +14,9 @@ const WARM_UP: u32 = 200;
 pub(super) fn cpu(options: &Options) -> anyhow::Result<Vec<Figure>> {
     let connections = options.connections_or(15_000);
     let warm_up = WARM_UP.min(connections / 10);
-    let (mut rounds, mut single) = (Vec::new(), Vec::new());
+    let mut rounds = Vec::new();
     for round in 0..options.rounds_or(3) {
-        let mut results = [0.0; 3];
+        let mut results = [0.0; 4];
         for side in Side::all(round) {
             let server = Running::start(side, options, &Want::quiet(Protocol::Raw))?;
             let engine = super::clients(&server, Protocol::Raw, connections, 0, None)?;
@@ -27,11 +27,10 @@ pub(super) fn cpu(options: &Options) -> anyhow::Result<Vec<Figure>> {
             super::pause(QUIET);
             results[side as usize] = (server.cpu_us()? - before) / f64::from(connections - warm_up);
         }
-        rounds.push((results[0], Some(results[1])));
-        single.push((results[0], Some(results[2])));
+        rounds.push(results);
     }
     let name = format!("handshake: server CPU each, {connections} connections");
-    Ok(super::beside_both(&name, Limit::Ratio(1.15), rounds, single))
+    Ok(super::beside_both(&name, Limit::Ratio(1.15), &rounds))
 }
 
 /// All are reset and come back at once: how long until the last one is ready, and whether any SYN was sent twice.

@@ -11,20 +11,19 @@ use crate::protocol::Protocol;
 pub(super) fn run(options: &Options) -> anyhow::Result<Vec<Figure>> {
     let connections = options.connections_or(15_000);
     let interval = Duration::from_secs(options.ping_interval.max(1));
-    let (mut per_frame, mut single, mut per_second, mut rate) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut per_frame, mut per_second, mut rate) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..options.rounds_or(1) {
-        let mut results = [(0.0, 0.0, 0.0); 3];
+        let mut results = [(0.0, 0.0, 0.0); 4];
         for side in Side::all(round) {
             results[side as usize] = watch(side, options, connections, interval)?;
         }
-        let [server, bare, one_thread] = results;
-        per_frame.push((server.0, Some(bare.0)));
-        single.push((server.0, Some(one_thread.0)));
+        per_frame.push(results.map(|result| result.0));
+        let [server, bare, ..] = results;
         per_second.push((server.1, Some(bare.1)));
         rate.push((server.2, Some(bare.2)));
     }
     let name = format!("idle: server CPU per heartbeat, {connections} every {} s", interval.as_secs());
-    let mut figures = super::beside_both(&name, Limit::Ratio(1.15), per_frame, single);
+    let mut figures = super::beside_both(&name, Limit::Ratio(1.15), &per_frame);
     figures.extend([
         Figure::new("idle: server CPU per second, everything included", "us", Limit::None, per_second),
         Figure::new("idle: heartbeats received", "per second", Limit::None, rate),

@@ -19,8 +19,10 @@ pub enum Side {
     Server,
     /// The yardstick, with as many threads as the server has shards.
     Bare,
+    /// The server with one shard.
+    OneShard,
     /// The yardstick with one thread.
-    Single,
+    OneThread,
 }
 
 impl Side {
@@ -31,14 +33,19 @@ impl Side {
 
     /// Whether the yardstick is started for it: always, when no server was given.
     pub fn is_bare(self, options: &Options) -> bool {
-        self != Self::Server || options.server.is_none()
+        matches!(self, Self::Bare | Self::OneThread) || options.server.is_none()
     }
 
-    /// All three, each in turn the first.
-    pub fn all(round: u32) -> [Self; 3] {
-        let mut sides = [Self::Server, Self::Bare, Self::Single];
-        sides.rotate_left(round as usize % 3);
+    /// All four, each in turn the first.
+    pub fn all(round: u32) -> [Self; 4] {
+        let mut sides = [Self::Server, Self::Bare, Self::OneShard, Self::OneThread];
+        sides.rotate_left(round as usize % 4);
         sides
+    }
+
+    /// How many threads hold connections, where the side itself decides.
+    fn threads(self) -> Option<u32> {
+        matches!(self, Self::OneShard | Self::OneThread).then_some(1)
     }
 }
 
@@ -77,7 +84,7 @@ impl Running {
     /// Starts a side. Where an app is wanted, the yardstick is the bare relay.
     pub fn start(side: Side, options: &Options, want: &Want) -> anyhow::Result<Self> {
         match (side, &options.server, &want.app) {
-            (Side::Server, Some(path), _) => Self::start_cableway(path, options, want),
+            (Side::Server | Side::OneShard, Some(path), _) => Self::start_cableway(side, path, options, want),
             (.., Some(app)) => Self::start_relay(options, app),
             (.., None) => Self::start_bare(side, options, want),
         }
@@ -104,8 +111,7 @@ impl Running {
         if want.rooms {
             command.arg("--rooms");
         }
-        let acceptors = if side == Side::Single { Some(1) } else { want.acceptors.or(options.acceptors) };
-        if let Some(acceptors) = acceptors {
+        if let Some(acceptors) = side.threads().or(want.acceptors).or(options.acceptors) {
             command.args(["--shards", &acceptors.to_string()]);
         }
         let (process, line) = Process::spawn_talking(command.arg("--die-with-parent"), server::START_MAX)?;
@@ -114,9 +120,9 @@ impl Running {
         Ok(Self { process, address: address.parse()?, publish_url: format!("http://{control}/_broadcast") })
     }
 
-    fn start_cableway(path: &Path, options: &Options, want: &Want) -> anyhow::Result<Self> {
+    fn start_cableway(side: Side, path: &Path, options: &Options, want: &Want) -> anyhow::Result<Self> {
         let mut arguments = vec!["--backlog".to_owned(), options.backlog.to_string()];
-        if let Some(acceptors) = want.acceptors.or(options.acceptors) {
+        if let Some(acceptors) = side.threads().or(want.acceptors).or(options.acceptors) {
             arguments.extend(["--acceptors".to_owned(), acceptors.to_string()]);
         }
         if want.app.is_some() {
