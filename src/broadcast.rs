@@ -232,7 +232,7 @@ mod tests {
     async fn without_room_payloads_fail_and_whispers_are_dropped() {
         let (full, _) = broadcast(true);
         full.take(Source::Http, br#"{"stream":"s"}"#).await.unwrap_err();
-        let whisper = Publication { stream: "s".into(), message: "1".into(), exclude: None, kind: None };
+        let whisper = Publication::new("s", "1");
         full.whisper(whisper.clone());
         assert_eq!(counted(&full), [0, 0, 0, 1]);
 

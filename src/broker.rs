@@ -1,116 +1,326 @@
 //! The broker: what gives a publication its place in its stream, and what remembers.
 //!
-//! One authority for each stream. [`Broker::in_order`] takes the lock of the stream, places the publication and lets
-//! the caller hand it on under that lock, so whoever publishes to a stream at the same time, from whichever thread,
-//! reaches every shard in the same order.
+//! One authority for each stream. [`Broker::in_order`] takes the lock of the stream, places the publication, stores it
+//! and lets the caller hand it on under that lock, so whoever publishes to a stream at the same time, from whichever
+//! thread, reaches every shard in the order of the offsets. A publication is stored before anybody gets it.
 //!
-//! A broker that keeps history is given, beside publications: requests for what a stream had since a position, sessions
-//! to save, take back and touch, and presence to join, leave and list. The only broker there is today is "none". It
-//! keeps the order, gives no positions, and answers every question with [`BrokerError::NotKept`].
+//! The broker "memory" also keeps who is present on a stream, under the same locks, so that the events come in order, and
+//! sessions for clients that come back. The broker "none" keeps the order and nothing else: it gives no positions and
+//! answers every question with [`BrokerError::NotKept`].
 //!
-//! It knows no shards, nodes or sources.
+//! It knows no shards, nodes or sources. Time is an argument.
+
+mod metrics;
+mod sessions;
+#[cfg(test)]
+mod tests;
 
 use std::hash::BuildHasher;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use crate::model::{BrokerError, BrokerQuestion, BrokerReply, NameHasher, Publication};
+use crate::history::{Gone, History, HistoryLimits, Moment, StoredMessage};
+use crate::model::{
+    BrokerError, BrokerReply, HistoryRequest, Missed, NameHasher, Now, Position, PresenceChange, Publication, Sid,
+};
+use crate::presence::{self, Join, Presence};
+
+pub use metrics::BrokerMetrics;
+pub use sessions::{Departure, Place, Resumption, Sessions, SessionsSettings};
 
 /// Locks that all streams share. Two streams with the same one wait for each other for as long as one hand-over takes,
 /// some microseconds; with 64 and a handful of publishing threads that is rare. A power of two.
 const STRIPES: usize = 64;
 
-/// The broker "none": order, and no memory.
-#[derive(Debug)]
+/// Parts that are swept one after the other by [`Broker::sweep`].
+pub const SWEEPS: usize = STRIPES;
+
+/// What a broker that remembers is told by the configuration.
+#[derive(Clone, Debug)]
+pub struct MemorySettings {
+    /// Identifies this storage: a position of another one means nothing here.
+    pub epoch: Arc<str>,
+    /// Messages kept of one stream (`--history-limit`).
+    pub history_limit: u32,
+    /// How long they are kept (`--history-ttl`).
+    pub history_ttl: Duration,
+    /// Bytes of history over all streams (`--history-max-size`).
+    pub history_bytes_max: usize,
+    /// How long somebody whose connection is over is reported as present (`--presence-ttl`).
+    pub presence_ttl: Duration,
+    /// Bytes of presence over all streams (`--presence-max-size`).
+    pub presence_bytes_max: usize,
+    /// For clients that come back.
+    pub sessions: SessionsSettings,
+}
+
+/// Gives order; and remembers, if it has memory.
 pub struct Broker {
     /// By a keyed hash of the stream's name, so that nobody can choose names that share a lock. Taken by a publisher
     /// for one hand-over, which puts a pointer into each inbox and waits for nothing.
-    order: [Mutex<()>; STRIPES],
+    stripes: Box<[Mutex<Stripe>]>,
     hasher: NameHasher,
+    memory: Option<Memory>,
+    /// What was counted.
+    pub metrics: BrokerMetrics,
+}
+
+/// What is the same for all streams.
+struct Memory {
+    settings: MemorySettings,
+    sessions: Sessions,
+    /// Over all stripes, as they were when each was used last.
+    history_bytes: AtomicUsize,
+    presence_bytes: AtomicUsize,
+}
+
+/// The streams that share a lock.
+#[derive(Default)]
+struct Stripe {
+    /// `None`: nothing is kept.
+    kept: Option<Kept>,
+}
+
+struct Kept {
+    history: History,
+    presence: Presence,
 }
 
 impl Default for Broker {
     fn default() -> Broker {
-        Broker { order: [const { Mutex::new(()) }; STRIPES], hasher: NameHasher::default() }
+        Broker::new(None)
     }
+}
+
+/// Whole seconds of both clocks.
+fn moment(now: Now) -> Moment {
+    Moment { mono: now.mono.as_secs() as u32, wall: now.unix.as_secs() as u32 }
 }
 
 impl Broker {
-    /// Gives the publication its place in its stream and hands it on before the next one of that stream gets its own.
+    /// The broker "memory" with these settings, or "none".
+    pub fn new(settings: Option<MemorySettings>) -> Broker {
+        let stripe = || {
+            let kept = settings.as_ref().map(|settings| {
+                let ttl = |ttl: Duration| u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX);
+                let limits = HistoryLimits {
+                    messages_max: settings.history_limit,
+                    ttl: ttl(settings.history_ttl),
+                    stream_bytes_max: settings.history_bytes_max,
+                };
+                Kept { history: History::new(limits), presence: Presence::new(ttl(settings.presence_ttl)) }
+            });
+            Mutex::new(Stripe { kept })
+        };
+        let stripes = (0..STRIPES).map(|_| stripe()).collect();
+        let memory = settings.map(|settings| Memory {
+            sessions: Sessions::new(&settings.sessions),
+            settings,
+            history_bytes: AtomicUsize::new(0),
+            presence_bytes: AtomicUsize::new(0),
+        });
+        Broker { stripes, hasher: NameHasher::default(), memory, metrics: BrokerMetrics::default() }
+    }
+
+    /// Sessions of clients that may come back; none without memory.
+    pub fn sessions(&self) -> Option<&Sessions> {
+        self.memory.as_ref().map(|memory| &memory.sessions)
+    }
+
+    /// Gives the publication its place in its stream, stores it unless it is transient, and hands it on before the next
+    /// one of that stream gets its own.
     ///
-    /// `hand_over` must not wait and must not publish. A broker that stores does so here, under the lock, and then
-    /// hands on the publication with the position it got.
-    pub fn in_order<R>(&self, publication: Publication, hand_over: impl FnOnce(Publication) -> R) -> R {
-        let _place = self.lock_of(&publication.stream).lock().unwrap_or_else(PoisonError::into_inner);
+    /// `hand_over` must not wait and must not publish.
+    pub fn in_order<R>(&self, mut publication: Publication, now: Now, hand_over: impl FnOnce(Publication) -> R) -> R {
+        let mut stripe = self.lock(&publication.stream);
+        if let (Some(memory), Some(kept)) = (&self.memory, &mut stripe.kept)
+            && !publication.transient
+        {
+            let Publication { stream, message, kind, .. } = &publication;
+            let before = kept.history.bytes();
+            let offset = kept.history.store(stream, message, kind.as_ref(), moment(now));
+            self.make_room(memory, &mut kept.history, before);
+            publication.position = Some(Position { epoch: Arc::clone(&memory.settings.epoch), offset });
+        }
         hand_over(publication)
     }
 
-    /// Asks on behalf of a session. Gives the answer if it is known at once, which without memory it is; else it comes
-    /// through the session's shard.
-    pub fn ask(&self, question: &BrokerQuestion) -> Option<Result<BrokerReply, BrokerError>> {
-        match question {
-            BrokerQuestion::History { .. } => Some(Err(BrokerError::NotKept)),
+    /// What was published to these streams since the client had them. All of it, or an error.
+    ///
+    /// # Errors
+    /// Nothing is kept, or not all of it is there any more.
+    pub fn history(&self, streams: &[Box<str>], since: &HistoryRequest, now: Now) -> Result<BrokerReply, BrokerError> {
+        let memory = self.memory.as_ref().ok_or(BrokerError::NotKept)?;
+        let missed: Result<Vec<_>, _> =
+            streams.iter().map(|stream| self.missed(memory, stream, since, moment(now))).collect();
+        match &missed {
+            Ok(_) => self.metrics.history_served_total.inc(),
+            Err(_) => self.metrics.history_rejected_total.inc(),
+        }
+        Ok(BrokerReply::History(missed?))
+    }
+
+    fn missed(
+        &self,
+        memory: &Memory,
+        stream: &str,
+        since: &HistoryRequest,
+        now: Moment,
+    ) -> Result<Missed, BrokerError> {
+        let stripe = self.lock(stream);
+        let kept = stripe.kept.as_ref().ok_or(BrokerError::NotKept)?;
+        let mut head = kept.history.head(stream);
+        // Of two entries for one stream the later one counts.
+        let had = since.positions.iter().rev().find(|(name, _)| **name == *stream).map(|(_, position)| position);
+        let messages = match had {
+            Some(had) if had.epoch != memory.settings.epoch => return Err(BrokerError::Gone),
+            Some(had) => kept.history.after(stream, had.offset, now).map_err(|Gone| BrokerError::Gone)?,
+            None if since.since > 0 && since.since <= i64::from(now.wall) => {
+                kept.history.since(stream, since.since, now)
+            }
+            None => {
+                head = 0;
+                Vec::new()
+            }
+        };
+        let publication = |stored: StoredMessage| {
+            let StoredMessage { offset, message, kind } = stored;
+            let position = Some(Position { epoch: Arc::clone(&memory.settings.epoch), offset });
+            Publication { kind, position, ..Publication::new(stream, message) }
+        };
+        Ok(Missed { stream: stream.into(), head, publications: messages.into_iter().map(publication).collect() })
+    }
+
+    /// Changes who is present. What others are to be told is handed on under the stream's lock; as with
+    /// [`in_order`](Self::in_order), it must not wait.
+    pub fn change_presence(
+        &self,
+        stream: &str,
+        sid: Sid,
+        change: PresenceChange,
+        now: Now,
+        hand_over: impl FnOnce(Publication),
+    ) {
+        let mut stripe = self.lock(stream);
+        let (Some(memory), Some(kept)) = (&self.memory, &mut stripe.kept) else { return };
+        let presence = &mut kept.presence;
+        let before = presence.bytes();
+        let mut event = Vec::new();
+        match change {
+            PresenceChange::Join { .. }
+                if memory.presence_bytes.load(Ordering::Relaxed) >= memory.settings.presence_bytes_max =>
+            {
+                self.metrics.presence_refused_total.inc();
+            }
+            PresenceChange::Join { id, info } => match presence.join(stream, sid, &id, info.as_deref()) {
+                Join::Came => presence::write_join(&mut event, &id, info.as_deref()),
+                Join::Known => {}
+                Join::OtherId => {
+                    tracing::debug!(%sid, stream, "a session joined under a second id, which is ignored");
+                    self.metrics.presence_refused_total.inc();
+                }
+            },
+            PresenceChange::Leave => {
+                if let Some(id) = presence.leave(stream, sid) {
+                    presence::write_leave(&mut event, &id);
+                }
+            }
+            PresenceChange::Gone => {
+                presence.disconnected(stream, sid, moment(now).mono);
+            }
+        }
+        changed(&memory.presence_bytes, before, presence.bytes());
+        if let Some(event) = presence_event(stream, event) {
+            hand_over(event);
         }
     }
 
-    fn lock_of(&self, stream: &str) -> &Mutex<()> {
-        &self.order[self.hasher.hash_one(stream) as usize % STRIPES]
+    /// Who is present on a stream, as clients and the API are told: JSON text.
+    ///
+    /// # Errors
+    /// Nothing is kept.
+    pub fn present(&self, stream: &str, records: bool) -> Result<Vec<u8>, BrokerError> {
+        let stripe = self.lock(stream);
+        let kept = stripe.kept.as_ref().ok_or(BrokerError::NotKept)?;
+        let mut message = Vec::new();
+        kept.presence.write_info(stream, records, &mut message);
+        Ok(message)
+    }
+
+    /// Forgets what is over in one of [`SWEEPS`] parts, and tells those who are still there who has gone.
+    pub fn sweep(&self, part: usize, now: Now, mut hand_over: impl FnMut(Publication)) {
+        let Some(memory) = &self.memory else { return };
+        memory.sessions.sweep(part, now);
+        let now = moment(now);
+        let mut stripe = self.stripes[part % STRIPES].lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(kept) = &mut stripe.kept else { return };
+        let before = kept.history.bytes();
+        kept.history.expire(now);
+        self.make_room(memory, &mut kept.history, before);
+        let before = kept.presence.bytes();
+        for (stream, id) in kept.presence.expire(now.mono) {
+            let mut event = Vec::new();
+            presence::write_leave(&mut event, &id);
+            presence_event(&stream, event).into_iter().for_each(&mut hand_over);
+        }
+        changed(&memory.presence_bytes, before, kept.presence.bytes());
+    }
+
+    /// Brings the gauges up to date.
+    pub fn measure(&self) {
+        let Some(memory) = &self.memory else { return };
+        let (mut messages, mut streams, mut records) = (0, 0, 0);
+        for stripe in &self.stripes {
+            let stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(kept) = &stripe.kept else { continue };
+            messages += kept.history.messages();
+            streams += kept.history.streams();
+            records += kept.presence.records();
+        }
+        let bytes = |count: &AtomicUsize| count.load(Ordering::Relaxed) as i64;
+        self.metrics.history_messages_num.set(messages as i64);
+        self.metrics.history_streams_num.set(streams as i64);
+        self.metrics.history_bytes.set(bytes(&memory.history_bytes));
+        self.metrics.presence_records_num.set(records as i64);
+        self.metrics.presence_bytes.set(bytes(&memory.presence_bytes));
+        let sessions = memory.sessions.measure();
+        self.metrics.saved_sessions_num.set(sessions.saved as i64);
+        self.metrics.saved_sessions_bytes.set(sessions.bytes as i64);
+    }
+
+    /// A stripe had `before` bytes of history and has changed. What is over the bound of all goes, from this stripe: who
+    /// stores gives back.
+    fn make_room(&self, memory: &Memory, history: &mut History, before: usize) {
+        let total = changed(&memory.history_bytes, before, history.bytes());
+        let over = total.saturating_sub(memory.settings.history_bytes_max);
+        if over > 0 {
+            let (bytes, messages) = (history.bytes(), history.messages());
+            history.evict(over);
+            self.metrics.history_evicted_total.add((messages - history.messages()) as u64);
+            changed(&memory.history_bytes, bytes, history.bytes());
+        }
+    }
+
+    fn lock(&self, stream: &str) -> MutexGuard<'_, Stripe> {
+        self.stripe_of(stream).lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stripe_of(&self, stream: &str) -> &Mutex<Stripe> {
+        &self.stripes[self.hasher.hash_one(stream) as usize % STRIPES]
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::sync::mpsc;
-    use std::thread;
+/// Corrects a sum of which one part was `before` and is `after` now; gives the sum.
+fn changed(sum: &AtomicUsize, before: usize, after: usize) -> usize {
+    // Wraps around on the way for what has shrunk, and comes out right.
+    let change = after.wrapping_sub(before);
+    sum.fetch_add(change, Ordering::Relaxed).wrapping_add(change)
+}
 
-    use super::*;
-
-    fn to(stream: &str) -> Publication {
-        Publication { stream: stream.into(), message: "1".into(), exclude: None, kind: None }
-    }
-
-    #[test]
-    fn a_publication_waits_for_the_one_before_it_in_its_stream_and_for_no_other_stream() {
-        // Aim: order is kept for each stream, and a slow hand-over holds up its own stream only. The first hand-over is
-        // kept open while a second thread publishes to the same stream and this one to another.
-        let broker = Broker::default();
-        let other =
-            (0..).map(|n| format!("other:{n}")).find(|name| !std::ptr::eq(broker.lock_of(name), broker.lock_of("s")));
-        let other = other.unwrap();
-        let (done, order) = mpsc::channel();
-        thread::scope(|scope| {
-            let (entered, has_entered) = mpsc::channel();
-            let (leave, may_leave) = mpsc::channel::<()>();
-            let (broker, first, second) = (&broker, done.clone(), done.clone());
-            scope.spawn(move || {
-                broker.in_order(to("s"), |_| {
-                    entered.send(()).unwrap();
-                    may_leave.recv().unwrap();
-                    first.send("first").unwrap();
-                });
-            });
-            has_entered.recv().unwrap();
-            assert!(broker.lock_of("s").try_lock().is_err());
-            scope.spawn(move || broker.in_order(to("s"), |_| second.send("second").unwrap()));
-            broker.in_order(to(&other), |_| done.send("other").unwrap());
-            leave.send(()).unwrap();
-        });
-        assert_eq!(order.iter().take(3).collect::<Vec<_>>(), ["other", "first", "second"]);
-    }
-
-    #[test]
-    fn names_are_spread_over_the_locks() {
-        let broker = Broker::default();
-        let mut used: Vec<_> = (0..4096).map(|n| std::ptr::from_ref(broker.lock_of(&format!("room:{n}")))).collect();
-        used.sort_unstable();
-        used.dedup();
-        assert_eq!(used.len(), STRIPES);
-    }
-
-    #[test]
-    fn the_publication_and_what_the_hand_over_gives_pass_through() {
-        let broker = Broker::default();
-        assert_eq!(broker.in_order(to("s"), |publication| publication), to("s"));
-        let question = BrokerQuestion::History { streams: vec!["s".into()], since: Default::default() };
-        assert_eq!(broker.ask(&question), Some(Err(BrokerError::NotKept)));
-    }
+/// The publication that tells of a change, if there is anything to tell.
+fn presence_event(stream: &str, event: Vec<u8>) -> Option<Publication> {
+    let event = String::from_utf8(event).ok().filter(|event| !event.is_empty())?;
+    let event = Publication { kind: Some("presence".into()), transient: true, ..Publication::new(stream, event) };
+    Some(event)
 }

@@ -30,11 +30,11 @@ pub use definition::{Definition, Kind, Status, Unit, default_number};
 pub use error::{ConfigError, Problem};
 pub use file::SEARCHED;
 pub use options::{
-    Admin, Api, App, Broadcast, Config, Disconnect, Jwt, Log, Metrics, Rpc, Server, Streams, Tcp, Ws, all,
+    Admin, Api, App, Broadcast, Broker, Config, Disconnect, Jwt, Log, Metrics, Rpc, Server, Streams, Tcp, Ws, all,
 };
 pub use resolved::{ListenOn, OPEN_BROADCAST_PORT};
 pub use secrets::Secrets;
-pub use setting::{LogFormat, LogLevel, Reaping, RpcImplementation, Secret, Tags};
+pub use setting::{BrokerKind, LogFormat, LogLevel, Reaping, RpcImplementation, Secret, Tags};
 pub use text::{help, sample};
 
 use arguments::{Arguments, Verb};

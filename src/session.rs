@@ -16,6 +16,9 @@ mod answer;
 mod command;
 mod effect;
 mod heartbeat;
+mod hold;
+mod presence;
+mod resume;
 mod subscription;
 #[cfg(test)]
 mod tests;
@@ -25,12 +28,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    CloseCause, Disconnect, DisconnectMode, Ending, Env, Now, PingPrecision, Question, Request, Routed, Sid, State,
-    StateChanges, Tick, TokenOutcome, Topic,
+    Admission, BrokerQuestion, CloseCause, Disconnect, DisconnectMode, Ending, Env, Now, PingPrecision, PresenceChange,
+    Question, Request, ResumeTicket, Routed, Sid, State, StateChanges, Tick, TokenOutcome, Topic,
 };
 use crate::proto::{Dialect, Language};
 
-use activity::{Activity, Asked};
+use activity::{Activity, Asked, Doing, Wanted};
 use subscription::{Answerer, Subscription, SubscriptionRef, Subscriptions};
 
 pub use effect::{Effect, LogEvent, SessionCounter};
@@ -64,6 +67,10 @@ pub struct Rules {
     pub no_auth: bool,
     /// When the app is told that a session is over.
     pub disconnect_mode: DisconnectMode,
+    /// Whether there is a broker to ask for history and presence.
+    pub broker: bool,
+    /// Whether the broker keeps sessions for clients that come back.
+    pub sessions: bool,
 }
 
 /// What a session is told and may use while it handles one input.
@@ -115,6 +122,8 @@ pub struct Opening<'a> {
     pub ping_interval: Option<&'a str>,
     /// Query parameter `ptp`.
     pub ping_precision: Option<&'a str>,
+    /// The session that the client wants to go on with.
+    pub resume: Option<Sid>,
 }
 
 /// One client. What it is at is drawn above [`Activity`].
@@ -124,7 +133,7 @@ pub struct Session {
     env: Env,
     cstate: State,
     subscriptions: Subscriptions,
-    /// `None`: idle. Parked sessions are, so that costs one null pointer.
+    /// `None`: idle, with nothing to catch up. Parked sessions are, so that costs one null pointer.
     activity: Option<Box<Activity>>,
     /// When the next ping is due, or never.
     ping_at: Tick,
@@ -135,43 +144,82 @@ pub struct Session {
     dialect: Dialect,
     /// The app has heard of this session and is told when it ends.
     disconnectable: bool,
+    /// By whom the client was let in; nobody, too, when the app has sent it away.
+    admission: Admission,
 }
 
-// sid 16, env 8, cstate 8, subscriptions 16, activity 8, two deadlines 8, interval 4, three bytes, padding 1. In glibc's
+// sid 16, env 8, cstate 8, subscriptions 16, activity 8, two deadlines 8, interval 4, four bytes. In glibc's
 // steps of 16 bytes with 8 of its own this takes 80; the next step is 96.
 const _: () = assert!(size_of::<Session>() == 72);
 
 impl Session {
     /// Begins a session: welcomes the client, refuses it, or asks the app.
     pub fn open(opening: Opening<'_>, ctx: &mut Context<'_>) -> Session {
-        let Opening { sid, env, dialect, token, ping_interval, ping_precision } = opening;
+        let Opening { sid, env, dialect, token, ping_interval, ping_precision, resume } = opening;
         let interval = heartbeat::interval(ping_interval, dialect, ctx.rules);
         let mut session = Session {
             sid,
             env,
             cstate: State::default(),
             subscriptions: Subscriptions::default(),
-            activity: Some(Box::new(Activity::Connecting)),
+            activity: None,
             ping_at: heartbeat::first_ping(ctx.now, interval, ctx.heartbeat_phase),
             pong_by: heartbeat::NEVER,
             ping_interval_ms: u32::try_from(interval).unwrap_or(u32::MAX),
             ping_precision: ping_precision.and_then(PingPrecision::parse).unwrap_or(ctx.rules.ping_precision),
             dialect,
             disconnectable: false,
+            admission: Admission::No,
         };
-        match token {
-            TokenOutcome::Identified { identifiers, .. } => session.welcome(&identifiers, ctx),
-            TokenOutcome::Expired => session.refuse(CloseCause::TokenExpired, ctx),
-            TokenOutcome::Unauthorized => session.refuse(CloseCause::Unauthorized, ctx),
-            TokenOutcome::Error => session.close(CloseCause::AuthError, ctx),
-            TokenOutcome::NoToken if ctx.rules.no_auth => session.welcome(&format!("{{\"sid\":\"{sid}\"}}"), ctx),
-            TokenOutcome::NoToken if !ctx.rules.has_backend => session.refuse(CloseCause::Unauthorized, ctx),
-            TokenOutcome::NoToken => {
-                let connect = Question::App(Request::Connect { env: session.env.clone() });
+        session.set_doing(Some(Doing::Connecting));
+        let identifiers: Option<Box<str>> = match token {
+            TokenOutcome::Identified { identifiers, .. } => Some(identifiers.into()),
+            TokenOutcome::NoToken => None,
+            refused => {
+                match refused {
+                    TokenOutcome::Expired => session.refuse(CloseCause::TokenExpired, ctx),
+                    TokenOutcome::Error => session.close(CloseCause::AuthError, ctx),
+                    _ => session.refuse(CloseCause::Unauthorized, ctx),
+                }
+                return session;
+            }
+        };
+        match resume.filter(|_| ctx.rules.sessions && dialect.language().resumes()) {
+            Some(sid) => {
+                session.set_doing(Some(Doing::Resuming { identifiers: identifiers.clone() }));
+                let question = BrokerQuestion::Resume(ResumeTicket { sid, identifiers });
+                ctx.emit(Effect::Ask(Box::new(Question::Broker(question))));
+            }
+            None => session.admit(identifiers.as_deref(), ctx),
+        }
+        session
+    }
+
+    /// Lets a new client in, refuses it, or asks the app: it is who its token says, if it showed one.
+    fn admit(&mut self, identifiers: Option<&str>, ctx: &mut Context<'_>) {
+        match identifiers {
+            Some(identifiers) => self.welcome(identifiers, Admission::Token, ctx),
+            None if ctx.rules.no_auth => {
+                self.welcome(&format!("{{\"sid\":\"{}\"}}", self.sid), Admission::Open, ctx);
+            }
+            None if !ctx.rules.has_backend => self.refuse(CloseCause::Unauthorized, ctx),
+            None => {
+                self.set_doing(Some(Doing::Connecting));
+                let connect = Question::App(Request::Connect { env: self.env.clone() });
                 ctx.emit(Effect::Ask(Box::new(connect)));
             }
         }
-        session
+    }
+
+    fn doing(&self) -> Option<&Doing> {
+        self.activity.as_ref()?.doing.as_ref()
+    }
+
+    fn set_doing(&mut self, doing: Option<Doing>) {
+        if doing.is_some() || self.activity.is_some() {
+            self.activity.get_or_insert_default().doing = doing;
+            self.settle();
+        }
     }
 
     /// The session's id.
@@ -196,12 +244,12 @@ impl Session {
 
     /// True while a question is open: messages of the client have to wait.
     pub fn is_waiting(&self) -> bool {
-        matches!(self.activity.as_deref(), Some(Activity::Connecting | Activity::Asking(_)))
+        matches!(self.doing(), Some(Doing::Connecting | Doing::Resuming { .. } | Doing::Asking(_)))
     }
 
     /// True once nothing more will happen but [`Session::end`].
     fn is_over(&self) -> bool {
-        matches!(self.activity.as_deref(), Some(Activity::Over))
+        matches!(self.doing(), Some(Doing::Over))
     }
 
     /// The app asked to disconnect these identifiers.
@@ -209,6 +257,7 @@ impl Session {
         if let Ending::Close { disconnect: Some(Disconnect { reason, .. }), .. } = CloseCause::Remote.ending() {
             self.say(ctx, |language, out| language.write_disconnect(out, Disconnect { reason, reconnect }));
         }
+        self.admission = Admission::No;
         ctx.emit(Effect::Close(CloseCause::Remote));
     }
 
@@ -222,12 +271,12 @@ impl Session {
     }
 
     /// The connection is over. Detaches every stream, drops a question that is open, and tells the app if it is to be
-    /// told.
-    pub fn end(&mut self, ctx: &mut Context<'_>) {
+    /// told. A client that can come back to it finds it with the broker.
+    pub fn end(&mut self, cause: CloseCause, ctx: &mut Context<'_>) {
         if self.is_waiting() {
             ctx.emit(Effect::Cancel);
         }
-        let was_let_in = !matches!(self.activity.as_deref(), Some(Activity::Connecting | Activity::Over));
+        let was_let_in = !matches!(self.doing(), Some(Doing::Connecting | Doing::Resuming { .. } | Doing::Over));
         let due = match ctx.rules.disconnect_mode {
             DisconnectMode::Auto => self.disconnectable,
             DisconnectMode::Always => self.disconnectable || was_let_in,
@@ -241,9 +290,16 @@ impl Session {
                 cstate: self.cstate.clone(),
             })));
         }
+        if was_let_in && self.is_resumable(ctx.rules) {
+            ctx.emit(Effect::Depart(self.saved(cause, &subscriptions)));
+        }
         self.disconnectable = false;
-        self.activity = Some(Box::new(Activity::Over));
-        subscriptions.iter().for_each(|subscription| detach(subscription, ctx));
+        self.activity = None;
+        self.set_doing(Some(Doing::Over));
+        for subscription in subscriptions.iter() {
+            detach(subscription, ctx);
+            Session::leave_presence(subscription, PresenceChange::Gone, ctx);
+        }
     }
 
     /// What it follows, to attach it again after the session was read back.
@@ -268,14 +324,15 @@ impl Session {
     }
 
     /// Lets the client in on our own word, without the app.
-    fn welcome(&mut self, identifiers: &str, ctx: &mut Context<'_>) {
-        self.let_in(identifiers, ctx);
+    fn welcome(&mut self, identifiers: &str, admission: Admission, ctx: &mut Context<'_>) {
+        self.let_in(identifiers, admission, ctx);
         self.say(ctx, |language, out| language.write_welcome(out, self.sid));
     }
 
-    fn let_in(&mut self, identifiers: &str, ctx: &mut Context<'_>) {
+    fn let_in(&mut self, identifiers: &str, admission: Admission, ctx: &mut Context<'_>) {
         self.env = self.env.with_identifiers(identifiers);
-        self.activity = None;
+        self.admission = admission;
+        self.set_doing(None);
         ctx.emit(Effect::LetIn);
         ctx.spoken();
     }
@@ -284,12 +341,12 @@ impl Session {
     fn refuse(&mut self, cause: CloseCause, ctx: &mut Context<'_>) {
         ctx.emit(Effect::Count(SessionCounter::FailedAuth));
         self.disconnect(cause, ctx);
-        self.activity = Some(Box::new(Activity::Over));
+        self.set_doing(Some(Doing::Over));
     }
 
     /// Closes without a disconnect message: the app has said it, or there is nothing to say.
     fn close(&mut self, cause: CloseCause, ctx: &mut Context<'_>) {
-        self.activity = Some(Box::new(Activity::Over));
+        self.set_doing(Some(Doing::Over));
         ctx.emit(Effect::Close(cause));
     }
 

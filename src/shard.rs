@@ -50,13 +50,13 @@ mod slots;
 mod wheel;
 mod write;
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::hub::{Hub, StreamHasher};
 use crate::identity::StreamRouter;
-use crate::model::{Now, Scheme, TICK_MS, tick};
+use crate::model::{Answer, Now, Reply, Scheme, TICK_MS, tick};
 use crate::proto::frame::Limits;
 use crate::session::{self, Effect};
 
@@ -223,6 +223,8 @@ pub struct Shard<M: Machine, N: Services<M::Socket>> {
     again: VecDeque<u32>,
     /// Publications and remote disconnects that wait; the node bounds how many.
     work: VecDeque<Work>,
+    /// Slots whose sessions catch up: publications may have to wait for them.
+    holding: HashSet<u32>,
     fanout: Option<Fanout>,
     /// Empty; its buffers serve the next publication.
     spare_fanout: Fanout,
@@ -280,6 +282,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             room: Vec::new(),
             again: VecDeque::new(),
             work: VecDeque::new(),
+            holding: HashSet::new(),
             fanout: None,
             spare_fanout: Fanout::default(),
             ping_frames: PingFrames::default(),
@@ -346,7 +349,12 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     /// A message from another thread.
     pub fn receive(&mut self, message: Message<M::Socket>) {
         match message {
+            // Behind the publications that it covers.
+            Message::Answer(answer @ Answer { reply: Reply::Broker(_), .. }) => {
+                self.work.push_back(Work::Answer(answer));
+            }
             Message::Answer(answer) => self.answer(answer),
+            Message::Yield { index, ticket } => self.work.push_back(Work::Yield { index, ticket }),
             Message::Publication(delivery) => self.work.push_back(Work::Publish(delivery)),
             Message::Disconnect(disconnect) => self.work.push_back(Work::Disconnect(disconnect)),
             Message::Adopt { incoming, read } => self.adopt(incoming, read),

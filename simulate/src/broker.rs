@@ -1,6 +1,6 @@
 //! The broker: checks every question against the model, and answers at once or late, well or badly.
 
-use cableway::model::{BrokerError, BrokerQuestion, BrokerReply, Publication, Reply, Sid, SlotKey};
+use cableway::model::{BrokerError, BrokerQuestion, BrokerReply, Missed, Publication, Reply, Sid, SlotKey};
 
 use crate::model::{Step, Wanted};
 use crate::world::{Open, Sim};
@@ -34,7 +34,10 @@ impl Sim {
     }
 
     fn wanted_history(&mut self, c: usize, question: &BrokerQuestion) -> Option<Wanted> {
-        let BrokerQuestion::History { streams, since } = question;
+        let BrokerQuestion::History { streams, since } = question else {
+            self.fail(format!("client {c}: {question:?} is not due"));
+            return None;
+        };
         self.upgraded(c);
         let wanted = loop {
             match self.advance(c) {
@@ -57,7 +60,7 @@ impl Sim {
 
     /// What the broker makes of a question.
     pub fn broker_answer(&mut self, question: &BrokerQuestion) -> Reply {
-        let BrokerQuestion::History { streams, .. } = question;
+        let BrokerQuestion::History { streams, .. } = question else { return Reply::Broker(Err(BrokerError::NotKept)) };
         Reply::Broker(match self.rng.below(5) {
             0 => Err(BrokerError::NotKept),
             1 => Err(BrokerError::Gone),
@@ -67,8 +70,8 @@ impl Sim {
                 let missed = (0..count).map(|_| {
                     self.serial += 1;
                     let stream = streams[self.rng.below(streams.len())].clone();
-                    let message = format!("{{\"h\":{}}}", self.serial).into();
-                    Publication { stream, message, exclude: None, kind: None }
+                    let publications = vec![Publication::new(stream.clone(), format!("{{\"h\":{}}}", self.serial))];
+                    Missed { stream, head: 0, publications }
                 });
                 Ok(BrokerReply::History(missed.collect()))
             }

@@ -304,7 +304,7 @@ impl Model {
         let item = self.items.pop_front();
         match (wanted.kind, reply) {
             (None, Reply::Broker(Ok(BrokerReply::History(missed)))) => {
-                for publication in missed {
+                for publication in missed.iter().flat_map(|missed| &missed.publications) {
                     let identifier = quoted(&wanted.identifier);
                     self.say(format!("{{\"identifier\":{identifier},\"message\":{}}}", publication.message));
                 }

@@ -130,6 +130,8 @@ impl Scenario {
                     DisconnectMode::Always,
                     DisconnectMode::Never,
                 ]),
+                broker: false,
+                sessions: false,
             },
             tokens: Tokens::default(),
             router: StreamRouter::new(router),

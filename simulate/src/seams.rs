@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use cableway::hub::StreamKey;
-use cableway::model::{Call, Now, Publication, Question, Reply, Request, Sid, SlotKey};
+use cableway::model::{Call, Now, PresenceChange, Publication, Question, Reply, Request, SavedSession, Sid, SlotKey};
 use cableway::shard::{Accepted, Incoming, Interest, Machine, Received, Services, TcpInfo};
 
 use crate::client::Aim;
@@ -256,6 +256,26 @@ impl Services<Socket> for Seams {
 
     fn publish(&mut self, publication: Publication) {
         self.sim.borrow_mut().on_whisper(publication);
+    }
+
+    fn change_presence(&mut self, _sid: Sid, stream: &str, change: PresenceChange) {
+        self.sim.borrow_mut().fail(format!("{change:?} of {stream} without a broker"));
+    }
+
+    fn resident(&mut self, sid: Sid, _index: u32) {
+        self.sim.borrow_mut().fail(format!("{sid} is resident without a broker"));
+    }
+
+    fn departed(&mut self, sid: Sid, _saved: Option<Box<SavedSession>>) {
+        self.sim.borrow_mut().fail(format!("{sid} departs without a broker"));
+    }
+
+    fn stays(&mut self, _sid: Sid) {}
+
+    fn not_here(&mut self, _sid: Sid, _index: u32) {}
+
+    fn may_go_on(&mut self, _saved: &SavedSession) -> bool {
+        true
     }
 
     fn follow(&mut self, stream: StreamKey) {

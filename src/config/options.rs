@@ -2,6 +2,7 @@
 
 mod absent;
 mod broadcast;
+mod broker;
 mod observe;
 mod rpc;
 mod server;
@@ -9,6 +10,7 @@ mod streams;
 mod ws;
 
 pub use broadcast::{Api, Broadcast};
+pub use broker::Broker;
 pub use observe::{Admin, Log, Metrics};
 pub use rpc::{Disconnect, Rpc};
 pub use server::{App, Server, Tcp};
@@ -37,6 +39,8 @@ pub struct Config {
     pub broadcast: Broadcast,
     /// The HTTP API.
     pub api: Api,
+    /// History, sessions and presence.
+    pub broker: Broker,
     /// Identity by token.
     pub jwt: Jwt,
     /// Streams without the app.
@@ -53,7 +57,7 @@ pub struct Config {
 
 /// Every option, in the order of the help.
 pub fn all() -> impl Iterator<Item = &'static Definition> {
-    let tables: [&'static [Definition]; 14] = [
+    let tables: [&'static [Definition]; 15] = [
         Server::DEFINITIONS,
         App::DEFINITIONS,
         Tcp::DEFINITIONS,
@@ -62,6 +66,7 @@ pub fn all() -> impl Iterator<Item = &'static Definition> {
         Disconnect::DEFINITIONS,
         Broadcast::DEFINITIONS,
         Api::DEFINITIONS,
+        Broker::DEFINITIONS,
         Jwt::DEFINITIONS,
         Streams::DEFINITIONS,
         Log::DEFINITIONS,

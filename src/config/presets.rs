@@ -56,11 +56,7 @@ pub(super) fn apply(layers: &mut Layers, env: &BTreeMap<String, String>) {
         match preset.as_str() {
             "fly" => fly(layers, env),
             "heroku" => all_addresses(layers, "heroku"),
-            "broker" => layers.warnings.push(
-                "the preset broker is not there yet: this release keeps no history, sessions or presence, so clients that \
-                 reconnect miss what was published meanwhile"
-                    .to_owned(),
-            ),
+            "broker" => layers.put_weakly("broker", "memory".to_owned(), Origin::Preset("broker")),
             "none" => {}
             other => layers.warnings.push(format!("unknown preset '{other}'; known are fly, heroku, broker and none")),
         }

@@ -430,6 +430,15 @@ words! {
 }
 
 words! {
+    /// What keeps history, sessions and presence.
+    BrokerKind, default None;
+    /// Nothing does.
+    None = "none";
+    /// This process, in its memory.
+    Memory = "memory";
+}
+
+words! {
     /// How soon dead peers are looked for.
     Reaping, default Default;
     /// Later, for clients on bad networks.

@@ -1,5 +1,6 @@
 //! Which paths there are on a port, and the answers that need no body.
 
+use std::borrow::Cow;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -61,7 +62,12 @@ pub struct PublishRoute {
     pub broadcast: Arc<Broadcast>,
     /// What that is called in the log.
     pub source: Source,
+    /// Who is present on a stream, as JSON; `None` where that is not kept.
+    pub presence: Option<WhoIsPresent>,
 }
+
+/// Answers who is present on a stream.
+pub type WhoIsPresent = Box<dyn Fn(&str) -> Option<Vec<u8>> + Send + Sync>;
 
 /// From which sites browsers may use a route.
 pub enum Cors {
@@ -131,7 +137,7 @@ pub(super) async fn answer(shared: &Shared, place: &Place, head: &Parts, body: &
             return publish::answer(shared, place, route, head, body).await;
         }
         if let Some(rest) = rest.strip_prefix("/presence/") {
-            return route.with_cors(&head.headers, empty(presence_status(route, rest, head)));
+            return route.with_cors(&head.headers, presence(route, rest, head));
         }
     }
     if place.is_reserve() {
@@ -182,16 +188,26 @@ impl PublishRoute {
 /// The request headers that pages of other sites may send (`contracts/ops.md` section 2).
 const CORS_HEADERS: &str = "Origin, X-Requested-With, X-Request-ID, Content-Type, Accept, X-CSRF-Token, Authorization";
 
-/// `GET BASE/presence/STREAM/users`: this server keeps no presence, which is told only to who may ask and asks
-/// properly (`contracts/broadcast.md` section 4, checks in its order). A stream with a slash comes as `%2F`.
-fn presence_status(route: &PublishRoute, rest: &str, request: &Parts) -> StatusCode {
-    let stream = rest.strip_suffix("/users").filter(|stream| !stream.is_empty() && !stream.contains('/'));
-    match stream {
-        _ if request.method != Method::GET => StatusCode::UNPROCESSABLE_ENTITY,
-        _ if !publish::authorized(route, &request.headers) => StatusCode::UNAUTHORIZED,
-        None => StatusCode::NOT_FOUND,
-        Some(_) => StatusCode::NOT_IMPLEMENTED,
+/// `GET BASE/presence/STREAM/users` (`contracts/broadcast.md` section 4, checks in its order). A stream with a slash comes
+/// as `%2F`.
+fn presence(route: &PublishRoute, rest: &str, request: &Parts) -> Reply {
+    if request.method != Method::GET {
+        return empty(StatusCode::UNPROCESSABLE_ENTITY);
     }
+    if !publish::authorized(route, &request.headers) {
+        return empty(StatusCode::UNAUTHORIZED);
+    }
+    let stream = rest.strip_suffix("/users").filter(|stream| !stream.is_empty() && !stream.contains('/'));
+    let Some(stream) = stream.and_then(unescaped) else { return empty(StatusCode::NOT_FOUND) };
+    match route.presence.as_ref().and_then(|presence| presence(&stream)) {
+        Some(who) => with_body(StatusCode::OK, JSON, who),
+        None => empty(StatusCode::NOT_IMPLEMENTED),
+    }
+}
+
+/// A segment of a path with its escapes resolved (RFC 3986 section 2.1); `None` if that is no UTF-8.
+fn unescaped(segment: &str) -> Option<String> {
+    percent_encoding::percent_decode_str(segment).decode_utf8().ok().map(Cow::into_owned)
 }
 
 /// `{"ready":true,"checks":{"not_draining":true}}`

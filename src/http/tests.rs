@@ -78,6 +78,7 @@ fn fixture_with(sink: Arc<Recorder>, change: impl FnOnce(&mut Routes, &mut Limit
         cors: None,
         broadcast: Arc::clone(&broadcast),
         source,
+        presence: None,
     };
     let mut routes = Routes {
         broadcast: Some(route("/_broadcast", None, Source::Http)),

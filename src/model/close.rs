@@ -63,6 +63,27 @@ impl CloseCause {
         )
     }
 
+    /// Whether a client whose connection ended like this may come back to its session: nobody sent it away for good, and
+    /// it broke no rule.
+    pub fn leaves_session(self) -> bool {
+        use CloseCause as C;
+        matches!(
+            self,
+            C::ClientClosed
+                | C::ClientGone
+                | C::PeerReset
+                | C::PeerTimeout
+                | C::IoError
+                | C::WriteTimeout
+                | C::MessageTimeout
+                | C::NoPong
+                | C::TooSlow
+                | C::BuffersFull
+                | C::TokenRanOut
+                | C::Resumed
+        )
+    }
+
     /// Who ended the connection.
     pub fn side(self) -> Side {
         use CloseCause as C;
@@ -155,6 +176,8 @@ endings! {
     CommandDisconnect = "command_disconnect", close(1000, "Closed by the app");
     /// The app asked to disconnect these identifiers.
     Remote = "remote", disconnect(1000, "Closed remotely", Word::Remote, false);
+    /// The client went on with its session on another connection.
+    Resumed = "resumed", disconnect(1000, "Session resumed elsewhere", Word::Resumed, false);
     /// This server is shutting down.
     ServerRestart = "server_restart", disconnect(1001, "Server restart", Word::ServerRestart, true);
     /// The upgrade request did not arrive within the handshake time-out.
@@ -192,6 +215,8 @@ pub enum DisconnectReason {
     NoPong,
     /// The client said nothing.
     IdleTimeout,
+    /// The client goes on with its session on another connection.
+    Resumed,
 }
 
 impl DisconnectReason {
@@ -205,6 +230,7 @@ impl DisconnectReason {
             DisconnectReason::TooSlow => "too_slow",
             DisconnectReason::NoPong => "no_pong",
             DisconnectReason::IdleTimeout => "idle_timeout",
+            DisconnectReason::Resumed => "session_resumed",
         }
     }
 }

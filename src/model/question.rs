@@ -5,8 +5,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use std::sync::Arc;
+
 use super::rpc::{AppReply, CallError, Request};
-use super::{Publication, SlotKey};
+use super::{Publication, ResumeTicket, SavedSession, SlotKey};
 
 /// Something a session asks. Its messages wait until the answer is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +29,15 @@ pub enum BrokerQuestion {
         /// From where on.
         since: HistoryRequest,
     },
+    /// Who is present on a stream?
+    Present {
+        /// The presence stream.
+        stream: Box<str>,
+        /// Whether the records are wanted, or only how many there are.
+        records: bool,
+    },
+    /// May this client go on with a session that it had? Whoever has that session gives it up.
+    Resume(ResumeTicket),
 }
 
 /// From where on a client asks for publications (`contracts/action-cable-extended.md` section 4).
@@ -39,16 +50,16 @@ pub struct HistoryRequest {
 }
 
 /// A place in a stream.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
     /// The generation of the stream's storage.
-    pub epoch: Box<str>,
+    pub epoch: Arc<str>,
     /// 1 is the first message of a stream.
     pub offset: u64,
 }
 
 /// The answer to a [`Question`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
     /// Who asked.
     pub key: SlotKey,
@@ -57,6 +68,11 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// The broker's answer.
+    pub fn of_broker(key: SlotKey, result: Result<BrokerReply, BrokerError>) -> Answer {
+        Answer { key, reply: Reply::Broker(result) }
+    }
+
     /// The app's answer to a call.
     pub fn of_app(key: SlotKey, result: Result<AppReply, CallError>) -> Answer {
         Answer { key, reply: Reply::App(result) }
@@ -64,7 +80,7 @@ impl Answer {
 }
 
 /// What was answered, by whom.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Reply {
     /// The app's answer, or why there is none.
     App(Result<AppReply, CallError>),
@@ -73,10 +89,25 @@ pub enum Reply {
 }
 
 /// The broker's answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum BrokerReply {
-    /// To [`BrokerQuestion::History`]: everything that was missed, in order.
-    History(Vec<Publication>),
+    /// To [`BrokerQuestion::History`]: what was missed of each stream that has a history.
+    History(Vec<Missed>),
+    /// To [`BrokerQuestion::Present`]: the message for the client, JSON text.
+    Present(Vec<u8>),
+    /// To [`BrokerQuestion::Resume`]: the session, or nothing if there is none that this client may have.
+    Resumed(Option<Box<SavedSession>>),
+}
+
+/// What a subscription missed of one stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missed {
+    /// The stream.
+    pub stream: Box<str>,
+    /// Everything up to this offset is either among the publications or was not asked for.
+    pub head: u64,
+    /// In order.
+    pub publications: Vec<Publication>,
 }
 
 /// Why the broker has no answer.

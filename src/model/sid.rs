@@ -23,7 +23,7 @@ pub struct Sid {
 
 impl Sid {
     /// Makes an id out of random bits; the two highest are not used.
-    pub fn from_bits(bits: u128) -> Sid {
+    pub const fn from_bits(bits: u128) -> Sid {
         let bits = bits & ((1 << (6 * SID_LEN)) - 1);
         Sid { high: (bits >> 64) as u64, low: bits as u64 }
     }

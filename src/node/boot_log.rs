@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use crate::backend::{Backend, TransportKind};
-use crate::config::{Config, ListenOn, Secrets};
+use crate::config::{BrokerKind, Config, ListenOn, Secrets};
 use crate::identity::StreamRouter;
 use crate::model::Scheme;
 use crate::os::limits;
@@ -59,7 +59,7 @@ pub(super) fn facts(
 ) {
     machine(config, capacity);
     access(config, secrets, router);
-    tracing::info!("broker: none (no history, no session restore, no presence)");
+    broker(config);
     if secrets.broadcast_derived {
         tracing::info!("broadcast key: derived from the secret");
     }
@@ -70,6 +70,20 @@ pub(super) fn facts(
     tracing::info!("broadcasts: {} (HTTP, {key})", main.at(&config.broadcast_on(), &config.broadcast.http_path));
     tracing::info!("app: {}", backend.describe());
     endpoints(config, secrets, main);
+}
+
+fn broker(config: &Config) {
+    let broker = &config.broker;
+    match broker.kind {
+        BrokerKind::None => tracing::info!("broker: none (no history, no session restore, no presence)"),
+        BrokerKind::Memory => tracing::info!(
+            "broker: memory (history: {} messages a stream for {} s; sessions for {} s; presence for {} s)",
+            broker.history_limit,
+            broker.history_ttl.as_secs(),
+            broker.sessions_ttl.as_secs(),
+            broker.presence_ttl.as_secs(),
+        ),
+    }
 }
 
 fn machine(config: &Config, capacity: &Capacity) {

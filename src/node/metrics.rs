@@ -64,6 +64,8 @@ impl Observer {
         backend.metrics().collect(&[], &mut families);
         broadcast.metrics().collect(&[], &mut families);
         pipeline.metrics.collect(&[], &mut families);
+        pipeline.broker.measure();
+        pipeline.broker.metrics.collect(&[], &mut families);
         self.node_metrics().collect(&[], &mut families);
         dead_peers::collect(config, &mut families);
         for (at, listener) in listeners.lock().unwrap_or_else(PoisonError::into_inner).iter().enumerate() {

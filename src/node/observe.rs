@@ -96,6 +96,11 @@ impl Observer {
         }
     }
 
+    /// Who is present on a stream, as JSON, if that is kept.
+    pub(super) fn who_is_present(&self, stream: &str) -> Option<Vec<u8>> {
+        self.parts.pipeline.broker.present(stream, true).ok()
+    }
+
     /// Starts to measure and to warn about trouble.
     pub(super) fn watch(self: &Arc<Self>, runtime: &Handle) {
         self.booted_with.store(process::resident_bytes().unwrap_or(0), Relaxed);

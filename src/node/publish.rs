@@ -6,15 +6,19 @@
 //! bound is reached; then publishers wait, and with them the app's HTTP requests.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::MissedTickBehavior;
 
 use crate::broadcast::{Handover, PublicationSink, PublishError};
-use crate::broker::Broker;
+use crate::broker::{Broker, MemorySettings, SWEEPS};
 use crate::cluster::Cluster;
 use crate::hub::StreamHasher;
 use crate::metrics;
-use crate::model::{Publication, RemoteDisconnect};
+use crate::model::{PresenceChange, Publication, RemoteDisconnect, Sid};
+use crate::os::clock::Clock;
 use crate::shard::{Delivery, Inbox, Message};
 
 use super::followers::Followers;
@@ -26,6 +30,10 @@ const PUBLICATIONS_MAX: usize = 1024;
 /// Bytes of a message for which it counts as one publication; a longer one counts as several. So the messages of all that
 /// are not delivered have [`PUBLICATIONS_MAX`] times as much together, 256 MiB, and one more that is larger than that.
 const BYTES_PER_PLACE: usize = 256 << 10;
+
+/// The time in which everything that the broker keeps is looked through for what is over: so late, at most, is somebody
+/// reported as gone.
+const SWEEP_ALL: Duration = Duration::from_secs(1);
 
 /// How many places of [`PUBLICATIONS_MAX`] a publication takes.
 fn places(publication: &Publication) -> u32 {
@@ -42,6 +50,7 @@ pub(super) struct Pipeline {
     /// Never closed. Waiting publishers get permits in their order, before any whisper.
     room: Arc<Semaphore>,
     pub(super) metrics: DeliveryMetrics,
+    pub(super) clock: Clock,
 }
 
 metrics! {
@@ -53,31 +62,68 @@ metrics! {
 }
 
 impl Pipeline {
-    pub(super) fn new(inboxes: Arc<[Arc<Inbox>]>, hasher: StreamHasher) -> Pipeline {
+    pub(super) fn new(
+        inboxes: Arc<[Arc<Inbox>]>,
+        hasher: StreamHasher,
+        memory: Option<MemorySettings>,
+        clock: Clock,
+    ) -> Pipeline {
         Pipeline {
-            broker: Broker::default(),
+            broker: Broker::new(memory),
             cluster: Cluster::default(),
             inboxes,
             hasher,
             followers: Followers::default(),
             room: Arc::new(Semaphore::new(PUBLICATIONS_MAX)),
             metrics: DeliveryMetrics::default(),
+            clock,
         }
     }
 
     /// Gives a publication its position and puts it into the inbox of every shard that follows its stream, before the
     /// next publication of that stream.
     fn place(&self, publication: Publication, permit: OwnedSemaphorePermit) {
+        self.broker.in_order(publication, self.clock.now(), |publication| self.hand_over(publication, Some(permit)));
+    }
+
+    /// Puts a publication that has its place into the inboxes; called under its stream's lock.
+    fn hand_over(&self, publication: Publication, permit: Option<OwnedSemaphorePermit>) {
         self.metrics.broadcast_msg_total.inc();
-        self.broker.in_order(publication, |publication| {
-            self.cluster.announce(&publication);
-            let stream = self.hasher.key(&publication.stream);
-            let delivery = Arc::new(Delivery { publication, permit: Some(permit) });
-            self.followers.for_each(stream, |shard| {
-                if let Some(inbox) = self.inboxes.get(usize::from(shard)) {
-                    inbox.put(Message::Publication(Arc::clone(&delivery)));
-                }
-            });
+        self.cluster.announce(&publication);
+        let stream = self.hasher.key(&publication.stream);
+        let delivery = Arc::new(Delivery { publication, permit });
+        self.followers.for_each(stream, |shard| {
+            if let Some(inbox) = self.inboxes.get(usize::from(shard)) {
+                inbox.put(Message::Publication(Arc::clone(&delivery)));
+            }
+        });
+    }
+
+    /// Changes who is present on a stream, and tells those who follow it. A join finds no room where too many publications
+    /// wait to be delivered, like a whisper; that somebody has left is told all the same.
+    pub(super) fn change_presence(&self, sid: Sid, stream: &str, change: PresenceChange) {
+        let permit = Arc::clone(&self.room).try_acquire_owned().ok();
+        if permit.is_none() && matches!(change, PresenceChange::Join { .. }) {
+            self.broker.metrics.presence_refused_total.inc();
+            return;
+        }
+        self.broker.change_presence(stream, sid, change, self.clock.now(), |event| self.hand_over(event, permit));
+    }
+
+    /// Has the broker forget what is over, part after part, until the runtime ends or nobody publishes any more.
+    pub(super) fn keep_sweeping(self: &Arc<Self>, runtime: &Handle) {
+        if self.broker.sessions().is_none() {
+            return;
+        }
+        let pipeline = Arc::downgrade(self);
+        runtime.spawn(async move {
+            let mut ticks = tokio::time::interval(SWEEP_ALL / SWEEPS as u32);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            for part in (0..SWEEPS).cycle() {
+                ticks.tick().await;
+                let Some(pipeline) = pipeline.upgrade() else { return };
+                pipeline.broker.sweep(part, pipeline.clock.now(), |event| pipeline.hand_over(event, None));
+            }
         });
     }
 }
@@ -102,6 +148,10 @@ impl PublicationSink for Pipeline {
     fn disconnect(&self, disconnect: RemoteDisconnect) -> Handover<'_> {
         self.metrics.broadcast_msg_total.inc();
         self.cluster.announce_disconnect(&disconnect);
+        // Before the shards are told: whoever comes back to a session after that is refused, and before that sent away.
+        if let Some(sessions) = self.broker.sessions() {
+            sessions.send_away(&disconnect.identifiers, self.clock.now());
+        }
         for inbox in self.inboxes.iter() {
             inbox.put(Message::Disconnect(disconnect.clone()));
         }
@@ -121,7 +171,7 @@ mod tests {
     fn pipeline(shards: usize) -> (Pipeline, Arc<[Arc<Inbox>]>) {
         let inboxes: Arc<[_]> = (0..shards).map(|_| Arc::new(Inbox::new().unwrap())).collect();
         let hasher = StreamHasher::new(1);
-        let pipeline = Pipeline::new(Arc::clone(&inboxes), hasher.clone());
+        let pipeline = Pipeline::new(Arc::clone(&inboxes), hasher.clone(), None, Clock::start());
         for shard in 0..shards as u16 {
             ["s", "other"].into_iter().for_each(|stream| pipeline.followers.follow(hasher.key(stream), shard));
         }
@@ -129,8 +179,7 @@ mod tests {
     }
 
     fn to(stream: &str, message: impl ToString) -> Publication {
-        let message = message.to_string().into();
-        Publication { stream: stream.into(), message, exclude: None, kind: None }
+        Publication::new(stream, message.to_string())
     }
 
     fn delivered_by(inbox: &Inbox) -> Vec<Arc<Delivery>> {

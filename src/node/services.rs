@@ -6,9 +6,13 @@ use tokio::runtime::Handle;
 
 use crate::backend::Backend;
 use crate::broadcast::Broadcast;
+use crate::broker::{Departure, Place, Resumption};
 use crate::http::HttpServer;
 use crate::hub::StreamKey;
-use crate::model::{Call, Publication, Question, Reply, Request, Sid, SlotKey};
+use crate::model::{
+    Answer, BrokerError, BrokerQuestion, BrokerReply, Call, PresenceChange, Publication, Question, Reply, Request,
+    ResumeTicket, SavedSession, Sid, SlotKey,
+};
 use crate::shard::{Inbox, Incoming, Message, Services, Socket};
 
 use super::counts::Counts;
@@ -33,13 +37,53 @@ pub(super) struct NodeServices {
     pub shared: Arc<Shared>,
 }
 
+impl NodeServices {
+    /// What a broker with memory knows it knows at once, and yet the answer comes through the inbox: behind all
+    /// publications that it covers.
+    fn ask_broker(&self, key: SlotKey, question: BrokerQuestion) -> Option<Result<BrokerReply, BrokerError>> {
+        let Pipeline { broker, clock, .. } = &*self.shared.pipeline;
+        let Some(sessions) = broker.sessions() else { return Some(Err(BrokerError::NotKept)) };
+        let result = match question {
+            BrokerQuestion::History { streams, since } => broker.history(&streams, &since, clock.now()),
+            BrokerQuestion::Present { stream, records } => broker.present(&stream, records).map(BrokerReply::Present),
+            BrokerQuestion::Resume(ticket) => match sessions.resume(ticket, key, clock.now(), &broker.metrics) {
+                Resumption::Now(saved) => Ok(BrokerReply::Resumed(saved)),
+                Resumption::AfterYield(place, ticket) => {
+                    self.ask_to_yield(place, ticket);
+                    return None;
+                }
+            },
+        };
+        self.answer(key, result);
+        None
+    }
+
+    fn answer(&self, key: SlotKey, result: Result<BrokerReply, BrokerError>) {
+        if let Some(inbox) = self.shared.inboxes.get(usize::from(key.shard)) {
+            inbox.put(Message::Answer(Answer::of_broker(key, result)));
+        }
+    }
+
+    fn ask_to_yield(&self, Place { shard, index }: Place, ticket: ResumeTicket) {
+        if let Some(inbox) = self.shared.inboxes.get(usize::from(shard)) {
+            inbox.put(Message::Yield { index, ticket });
+        }
+    }
+
+    fn tell_of(&self, departure: Option<Departure>) {
+        if let Some(Departure { key, saved }) = departure {
+            self.answer(key, Ok(BrokerReply::Resumed(saved)));
+        }
+    }
+}
+
 impl Services<Socket> for NodeServices {
     fn ask(&mut self, key: SlotKey, sid: Sid, question: Question) -> Option<Reply> {
         match question {
             Question::App(request) => {
                 self.shared.backend.submit(Call { key, sid, request }).err().map(|error| Reply::App(Err(error)))
             }
-            Question::Broker(question) => self.shared.pipeline.broker.ask(&question).map(Reply::Broker),
+            Question::Broker(question) => self.ask_broker(key, question).map(Reply::Broker),
         }
     }
 
@@ -54,6 +98,42 @@ impl Services<Socket> for NodeServices {
 
     fn publish(&mut self, publication: Publication) {
         self.shared.broadcast.whisper(publication);
+    }
+
+    fn change_presence(&mut self, sid: Sid, stream: &str, change: PresenceChange) {
+        self.shared.pipeline.change_presence(sid, stream, change);
+    }
+
+    fn resident(&mut self, sid: Sid, index: u32) {
+        if let Some(sessions) = self.shared.pipeline.broker.sessions() {
+            sessions.resident(sid, Place { shard: self.shard, index });
+        }
+    }
+
+    fn departed(&mut self, sid: Sid, saved: Option<Box<SavedSession>>) {
+        let Pipeline { broker, clock, .. } = &*self.shared.pipeline;
+        let departure =
+            broker.sessions().and_then(|sessions| sessions.departed(sid, saved, clock.now(), &broker.metrics));
+        self.tell_of(departure);
+    }
+
+    fn stays(&mut self, sid: Sid) {
+        let broker = &self.shared.pipeline.broker;
+        let departure = broker.sessions().and_then(|sessions| sessions.stays(sid, &broker.metrics));
+        self.tell_of(departure);
+    }
+
+    fn not_here(&mut self, sid: Sid, index: u32) {
+        let from = Place { shard: self.shard, index };
+        match self.shared.pipeline.broker.sessions().and_then(|sessions| sessions.moved(sid, from)) {
+            Some((place, ticket)) => self.ask_to_yield(place, ticket),
+            // It has ended, and whoever waited has heard of that; or it is lost.
+            None => self.stays(sid),
+        }
+    }
+
+    fn may_go_on(&mut self, saved: &SavedSession) -> bool {
+        self.shared.pipeline.broker.sessions().is_some_and(|sessions| sessions.may_go_on(saved))
     }
 
     fn follow(&mut self, stream: StreamKey) {

@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use crate::backend::{self, GrpcTarget, Target, TlsSettings};
 use crate::broadcast::{Broadcast, Source};
-use crate::config::{Config, Disconnect, ListenOn, Rpc, RpcImplementation, Secrets, Server, Ws, default_number};
+use crate::broker::{MemorySettings, SessionsSettings};
+use crate::config::{
+    BrokerKind, Config, Disconnect, ListenOn, Rpc, RpcImplementation, Secrets, Server, Ws, default_number,
+};
 use crate::http::{self, AdminRoutes, Cors, MetricsRoute, PublishRoute, ReadyRoute, Routes};
 use crate::hub::StreamHasher;
 use crate::identity::{Jwt, Secret, StreamRouter, StreamSettings};
-use crate::model::Scheme;
+use crate::model::{Scheme, Sid};
 use crate::os::listener::{Keepalive, ListenerOptions};
 use crate::proto::frame::Limits;
 use crate::proto::handshake::{HEAD_BYTES_MAX, Origins, PathPattern, Rules};
@@ -47,6 +50,9 @@ const _: () = {
 
 /// Closes that the process keeps, an equal part for each shard; none where nobody can ask for them.
 const CLOSES_MAX: usize = 1000;
+
+/// Characters of an epoch, six bits each: it is sent with every message.
+const EPOCH_CHARS: usize = 8;
 
 /// Routes that the caller adds to the main port, such as those of the demo.
 pub type ExtraRoutes = http::ExtraRoutes;
@@ -126,9 +132,9 @@ pub(super) fn shard(
             secret: secret(&secrets.streams),
             public: config.streams.public,
             whisper: config.streams.whisper,
+            presence: config.streams.presence,
             turbo: secret(&secrets.turbo),
             cable_ready: secret(&secrets.cable_ready),
-            ..StreamSettings::default()
         }),
         proxy: ProxyRules { headers: config.rpc.headers.clone(), cookies: config.rpc.cookies.clone(), token_param },
         closes_max: if config.admin.port.is_some() { CLOSES_MAX.div_ceil(shards) } else { 0 },
@@ -139,6 +145,22 @@ pub(super) fn shard(
 /// An option whose 0 means that there is no limit.
 fn unlimited(n: usize) -> usize {
     if n == 0 { usize::MAX } else { n }
+}
+
+/// Settings of the broker; none for the broker "none".
+pub(super) fn broker(config: &Config) -> Option<MemorySettings> {
+    let broker = &config.broker;
+    // A position of another process, or of this one before it was started anew, means nothing here.
+    let epoch: String = Sid::from_bits(rand::random()).to_string().chars().take(EPOCH_CHARS).collect();
+    (broker.kind == BrokerKind::Memory).then(|| MemorySettings {
+        epoch: epoch.into(),
+        history_limit: broker.history_limit,
+        history_ttl: broker.history_ttl,
+        history_bytes_max: unlimited(broker.history_max_size),
+        presence_ttl: broker.presence_ttl,
+        presence_bytes_max: unlimited(broker.presence_max_size),
+        sessions: SessionsSettings { ttl: broker.sessions_ttl, bytes_max: unlimited(broker.sessions_max_size) },
+    })
 }
 
 fn session(config: &Config) -> session::Rules {
@@ -153,6 +175,8 @@ fn session(config: &Config) -> session::Rules {
         has_backend: config.rpc_implementation() != RpcImplementation::None,
         no_auth: config.app.noauth,
         disconnect_mode: config.disconnect.mode,
+        broker: config.broker.kind != BrokerKind::None,
+        sessions: config.broker.kind != BrokerKind::None && !config.broker.sessions_ttl.is_zero(),
     }
 }
 
@@ -249,6 +273,7 @@ pub(super) fn ports(
         cors,
         broadcast: Arc::clone(broadcast),
         source: Source::Http,
+        presence: None,
     });
     if secrets.api_on {
         ports.on(config.api_on()).api = Some(PublishRoute {
@@ -257,6 +282,10 @@ pub(super) fn ports(
             cors: None,
             broadcast: Arc::clone(broadcast),
             source: Source::Api,
+            presence: Some(Box::new({
+                let observer = Arc::clone(observer);
+                move |stream| observer.who_is_present(stream)
+            })),
         });
     }
     if let Some(path) = &config.metrics.http_path {

@@ -93,7 +93,9 @@ impl Core {
         let backend = settings::backend(config, secrets)?;
         let backend = Arc::new(Backend::start(backend, calls.handle(), answers)?);
         let settings = Arc::new(settings::shard(config, secrets, plan.shards, plan.capacity.sockets_max, listeners)?);
-        let pipeline = Arc::new(Pipeline::new(Arc::clone(&inboxes), settings.stream_hasher.clone()));
+        let memory = settings::broker(config);
+        let hasher = settings.stream_hasher.clone();
+        let pipeline = Arc::new(Pipeline::new(Arc::clone(&inboxes), hasher, memory, Clock::start()));
         Ok(Core {
             metrics: (0..plan.shards as u16).map(|n| Arc::new(ShardMetrics::new(n))).collect(),
             broadcast: Arc::new(Broadcast::new(Arc::clone(&pipeline) as Arc<_>)),
@@ -169,6 +171,7 @@ impl Assembly {
         let http_ports = self.http_ports.into_iter();
         let other_http = http_ports.map(|port| port.serve(&self.runtime)).collect::<Result<_, _>>()?;
         self.observer.watch(self.runtime.handle());
+        self.core.pipeline.keep_sweeping(self.runtime.handle());
         let Core { backend, settings, .. } = self.core;
         let Plan { config, secrets, capacity, .. } = self.plan;
         let scheme = settings.listeners.first().copied().unwrap_or_default().scheme;

@@ -22,14 +22,14 @@ pub use command::{BadCommand, Command, HistoryRequest, Position, PresenceRequest
 #[derive(Debug)]
 pub struct Cable {
     subprotocol: &'static str,
-    answers_pings: bool,
+    is_extended: bool,
 }
 
 /// What every Action Cable client speaks.
-pub const BASE: Cable = Cable { subprotocol: "actioncable-v1-json", answers_pings: false };
+pub const BASE: Cable = Cable { subprotocol: "actioncable-v1-json", is_extended: false };
 
 /// AnyCable's extension.
-pub const EXTENDED: Cable = Cable { subprotocol: "actioncable-v1-ext-json", answers_pings: true };
+pub const EXTENDED: Cable = Cable { subprotocol: "actioncable-v1-ext-json", is_extended: true };
 
 impl Language for Cable {
     fn subprotocol(&self) -> &'static str {
@@ -37,7 +37,11 @@ impl Language for Cable {
     }
 
     fn answers_pings(&self) -> bool {
-        self.answers_pings
+        self.is_extended
+    }
+
+    fn resumes(&self) -> bool {
+        self.is_extended
     }
 
     fn parse<'a>(&self, message: &'a Message<'_>) -> Result<Option<Command<'a>>, BadCommand> {
@@ -62,6 +66,10 @@ impl Language for Cable {
 
     fn write_welcome(&self, out: &mut Vec<u8>, sid: Sid) {
         write::welcome(out, sid);
+    }
+
+    fn write_resumed(&self, out: &mut Vec<u8>, sid: Sid, identifiers: &[&str]) {
+        write::resumed(out, sid, identifiers);
     }
 
     fn write_ping(&self, out: &mut Vec<u8>, timestamp: u64) {
@@ -90,6 +98,10 @@ impl Language for Cable {
 
     fn write_reject_history(&self, out: &mut Vec<u8>, identifier: &str) {
         write::reject_history(out, identifier);
+    }
+
+    fn write_presence(&self, out: &mut Vec<u8>, identifier: &str, message: &[u8]) {
+        write::presence(out, identifier, message);
     }
 
     fn write_presence_error(&self, out: &mut Vec<u8>, identifier: &str) {

@@ -45,6 +45,9 @@ pub trait Language: Sync {
     /// Whether a client that is alive answers every ping with a message of its own.
     fn answers_pings(&self) -> bool;
 
+    /// Whether its clients come back to a session that their connection did not outlive.
+    fn resumes(&self) -> bool;
+
     /// Reads one message of a client. `Ok(None)` for one that means nothing and is no fault.
     ///
     /// # Errors
@@ -57,6 +60,9 @@ pub trait Language: Sync {
 
     /// The first message of a session that this server let in itself.
     fn write_welcome(&self, out: &mut Vec<u8>, sid: Sid);
+
+    /// The first message of a session that goes on with an earlier one, and what it is subscribed to.
+    fn write_resumed(&self, out: &mut Vec<u8>, sid: Sid, identifiers: &[&str]);
 
     /// A heartbeat with the time now, in the session's unit.
     fn write_ping(&self, out: &mut Vec<u8>, timestamp: u64);
@@ -78,6 +84,9 @@ pub trait Language: Sync {
 
     /// The missed messages cannot be sent.
     fn write_reject_history(&self, out: &mut Vec<u8>, identifier: &str);
+
+    /// Who is present: a JSON text.
+    fn write_presence(&self, out: &mut Vec<u8>, identifier: &str, message: &[u8]);
 
     /// Who is present is not known here.
     fn write_presence_error(&self, out: &mut Vec<u8>, identifier: &str);

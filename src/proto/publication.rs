@@ -193,6 +193,8 @@ impl<const DATA_LAST: bool> Payload<'_, DATA_LAST> {
             // Anything that we did not hand out belongs to nobody here, so it excludes nobody.
             exclude: meta.exclude_socket.as_deref().and_then(Sid::parse),
             kind: meta.broadcast_type.filter(|kind| !kind.is_empty()).map(Into::into),
+            transient: meta.transient,
+            position: None,
         })
     }
 
@@ -211,11 +213,11 @@ impl<const DATA_LAST: bool> Payload<'_, DATA_LAST> {
     }
 }
 
-/// `meta.transient` (not kept in history) is for a broker; without one every publication is transient.
 #[derive(Default)]
 struct Meta<'a> {
     exclude_socket: Option<Cow<'a, str>>,
     broadcast_type: Option<Cow<'a, str>>,
+    transient: bool,
 }
 
 impl<'de> Fields<'de> for Meta<'de> {
@@ -225,6 +227,7 @@ impl<'de> Fields<'de> for Meta<'de> {
         match key {
             "exclude_socket" => self.exclude_socket = text(map)?,
             "broadcast_type" => self.broadcast_type = text(map)?,
+            "transient" => self.transient = map.next_value::<Option<bool>>()?.unwrap_or(false),
             _ => skip(map)?,
         }
         Ok(())

@@ -2,20 +2,38 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{ChannelIdentifier, CommandKind};
+use crate::model::{ChannelIdentifier, CommandKind, HistoryRequest};
 
-/// What a session is at. Idle, which nearly every session is, has no value of this: it is the `None` around it.
+use super::hold::Held;
+
+/// What makes a session more than idle. Nearly every session is idle, and has no value of this.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Activity {
+    /// `None`: it takes messages.
+    pub doing: Option<Doing>,
+    /// Subscriptions that catch up: what is published to them waits.
+    pub held: Vec<Held>,
+}
+
+/// What a session is at.
 ///
 /// ```text
 ///          a question is needed             the answer: yes
 /// open ------------------------> Connecting ----------------> idle <----> Asking(what)
-///   \------ token or noauth says yes ---------------------------^
+///   \---> Resuming ---- no such session ---^                   ^
+///    \       \------- the session is back --------------------|
+///     \---- token or noauth says yes -------------------------^
 ///    any of them --- refused, or ended ---> Over
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) enum Activity {
+pub(super) enum Doing {
     /// It is asked whether the client may connect.
     Connecting,
+    /// The client wants to go on with a session that it had.
+    Resuming {
+        /// Who its token says it is, if it showed one.
+        identifiers: Option<Box<str>>,
+    },
     /// A command of the client waits for an answer.
     Asking(Asked),
     /// The client was refused or is gone: nothing more happens.
@@ -29,9 +47,20 @@ pub(super) enum Asked {
     Command {
         kind: CommandKind,
         identifier: ChannelIdentifier,
-        /// The client wants to be told what it missed, once it is subscribed.
-        history: Option<crate::model::HistoryRequest>,
+        /// What the client wants as soon as it is subscribed.
+        then: Wanted,
     },
     /// The broker, for what a subscription missed.
     History { identifier: ChannelIdentifier },
+    /// The broker, for who is present.
+    Present { identifier: ChannelIdentifier },
+}
+
+/// What a client asks for together with a subscription.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Wanted {
+    /// To be told what it missed.
+    pub history: Option<HistoryRequest>,
+    /// To be present: who, and what others are told, as JSON text.
+    pub presence: Option<(Box<str>, Option<Box<str>>)>,
 }

@@ -2,35 +2,58 @@
 //! 3 and 4).
 
 use crate::model::{
-    AppReply, BrokerReply, CallError, ChannelIdentifier, CloseCause, CommandKind, CommandReply, ConnectReply,
-    HistoryRequest, Publication, Reply, Status,
+    Admission, AppReply, BrokerError, BrokerReply, CallError, ChannelIdentifier, CloseCause, CommandKind, CommandReply,
+    ConnectReply, Missed, Publication, Reply, Status,
 };
 
 use super::effect::word;
-use super::{Activity, Answerer, Asked, Context, Effect, LogEvent, Session};
+use super::{Answerer, Asked, Context, Doing, Effect, LogEvent, Session, Wanted};
 
 impl Session {
     /// The answer to the question that [`Session::is_waiting`] is about.
     pub fn answer(&mut self, reply: Reply, ctx: &mut Context<'_>) {
-        let asked = match self.activity.as_deref() {
-            Some(Activity::Connecting) => return self.connect_answered(reply, ctx),
-            Some(Activity::Asking(asked)) => asked.clone(),
-            Some(Activity::Over) | None => return,
-        };
-        self.activity = None;
-        match (asked, reply) {
-            (Asked::Command { kind, identifier, history }, Reply::App(result)) => {
-                self.command_answered(kind, &identifier, history, result, ctx);
+        let asked = match self.doing() {
+            Some(Doing::Connecting) => return self.connect_answered(reply, ctx),
+            Some(Doing::Resuming { identifiers }) => {
+                let identifiers = identifiers.clone();
+                return self.resume_answered(identifiers.as_deref(), reply, ctx);
             }
-            (Asked::History { identifier }, Reply::Broker(result)) => match result {
-                Ok(BrokerReply::History(missed)) => self.replay(&identifier, &missed, ctx),
-                Err(error) => {
-                    ctx.emit(Effect::Log(LogEvent::BrokerFailed("history", error)));
-                    self.say(ctx, |language, out| language.write_reject_history(out, &identifier));
-                }
-            },
+            Some(Doing::Asking(asked)) => asked.clone(),
+            Some(Doing::Over) | None => return,
+        };
+        self.set_doing(None);
+        match (asked, reply) {
+            (Asked::Command { kind, identifier, then }, Reply::App(result)) => {
+                self.command_answered(kind, &identifier, then, result, ctx);
+            }
+            (Asked::History { identifier }, Reply::Broker(Ok(BrokerReply::History(missed)))) => {
+                self.replay(&identifier, &missed, ctx);
+            }
+            (Asked::History { identifier }, Reply::Broker(Err(error))) => {
+                ctx.emit(Effect::Log(LogEvent::BrokerFailed("history", error)));
+                self.say(ctx, |language, out| language.write_reject_history(out, &identifier));
+                self.release(&identifier, |_| false, ctx);
+            }
+            (Asked::Present { identifier }, Reply::Broker(Ok(BrokerReply::Present(message)))) => {
+                self.say(ctx, |language, out| language.write_presence(out, &identifier, &message));
+            }
+            (Asked::Present { identifier }, Reply::Broker(Err(error))) => {
+                ctx.emit(Effect::Log(LogEvent::BrokerFailed("presence", error)));
+                self.say(ctx, |language, out| language.write_presence_error(out, &identifier));
+            }
             _ => ctx.fail(LogEvent::WrongAnswer),
         }
+    }
+
+    /// A client without a session to go on with is a new one.
+    fn resume_answered(&mut self, identifiers: Option<&str>, reply: Reply, ctx: &mut Context<'_>) {
+        match reply {
+            Reply::Broker(Ok(BrokerReply::Resumed(Some(saved)))) => return self.resume(*saved, ctx),
+            Reply::Broker(Ok(BrokerReply::Resumed(None)) | Err(BrokerError::NotKept)) => {}
+            Reply::Broker(Err(error)) => ctx.emit(Effect::Log(LogEvent::BrokerFailed("resume", error))),
+            _ => ctx.fail(LogEvent::WrongAnswer),
+        }
+        self.admit(identifiers, ctx);
     }
 
     fn connect_answered(&mut self, reply: Reply, ctx: &mut Context<'_>) {
@@ -51,7 +74,7 @@ impl Session {
         if may_connect {
             self.disconnectable = true;
             self.merge_cstate(reply.cstate, ctx);
-            self.let_in(&reply.identifiers, ctx);
+            self.let_in(&reply.identifiers, Admission::App, ctx);
         }
         reply.transmissions.into_iter().for_each(|text| ctx.emit(Effect::Send(text.into_bytes())));
         if !may_connect {
@@ -64,7 +87,7 @@ impl Session {
         &mut self,
         kind: CommandKind,
         identifier: &ChannelIdentifier,
-        history: Option<HistoryRequest>,
+        then: Wanted,
         result: Result<AppReply, CallError>,
         ctx: &mut Context<'_>,
     ) {
@@ -77,7 +100,7 @@ impl Session {
             Err(error) => return ctx.fail(LogEvent::CallFailed(word(Some(kind)), error)),
         };
         match kind {
-            CommandKind::Subscribe => self.subscribed(identifier, history, reply, ctx),
+            CommandKind::Subscribe => self.subscribed(identifier, then, reply, ctx),
             CommandKind::Unsubscribe => self.unsubscribed(identifier, reply, ctx),
             CommandKind::Message => match self.subscriptions.find(identifier) {
                 Some(at) => self.apply(at, reply, ctx),
@@ -86,13 +109,7 @@ impl Session {
         }
     }
 
-    fn subscribed(
-        &mut self,
-        identifier: &str,
-        history: Option<HistoryRequest>,
-        mut reply: CommandReply,
-        ctx: &mut Context<'_>,
-    ) {
+    fn subscribed(&mut self, identifier: &str, then: Wanted, mut reply: CommandReply, ctx: &mut Context<'_>) {
         // The app has heard of this session, whatever it thinks of the subscription.
         self.disconnectable = true;
         if reply.status == Status::Success {
@@ -100,8 +117,8 @@ impl Session {
             let at = self.record(identifier, first, Answerer::App, ctx);
             let closes = reply.disconnect;
             self.apply(at, reply, ctx);
-            if let Some(history) = history.filter(|_| !closes) {
-                self.history(at, history, ctx);
+            if !closes {
+                self.give_wanted(at, then, ctx);
             }
             return;
         }
@@ -132,24 +149,31 @@ impl Session {
         }
         self.merge_istate(at, std::mem::take(&mut reply.istate), ctx);
         self.merge_cstate(std::mem::take(&mut reply.cstate), ctx);
-        if reply.presence.is_some() {
-            ctx.emit(Effect::Log(LogEvent::NoBroker("presence")));
-        }
+        let presence = reply.presence.take();
         self.finish(reply, ctx);
+        if let Some(presence) = presence {
+            self.presence_from_app(at, presence, ctx);
+        }
     }
 
     fn finish(&mut self, reply: CommandReply, ctx: &mut Context<'_>) {
         reply.transmissions.into_iter().for_each(|text| ctx.emit(Effect::Send(text.into_bytes())));
         if reply.disconnect {
+            self.admission = Admission::No;
             ctx.emit(Effect::Close(CloseCause::CommandDisconnect));
         }
     }
 
-    /// Sends what was missed, and says that this was all. Nothing that is published meanwhile can come between.
-    fn replay(&mut self, identifier: &str, missed: &[Publication], ctx: &mut Context<'_>) {
-        for publication in missed {
+    /// Sends what was missed, and says that this was all. What waited meanwhile comes next.
+    fn replay(&mut self, identifier: &str, missed: &[Missed], ctx: &mut Context<'_>) {
+        for publication in missed.iter().flat_map(|missed| &missed.publications) {
             self.say(ctx, |language, out| language.write_publication(out, identifier, publication));
         }
         self.say(ctx, |language, out| language.write_confirm_history(out, identifier));
+        let is_covered = |publication: &Publication| {
+            let head = missed.iter().find(|missed| missed.stream == publication.stream).map_or(0, |missed| missed.head);
+            publication.position.as_ref().is_some_and(|position| position.offset <= head)
+        };
+        self.release(identifier, is_covered, ctx);
     }
 }

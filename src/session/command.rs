@@ -1,13 +1,15 @@
 //! What a client says: commands, one at a time (`contracts/action-cable.md` sections 3 and 4).
 
 use crate::model::{
-    BrokerQuestion, ChannelIdentifier, CommandKind, HistoryRequest, Question, Request, Routed, State, Topic,
+    BrokerQuestion, ChannelIdentifier, CommandKind, HistoryRequest, PresenceChange, Question, Request, Routed, State,
+    Topic,
 };
 use crate::proto::cable::Command;
 use crate::proto::frame::Message;
 
 use super::{
-    Activity, Answerer, Asked, Context, Effect, LogEvent, SUBSCRIPTIONS_MAX, Session, SessionCounter, Subscription,
+    Answerer, Asked, Context, Doing, Effect, LogEvent, SUBSCRIPTIONS_MAX, Session, SessionCounter, Subscription,
+    Wanted, presence,
 };
 
 /// What a subscription takes beside its identifier and a stream's name of that length.
@@ -46,8 +48,12 @@ impl Session {
         }
         ctx.emit(Effect::Count(SessionCounter::ClientMessage));
         match command {
-            Command::Subscribe { identifier, history, .. } => {
-                self.subscribe(&identifier, history.map(|history| history.to_owned()), ctx);
+            Command::Subscribe { identifier, history, presence } => {
+                let wanted = Wanted {
+                    history: history.map(|history| history.to_owned()),
+                    presence: presence.map(|presence| (presence.id.into(), presence.info.map(Into::into))),
+                };
+                self.subscribe(&identifier, wanted, ctx);
             }
             Command::Unsubscribe { identifier } => self.unsubscribe(&identifier, ctx),
             Command::Message { identifier, data } => self.perform(&identifier, data.into_owned(), ctx),
@@ -58,15 +64,15 @@ impl Session {
                 Some(at) => self.history(at, request.to_owned(), ctx),
                 None => ctx.fail(LogEvent::NotSubscribed("history")),
             },
-            Command::Presence { identifier, .. } => match self.subscriptions.find(&identifier) {
-                Some(_) => self.say(ctx, |language, out| language.write_presence_error(out, &identifier)),
-                None => ctx.fail(LogEvent::NotSubscribed("presence")),
-            },
-            Command::Join { .. } | Command::Leave { .. } => ctx.fail(LogEvent::NoBroker("presence")),
+            Command::Presence { identifier, return_records } => self.who_is_present(&identifier, return_records, ctx),
+            Command::Join { identifier, presence } => {
+                self.change_presence(&identifier, presence::join(&presence), ctx);
+            }
+            Command::Leave { identifier } => self.change_presence(&identifier, PresenceChange::Leave, ctx),
         }
     }
 
-    fn subscribe(&mut self, identifier: &str, history: Option<HistoryRequest>, ctx: &mut Context<'_>) {
+    fn subscribe(&mut self, identifier: &str, wanted: Wanted, ctx: &mut Context<'_>) {
         if self.subscriptions.find(identifier).is_some() {
             return ctx.fail(LogEvent::AlreadySubscribed);
         }
@@ -82,19 +88,32 @@ impl Session {
             return self.reject(identifier, ctx);
         }
         match (ctx.route)(identifier) {
-            Routed::Stream { name, whisper, .. } => {
-                let at = self.record(identifier, &name, Answerer::Here { whisper }, ctx);
+            Routed::Stream { name, whisper, presence } => {
+                let at = self.record(identifier, &name, Answerer::Here { whisper, presence }, ctx);
                 self.say(ctx, |language, out| language.write_confirm(out, identifier));
-                if let Some(history) = history {
-                    self.history(at, history, ctx);
-                }
+                self.give_wanted(at, wanted, ctx);
             }
             Routed::Backend if ctx.rules.has_backend => {
-                let call =
-                    AppCall { kind: CommandKind::Subscribe, data: String::new(), istate: State::default(), history };
+                let call = AppCall {
+                    kind: CommandKind::Subscribe,
+                    data: String::new(),
+                    istate: State::default(),
+                    then: wanted,
+                };
                 self.ask_app(identifier.into(), call, ctx);
             }
             Routed::Rejected | Routed::Backend => self.reject(identifier, ctx),
+        }
+    }
+
+    /// What the client asked for together with a subscription, which is confirmed now.
+    pub(super) fn give_wanted(&mut self, at: usize, wanted: Wanted, ctx: &mut Context<'_>) {
+        let Wanted { history, presence } = wanted;
+        if let Some((id, info)) = presence {
+            self.change_presence_at(at, PresenceChange::Join { id, info }, ctx);
+        }
+        if let Some(history) = history {
+            self.history(at, history, ctx);
         }
     }
 
@@ -130,18 +149,21 @@ impl Session {
     /// Drops a subscription with its state and all its streams.
     pub(super) fn forget(&mut self, at: usize, ctx: &mut Context<'_>) {
         let subscription = self.subscriptions.remove(at);
-        super::detach(subscription.as_ref(), ctx);
+        let subscription = subscription.as_ref();
+        self.let_go(subscription.identifier());
+        super::detach(subscription, ctx);
+        Session::leave_presence(subscription, PresenceChange::Leave, ctx);
     }
 
     /// Asks the app to carry out a command on a subscription that stands.
     fn ask_about(&mut self, at: usize, kind: CommandKind, data: String, ctx: &mut Context<'_>) {
         let Some(subscription) = self.subscriptions.get(at) else { return };
-        let call = AppCall { kind, data, istate: subscription.istate(), history: None };
+        let call = AppCall { kind, data, istate: subscription.istate(), then: Wanted::default() };
         self.ask_app(subscription.shared_identifier(), call, ctx);
     }
 
     fn ask_app(&mut self, identifier: ChannelIdentifier, call: AppCall, ctx: &mut Context<'_>) {
-        let AppCall { kind, data, istate, history } = call;
+        let AppCall { kind, data, istate, then } = call;
         let request = Request::Command {
             command: kind,
             identifier: identifier.clone(),
@@ -150,11 +172,11 @@ impl Session {
             cstate: self.cstate.clone(),
             istate,
         };
-        self.ask(Asked::Command { kind, identifier, history }, Question::App(request), ctx);
+        self.ask(Asked::Command { kind, identifier, then }, Question::App(request), ctx);
     }
 
-    fn ask(&mut self, asked: Asked, question: Question, ctx: &mut Context<'_>) {
-        self.activity = Some(Box::new(Activity::Asking(asked)));
+    pub(super) fn ask(&mut self, asked: Asked, question: Question, ctx: &mut Context<'_>) {
+        self.set_doing(Some(Doing::Asking(asked)));
         ctx.emit(Effect::Ask(Box::new(question)));
     }
 
@@ -165,7 +187,7 @@ impl Session {
         let Some(subscription) = found.and_then(|at| self.subscriptions.get(at)) else { return };
         let stream = match (subscription.state("$w"), subscription.by) {
             (Some(stream), _) => Some(stream),
-            (None, Answerer::Here { whisper: true }) => subscription.topics().next().map(Topic::stream),
+            (None, Answerer::Here { whisper: true, .. }) => subscription.topics().next().map(Topic::stream),
             (None, _) => None,
         };
         let Some(stream) = stream else { return };
@@ -182,6 +204,9 @@ impl Session {
             return self.say(ctx, |language, out| language.write_confirm_history(out, identifier));
         }
         let identifier = subscription.shared_identifier();
+        if ctx.rules.broker {
+            self.hold(identifier.clone());
+        }
         let question = Question::Broker(BrokerQuestion::History { streams, since });
         self.ask(Asked::History { identifier }, question, ctx);
     }
@@ -193,6 +218,6 @@ struct AppCall {
     /// Only for [`CommandKind::Message`].
     data: String,
     istate: State,
-    /// To be asked for when the app says yes.
-    history: Option<HistoryRequest>,
+    /// When the app says yes.
+    then: Wanted,
 }

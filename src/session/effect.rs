@@ -1,6 +1,9 @@
 //! What a session wants done. The session decides, the shard carries out, in order.
 
-use crate::model::{BrokerError, CallError, CloseCause, CommandKind, PingPrecision, Question, Request, Topic};
+use crate::model::{
+    BrokerError, CallError, CloseCause, CommandKind, PingPrecision, PresenceChange, Question, Request, SavedSession,
+    Topic,
+};
 
 /// One thing to do for a session.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,6 +35,15 @@ pub enum Effect {
         /// JSON text.
         message: Box<str>,
     },
+    /// Change who is present on a stream.
+    Presence {
+        /// The presence stream.
+        stream: Box<str>,
+        /// What happened.
+        change: PresenceChange,
+    },
+    /// A session that could have been resumed is over; what is left of it, if its client may still come back to it.
+    Depart(Option<Box<SavedSession>>),
     /// Close the connection once everything before is sent. What the close frame says is the cause's.
     Close(CloseCause),
     /// Count something.
@@ -69,6 +81,12 @@ pub enum LogEvent {
     /// A feature that needs a broker.
     #[error("{0} needs a broker, and none is on")]
     NoBroker(&'static str),
+    /// The channel has no presence.
+    #[error("presence on a channel that has none: the app sets its stream")]
+    NoPresenceStream,
+    /// The app wants something that is neither join nor leave, or does not say who joins.
+    #[error("app server answered with a presence that is not understood: {0:?}")]
+    BadPresence(String),
     /// Perform on a channel that this server answers itself, without an app to ask.
     #[error("no app server to perform on")]
     NothingToPerformOn,

@@ -42,6 +42,7 @@ impl Session {
         if stalled {
             return;
         }
+        self.stop_waiting_for_requests(ctx);
         ctx.emit(Effect::Ping(self.ping_precision));
         if ctx.rules.native_pings {
             ctx.emit(Effect::NativePing);

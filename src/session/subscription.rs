@@ -11,6 +11,7 @@ pub(super) enum Answerer {
     /// This server, for a signed or public stream.
     Here {
         whisper: bool,
+        presence: bool,
     },
 }
 
@@ -62,8 +63,12 @@ impl<'a> SubscriptionRef<'a> {
 
     /// Its streams.
     pub fn topics(self) -> impl Iterator<Item = &'a Topic> {
-        let first = Some(self.first).filter(|topic| !topic.stream().is_empty());
-        first.into_iter().chain(self.more.into_iter().flat_map(|more| &more.topics))
+        self.all_topics().filter(|topic| !topic.stream().is_empty())
+    }
+
+    /// The same; the identifier with an empty stream while it has none.
+    pub fn all_topics(self) -> impl Iterator<Item = &'a Topic> {
+        std::iter::once(self.first).chain(self.more.into_iter().flat_map(|more| &more.topics))
     }
 }
 
@@ -89,6 +94,13 @@ impl Subscription {
         if !changes.is_empty() {
             self.more.get_or_insert_default().istate.merge(changes);
             self.forget_empty();
+        }
+    }
+
+    /// Takes over the app's state.
+    pub fn set_istate(&mut self, istate: State) {
+        if !istate.is_empty() {
+            self.more.get_or_insert_default().istate = istate;
         }
     }
 

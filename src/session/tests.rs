@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::model::{
-    AppReply, BrokerError, BrokerReply, CallError, CommandReply, ConnectReply, Publication, Reply, Status, tick,
+    AppReply, BrokerError, BrokerReply, CallError, CommandReply, ConnectReply, Missed, Position, Publication, Reply,
+    SavedSession, Status, tick,
 };
 use crate::proto::frame::Message;
 use std::time::Duration;
@@ -30,6 +31,8 @@ pub(super) fn rules() -> Rules {
         has_backend: true,
         no_auth: false,
         disconnect_mode: DisconnectMode::Auto,
+        broker: false,
+        sessions: false,
     }
 }
 
@@ -65,6 +68,11 @@ fn lines(effects: Vec<Effect>) -> Vec<String> {
             Effect::Attach(topic) => format!("attach {}", topic.stream()),
             Effect::Detach(topic) => format!("detach {}", topic.stream()),
             Effect::Whisper { stream, message } => format!("whisper {stream} {message}"),
+            Effect::Presence { stream, change } => format!("presence {stream} {change:?}"),
+            Effect::Depart(saved) => {
+                let subscriptions = saved.map(|saved| saved.subscriptions.len());
+                format!("depart {subscriptions:?}")
+            }
             Effect::Close(cause) => format!("close {}", cause.label()),
             Effect::Count(counter) => format!("count {counter:?}"),
             Effect::Log(event) => format!("log {event}"),
@@ -80,6 +88,16 @@ fn lines(effects: Vec<Effect>) -> Vec<String> {
 impl Transcript {
     /// A session of this token, and what it does first.
     fn open(token: TokenOutcome, dialect: Dialect, rules: Rules) -> (Transcript, Vec<String>) {
+        Transcript::open_again(token, dialect, rules, None)
+    }
+
+    /// One of a client that wants to go on with the session `resume`.
+    fn open_again(
+        token: TokenOutcome,
+        dialect: Dialect,
+        rules: Rules,
+        resume: Option<Sid>,
+    ) -> (Transcript, Vec<String>) {
         let mut effects = Vec::new();
         let now = Duration::from_secs(1_000);
         let opening = Opening {
@@ -89,6 +107,7 @@ impl Transcript {
             token,
             ping_interval: None,
             ping_precision: None,
+            resume,
         };
         let mut ctx = Context {
             rules: &rules,
@@ -176,7 +195,7 @@ fn the_app_lets_a_client_in_and_what_it_says_is_sent_as_it_is() {
     };
     assert_eq!(t.answer(Ok(AppReply::Connect(reply))), ["let in", "send welcome, as the app has it"]);
     assert_eq!((t.session.identifiers(), t.session.is_waiting()), ("me", false));
-    assert_eq!(t.input(|session, ctx| session.end(ctx)), ["tell app disconnect \"me\" []"]);
+    assert_eq!(t.input(|session, ctx| session.end(CloseCause::ClientGone, ctx)), ["tell app disconnect \"me\" []"]);
 }
 
 #[test]
@@ -185,7 +204,7 @@ fn the_app_refuses_a_client_in_its_own_words() {
     let reply = ConnectReply { status: Status::Failure, transmissions: vec!["no".into()], ..Default::default() };
     assert_eq!(t.answer(Ok(AppReply::Connect(reply))), ["send no", "count FailedAuth", "close unauthorized"]);
     assert_eq!(t.say(&command("subscribe", ROOM, "")), [""; 0], "it is over");
-    assert_eq!(t.input(|session, ctx| session.end(ctx)), [""; 0], "the app need not be told");
+    assert_eq!(t.input(|session, ctx| session.end(CloseCause::ClientGone, ctx)), [""; 0], "the app need not be told");
 }
 
 #[test]
@@ -212,7 +231,10 @@ fn a_token_decides_without_the_app() {
     for (token, reason) in [(TokenOutcome::Expired, "token_expired"), (TokenOutcome::Unauthorized, "unauthorized")] {
         let (mut t, first) = Transcript::open(token, Dialect::Cable, rules());
         assert_eq!(first, ["count FailedAuth", &refused(reason), &format!("close {reason}")]);
-        assert_eq!((t.session.ping_at(), t.input(|session, ctx| session.end(ctx))), (None, vec![]));
+        assert_eq!(
+            (t.session.ping_at(), t.input(|session, ctx| session.end(CloseCause::ClientGone, ctx))),
+            (None, vec![])
+        );
     }
     let (_, first) = Transcript::open(TokenOutcome::Error, Dialect::Cable, rules());
     assert_eq!(first, ["close auth_error"]);
@@ -288,8 +310,9 @@ fn history_is_asked_of_the_broker_and_everything_else_waits() {
     let [reject, confirm] = ["reject_history", "confirm_history"].map(|kind| about(kind, ROOM));
     assert_eq!(t.broker(Err(BrokerError::NotKept)), ["log history failed: no history is kept", &reject]);
     t.say(&command("history", ROOM, since));
-    let missed = Publication { stream: "room".into(), message: "1".into(), exclude: None, kind: None };
-    let replayed = t.broker(Ok(BrokerReply::History(vec![missed.clone(), missed])));
+    let missed = Publication::new("room", "1");
+    let missed = Missed { stream: "room".into(), head: 2, publications: vec![missed.clone(), missed] };
+    let replayed = t.broker(Ok(BrokerReply::History(vec![missed])));
     let message = format!("send {{\"identifier\":{},\"message\":1}}", serde_json::to_string(ROOM).unwrap());
     assert_eq!(replayed, [message.clone(), message, confirm]);
     t.say(&command("history", ROOM, since));
@@ -336,9 +359,9 @@ fn the_end_detaches_everything_cancels_what_is_asked_and_tells_the_app_once() {
     let mut t = Transcript::subscribed();
     t.say(&command("message", ROOM, r#","data":"x""#));
     let told = format!("tell app disconnect \"me\" [{ROOM:?}]");
-    assert_eq!(t.input(|session, ctx| session.end(ctx)), ["cancel", &told, "detach room"]);
+    assert_eq!(t.input(|session, ctx| session.end(CloseCause::ClientGone, ctx)), ["cancel", &told, "detach room"]);
     assert_eq!(t.answer(Ok(success(|_| ()))), [""; 0], "a late answer");
-    assert_eq!(t.input(|session, ctx| session.end(ctx)), [""; 0]);
+    assert_eq!(t.input(|session, ctx| session.end(CloseCause::ClientGone, ctx)), [""; 0]);
 }
 
 #[test]
@@ -347,9 +370,17 @@ fn when_the_app_is_told_depends_on_the_mode() {
     for (mode, told) in [(DisconnectMode::Auto, 0), (DisconnectMode::Always, 1), (DisconnectMode::Never, 0)] {
         let rules = Rules { disconnect_mode: mode, ..rules() };
         let (mut t, _) = Transcript::open(me(), Dialect::Cable, rules.clone());
-        assert_eq!(t.input(|session, ctx| session.end(ctx)).len(), told, "{mode:?}, never asked");
+        assert_eq!(
+            t.input(|session, ctx| session.end(CloseCause::ClientGone, ctx)).len(),
+            told,
+            "{mode:?}, never asked"
+        );
         let (mut t, _) = Transcript::open(TokenOutcome::NoToken, Dialect::Cable, rules);
-        assert_eq!(t.input(|session, ctx| session.end(ctx)), ["cancel"], "{mode:?}, not let in");
+        assert_eq!(
+            t.input(|session, ctx| session.end(CloseCause::ClientGone, ctx)),
+            ["cancel"],
+            "{mode:?}, not let in"
+        );
     }
 }
 
@@ -469,4 +500,224 @@ fn a_command_with_half_a_character_is_carried_out_with_a_replacement() {
     let mut t = Transcript::subscribed();
     let said = t.say(&command("message", ROOM, r#","data":"hi \ud83d!""#));
     assert!(said.iter().any(|line| line.contains("hi \u{fffd}!")), "{said:?}");
+}
+
+/// A broker is there, and keeps sessions.
+fn with_broker() -> Rules {
+    Rules { broker: true, sessions: true, ..rules() }
+}
+
+fn me() -> TokenOutcome {
+    TokenOutcome::Identified { identifiers: "me".into(), expires: None }
+}
+
+/// A session of a token that is subscribed to our own channel.
+fn on_our_channel(rules: Rules) -> Transcript {
+    let (mut t, _) = Transcript::open(me(), Dialect::CableExtended, rules);
+    t.say(&command("subscribe", OPEN, ""));
+    t
+}
+
+fn at(offset: u64) -> Publication {
+    let position = Some(Position { epoch: "e".into(), offset });
+    Publication { position, ..Publication::new("open", offset.to_string()) }
+}
+
+/// Offsets of the messages that are sent, and other lines as they are.
+fn offsets(lines: Vec<String>) -> Vec<String> {
+    let short = |line: String| match (line.find("\"offset\":"), line.contains("confirm_history")) {
+        (Some(at), _) => line[at + 9..].trim_end_matches('}').to_owned(),
+        (None, true) => "confirmed".into(),
+        (None, false) => line,
+    };
+    lines.into_iter().map(short).collect()
+}
+
+fn history_of(offsets: std::ops::RangeInclusive<u64>) -> Result<BrokerReply, BrokerError> {
+    let head = *offsets.end();
+    Ok(BrokerReply::History(vec![Missed { stream: "open".into(), head, publications: offsets.map(at).collect() }]))
+}
+
+impl Transcript {
+    fn published(&mut self, publication: Publication) -> (bool, Vec<String>) {
+        let mut waits = false;
+        let lines = self.input(|session, ctx| waits = session.withhold(OPEN, &publication, ctx));
+        (waits, lines)
+    }
+}
+
+const SINCE_3: &str = r#","history":{"streams":{"open":{"epoch":"e","offset":3}}}"#;
+
+#[test]
+fn what_is_published_while_a_client_catches_up_comes_once_and_behind_what_it_missed() {
+    let mut t = on_our_channel(with_broker());
+    assert_eq!(t.published(at(3)), (false, vec![]), "nothing is asked for yet");
+    t.say(&command("history", OPEN, SINCE_3));
+    assert!(t.session.is_holding());
+    for offset in 4..=7 {
+        assert_eq!(t.published(at(offset)), (true, vec![]));
+    }
+    let whisper = Publication { transient: true, ..Publication::new("open", "1") };
+    assert_eq!(t.published(whisper), (false, vec![]), "what has no position is no part of the order");
+    let told = offsets(t.broker(history_of(4..=6)));
+    assert_eq!(told, ["4", "5", "6", "confirmed", "7"], "4 to 6 waited too, and were covered");
+    assert!(!t.session.is_holding());
+    assert_eq!(t.published(at(8)), (false, vec![]));
+}
+
+#[test]
+fn what_waited_is_delivered_when_the_history_is_rejected() {
+    let mut t = on_our_channel(with_broker());
+    t.say(&command("history", OPEN, SINCE_3));
+    t.published(at(9));
+    let told = offsets(t.broker(Err(BrokerError::Gone)));
+    assert_eq!(
+        told,
+        ["log history failed: the history does not reach back that far", &about("reject_history", OPEN), "9"]
+    );
+}
+
+#[test]
+fn a_subscription_that_is_given_up_takes_what_waits_along() {
+    let (mut t, _) = Transcript::open(me(), Dialect::CableExtended, with_broker());
+    t.input(|session, ctx| session.resume(saved(), ctx));
+    t.published(at(1));
+    t.say(&command("unsubscribe", OPEN, ""));
+    assert!(!t.session.is_holding());
+}
+
+#[test]
+fn more_than_may_wait_ends_the_connection_and_loses_nothing() {
+    let mut t = on_our_channel(with_broker());
+    t.say(&command("history", OPEN, SINCE_3));
+    let closed = (1..).find_map(|offset| t.published(at(offset)).1.pop().map(|line| (offset, line)));
+    assert_eq!(closed, Some((1025, "close too_slow".into())));
+}
+
+/// The session of [`on_our_channel`] as the broker has it.
+fn saved() -> SavedSession {
+    let mut t = on_our_channel(with_broker());
+    let mut saved = None;
+    t.input(|session, ctx| {
+        session.end(CloseCause::ClientGone, ctx);
+        let departed = ctx.effects.iter().find_map(|effect| match effect {
+            Effect::Depart(left) => Some(left.clone()),
+            _ => None,
+        });
+        saved = departed.flatten();
+    });
+    *saved.expect("it can be resumed")
+}
+
+#[test]
+fn a_client_comes_back_to_its_session_without_the_app() {
+    let sid = Sid::from_bits(7);
+    let (mut t, first) = Transcript::open_again(me(), Dialect::CableExtended, with_broker(), Some(sid));
+    assert_eq!(first.len(), 1);
+    assert!(first[0].starts_with("ask Broker(Resume("), "{first:?}");
+    assert!(t.session.is_waiting());
+    let told = t.broker(Ok(BrokerReply::Resumed(Some(Box::new(saved())))));
+    let ids = serde_json::to_string(&[OPEN]).unwrap();
+    let welcome = format!(
+        "send {{\"type\":\"welcome\",\"sid\":\"AAAAAAAAAAAAAAAAAAAAA\",\"restored\":true,\"restored_ids\":{ids}}}"
+    );
+    assert_eq!(told, ["let in", "attach open", &welcome], "its streams are followed before it hears of it");
+    assert_eq!(t.session.identifiers(), "me");
+    // It is about to say where it was, so what is published waits until then.
+    assert_eq!(t.published(at(5)), (true, vec![]));
+    t.say(&command("history", OPEN, SINCE_3));
+    assert_eq!(offsets(t.broker(history_of(4..=5))), ["4", "5", "confirmed"]);
+}
+
+#[test]
+fn a_client_that_does_not_say_where_it_was_goes_on_at_its_second_ping() {
+    let (mut t, _) = Transcript::open(me(), Dialect::CableExtended, with_broker());
+    t.input(|session, ctx| session.resume(saved(), ctx));
+    t.published(at(5));
+    assert_eq!(t.input(|session, ctx| session.ping_due(false, ctx)), ["ping"]);
+    assert_eq!(offsets(t.input(|session, ctx| session.ping_due(false, ctx))), ["5", "ping"]);
+    assert!(!t.session.is_holding());
+}
+
+#[test]
+fn a_client_whose_session_is_not_there_is_a_new_one() {
+    let sid = Some(Sid::from_bits(7));
+    let missing = || Ok(BrokerReply::Resumed(None));
+    let (mut t, _) = Transcript::open_again(me(), Dialect::CableExtended, with_broker(), sid);
+    assert_eq!(t.broker(missing())[0], "let in");
+    let (mut t, _) = Transcript::open_again(TokenOutcome::NoToken, Dialect::CableExtended, with_broker(), sid);
+    assert_eq!(t.broker(missing()), ["ask app connect"]);
+    let (mut t, _) = Transcript::open_again(TokenOutcome::NoToken, Dialect::CableExtended, with_broker(), sid);
+    assert_eq!(t.broker(Err(BrokerError::Unavailable))[1], "ask app connect");
+    // A token that does not hold is refused whatever session it names; others are not asked at all.
+    let (_, first) = Transcript::open_again(TokenOutcome::Expired, Dialect::CableExtended, with_broker(), sid);
+    assert_eq!(first.last().unwrap(), "close token_expired");
+    let (_, first) = Transcript::open_again(me(), Dialect::Cable, with_broker(), sid);
+    assert_eq!(first[0], "let in", "clients of the base dialect have no sessions to come back to");
+    let (_, first) = Transcript::open_again(me(), Dialect::CableExtended, rules(), sid);
+    assert_eq!(first[0], "let in");
+}
+
+#[test]
+fn a_session_is_left_for_its_client_unless_somebody_has_sent_it_away() {
+    let end = |t: &mut Transcript, cause| t.input(|session, ctx| session.end(cause, ctx));
+    assert!(end(&mut on_our_channel(with_broker()), CloseCause::PeerTimeout).contains(&"depart Some(1)".into()));
+    assert!(end(&mut on_our_channel(with_broker()), CloseCause::IdleTimeout).contains(&"depart None".into()));
+    let mut t = on_our_channel(with_broker());
+    t.input(|session, ctx| session.remote_disconnect(true, ctx));
+    assert!(end(&mut t, CloseCause::ClientGone).contains(&"depart None".into()), "whatever ends it first");
+    assert!(!end(&mut on_our_channel(rules()), CloseCause::ClientGone).concat().contains("depart"));
+    let (mut t, _) = Transcript::open(TokenOutcome::NoToken, Dialect::CableExtended, with_broker());
+    assert_eq!(end(&mut t, CloseCause::ClientGone), ["cancel"], "who was not let in has none");
+}
+
+#[test]
+fn presence_is_joined_left_and_asked_for_where_a_channel_has_it() {
+    let mut t = on_our_channel(with_broker());
+    let join = r#","presence":{"id":"42","info":{"name":"Ada"}}"#;
+    let joined = r#"presence open Join { id: "42", info: Some("{\"name\":\"Ada\"}") }"#;
+    assert_eq!(t.say(&command("join", OPEN, join))[1], joined);
+    assert_eq!(t.say(&command("leave", OPEN, ""))[1], "presence open Leave");
+    let asked = t.say(&command("presence", OPEN, r#","data":{"return_records":false}"#));
+    assert_eq!(asked[1], r#"ask Broker(Present { stream: "open", records: false })"#);
+    let told = t.broker(Ok(BrokerReply::Present(br#"{"type":"info","total":0}"#.to_vec())));
+    let id = serde_json::to_string(OPEN).unwrap();
+    assert_eq!(
+        told,
+        [format!(r#"send {{"type":"presence","identifier":{id},"message":{{"type":"info","total":0}}}}"#)]
+    );
+    assert_eq!(t.say(&command("unsubscribe", OPEN, ""))[1..], ["detach open", "presence open Leave"]);
+    let mut t = on_our_channel(with_broker());
+    assert!(t.input(|session, ctx| session.end(CloseCause::ClientGone, ctx)).contains(&"presence open Gone".into()));
+    // A subscription may join at once; one whose app names no stream has no presence.
+    let (mut t, _) = Transcript::open(me(), Dialect::CableExtended, with_broker());
+    assert_eq!(t.say(&command("subscribe", OPEN, join)).last().unwrap(), joined);
+    t.say(&command("subscribe", ROOM, ""));
+    t.answer(Ok(success(|reply| reply.streams = vec!["room".into()])));
+    assert!(t.say(&command("join", ROOM, join))[2].contains("presence on a channel that has none"));
+}
+
+#[test]
+fn the_app_names_the_presence_stream_and_lets_its_client_join_and_leave() {
+    let (mut t, _) = Transcript::open(me(), Dialect::CableExtended, with_broker());
+    t.say(&command("subscribe", ROOM, ""));
+    let presence = |kind: &str, id: &str, info: &str| {
+        Some(crate::model::rpc::PresenceReply { kind: kind.into(), id: id.into(), info: info.into() })
+    };
+    let told = t.answer(Ok(success(|reply| {
+        reply.streams = vec!["room".into()];
+        reply.istate = vec![("$p".into(), "people".into())];
+        reply.presence = presence("join", "1", "not JSON");
+        reply.transmissions = vec!["confirmed".into()];
+    })));
+    assert_eq!(
+        told,
+        ["attach room", "send confirmed", r#"presence people Join { id: "1", info: Some("\"not JSON\"") }"#],
+        "behind the confirmation, so that the client sees itself come"
+    );
+    t.say(&command("message", ROOM, r#","data":"x""#));
+    assert_eq!(t.answer(Ok(success(|reply| reply.presence = presence("leave", "", "")))), ["presence people Leave"]);
+    t.say(&command("message", ROOM, r#","data":"x""#));
+    let told = t.answer(Ok(success(|reply| reply.presence = presence("dance", "", ""))));
+    assert!(told[1].contains("\"dance\""), "{told:?}");
 }

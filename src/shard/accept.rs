@@ -23,6 +23,10 @@ fn is_handshake<S>(slots: &Slots<S>, token: u64) -> bool {
 /// How much of a refused origin is worth a place in the log. The longest host name has 253 characters.
 const LOGGED_ORIGIN_CHARS: usize = 270;
 
+/// Where a client names the session that it wants to go on with, before the query parameter `sid`
+/// (`contracts/action-cable-extended.md` section 2).
+const RESTORE_HEADER: &str = "x-anycable-restore-sid";
+
 impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     /// Somebody waits to be accepted. Accepts up to [`ACCEPTS_PER_TURN`]; the listener stays readable for the rest.
     pub fn accept(&mut self) {
@@ -245,6 +249,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         let (peer, settings) = (waiting.peer, &self.settings);
         let (token, travelling) = settings.tokens.read(head, self.now.unix.as_secs());
         let (ping_interval, ping_precision) = (head.query("pi"), head.query("ptp"));
+        let resume = head.header(RESTORE_HEADER).or_else(|| head.query("sid")).and_then(|text| Sid::parse(&text));
         let listener = settings.listeners.get(usize::from(self.slots[index].listener));
         let scheme = listener.map(|listener| listener.scheme).unwrap_or_default();
         let token_due = match &token {
@@ -261,6 +266,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             token,
             ping_interval: ping_interval.as_deref(),
             ping_precision: ping_precision.as_deref(),
+            resume,
         };
         let mut effects = std::mem::take(&mut self.effects);
         let route = |identifier: &str| settings.router.route(identifier);
@@ -280,6 +286,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         }
         self.handshake_done(index, |since| Stage::Session(Box::new(session), since));
         self.push(index, Frame::new(&response));
+        self.note_holding(index);
         self.carry_out(index, &mut effects);
         self.effects = effects;
         self.set_timer(index);

@@ -97,7 +97,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             return;
         }
         if matches!(&self.slots[index].stage, Stage::Orphan(session) if !session.is_waiting()) {
-            self.session_input(index, |session, ctx| session.end(ctx));
+            self.session_input(index, |session, ctx| session.end(CloseCause::ClientGone, ctx));
             self.free(index);
         }
     }
@@ -154,7 +154,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     fn leave(&mut self, index: u32, cause: CloseCause, code: Option<u16>) {
         self.uncount(index, cause, code);
         if matches!(self.slots[index].stage, Stage::Session(..)) {
-            self.session_input(index, |session, ctx| session.end(ctx));
+            self.session_input(index, |session, ctx| session.end(cause, ctx));
         }
         self.forget_read(index);
     }

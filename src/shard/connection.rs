@@ -251,7 +251,9 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         }
         if read.indexed {
             self.index(index);
+            self.note_resident(index);
         }
+        self.note_holding(index);
         self.attach_all(index);
         match closing {
             Some(due) => self.wheel.set(&mut self.slots, index, due),

@@ -1,6 +1,6 @@
 //! Between sessions and everything else: inputs in, effects out, answers back.
 
-use crate::model::{Answer, Publication, Reply, Sid};
+use crate::model::{Answer, BrokerReply, CloseCause, Publication, Reply, ResumeTicket, Sid, Topic};
 use crate::proto::frame::Kind;
 use crate::session::{Context, Effect, Session, SessionCounter};
 
@@ -10,9 +10,16 @@ use super::{Machine, Services, Shard};
 
 impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     /// The answer to a question. One for a session that is gone is dropped and counted.
-    pub(super) fn answer(&mut self, answer: Answer) {
+    pub(super) fn answer(&mut self, mut answer: Answer) {
+        if let Reply::Broker(Ok(BrokerReply::Resumed(saved))) = &mut answer.reply {
+            saved.take_if(|saved| !self.services.may_go_on(saved));
+        }
         let Some(index) = self.slots.find(answer.key) else {
             self.metrics.counters.late_answers_total.inc();
+            // Who asked for a session is gone; its client may come back to it again.
+            if let Reply::Broker(Ok(BrokerReply::Resumed(Some(saved)))) = answer.reply {
+                self.services.departed(saved.sid, Some(saved));
+            }
             return;
         };
         match self.slots[index].stage {
@@ -37,9 +44,55 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             session,
             &mut Context { rules, now, heartbeat_phase, topic: &topic, route: &route, effects: &mut effects },
         );
+        self.note_holding(index);
         self.carry_out(index, &mut effects);
         self.effects = effects;
         self.set_timer(index);
+    }
+
+    /// Notes down whether publications may have to wait for this session.
+    pub(super) fn note_holding(&mut self, index: u32) {
+        let is_holding = matches!(&self.slots[index].stage, Stage::Session(session, _) if session.is_holding());
+        if is_holding {
+            self.holding.insert(index);
+        } else if !self.holding.is_empty() {
+            self.holding.remove(&index);
+        }
+    }
+
+    /// Whether a publication waits until this client has been told what it missed.
+    #[inline]
+    pub(super) fn is_withheld(&mut self, index: u32, topic: &Topic, publication: &Publication) -> bool {
+        !self.holding.is_empty() && self.holding.contains(&index) && self.withhold(index, topic, publication)
+    }
+
+    #[cold]
+    fn withhold(&mut self, index: u32, topic: &Topic, publication: &Publication) -> bool {
+        let mut waits = false;
+        self.session_input(index, |session, ctx| waits = session.withhold(topic.identifier(), publication, ctx));
+        waits
+    }
+
+    /// The client of this session has come back on another connection.
+    pub(super) fn yield_session(&mut self, index: u32, ticket: &ResumeTicket) {
+        let sid = ticket.sid;
+        let stage = (index < self.slots.end()).then(|| &self.slots[index].stage);
+        match stage {
+            Some(Stage::Session(session, _) | Stage::Orphan(session))
+                if session.sid() == sid && !session.may_be_resumed_by(ticket) =>
+            {
+                self.services.stays(sid);
+            }
+            // What its last command comes to is a part of it, so it ends when that is known.
+            Some(Stage::Session(session, _)) if session.sid() == sid && session.is_waiting() => {
+                self.gone(index, CloseCause::Resumed);
+            }
+            Some(Stage::Session(session, _)) if session.sid() == sid => {
+                self.session_input(index, |session, ctx| session.disconnect(CloseCause::Resumed, ctx));
+            }
+            Some(Stage::Orphan(session)) if session.sid() == sid => {}
+            _ => self.services.not_here(sid, index),
+        }
     }
 
     /// Carries out a session's effects, in order.
@@ -70,7 +123,10 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                     self.services.tell(self.slots.key(index), sid, *request);
                 }
                 Effect::Cancel => self.services.cancel(self.slots.key(index)),
-                Effect::LetIn => self.index(index),
+                Effect::LetIn => {
+                    self.index(index);
+                    self.note_resident(index);
+                }
                 Effect::Spoken => self.spoken(index),
                 Effect::Attach(topic) if self.is_live(index) => {
                     if let Some(stream) = self.hub.attach(index, &topic) {
@@ -85,8 +141,17 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                     }
                 }
                 Effect::Whisper { stream, message } => {
-                    let publication = Publication { stream, message, exclude: self.sid(index), kind: None };
+                    let exclude = self.sid(index);
+                    let publication = Publication { exclude, transient: true, ..Publication::new(stream, message) };
                     self.services.publish(publication);
+                }
+                Effect::Presence { stream, change } => {
+                    let Some(sid) = self.sid(index) else { continue };
+                    self.services.change_presence(sid, &stream, change);
+                }
+                Effect::Depart(saved) => {
+                    let Some(sid) = self.sid(index) else { continue };
+                    self.services.departed(sid, saved);
                 }
                 Effect::Close(cause) => self.close(index, cause),
                 Effect::Count(counter) => self.count(counter),
@@ -98,6 +163,15 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             && self.slots[index].generation == generation
         {
             self.answer(Answer { key: self.slots.key(index), reply });
+        }
+    }
+
+    /// A session that its client can come back to is in this slot.
+    pub(super) fn note_resident(&mut self, index: u32) {
+        if let Stage::Session(session, _) = &self.slots[index].stage
+            && session.is_resumable(&self.settings.session)
+        {
+            self.services.resident(session.sid(), index);
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use crate::model::{Publication, RemoteDisconnect, Topic};
+use crate::model::{Answer, Publication, RemoteDisconnect, ResumeTicket, Topic};
 use crate::proto::Dialect;
 use crate::proto::frame::Kind;
 
@@ -32,6 +32,12 @@ const SORTED_AT_ONCE: usize = 65_536;
 pub(super) enum Work {
     Publish(Arc<Delivery>),
     Disconnect(RemoteDisconnect),
+    /// The broker's; what was published before it was given comes first.
+    Answer(Answer),
+    Yield {
+        index: u32,
+        ticket: ResumeTicket,
+    },
 }
 
 /// A publication on its way to its receivers.
@@ -144,6 +150,14 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                         self.work.push_front(Work::Disconnect(disconnect));
                     }
                 }
+                Some(Work::Answer(answer)) => {
+                    deliveries -= 1;
+                    self.answer(answer);
+                }
+                Some(Work::Yield { index, ticket }) => {
+                    disconnects -= 1;
+                    self.yield_session(index, &ticket);
+                }
                 None => break,
             }
         }
@@ -172,11 +186,13 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             fanout.next += 1;
             *budget = budget.saturating_sub(cost);
             let slot = &self.slots[index];
+            let form = slot.form;
             if let Stage::Session(session, _) = &slot.stage
                 && slot.generation == generation
                 && publication.exclude.is_none_or(|excluded| excluded != session.sid())
+                && !self.is_withheld(index, &fanout.groups[group as usize].topic, publication)
             {
-                let frame = fanout.frame(group, slot.form, publication, &mut self.room);
+                let frame = fanout.frame(group, form, publication, &mut self.room);
                 sent += 1;
                 self.push(index, frame);
                 self.flush_if_many();

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::model::{Answer, Publication, RemoteDisconnect};
+use crate::model::{Answer, Publication, RemoteDisconnect, ResumeTicket};
 use crate::os::poll::Waker;
 
 use super::epoll::Socket;
@@ -24,6 +24,13 @@ pub enum Message<S> {
     Publication(Arc<Delivery>),
     /// Sessions to be sent away.
     Disconnect(RemoteDisconnect),
+    /// The client of a session has come back on another connection: the session in this slot is to be given up.
+    Yield {
+        /// The slot where it was last.
+        index: u32,
+        /// The session, and by what right it is asked for.
+        ticket: ResumeTicket,
+    },
     /// A connection that somebody else has begun to read from.
     Adopt {
         /// The connection.
@@ -117,7 +124,7 @@ mod tests {
     use super::*;
 
     fn publication() -> Arc<Delivery> {
-        let publication = Publication { stream: "s".into(), message: "1".into(), exclude: None, kind: None };
+        let publication = Publication::new("s", "1");
         Arc::new(Delivery { publication, permit: None })
     }
 

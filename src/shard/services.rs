@@ -2,7 +2,7 @@
 //! all shards share.
 
 use crate::hub::StreamKey;
-use crate::model::{Publication, Question, Reply, Request, Sid, SlotKey};
+use crate::model::{PresenceChange, Publication, Question, Reply, Request, SavedSession, Sid, SlotKey};
 
 use super::Incoming;
 
@@ -21,6 +21,24 @@ pub trait Services<S> {
 
     /// Publishes what a client whispered.
     fn publish(&mut self, publication: Publication);
+
+    /// Changes who is present on a stream.
+    fn change_presence(&mut self, sid: Sid, stream: &str, change: PresenceChange);
+
+    /// A session that can be resumed lives in this slot from now on.
+    fn resident(&mut self, sid: Sid, index: u32);
+
+    /// It is over. What is left of it, if its client may come back to it, is kept, or given to who asked for it.
+    fn departed(&mut self, sid: Sid, saved: Option<Box<SavedSession>>);
+
+    /// This shard was told to give up a session, and whoever asks may not have it.
+    fn stays(&mut self, sid: Sid);
+
+    /// This shard was told to give up a session in this slot, and it is not there.
+    fn not_here(&mut self, sid: Sid, index: u32);
+
+    /// Whether a session that was found may go on: not when the app has sent its client away meanwhile.
+    fn may_go_on(&mut self, saved: &SavedSession) -> bool;
 
     /// This shard wants publications of these streams. When it returns, every later publication comes here.
     fn follow(&mut self, stream: StreamKey);

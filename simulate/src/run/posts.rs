@@ -157,9 +157,9 @@ impl Sim {
             true => self.clients[self.rng.below(self.clients.len())].sid.as_deref().and_then(Sid::parse),
             false => None,
         };
-        let stream = self.scenario.streams[self.rng.below(self.scenario.streams.len())].as_str().into();
+        let stream = self.scenario.streams[self.rng.below(self.scenario.streams.len())].as_str();
         let kind = self.rng.chance(50).then(|| "announce".into());
-        Publication { stream, message: message.into(), exclude, kind }
+        Publication { exclude, kind, ..Publication::new(stream, message) }
     }
 
     /// A publication as far as the clients of one shard are concerned.

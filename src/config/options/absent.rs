@@ -39,7 +39,6 @@ const fn renamed(name: &'static str, toml: &'static str, kind: Kind, to: &'stati
 const REDIS: &str = "this release talks to no Redis, and what an app publishes there does not arrive; broadcast over HTTP (in the \
                      app: ANYCABLE_BROADCAST_ADAPTER=http), and run one node";
 const NATS: &str = "this release talks to no NATS; broadcast over HTTP, and run one node";
-const BROKER: &str = "this release keeps no history, presence or sessions; leave the broker empty";
 const TLS: &str = "this release speaks no TLS to clients; let a proxy in front do it";
 const SSE: &str = "this release has no server-sent events; use WebSockets";
 const DURABLE: &str = "this release has no durable streams; use WebSockets";
@@ -88,13 +87,6 @@ pub(super) const DEFINITIONS: &[Definition] = &[
         Kind::Bool,
         "this release does not compress; leave it off",
     ),
-    not_yet("broker", "broker.adapter", "", Kind::Text, BROKER),
-    tunes("history-limit", "broker.history_limit", "100", Kind::Number, BROKER),
-    tunes("history-ttl", "broker.history_ttl", "300s", Kind::Number, BROKER).unit(Unit::Seconds),
-    tunes("sessions-ttl", "broker.sessions_ttl", "300s", Kind::Number, BROKER).unit(Unit::Seconds),
-    tunes("presence-ttl", "broker.presence_ttl", "15s", Kind::Number, BROKER).unit(Unit::Seconds),
-    // On by default there, but without a broker it does nothing: off is what this release does either way.
-    tunes("streams-presence", "streams.presence", "true", Kind::Bool, BROKER),
     not_yet("", "streams.pubsub_channel", "$pubsub", Kind::Text, "the name of the channel is fixed in this release"),
     not_yet("pubsub", "pubsub_adapter", "", Kind::Text, "this release runs as one node; leave it empty"),
     tunes("redis-channel", "redis_pubsub_broadcast.channel", "__anycable__", Kind::Text, REDIS),

@@ -33,6 +33,9 @@ options! {
     /// Let clients whisper on signed streams. On public ones they always may.
     whisper: bool = "false", "streams-whisper", "streams.whisper";
 
+    /// Let clients on signed streams see who is present; needs a broker. On public streams they always may.
+    presence: bool = "true", "streams-presence", "streams.presence";
+
     /// Answer Turbo::StreamsChannel here.
     turbo: bool = "false", "turbo-streams", "streams.turbo";
 

@@ -11,6 +11,18 @@ pub fn welcome(out: &mut Vec<u8>, sid: Sid) {
     out.extend_from_slice(br#""}"#);
 }
 
+/// The first message of a session that goes on with an earlier one.
+pub fn resumed(out: &mut Vec<u8>, sid: Sid, identifiers: &[&str]) {
+    out.extend_from_slice(br#"{"type":"welcome","sid":""#);
+    out.extend_from_slice(&sid.ascii());
+    out.extend_from_slice(br#"","restored":true"#);
+    for (at, identifier) in identifiers.iter().enumerate() {
+        out.extend_from_slice(if at == 0 { br#","restored_ids":["# } else { b"," });
+        push_string(out, identifier);
+    }
+    out.extend_from_slice(if identifiers.is_empty() { b"}" } else { b"]}" });
+}
+
 /// A ping with the time now, in the session's unit.
 pub fn ping(out: &mut Vec<u8>, timestamp: u64) {
     out.extend_from_slice(br#"{"type":"ping","message":"#);
@@ -50,11 +62,18 @@ pub fn reject_history(out: &mut Vec<u8>, identifier: &str) {
     about_identifier(out, "reject_history", identifier);
 }
 
-/// The answer to the `presence` command where presence is not kept.
-pub fn presence_error(out: &mut Vec<u8>, identifier: &str) {
+/// The answer to the `presence` command: a JSON text.
+pub fn presence(out: &mut Vec<u8>, identifier: &str, message: &[u8]) {
     out.extend_from_slice(br#"{"type":"presence","identifier":"#);
     push_string(out, identifier);
-    out.extend_from_slice(br#","message":{"type":"error","total":0}}"#);
+    out.extend_from_slice(br#","message":"#);
+    out.extend_from_slice(message);
+    out.push(b'}');
+}
+
+/// The same where presence is not kept.
+pub fn presence_error(out: &mut Vec<u8>, identifier: &str) {
+    presence(out, identifier, br#"{"type":"error","total":0}"#);
 }
 
 /// A publication for subscribers under this identifier, up to its message.
@@ -73,10 +92,18 @@ pub fn publication_head(out: &mut Vec<u8>, identifier: &str, publication: &Publi
     out.extend_from_slice(br#","message":"#);
 }
 
-/// What follows [`publication_head`]: the message as it is, and the end.
+/// What follows [`publication_head`]: the message as it is, its position if it has one, and the end.
 pub fn publication_rest(out: &mut Vec<u8>, publication: &Publication) {
     out.reserve(publication.message.len() + 1);
     out.extend_from_slice(publication.message.as_bytes());
+    if let Some(position) = &publication.position {
+        out.extend_from_slice(br#","stream_id":"#);
+        push_string(out, &publication.stream);
+        out.extend_from_slice(br#","epoch":"#);
+        push_string(out, &position.epoch);
+        out.extend_from_slice(br#","offset":"#);
+        out.extend_from_slice(position.offset.to_string().as_bytes());
+    }
     out.push(b'}');
 }
 
@@ -142,8 +169,7 @@ mod tests {
 
     #[test]
     fn a_publication_is_spliced_in_raw_and_its_kind_comes_first() {
-        let mut sent =
-            Publication { stream: "s".into(), message: r#"{"b":1.0,"a":"<é>"}"#.into(), exclude: None, kind: None };
+        let mut sent = Publication::new("s", r#"{"b":1.0,"a":"<é>"}"#);
         assert_eq!(
             publication(IDENTIFIER, &sent),
             r#"{"identifier":"{\"channel\":\"RoomChannel\",\"id\":7}","message":{"b":1.0,"a":"<é>"}}"#

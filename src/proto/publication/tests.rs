@@ -23,6 +23,8 @@ fn a_publication_of_the_contract_is_read() {
         message: r#"{"text":"hi"}"#.into(),
         exclude: Some(sid),
         kind: Some("presence".into()),
+        transient: true,
+        position: None,
     };
     assert_eq!(publications(&body), [wanted]);
 }

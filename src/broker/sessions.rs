@@ -1,0 +1,274 @@
+//! Sessions that their clients may come back to: where they live, and what is left of them when they are over.
+//!
+//! A session is listed from the moment its client is let in. When its connection is over it is kept for a while. A client
+//! that comes back takes it, once; if the old connection still stands, as it does for minutes when a phone changes its
+//! network, the shard that has it gives it up first, and the newcomer waits for that.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::model::{NameHasher, Now, ResumeTicket, SavedSession, Sid, SlotKey};
+
+use super::{BrokerMetrics, STRIPES};
+
+/// What the app said about a client before its session was saved has reached us, and perhaps not yet the shard that had
+/// the session. In seconds; it takes milliseconds.
+const ON_THE_WAY: u32 = 5;
+
+/// Identities that are known to have been sent away. With more than that, all saved sessions are dropped.
+const SENT_AWAY_MAX: usize = 1 << 20;
+
+/// What the configuration says of sessions that are over.
+#[derive(Clone, Debug)]
+pub struct SessionsSettings {
+    /// How long they are kept (`--sessions-ttl`). Zero: not at all.
+    pub ttl: Duration,
+    /// Bytes of all of them (`--sessions-max-size`).
+    pub bytes_max: usize,
+}
+
+/// All sessions that can be resumed.
+pub struct Sessions {
+    stripes: Box<[Mutex<Stripe>]>,
+    hasher: NameHasher,
+    ttl: u32,
+    bytes_max: usize,
+    bytes: AtomicUsize,
+    saved: AtomicUsize,
+    /// When sessions with connection identifiers of this hash were sent away last.
+    sent_away: Mutex<HashMap<u64, u32>>,
+}
+
+#[derive(Default)]
+struct Stripe {
+    entries: HashMap<Sid, Entry, NameHasher>,
+    /// Saved sessions in the order in which they were saved, with when; some are gone by now.
+    order: VecDeque<(u32, Sid)>,
+}
+
+enum Entry {
+    Live {
+        place: Place,
+        /// Who wants it.
+        waiter: Option<Box<Waiter>>,
+    },
+    Saved(Box<SavedSession>),
+}
+
+/// Where a session lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The shard.
+    pub shard: u16,
+    /// The slot.
+    pub index: u32,
+}
+
+struct Waiter {
+    key: SlotKey,
+    ticket: ResumeTicket,
+}
+
+/// What becomes of a client that asks for its session.
+#[derive(Debug, PartialEq)]
+pub enum Resumption {
+    /// It gets this, or has none.
+    Now(Option<Box<SavedSession>>),
+    /// Whoever has it is to be told to give it up for this client; the answer follows when that is done.
+    AfterYield(Place, ResumeTicket),
+}
+
+/// An answer that somebody waited for.
+#[derive(Debug, PartialEq)]
+pub struct Departure {
+    /// Who.
+    pub key: SlotKey,
+    /// What they get.
+    pub saved: Option<Box<SavedSession>>,
+}
+
+/// What is kept at a moment.
+pub(super) struct Amounts {
+    pub saved: usize,
+    pub bytes: usize,
+}
+
+fn seconds(now: Now) -> u32 {
+    now.mono.as_secs() as u32
+}
+
+impl Sessions {
+    pub(super) fn new(settings: &SessionsSettings) -> Sessions {
+        Sessions {
+            stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
+            hasher: NameHasher::default(),
+            ttl: u32::try_from(settings.ttl.as_secs()).unwrap_or(u32::MAX),
+            bytes_max: settings.bytes_max,
+            bytes: AtomicUsize::new(0),
+            saved: AtomicUsize::new(0),
+            sent_away: Mutex::default(),
+        }
+    }
+
+    /// A session lives there from now on.
+    pub fn resident(&self, sid: Sid, place: Place) {
+        let mut stripe = self.lock(sid);
+        match stripe.entries.get_mut(&sid) {
+            Some(Entry::Live { place: old, .. }) => *old = place,
+            _ => drop(stripe.entries.insert(sid, Entry::Live { place, waiter: None })),
+        }
+    }
+
+    /// A client asks for its session.
+    pub fn resume(&self, ticket: ResumeTicket, key: SlotKey, now: Now, metrics: &BrokerMetrics) -> Resumption {
+        let mut stripe = self.lock(ticket.sid);
+        let found = match stripe.entries.get_mut(&ticket.sid) {
+            Some(Entry::Live { place, waiter: waiter @ None }) => {
+                let place = *place;
+                *waiter = Some(Box::new(Waiter { key, ticket: ticket.clone() }));
+                return Resumption::AfterYield(place, ticket);
+            }
+            // Somebody else was first.
+            Some(Entry::Live { .. }) | None => None,
+            Some(Entry::Saved(saved)) => {
+                let is_over = saved.saved_at.saturating_add(self.ttl) < seconds(now);
+                let may_have = !is_over && saved.may_be_resumed_by(&ticket);
+                may_have.then(|| self.take(&mut stripe, ticket.sid)).flatten()
+            }
+        };
+        drop(stripe);
+        Resumption::Now(self.checked(found, metrics))
+    }
+
+    /// A session is over. What is left of it is kept, unless somebody waits for it.
+    pub fn departed(
+        &self,
+        sid: Sid,
+        mut saved: Option<Box<SavedSession>>,
+        now: Now,
+        metrics: &BrokerMetrics,
+    ) -> Option<Departure> {
+        let mut stripe = self.lock(sid);
+        let was = stripe.entries.remove(&sid);
+        saved.iter_mut().for_each(|saved| saved.saved_at = seconds(now));
+        if let Some(Entry::Live { waiter: Some(waiter), .. }) = was {
+            drop(stripe);
+            let saved = saved.filter(|saved| saved.may_be_resumed_by(&waiter.ticket));
+            return Some(Departure { key: waiter.key, saved: self.checked(saved, metrics) });
+        }
+        let saved = saved.filter(|_| self.ttl > 0)?;
+        self.bytes.fetch_add(saved.bytes(), Ordering::Relaxed);
+        self.saved.fetch_add(1, Ordering::Relaxed);
+        stripe.order.push_back((saved.saved_at, sid));
+        stripe.entries.insert(sid, Entry::Saved(saved));
+        // The oldest go first, of those that share a lock with the newest.
+        while self.bytes.load(Ordering::Relaxed) > self.bytes_max {
+            let Some((saved_at, sid)) = stripe.order.pop_front() else { break };
+            if self.drop_saved(&mut stripe, sid, saved_at) {
+                metrics.sessions_evicted_total.inc();
+            }
+        }
+        None
+    }
+
+    /// A session is not given up: who waits for it may not have it.
+    pub fn stays(&self, sid: Sid, metrics: &BrokerMetrics) -> Option<Departure> {
+        let mut stripe = self.lock(sid);
+        let Some(Entry::Live { waiter, .. }) = stripe.entries.get_mut(&sid) else { return None };
+        let waiter = waiter.take()?;
+        drop(stripe);
+        Some(Departure { key: waiter.key, saved: self.checked(None, metrics) })
+    }
+
+    /// A session is not where it was asked for. Gives where else to ask, if it has moved.
+    pub fn moved(&self, sid: Sid, from: Place) -> Option<(Place, ResumeTicket)> {
+        match self.lock(sid).entries.get(&sid) {
+            Some(Entry::Live { place, waiter: Some(waiter) }) if *place != from => {
+                Some((*place, waiter.ticket.clone()))
+            }
+            _ => None,
+        }
+    }
+
+    /// The app sends everybody with these identifiers away: what was saved of them is not given out any more.
+    pub fn send_away(&self, identifiers: &str, now: Now) {
+        if self.ttl == 0 {
+            return;
+        }
+        let mut sent_away = self.sent_away.lock().unwrap_or_else(PoisonError::into_inner);
+        if sent_away.len() >= SENT_AWAY_MAX {
+            for stripe in &self.stripes {
+                let mut stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+                for (saved_at, sid) in std::mem::take(&mut stripe.order) {
+                    self.drop_saved(&mut stripe, sid, saved_at);
+                }
+            }
+            sent_away.clear();
+        }
+        sent_away.insert(self.hasher.hash_one(identifiers), seconds(now));
+    }
+
+    /// Whether the app has not sent its client away since it was saved.
+    pub fn may_go_on(&self, saved: &SavedSession) -> bool {
+        let sent_away = self.sent_away.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = sent_away.get(&self.hasher.hash_one(&*saved.identifiers));
+        at.is_none_or(|at| at.saturating_add(ON_THE_WAY) < saved.saved_at)
+    }
+
+    /// Forgets what is over in one part.
+    pub(super) fn sweep(&self, part: usize, now: Now) {
+        let now = seconds(now);
+        let mut stripe = self.stripes[part % STRIPES].lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(&(saved_at, sid)) = stripe.order.front() {
+            if saved_at.saturating_add(self.ttl) >= now {
+                break;
+            }
+            stripe.order.pop_front();
+            self.drop_saved(&mut stripe, sid, saved_at);
+        }
+        if stripe.entries.capacity() > 64 && stripe.entries.len() < stripe.entries.capacity() / 8 {
+            stripe.entries.shrink_to_fit();
+            stripe.order.shrink_to_fit();
+        }
+        drop(stripe);
+        if part.is_multiple_of(STRIPES) {
+            let mut sent_away = self.sent_away.lock().unwrap_or_else(PoisonError::into_inner);
+            sent_away.retain(|_, at| at.saturating_add(self.ttl).saturating_add(2 * ON_THE_WAY) >= now);
+        }
+    }
+
+    pub(super) fn measure(&self) -> Amounts {
+        Amounts { saved: self.saved.load(Ordering::Relaxed), bytes: self.bytes.load(Ordering::Relaxed) }
+    }
+
+    /// What somebody gets at last, counted.
+    fn checked(&self, found: Option<Box<SavedSession>>, metrics: &BrokerMetrics) -> Option<Box<SavedSession>> {
+        let found = found.filter(|saved| self.may_go_on(saved));
+        match found {
+            Some(_) => metrics.sessions_resumed_total.inc(),
+            None => metrics.sessions_refused_total.inc(),
+        }
+        found
+    }
+
+    fn take(&self, stripe: &mut Stripe, sid: Sid) -> Option<Box<SavedSession>> {
+        let Some(Entry::Saved(saved)) = stripe.entries.remove(&sid) else { return None };
+        self.bytes.fetch_sub(saved.bytes(), Ordering::Relaxed);
+        self.saved.fetch_sub(1, Ordering::Relaxed);
+        Some(saved)
+    }
+
+    /// Tells whether it was there.
+    fn drop_saved(&self, stripe: &mut Stripe, sid: Sid, saved_at: u32) -> bool {
+        let is_it = matches!(stripe.entries.get(&sid), Some(Entry::Saved(saved)) if saved.saved_at == saved_at);
+        is_it && self.take(stripe, sid).is_some()
+    }
+
+    fn lock(&self, sid: Sid) -> MutexGuard<'_, Stripe> {
+        let stripe = &self.stripes[self.hasher.hash_one(sid) as usize % STRIPES];
+        stripe.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
