@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use cableway::config::{self, Command, Config, ConfigError, Problem};
+use cableway::config::{self, BrokerKind, Command, Config, ConfigError, Problem};
 
 struct Known {
     flag: &'static str,
@@ -99,7 +99,6 @@ fn what_is_not_there_yet_is_refused_by_name_with_what_to_do() {
         ("--sse", "sse"),
         ("--ds", "ds"),
         ("--embed_nats", "embed-nats"),
-        ("--broker=memory", "broker"),
         ("--pubsub=redis", "pubsub"),
         ("--statsd_host=a:1", "statsd-host"),
         ("--metrics_log", "metrics-log"),
@@ -126,8 +125,6 @@ fn read(args: &[&str], env: &[(&str, &str)], file: Option<&str>) -> Result<confi
 #[test]
 fn what_only_tunes_something_that_is_not_there_yet_does_not_stop_the_start() {
     for argument in [
-        "--history_limit=5",
-        "--history_ttl=301",
         "--redis_url=redis://other",
         "--nats_servers=nats://other",
         "--enats_addr=a:1",
@@ -157,13 +154,13 @@ fn what_only_tunes_something_that_is_not_there_yet_does_not_stop_the_start() {
 
 #[test]
 fn all_that_is_not_there_yet_is_named_at_once() {
-    let file = "broadcast_adapters = [\"http\", \"redisx\"]\n[broker]\nadapter = \"memory\"\n";
+    let file = "broadcast_adapters = [\"http\", \"redisx\"]\n";
     let args = ["--sse", "--pubsub=redis", "--xyzzy=1", "--plugh", "2"];
     let error = read(&args[..2], &[("ANYCABLE_EMBED_NATS", "1")], Some(file)).expect_err("bad").to_string();
-    for name in ["--sse", "--pubsub", "--embed-nats", "--broker", "--broadcast-adapter redisx"] {
+    for name in ["--sse", "--pubsub", "--embed-nats", "--broadcast-adapter redisx"] {
         assert!(error.contains(name), "{name}: {error}");
     }
-    assert_eq!(error.lines().count(), 5, "{error}");
+    assert_eq!(error.lines().count(), 4, "{error}");
     let error = read(&args, &[], Some("prot = 1\n")).expect_err("bad").to_string();
     for name in ["--sse", "--pubsub", "--xyzzy", "--plugh", "prot"] {
         assert!(error.contains(name), "{name}: {error}");
@@ -172,13 +169,33 @@ fn all_that_is_not_there_yet_is_named_at_once() {
 }
 
 #[test]
-fn what_a_rails_app_is_set_up_with_starts_and_one_line_says_what_is_missing() {
+fn what_a_rails_app_is_set_up_with_starts_with_a_broker_and_without_a_warning() {
     let file = "secret = \"anycable-local-secret\"\npresets = [\"broker\"]\nbroadcast_adapters = [\"http\"]\n\
                 [logging]\ndebug = true\n[rpc]\nhost = \"http://localhost:3000/_anycable\"\n\
                 [streams]\nwhisper = true\nturbo = true\n";
     let invocation = read(&[], &[], Some(file)).expect("good");
-    let [warning] = &invocation.warnings[..] else { panic!("{:?}", invocation.warnings) };
-    assert!(warning.contains("preset broker") && warning.contains("miss what was published"), "{warning}");
+    assert_eq!(invocation.warnings, [""; 0]);
+    let Command::Serve(config) = invocation.command else { panic!() };
+    assert_eq!(config.broker.kind, BrokerKind::Memory);
+    let off = read(&["--broker=none"], &[], Some(file)).expect("good").command;
+    assert!(matches!(off, Command::Serve(config) if config.broker.kind == BrokerKind::None));
+}
+
+#[test]
+fn the_broker_is_set_up_as_anycables() {
+    let (config, warnings) = config_in(
+        &[("ANYCABLE_BROKER", "memory"), ("ANYCABLE_HISTORY_LIMIT", "7")],
+        &["--history_ttl=60", "--sessions_ttl=0", "--presence_ttl=20", "--streams_presence=false"],
+    );
+    assert_eq!(warnings, [""; 0]);
+    let broker = &config.broker;
+    assert_eq!((broker.kind, broker.history_limit), (BrokerKind::Memory, 7));
+    let seconds = [broker.history_ttl, broker.sessions_ttl, broker.presence_ttl].map(|ttl| ttl.as_secs());
+    assert_eq!((seconds, config.streams.presence), ([60, 0, 20], false));
+    for kind in ["redis", "nats", "disk"] {
+        let error = read(&["--broker", kind], &[], None).expect_err("not there").to_string();
+        assert!(error.contains("memory"), "{error}");
+    }
 }
 
 fn config_in(env: &[(&str, &str)], args: &[&str]) -> (Config, Vec<String>) {
@@ -235,17 +252,7 @@ fn an_app_that_is_set_to_redis_while_the_server_is_not_is_noticed() {
 
 #[test]
 fn what_is_not_there_yet_may_be_switched_off_or_left_at_its_default_in_any_spelling() {
-    for argument in [
-        "--sse=false",
-        "--sse=0",
-        "--broker=none",
-        "--broker=",
-        "--pubsub=none",
-        "--history_ttl=5m",
-        "--history_limit=0",
-        "--streams_presence=false",
-        "--streams_presence=t",
-    ] {
+    for argument in ["--sse=false", "--sse=0", "--pubsub=none"] {
         assert_eq!(serve(&[argument.to_owned()], &BTreeMap::new()), Ok(Config::default()), "{argument}");
     }
 }
