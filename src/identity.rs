@@ -5,10 +5,12 @@
 //! secret takes the same time for every wrong answer.
 
 mod jwt;
+mod resume_token;
 mod router;
 mod signed_stream;
 
 pub use crate::model::Secret;
 pub use jwt::Jwt;
+pub use resume_token::ResumeTokens;
 pub use router::{StreamRouter, StreamSettings};
 pub use signed_stream::sign_stream;

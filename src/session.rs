@@ -83,6 +83,8 @@ pub struct Context<'a> {
     pub heartbeat_phase: u32,
     /// The topic of an identifier and a stream, shared with those who follow it already.
     pub topic: &'a dyn Fn(&str, &str) -> Topic,
+    /// What a client shows to come back to its session; none where it cannot.
+    pub resume_token: &'a dyn Fn(Sid) -> Option<String>,
     /// Who answers for a channel: this server or the app.
     pub route: &'a dyn Fn(&str) -> Routed,
     /// Where effects go, in order.
@@ -326,7 +328,8 @@ impl Session {
     /// Lets the client in on our own word, without the app.
     fn welcome(&mut self, identifiers: &str, admission: Admission, ctx: &mut Context<'_>) {
         self.let_in(identifiers, admission, ctx);
-        self.say(ctx, |language, out| language.write_welcome(out, self.sid));
+        let token = self.resume_token(ctx);
+        self.say(ctx, |language, out| language.write_welcome(out, self.sid, token.as_deref()));
     }
 
     fn let_in(&mut self, identifiers: &str, admission: Admission, ctx: &mut Context<'_>) {

@@ -55,7 +55,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::hub::{Hub, StreamHasher};
-use crate::identity::StreamRouter;
+use crate::identity::{ResumeTokens, StreamRouter};
 use crate::model::{Answer, Now, Reply, Scheme, TICK_MS, tick};
 use crate::proto::frame::Limits;
 use crate::session::{self, Effect};
@@ -185,6 +185,8 @@ pub struct Settings {
     pub session: session::Rules,
     /// What tokens are accepted.
     pub tokens: Tokens,
+    /// What clients show to come back to their sessions; `None` where no sessions are kept.
+    pub resume_tokens: Option<ResumeTokens>,
     /// Which channels this server answers itself.
     pub router: StreamRouter,
     /// What the app gets to see of an upgrade request.

@@ -134,6 +134,7 @@ impl Scenario {
                 sessions: false,
             },
             tokens: Tokens::default(),
+            resume_tokens: None,
             router: StreamRouter::new(router),
             proxy: ProxyRules { headers: vec!["cookie".into()], ..Default::default() },
             closes_max: 10,

@@ -105,7 +105,9 @@ fn what_is_stored_has_a_position_and_what_is_transient_has_none() {
 #[test]
 fn history_is_all_or_nothing() {
     let broker = memory();
-    (1..=5).for_each(|n| drop(publish(&broker, "s", n, n)));
+    (1..=5).for_each(|n| {
+        publish(&broker, "s", n, n);
+    });
     publish(&broker, "other", 1, 0);
     let ask = |epoch, offset| after(&broker, "s", epoch, offset);
     assert_eq!(ask("e", 5), Ok((5, vec![])), "nothing was missed");

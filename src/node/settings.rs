@@ -11,7 +11,7 @@ use crate::config::{
 };
 use crate::http::{self, AdminRoutes, Cors, MetricsRoute, PublishRoute, ReadyRoute, Routes};
 use crate::hub::StreamHasher;
-use crate::identity::{Jwt, Secret, StreamRouter, StreamSettings};
+use crate::identity::{Jwt, ResumeTokens, Secret, StreamRouter, StreamSettings};
 use crate::model::{Scheme, Sid};
 use crate::os::listener::{Keepalive, ListenerOptions};
 use crate::proto::frame::Limits;
@@ -127,6 +127,7 @@ pub(super) fn shard(
         write_timeout: config.ws.write_timeout,
         user_timeouts: user_timeouts(config),
         session: session(config),
+        resume_tokens: resume_tokens(config),
         tokens: Tokens { param: config.jwt.param.clone(), jwt, close_expired: config.jwt.close_expired },
         router: StreamRouter::new(StreamSettings {
             secret: secret(&secrets.streams),
@@ -145,6 +146,17 @@ pub(super) fn shard(
 /// An option whose 0 means that there is no limit.
 fn unlimited(n: usize) -> usize {
     if n == 0 { usize::MAX } else { n }
+}
+
+/// What clients show to come back to their sessions, if sessions are kept.
+fn resume_tokens(config: &Config) -> Option<ResumeTokens> {
+    let key: [u64; 4] = rand::random();
+    let secret = Secret::new(&format!("{key:x?}"))?;
+    keeps_sessions(config).then_some(ResumeTokens { secret, by_sid: config.broker.restore_by_sid })
+}
+
+fn keeps_sessions(config: &Config) -> bool {
+    config.broker.kind != BrokerKind::None && !config.broker.sessions_ttl.is_zero()
 }
 
 /// Settings of the broker; none for the broker "none".
@@ -176,7 +188,7 @@ fn session(config: &Config) -> session::Rules {
         no_auth: config.app.noauth,
         disconnect_mode: config.disconnect.mode,
         broker: config.broker.kind != BrokerKind::None,
-        sessions: config.broker.kind != BrokerKind::None && !config.broker.sessions_ttl.is_zero(),
+        sessions: keeps_sessions(config),
     }
 }
 

@@ -64,12 +64,16 @@ impl Language for Cable {
         }
     }
 
-    fn write_welcome(&self, out: &mut Vec<u8>, sid: Sid) {
-        write::welcome(out, sid);
+    fn write_welcome(&self, out: &mut Vec<u8>, sid: Sid, resume_token: Option<&str>) {
+        write::welcome(out, sid, resume_token);
     }
 
-    fn write_resumed(&self, out: &mut Vec<u8>, sid: Sid, identifiers: &[&str]) {
-        write::resumed(out, sid, identifiers);
+    fn add_resume_token(&self, message: &mut String, token: &str) {
+        write::add_resume_token(message, token);
+    }
+
+    fn write_resumed(&self, out: &mut Vec<u8>, sid: Sid, resume_token: Option<&str>, identifiers: &[&str]) {
+        write::resumed(out, sid, resume_token, identifiers);
     }
 
     fn write_ping(&self, out: &mut Vec<u8>, timestamp: u64) {

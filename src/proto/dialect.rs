@@ -58,11 +58,15 @@ pub trait Language: Sync {
     /// string makes them: the same with a replacement character for each. `None` if that was not the reason.
     fn mend(&self, message: &Message<'_>, bad: &cable::BadCommand) -> Option<Message<'static>>;
 
-    /// The first message of a session that this server let in itself.
-    fn write_welcome(&self, out: &mut Vec<u8>, sid: Sid);
+    /// The first message of a session that this server let in itself, with what its client shows to come back to it.
+    fn write_welcome(&self, out: &mut Vec<u8>, sid: Sid, resume_token: Option<&str>);
+
+    /// Puts into the first message of a session that the app let in what its client shows to come back to it. Other
+    /// messages stay as they are.
+    fn add_resume_token(&self, message: &mut String, token: &str);
 
     /// The first message of a session that goes on with an earlier one, and what it is subscribed to.
-    fn write_resumed(&self, out: &mut Vec<u8>, sid: Sid, identifiers: &[&str]);
+    fn write_resumed(&self, out: &mut Vec<u8>, sid: Sid, resume_token: Option<&str>, identifiers: &[&str]);
 
     /// A heartbeat with the time now, in the session's unit.
     fn write_ping(&self, out: &mut Vec<u8>, timestamp: u64);

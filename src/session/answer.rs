@@ -76,7 +76,13 @@ impl Session {
             self.merge_cstate(reply.cstate, ctx);
             self.let_in(&reply.identifiers, Admission::App, ctx);
         }
-        reply.transmissions.into_iter().for_each(|text| ctx.emit(Effect::Send(text.into_bytes())));
+        for mut text in reply.transmissions {
+            // The app welcomes its client, and cannot know the token.
+            if may_connect && let Some(token) = self.resume_token(ctx) {
+                self.dialect.language().add_resume_token(&mut text, &token);
+            }
+            ctx.emit(Effect::Send(text.into_bytes()));
+        }
         if !may_connect {
             ctx.emit(Effect::Count(super::SessionCounter::FailedAuth));
             self.close(CloseCause::Unauthorized, ctx);

@@ -16,6 +16,11 @@ impl Session {
         ticket.opens(self.admission, self.identifiers())
     }
 
+    /// What its client shows to come back to it, if it can.
+    pub(super) fn resume_token(&self, ctx: &Context<'_>) -> Option<String> {
+        if self.is_resumable(ctx.rules) { (ctx.resume_token)(self.sid) } else { None }
+    }
+
     /// The session that ended for this reason, as its client finds it again.
     pub(super) fn saved(&self, cause: CloseCause, subscriptions: &super::Subscriptions) -> Option<Box<SavedSession>> {
         let leaves_session = cause.leaves_session() && self.admission != Admission::No;
@@ -47,7 +52,8 @@ impl Session {
             self.subscriptions.push(subscription);
         }
         let identifiers: Vec<&str> = self.subscriptions.iter().map(SubscriptionRef::identifier).collect();
-        self.say(ctx, |language, out| language.write_resumed(out, self.sid, &identifiers));
+        let token = self.resume_token(ctx);
+        self.say(ctx, |language, out| language.write_resumed(out, self.sid, token.as_deref(), &identifiers));
     }
 }
 

@@ -114,6 +114,7 @@ impl Transcript {
             now: Now { mono: now, unix: now },
             heartbeat_phase: 0,
             topic: &Topic::new,
+            resume_token: &|_| None,
             route: &route,
             effects: &mut effects,
         };
@@ -144,6 +145,7 @@ impl Transcript {
             now: Now { mono: self.now, unix: self.now },
             heartbeat_phase: 0,
             topic: &Topic::new,
+            resume_token: &|_| None,
             route: &route,
             effects: &mut effects,
         };

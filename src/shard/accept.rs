@@ -249,7 +249,8 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         let (peer, settings) = (waiting.peer, &self.settings);
         let (token, travelling) = settings.tokens.read(head, self.now.unix.as_secs());
         let (ping_interval, ping_precision) = (head.query("pi"), head.query("ptp"));
-        let resume = head.header(RESTORE_HEADER).or_else(|| head.query("sid")).and_then(|text| Sid::parse(&text));
+        let shown = head.header(RESTORE_HEADER).or_else(|| head.query("sid"));
+        let resume = settings.resume_tokens.as_ref().zip(shown).and_then(|(tokens, shown)| tokens.read(&shown));
         let listener = settings.listeners.get(usize::from(self.slots[index].listener));
         let scheme = listener.map(|listener| listener.scheme).unwrap_or_default();
         let token_due = match &token {
@@ -271,11 +272,13 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         let mut effects = std::mem::take(&mut self.effects);
         let route = |identifier: &str| settings.router.route(identifier);
         let topic = |identifier: &str, stream: &str| self.hub.topic(identifier, stream);
+        let resume_token = |sid| self.settings.resume_tokens.as_ref().map(|tokens| tokens.token(sid));
         let mut ctx = Context {
             rules: &settings.session,
             now: self.now,
             heartbeat_phase: self.heartbeat_phase(index),
             topic: &topic,
+            resume_token: &resume_token,
             route: &route,
             effects: &mut effects,
         };

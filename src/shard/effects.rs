@@ -39,10 +39,19 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         let (Stage::Session(session, _) | Stage::Orphan(session)) = &mut self.slots[index].stage else { return };
         let route = |identifier: &str| self.settings.router.route(identifier);
         let topic = |identifier: &str, stream: &str| self.hub.topic(identifier, stream);
+        let resume_token = |sid| self.settings.resume_tokens.as_ref().map(|tokens| tokens.token(sid));
         let (rules, now) = (&self.settings.session, self.now);
         input(
             session,
-            &mut Context { rules, now, heartbeat_phase, topic: &topic, route: &route, effects: &mut effects },
+            &mut Context {
+                rules,
+                now,
+                heartbeat_phase,
+                topic: &topic,
+                resume_token: &resume_token,
+                route: &route,
+                effects: &mut effects,
+            },
         );
         self.note_holding(index);
         self.carry_out(index, &mut effects);

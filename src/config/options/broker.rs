@@ -28,6 +28,10 @@ options! {
     /// How long a session is kept for a client that lost its connection. 0: not at all.
     sessions_ttl: Duration = "300s", "sessions-ttl", "broker.sessions_ttl" [.unit(Unit::Seconds)];
 
+    /// Let clients go on with a session by its id alone, as those of AnyCable do. The welcome also has a token for it
+    /// (`resume_token`), which is told to nobody else; with `false` only that will do.
+    restore_by_sid: bool = "true", "restore-by-sid", "broker.restore_by_sid";
+
     /// Memory for kept sessions. When it is used up, the oldest go.
     sessions_max_size: usize = "128MiB", "sessions-max-size", "broker.sessions_max_size" [.unit(Unit::Bytes)];
 

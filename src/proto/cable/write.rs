@@ -5,22 +5,45 @@ use crate::model::{DisconnectReason, Publication, Sid};
 use crate::proto::json::push_string;
 
 /// The first message of a session that this server authenticated itself.
-pub fn welcome(out: &mut Vec<u8>, sid: Sid) {
-    out.extend_from_slice(br#"{"type":"welcome","sid":""#);
-    out.extend_from_slice(&sid.ascii());
-    out.extend_from_slice(br#""}"#);
+pub fn welcome(out: &mut Vec<u8>, sid: Sid, resume_token: Option<&str>) {
+    welcome_head(out, sid, resume_token);
+    out.push(b'}');
 }
 
 /// The first message of a session that goes on with an earlier one.
-pub fn resumed(out: &mut Vec<u8>, sid: Sid, identifiers: &[&str]) {
-    out.extend_from_slice(br#"{"type":"welcome","sid":""#);
-    out.extend_from_slice(&sid.ascii());
-    out.extend_from_slice(br#"","restored":true"#);
+pub fn resumed(out: &mut Vec<u8>, sid: Sid, resume_token: Option<&str>, identifiers: &[&str]) {
+    welcome_head(out, sid, resume_token);
+    out.extend_from_slice(br#","restored":true"#);
     for (at, identifier) in identifiers.iter().enumerate() {
         out.extend_from_slice(if at == 0 { br#","restored_ids":["# } else { b"," });
         push_string(out, identifier);
     }
     out.extend_from_slice(if identifiers.is_empty() { b"}" } else { b"]}" });
+}
+
+fn welcome_head(out: &mut Vec<u8>, sid: Sid, resume_token: Option<&str>) {
+    out.extend_from_slice(br#"{"type":"welcome","sid":""#);
+    out.extend_from_slice(&sid.ascii());
+    out.push(b'"');
+    if let Some(token) = resume_token {
+        out.extend_from_slice(RESUME_TOKEN.as_bytes());
+        out.extend_from_slice(token.as_bytes());
+        out.push(b'"');
+    }
+}
+
+/// Comes before a token, whose characters need no escapes.
+const RESUME_TOKEN: &str = r#","resume_token":""#;
+
+/// Adds the token to a welcome as an app's library writes it: an object that begins with its type. Anything else stays
+/// as it is, and its client comes back by the session's id or not at all.
+pub fn add_resume_token(message: &mut String, token: &str) {
+    if message.starts_with(r#"{"type":"welcome""#) && message.ends_with('}') {
+        message.pop();
+        message.push_str(RESUME_TOKEN);
+        message.push_str(token);
+        message.push_str("\"}");
+    }
 }
 
 /// A ping with the time now, in the session's unit.
@@ -118,6 +141,7 @@ fn about_identifier(out: &mut Vec<u8>, kind: &str, identifier: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Position;
 
     fn written(write: impl FnOnce(&mut Vec<u8>)) -> String {
         let mut out = Vec::new();
@@ -131,7 +155,19 @@ mod tests {
     fn every_message_has_the_bytes_of_the_contract() {
         let sid = Sid::from_bits(0);
         let cases = [
-            (written(|out| welcome(out, sid)), r#"{"type":"welcome","sid":"AAAAAAAAAAAAAAAAAAAAA"}"#),
+            (written(|out| welcome(out, sid, None)), r#"{"type":"welcome","sid":"AAAAAAAAAAAAAAAAAAAAA"}"#),
+            (
+                written(|out| welcome(out, sid, Some("t"))),
+                r#"{"type":"welcome","sid":"AAAAAAAAAAAAAAAAAAAAA","resume_token":"t"}"#,
+            ),
+            (
+                written(|out| resumed(out, sid, None, &["a", "\""])),
+                r#"{"type":"welcome","sid":"AAAAAAAAAAAAAAAAAAAAA","restored":true,"restored_ids":["a","\""]}"#,
+            ),
+            (
+                written(|out| resumed(out, sid, Some("t"), &[])),
+                r#"{"type":"welcome","sid":"AAAAAAAAAAAAAAAAAAAAA","resume_token":"t","restored":true}"#,
+            ),
             (written(|out| ping(out, 1_790_000_000)), r#"{"type":"ping","message":1790000000}"#),
             (written(|out| ping(out, u64::MAX)), r#"{"type":"ping","message":18446744073709551615}"#),
             (written(pong), r#"{"type":"pong"}"#),
@@ -177,6 +213,29 @@ mod tests {
         sent.kind = Some("a\"b".into());
         let wanted = r#"{"type":"a\"b","identifier":"x","message":{"b":1.0,"a":"<é>"}}"#;
         assert_eq!(publication("x", &sent), wanted);
+    }
+
+    #[test]
+    fn a_position_comes_behind_the_message() {
+        let position = Some(Position { epoch: "Xk2p".into(), offset: 41 });
+        let sent = Publication { position, ..Publication::new("a\"b", "1") };
+        let wanted = r#"{"identifier":"x","message":1,"stream_id":"a\"b","epoch":"Xk2p","offset":41}"#;
+        assert_eq!(publication("x", &sent), wanted);
+    }
+
+    #[test]
+    fn the_apps_welcome_gets_the_token_and_nothing_else_does() {
+        for (message, wanted) in [
+            (r#"{"type":"welcome","sid":"s"}"#, r#"{"type":"welcome","sid":"s","resume_token":"t"}"#),
+            (r#"{"type":"welcome"}"#, r#"{"type":"welcome","resume_token":"t"}"#),
+            (r#"{"type":"welcome""#, r#"{"type":"welcome""#),
+            (r#"{"type":"confirm_subscription"}"#, r#"{"type":"confirm_subscription"}"#),
+            ("", ""),
+        ] {
+            let mut message = message.to_owned();
+            add_resume_token(&mut message, "t");
+            assert_eq!(message, wanted);
+        }
     }
 
     #[test]
