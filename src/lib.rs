@@ -17,7 +17,9 @@ pub mod proto;
 pub mod telemetry;
 
 // Floor 2: decisions.
+pub mod history;
 pub mod hub;
+pub mod presence;
 pub mod session;
 
 // Floor 3: things that wait.
