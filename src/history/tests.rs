@@ -185,7 +185,7 @@ fn a_stored_message_costs_its_bytes_and_at_most_64_more() {
                 history.evict(20_000);
                 history.expire(at(n / 100));
             }
-            let stream = STREAM_BYTES + block_bytes(1) + 40;
+            let stream = STREAM_BYTES + block_bytes(1) + 16 + 192;
             assert!(history.bytes() <= history.messages() * (len + 64) + stream, "{len} {n}: {}", history.bytes());
         }
     }
