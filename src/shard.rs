@@ -353,7 +353,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         match message {
             // Behind the publications that it covers.
             Message::Answer(answer @ Answer { reply: Reply::Broker(_), .. }) => {
-                self.work.push_back(Work::Answer(answer));
+                self.work.push_back(Work::Answer(Box::new(answer)));
             }
             Message::Answer(answer) => self.answer(answer),
             Message::Yield { index, ticket } => self.work.push_back(Work::Yield { index, ticket }),

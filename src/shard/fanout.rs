@@ -33,7 +33,7 @@ pub(super) enum Work {
     Publish(Arc<Delivery>),
     Disconnect(RemoteDisconnect),
     /// The broker's; what was published before it was given comes first.
-    Answer(Answer),
+    Answer(Box<Answer>),
     Yield {
         index: u32,
         ticket: ResumeTicket,
@@ -152,7 +152,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                 }
                 Some(Work::Answer(answer)) => {
                     deliveries -= 1;
-                    self.answer(answer);
+                    self.answer(*answer);
                 }
                 Some(Work::Yield { index, ticket }) => {
                     disconnects -= 1;
