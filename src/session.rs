@@ -135,9 +135,11 @@ pub struct Session {
     dialect: Dialect,
     /// The app has heard of this session and is told when it ends.
     disconnectable: bool,
+    /// Bytes of the client have come since the last ping.
+    heard: bool,
 }
 
-// sid 16, env 8, cstate 8, subscriptions 16, activity 8, two deadlines 8, interval 4, three bytes, padding 1. In glibc's
+// sid 16, env 8, cstate 8, subscriptions 16, activity 8, two deadlines 8, interval 4, four bytes. In glibc's
 // steps of 16 bytes with 8 of its own this takes 80; the next step is 96.
 const _: () = assert!(size_of::<Session>() == 72);
 
@@ -158,6 +160,7 @@ impl Session {
             ping_precision: ping_precision.and_then(PingPrecision::parse).unwrap_or(ctx.rules.ping_precision),
             dialect,
             disconnectable: false,
+            heard: false,
         };
         match token {
             TokenOutcome::Identified { identifiers, .. } => session.welcome(&identifiers, ctx),
