@@ -299,7 +299,8 @@ fn node(places: &Places, files: Vec<PathBuf>) -> Outcome {
     }
     let (passed, count) = Command::new("node", places)
         // A client library that still tries to reconnect must not keep a finished file alive.
-        .args(["--test", "--test-force-exit", "--test-reporter=spec"])
+        // Two files at a time: one of them waits for a minute.
+        .args(["--test", "--test-force-exit", "--test-reporter=spec", "--test-concurrency=2"])
         .args(files)
         .within(places.root.join("tests/clients"))
         .env("CABLEWAY_BIN", binary)
@@ -310,11 +311,14 @@ fn node(places: &Places, files: Vec<PathBuf>) -> Outcome {
 
 const DEMO_TEST: &str = "demo.test.mjs";
 const ADMIN_TEST: &str = "admin.test.mjs";
+const HEARTBEAT_TEST: &str = "heartbeat.test.mjs";
 
 fn clients(places: &Places) -> Outcome {
     let mut files = tuning::files(&places.root.join("tests/clients"), "mjs");
     let in_a_browser = |file: &PathBuf| file.ends_with(DEMO_TEST) || file.ends_with(ADMIN_TEST);
     files.retain(|file| !in_a_browser(file) && file.to_string_lossy().ends_with(".test.mjs"));
+    // The one that takes a minute begins, and the others run beside it.
+    files.sort_by_key(|file| !file.ends_with(HEARTBEAT_TEST));
     node(places, files)
 }
 
