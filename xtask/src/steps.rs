@@ -234,7 +234,13 @@ fn peers(places: &Places) -> Outcome {
 const PEERS: &str = "200";
 
 fn deaths(places: &Places) -> Outcome {
-    dead_peers(places, &["--peers".to_owned(), PEERS.to_owned()])
+    let outcome = dead_peers(places, &["--peers".to_owned(), PEERS.to_owned()]);
+    if outcome.failed() {
+        return outcome;
+    }
+    let test = ["test", "--package", "cableway-loadtest", "--test", "dead_peers", "--", "--ignored"];
+    let (passed, count) = cargo(places).args(test).counts();
+    Outcome::Ran { passed, count }
 }
 
 /// `cargo xtask dead-peers`. A debug build, as all tests have.
@@ -242,7 +248,7 @@ pub fn dead_peers(places: &Places, args: &[String]) -> Outcome {
     let programs = program(places, "cableway").and_then(|server| Ok((server, program(places, "cableway-loadtest")?)));
     match programs {
         Ok((server, loadtest)) => {
-            let run = Command::new(loadtest, places).arg("dead-peers").arg("--server").arg(server);
+            let run = Command::new(loadtest, places).args(["dead-peers", "--end-with-parent", "--server"]).arg(server);
             Outcome::of(run.args(args).passes())
         }
         Err(outcome) => outcome,
