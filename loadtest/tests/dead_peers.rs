@@ -1,5 +1,7 @@
 //! What `dead-peers` leaves behind when it is interrupted: nothing. As root, with `ip` and `nft`, and a built `cableway`.
 
+#![allow(clippy::disallowed_methods, reason = "it waits for a process of its own, which has its own clock")]
+
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
