@@ -217,7 +217,10 @@ fn live_connections_are_found_by_age_id_and_identifiers_and_who_they_are_only_if
 
 #[test]
 fn the_slowest_client_is_the_one_that_does_not_read() {
-    let server = Start::with(&["--admin-port", "0", "--acceptors", "1", "--ws-max-pending-size", "64MiB"]).start();
+    // A slow machine takes longer to publish than a client may by default take nothing.
+    let server = Start::with(&["--admin-port", "0", "--acceptors", "1", "--ws-max-pending-size", "64MiB"])
+        .and(&["--ws-write-timeout", "60s"])
+        .start();
     let admin = admin(&server);
     let _deaf = Client::following(server.address(), "news");
     let mut reads = Client::following(server.address(), "other");
