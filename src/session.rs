@@ -144,10 +144,29 @@ pub struct Session {
     ping_interval_ms: u32,
     ping_precision: PingPrecision,
     dialect: Dialect,
-    /// The app has heard of this session and is told when it ends.
-    disconnectable: bool,
     /// By whom the client was let in; nobody, too, when the app has sent it away.
     admission: Admission,
+    /// What else is true of it.
+    marks: Marks,
+}
+
+/// Small facts of a session, a bit each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Marks(u8);
+
+impl Marks {
+    /// The app has heard of this session and is told when it ends.
+    const DISCONNECTABLE: Marks = Marks(1);
+    /// Bytes of the client have come since the last ping.
+    const HEARD: Marks = Marks(1 << 1);
+
+    fn has(self, mark: Marks) -> bool {
+        self.0 & mark.0 != 0
+    }
+
+    fn set(&mut self, mark: Marks, on: bool) {
+        self.0 = if on { self.0 | mark.0 } else { self.0 & !mark.0 };
+    }
 }
 
 // sid 16, env 8, cstate 8, subscriptions 16, activity 8, two deadlines 8, interval 4, four bytes. In glibc's
@@ -170,8 +189,8 @@ impl Session {
             ping_interval_ms: u32::try_from(interval).unwrap_or(u32::MAX),
             ping_precision: ping_precision.and_then(PingPrecision::parse).unwrap_or(ctx.rules.ping_precision),
             dialect,
-            disconnectable: false,
             admission: Admission::No,
+            marks: Marks::default(),
         };
         session.set_doing(Some(Doing::Connecting));
         let identifiers: Option<Box<str>> = match token {
@@ -280,8 +299,8 @@ impl Session {
         }
         let was_let_in = !matches!(self.doing(), Some(Doing::Connecting | Doing::Resuming { .. } | Doing::Over));
         let due = match ctx.rules.disconnect_mode {
-            DisconnectMode::Auto => self.disconnectable,
-            DisconnectMode::Always => self.disconnectable || was_let_in,
+            DisconnectMode::Auto => self.marks.has(Marks::DISCONNECTABLE),
+            DisconnectMode::Always => self.marks.has(Marks::DISCONNECTABLE) || was_let_in,
             DisconnectMode::Never => false,
         };
         let subscriptions = std::mem::take(&mut self.subscriptions);
@@ -295,7 +314,7 @@ impl Session {
         if was_let_in && self.is_resumable(ctx.rules) {
             ctx.emit(Effect::Depart(self.saved(cause, &subscriptions)));
         }
-        self.disconnectable = false;
+        self.marks.set(Marks::DISCONNECTABLE, false);
         self.activity = None;
         self.set_doing(Some(Doing::Over));
         for subscription in subscriptions.iter() {

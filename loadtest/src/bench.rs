@@ -60,6 +60,8 @@ pub enum Name {
     Spike,
     /// CPU of heartbeats.
     Idle,
+    /// CPU of connections that do nothing, with everything on that looks after them, and with nothing of it.
+    IdleAll,
     /// CPU of a command through gRPC.
     Commands,
     /// CPU of a command through HTTP.
@@ -80,7 +82,7 @@ pub struct Options {
     /// Connections [default: 15000; fanout, rooms 10000; spike 5000; commands, commands-http 100].
     #[arg(long, value_name = "N")]
     pub connections: Option<u32>,
-    /// Rounds, each with both sides [default: 3; idle 1; memory 1].
+    /// Rounds, each with both sides [default: 3; idle, idle-all 1; memory 1].
     #[arg(long, value_name = "N")]
     pub rounds: Option<u32>,
     /// Publications to each stream of a fanout or rooms round, requests of 500 publications of a publish round, or calls of
@@ -248,8 +250,8 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
 pub fn run(name: Name, options: &Options, report: &mut dyn FnMut(Figure)) -> anyhow::Result<()> {
     if name == Name::All {
         // The quick ones first.
-        use Name::{Commands, CommandsHttp, Fanout, Handshake, Idle, Memory, Publish, Rooms, Spike, Storm};
-        for name in [Spike, Handshake, Storm, Fanout, Rooms, Publish, Commands, CommandsHttp, Memory, Idle] {
+        use Name::{Commands, CommandsHttp, Fanout, Handshake, Idle, IdleAll, Memory, Publish, Rooms, Spike, Storm};
+        for name in [Spike, Handshake, Storm, Fanout, Rooms, Publish, Commands, CommandsHttp, Memory, Idle, IdleAll] {
             run(name, options, report)?;
         }
         return Ok(());
@@ -263,6 +265,7 @@ pub fn run(name: Name, options: &Options, report: &mut dyn FnMut(Figure)) -> any
         Name::Storm => handshake::storm(options),
         Name::Spike => handshake::spike(options),
         Name::Idle => idle::run(options),
+        Name::IdleAll => idle::everything(options),
         Name::Commands => commands::run(options, Transport::Grpc),
         Name::CommandsHttp => commands::run(options, Transport::Http),
         Name::All => unreachable!("handled above"),

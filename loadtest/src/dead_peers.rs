@@ -3,12 +3,12 @@
 //!
 //! Needs root, `ip` and `nft`. What the server states is read from its metric `cableway_detection_bound_seconds`.
 
+mod interrupt;
 mod network;
 mod party;
 mod peers;
 
 use std::path::PathBuf;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -17,6 +17,8 @@ use network::{Network, within};
 use party::{Cast, Outcome, Party};
 use peers::Death;
 pub use peers::{Options as PeerOptions, run as peers};
+
+use crate::os;
 
 /// What to run.
 #[derive(clap::Args, Debug)]
@@ -30,6 +32,9 @@ pub struct Options {
     /// Only the deaths whose names contain this.
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub only: String,
+    /// Clean up and end when whoever started this ends.
+    #[arg(long, hide = true)]
+    pub end_with_parent: bool,
 }
 
 /// What happens to clients, and who is there.
@@ -136,22 +141,27 @@ fn lose_single_probes(network: &Network) -> anyhow::Result<()> {
     for _ in 0..3 {
         network.drop_in()?;
         network.drop_out()?;
-        thread::sleep(Duration::from_millis(1_800));
+        interrupt::sleep(Duration::from_millis(1_800))?;
         let lost = network.mend()?;
         anyhow::ensure!(lost > 0, "no packet was lost");
-        thread::sleep(Duration::from_millis(3_200));
+        interrupt::sleep(Duration::from_millis(3_200))?;
     }
     Ok(())
 }
 
-/// Lets clients die each death and prints a table; true when everything was as stated.
+/// Lets clients die each death and prints a table; true when everything was as stated. Ctrl-C and SIGTERM end it with an
+/// error, and nothing of it stays.
 pub fn run(options: &Options) -> anyhow::Result<bool> {
+    interrupt::watch()?;
+    if options.end_with_parent {
+        os::end_with_parent()?;
+    }
     let name = std::process::id().to_string();
     // Says that it cannot be done before anything else happens.
     drop(Network::new(&name)?);
-    let Options { peers, server, only } = options;
-    println!("| death | kind | closed | under | last after | bound | |");
-    println!("| --- | --- | ---: | --- | ---: | ---: | --- |");
+    let Options { peers, server, only, .. } = options;
+    println!("| death | kind | closed | under | last after | recorded | bound | memory | |");
+    println!("| --- | --- | ---: | --- | ---: | ---: | ---: | ---: | --- |");
     let (mut clean, mut ran) = (true, false);
     for scene in SCENES.iter().filter(|scene| scene.name.contains(only.as_str())) {
         ran = true;
@@ -171,7 +181,7 @@ fn play(scene: &Scene, network: &Network, server: &std::path::Path, peers: usize
     for (port, cast) in (8080..).zip(scene.casts) {
         parties.push(Party::start(network, server, port, peers, *cast)?);
     }
-    thread::sleep(LIFE);
+    interrupt::sleep(LIFE)?;
     let begun = Instant::now();
     (scene.happens)(network, &mut parties)?;
     let longest = parties.iter().filter_map(|party| party.bound).max();
@@ -184,7 +194,7 @@ fn play(scene: &Scene, network: &Network, server: &std::path::Path, peers: usize
         if all {
             break;
         }
-        thread::sleep(LOOK_EVERY);
+        interrupt::sleep(LOOK_EVERY)?;
     }
     parties.into_iter().map(Party::end).collect()
 }
@@ -214,10 +224,12 @@ fn line(scene: &Scene, cast: &Cast, outcome: &Outcome) -> String {
     let verdict =
         if outcome.faults.is_empty() { "ok".to_owned() } else { format!("FAILED: {}", outcome.faults.join("; ")) };
     format!(
-        "| {name} | {kind} | {} | {} | {} | {} | {verdict} |",
+        "| {name} | {kind} | {} | {} | {} | {} | {} | {} | {verdict} |",
         outcome.closed.values().sum::<u64>(),
         causes.join(" "),
         seconds(outcome.last),
+        outcome.recorded.map_or(String::new(), |mean| seconds(Some(mean))),
         seconds(outcome.bound),
+        outcome.memory_kept.map_or(String::new(), |bytes| format!("{} KiB", bytes / 1024)),
     )
 }

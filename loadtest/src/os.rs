@@ -74,8 +74,17 @@ pub fn process_cpu_time(pid: u32) -> io::Result<Duration> {
 /// Asks the kernel to end this process when the one that started it ends, however it ends, so that a killed
 /// benchmark leaves no server and no worker behind (prctl(2), `PR_SET_PDEATHSIG`).
 pub fn die_with_parent() -> io::Result<()> {
+    signal_with_parent(libc::SIGKILL)
+}
+
+/// The same, for a process that has something to clean up: it is asked to end (`SIGTERM`).
+pub fn end_with_parent() -> io::Result<()> {
+    signal_with_parent(libc::SIGTERM)
+}
+
+fn signal_with_parent(signal: libc::c_int) -> io::Result<()> {
     // SAFETY: this option takes a signal number and touches no memory.
-    let status = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    let status = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, signal) };
     if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -73,6 +73,13 @@ fn heartbeats_come_at_the_rate_asked_for() {
 }
 
 #[test]
+fn a_connection_costs_cpu_with_everything_on_and_with_everything_off() {
+    let figures = figures(Name::IdleAll, &small());
+    assert_eq!(figures.len(), 3);
+    assert!(figures.iter().all(|figure| figure.server > 0.0 && figure.bare.is_some_and(|bare| bare > 0.0)));
+}
+
+#[test]
 fn large_messages_leave_nothing_behind() {
     let figures = figures(Name::Memory, &Options { connections: Some(64), ..small() });
     assert_eq!(figures.len(), 16, "four variants, four figures each");

@@ -154,7 +154,7 @@ fn endpoints(config: &Config, secrets: &Secrets, main: Main) {
     match admin {
         Some(admin) => {
             let key = if secrets.admin.is_some() { "key needed" } else { "no key needed on this machine" };
-            tracing::info!("admin: http://{admin} ({key})");
+            tracing::info!("admin: http://{admin}/admin ({key})");
         }
         None => tracing::info!("admin: off"),
     }

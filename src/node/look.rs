@@ -12,7 +12,7 @@ use http_body_util::Full;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::model::Sid;
+use crate::model::{CloseCause, Sid};
 use crate::shard::{CONNECTIONS_MAX, Inbox, Look, LookAt, Message, Seen};
 
 type Answer = Response<Full<Bytes>>;
@@ -92,12 +92,23 @@ async fn ask(inboxes: &[Arc<Inbox>], at: LookAt) -> Seens {
     seens
 }
 
-/// `/debug/closes`: the last connections that ended, newest first.
+/// `/debug/closes`: the last connections that ended, newest first; `cause` and `limit` choose among them.
 pub(super) async fn closes(inboxes: Arc<[Arc<Inbox>]>, query: Query) -> Answer {
+    if let Some(cause) =
+        query.cause.as_deref().filter(|cause| CloseCause::ALL.iter().all(|known| known.label() != *cause))
+    {
+        let known: Vec<_> = CloseCause::ALL.iter().map(|cause| cause.label()).collect();
+        return text(
+            StatusCode::BAD_REQUEST,
+            format!("no connection ends for {cause:?}; the causes are {}\n", known.join(", ")),
+        );
+    }
     let Seens { seen, silent_shards } = ask(&inboxes, LookAt::Closes).await;
     let lists = seen.into_iter().filter_map(|seen| if let Seen::Closes(list) = seen { Some(list) } else { None });
     let mut closes: Vec<_> = lists.flatten().collect();
+    closes.retain(|closed| query.cause.as_deref().is_none_or(|cause| cause == closed.cause));
     closes.sort_by_key(|closed| std::cmp::Reverse(closed.at_ms));
+    closes.truncate(query.limit.unwrap_or(usize::MAX));
     query.answer("closes", CLOSE_COLUMNS, &closes, silent_shards)
 }
 
@@ -111,7 +122,7 @@ pub(super) async fn connections(inboxes: Arc<[Arc<Inbox>]>, query: Query) -> Ans
         LookAt::Slowest(_) => connections.sort_by_key(|live| std::cmp::Reverse(live.waiting_bytes)),
         _ => connections.sort_by_key(|live| std::cmp::Reverse(live.age_ms)),
     }
-    connections.truncate(query.limit);
+    connections.truncate(query.limit.unwrap_or(LIMIT).min(CONNECTIONS_MAX));
     query.answer("connections", CONNECTION_COLUMNS, &connections, silent_shards)
 }
 
@@ -119,7 +130,8 @@ pub(super) async fn connections(inboxes: Arc<[Arc<Inbox>]>, query: Query) -> Ans
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Query {
     look_at: Option<LookAt>,
-    limit: usize,
+    cause: Option<String>,
+    limit: Option<usize>,
     as_text: bool,
 }
 
@@ -130,22 +142,23 @@ impl Query {
 
     /// Of several things that are asked for the last counts.
     fn parse(query: &str) -> Query {
-        let (mut look_at, mut limit, mut as_text) = (None, LIMIT, false);
+        let (mut look_at, mut cause, mut limit, mut as_text) = (None, None, None, false);
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             match name.as_ref() {
                 "sid" => look_at = Sid::parse(&value).map(LookAt::Sid),
                 "identifier" => look_at = Some(LookAt::Identifiers(value.into_owned(), LIMIT)),
                 "oldest" => look_at = Some(LookAt::Oldest(LIMIT)),
                 "slowest" => look_at = Some(LookAt::Slowest(LIMIT)),
-                "limit" => limit = value.parse().unwrap_or(LIMIT).clamp(1, CONNECTIONS_MAX),
+                "cause" => cause = Some(value.into_owned()),
+                "limit" => limit = value.parse().ok().map(|limit: usize| limit.max(1)),
                 "format" => as_text = value == "text",
                 _ => {}
             }
         }
         if let Some(LookAt::Identifiers(_, most) | LookAt::Oldest(most) | LookAt::Slowest(most)) = &mut look_at {
-            *most = limit;
+            *most = limit.unwrap_or(LIMIT).min(CONNECTIONS_MAX);
         }
-        Query { look_at, limit, as_text }
+        Query { look_at, cause, limit, as_text }
     }
 
     fn answer(&self, name: &str, columns: &[&str], rows: &impl Serialize, silent_shards: usize) -> Answer {
@@ -209,17 +222,20 @@ mod tests {
     fn a_query_names_what_to_look_at() {
         let sid = "AAAAAAAAAAAAAAAAAAAAA";
         for (query, look_at, limit, as_text) in [
-            ("", None, 20, false),
-            ("oldest", Some(LookAt::Oldest(20)), 20, false),
-            ("slowest&limit=3&format=text", Some(LookAt::Slowest(3)), 3, true),
-            ("limit=0&oldest=", Some(LookAt::Oldest(1)), 1, false),
-            ("oldest&limit=1000000", Some(LookAt::Oldest(CONNECTIONS_MAX)), CONNECTIONS_MAX, false),
-            (&format!("sid={sid}"), Sid::parse(sid).map(LookAt::Sid), 20, false),
-            ("sid=x", None, 20, false),
-            ("identifier=%7B%22u%22%3A1%7D", Some(LookAt::Identifiers("{\"u\":1}".into(), 20)), 20, false),
+            ("", None, None, false),
+            ("oldest", Some(LookAt::Oldest(20)), None, false),
+            ("slowest&limit=3&format=text", Some(LookAt::Slowest(3)), Some(3), true),
+            ("limit=0&oldest=", Some(LookAt::Oldest(1)), Some(1), false),
+            ("oldest&limit=1000000", Some(LookAt::Oldest(CONNECTIONS_MAX)), Some(1_000_000), false),
+            ("oldest&limit=x", Some(LookAt::Oldest(20)), None, false),
+            (&format!("sid={sid}"), Sid::parse(sid).map(LookAt::Sid), None, false),
+            ("sid=x", None, None, false),
+            ("identifier=%7B%22u%22%3A1%7D", Some(LookAt::Identifiers("{\"u\":1}".into(), 20)), None, false),
         ] {
-            assert_eq!(Query::parse(query), Query { look_at, limit, as_text }, "{query}");
+            assert_eq!(Query::parse(query), Query { look_at, cause: None, limit, as_text }, "{query}");
         }
+        let causes = Query { look_at: None, cause: Some("no_pong".into()), limit: Some(2), as_text: false };
+        assert_eq!(Query::parse("cause=no_pong&limit=2"), causes);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::model::{
 };
 
 use super::effect::word;
-use super::{Answerer, Asked, Context, Doing, Effect, LogEvent, Session, Wanted};
+use super::{Answerer, Asked, Context, Doing, Effect, LogEvent, Marks, Session, Wanted};
 
 impl Session {
     /// The answer to the question that [`Session::is_waiting`] is about.
@@ -72,7 +72,7 @@ impl Session {
     fn connected(&mut self, reply: ConnectReply, ctx: &mut Context<'_>) {
         let may_connect = reply.status == Status::Success;
         if may_connect {
-            self.disconnectable = true;
+            self.marks.set(Marks::DISCONNECTABLE, true);
             self.merge_cstate(reply.cstate, ctx);
             self.let_in(&reply.identifiers, Admission::App, ctx);
         }
@@ -117,7 +117,7 @@ impl Session {
 
     fn subscribed(&mut self, identifier: &str, then: Wanted, mut reply: CommandReply, ctx: &mut Context<'_>) {
         // The app has heard of this session, whatever it thinks of the subscription.
-        self.disconnectable = true;
+        self.marks.set(Marks::DISCONNECTABLE, true);
         if reply.status == Status::Success {
             let first = reply.streams.first().map_or("", String::as_str);
             let at = self.record(identifier, first, Answerer::App, ctx);

@@ -22,7 +22,6 @@ impl Session {
         if self.is_over() {
             return;
         }
-        self.alive();
         let language = self.dialect.language();
         let mended;
         let parsed = match language.parse(message) {

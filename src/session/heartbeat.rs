@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::model::{CloseCause, Now, TICK_MS, Tick, tick, tick_after};
 use crate::proto::Dialect;
 
-use super::{Context, Effect, Rules, Session};
+use super::{Context, Effect, Marks, Rules, Session};
 
 /// No deadline.
 pub(super) const NEVER: Tick = Tick::MAX;
@@ -37,25 +37,33 @@ impl Session {
 
     /// Sends the ping that is due. A client that is `stalled`, with bytes waiting for it, is sent none: they tell it as
     /// much, and it must not collect pings.
+    ///
+    /// A ping message is for the client, which gives up without one. A ping frame only asks for a sign of life, and one
+    /// that came since the last ping will do: so whoever only answers is asked at every second ping, and whoever falls
+    /// silent is asked two intervals later at the latest.
     pub fn ping_due(&mut self, stalled: bool, ctx: &mut Context<'_>) {
         self.ping_at = next_ping(ctx.now, u64::from(self.ping_interval_ms), ctx.heartbeat_phase);
+        let was_heard = self.marks.has(Marks::HEARD);
+        self.marks.set(Marks::HEARD, false);
         if stalled {
             return;
         }
         self.stop_waiting_for_requests(ctx);
         ctx.emit(Effect::Ping(self.ping_precision));
-        if ctx.rules.native_pings {
+        let asks = ctx.rules.native_pings && !was_heard;
+        if asks {
             ctx.emit(Effect::NativePing);
         }
-        let answers = || self.dialect.language().answers_pings() || ctx.rules.native_pings;
+        let answers = || self.dialect.language().answers_pings() || asks;
         if ctx.rules.pong_timeout_ms > 0 && self.pong_by == NEVER && answers() {
             self.pong_by = after(ctx.now, ctx.rules.pong_timeout_ms);
         }
     }
 
-    /// The client gave a sign of life: a message, or a pong frame.
+    /// Bytes of the client have come: a sign of life, whatever they are.
     pub fn alive(&mut self) {
         self.pong_by = NEVER;
+        self.marks.set(Marks::HEARD, true);
     }
 
     /// Moves every deadline from one clock to another: what was due some ticks after `from` is due as long after `to`.

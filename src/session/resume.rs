@@ -3,7 +3,7 @@
 use crate::model::{Admission, CloseCause, ResumeTicket, SavedSession, SavedSubscription, Topic};
 
 use super::subscription::{Answerer, Subscription, SubscriptionRef};
-use super::{Context, Effect, Rules, Session};
+use super::{Context, Effect, Marks, Rules, Session};
 
 impl Session {
     /// Whether its client can come back to it on another connection. The same for as long as it lives.
@@ -32,7 +32,7 @@ impl Session {
                 admission: self.admission,
                 cstate: self.cstate.clone(),
                 subscriptions: subscriptions.iter().map(SubscriptionRef::saved).collect(),
-                disconnectable: self.disconnectable,
+                disconnectable: self.marks.has(Marks::DISCONNECTABLE),
             })
         })
     }
@@ -40,7 +40,8 @@ impl Session {
     /// Goes on with a session that was saved. Its streams are followed before the client hears of it.
     pub(super) fn resume(&mut self, saved: SavedSession, ctx: &mut Context<'_>) {
         let SavedSession { identifiers, admission, cstate, subscriptions, disconnectable, .. } = saved;
-        (self.cstate, self.disconnectable) = (cstate, disconnectable);
+        self.cstate = cstate;
+        self.marks.set(Marks::DISCONNECTABLE, disconnectable);
         self.let_in(&identifiers, admission, ctx);
         for saved in subscriptions {
             let Some(subscription) = Subscription::restored(saved, ctx.topic) else { continue };

@@ -157,6 +157,7 @@ impl Transcript {
     }
 
     fn say(&mut self, text: &str) -> Vec<String> {
+        self.session.alive();
         self.input(|session, ctx| session.message(&Message::Text(text.into()), ctx))
     }
 
@@ -451,6 +452,35 @@ fn a_client_that_does_not_answer_pings_is_given_up_unless_a_command_of_it_runs()
     assert_eq!(t.input(|session, ctx| session.ping_due(false, ctx)), ["ping"]);
     assert_eq!(t.session.pong_by(), None, "clients of the base dialect do not answer");
     assert_eq!(t.input(|session, ctx| session.ping_due(true, ctx)), [""; 0], "bytes that wait tell it as much");
+}
+
+#[test]
+fn a_client_that_was_heard_since_the_last_ping_is_not_asked_for_a_sign_of_life() {
+    let rules = Rules { pong_timeout_ms: 6_000, native_pings: true, ..rules() };
+    let me = TokenOutcome::Identified { identifiers: "me".into(), expires: None };
+    let (mut t, _) = Transcript::open(me.clone(), Dialect::Cable, rules.clone());
+    let ping = |t: &mut Transcript, stalled| {
+        t.now += Duration::from_secs(3);
+        let said = t.input(|session, ctx| session.ping_due(stalled, ctx));
+        (said, t.session.pong_by().is_some())
+    };
+    let asked = (vec!["ping".to_owned(), "native ping".to_owned()], true);
+    let not_asked = (vec!["ping".to_owned()], false);
+    assert_eq!(ping(&mut t, false), asked, "it has said nothing yet");
+    t.session.alive();
+    assert_eq!(ping(&mut t, false), not_asked, "what it answered will do");
+    assert_eq!(ping(&mut t, false), asked, "and only once");
+    let pong_by = t.session.pong_by();
+    assert_eq!(ping(&mut t, false), asked);
+    assert_eq!(t.session.pong_by(), pong_by, "another ping gives no more time");
+    t.session.alive();
+    assert_eq!(ping(&mut t, true), (vec![], false), "nothing is sent where bytes wait");
+    assert_eq!(ping(&mut t, false), asked, "what came before that is too long ago");
+
+    // A client that answers ping messages is asked by those.
+    let (mut t, _) = Transcript::open(me, Dialect::CableExtended, rules);
+    t.session.alive();
+    assert_eq!(ping(&mut t, false), (vec!["ping".to_owned()], true));
 }
 
 #[test]

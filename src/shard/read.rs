@@ -101,6 +101,9 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
 
     /// Bytes of the client.
     fn bytes(&mut self, index: u32, bytes: &mut [u8]) {
+        if let Stage::Session(session, _) = &mut self.slots[index].stage {
+            session.alive();
+        }
         match &self.slots[index].stage {
             Stage::Handshake(_) => self.request_bytes(index, bytes),
             Stage::Echo(_) | Stage::Session(..) => self.frame_bytes(index, bytes),
@@ -215,11 +218,9 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                         self.push(index, frame);
                     }
                 },
-                Ok(Some(Event::Ping(payload))) => {
-                    self.alive(index);
-                    self.push_pong(index, &payload);
-                }
-                Ok(Some(Event::Pong(_))) => self.alive(index),
+                Ok(Some(Event::Ping(payload))) => self.push_pong(index, &payload),
+                // It was waited for, and it is there.
+                Ok(Some(Event::Pong(_))) => self.set_timer(index),
                 Ok(Some(Event::Close(close))) => {
                     self.client_closes(index, close.map(|(code, _)| code));
                     return 0;
@@ -229,13 +230,6 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                     return 0;
                 }
             }
-        }
-    }
-
-    fn alive(&mut self, index: u32) {
-        if let Stage::Session(session, _) = &mut self.slots[index].stage {
-            session.alive();
-            self.set_timer(index);
         }
     }
 }

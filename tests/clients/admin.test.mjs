@@ -11,8 +11,8 @@ import { Socket } from './harness/socket.mjs';
 const ARTIFACTS = artifacts('admin');
 const KEY = 'only-operators-know';
 
-/** Where the admin port is, as the boot log says. */
-const adminOf = (server) => server.child.line('the admin port', (line) => /admin: (http:\/\/[^\s"]+)/.exec(line)?.[1]);
+/** Where the admin page is, as the boot log says. */
+const adminOf = (server) => server.child.line('the admin port', (line) => /admin: (http:\/\/[^\s"]+\/admin)/.exec(line)?.[1]);
 
 describe('the admin page', () => {
   let server;
@@ -111,7 +111,7 @@ describe('the admin page', () => {
 
   test('with a key the browser asks for it once and sends it with every look', async () => {
     const keyed = await Cableway.start(['--norpc', '--public', '--admin-port', '0', '--admin-key', KEY]);
-    const url = `${await adminOf(keyed)}/admin`;
+    const url = await adminOf(keyed);
     const [stranger, operator] = [await newPage(browser, DESKTOP), await newPage(browser, { ...DESKTOP, httpCredentials: { username: 'me', password: KEY } })];
     assert.equal((await stranger.goto(url).catch(() => null))?.status() ?? 401, 401);
     assert.equal(await stranger.getByTestId('status').count(), 0);

@@ -11,7 +11,7 @@ use crate::server::{SOON, Server, Start};
 /// Where the admin port is, as the boot log says.
 fn admin(server: &Server) -> SocketAddr {
     let line = server.log.wait_for(|line| line.starts_with("admin: http://")).expect("there is an admin port");
-    let place = line.trim_start_matches("admin: http://").split(' ').next().expect("an address");
+    let place = line.trim_start_matches("admin: http://").split('/').next().expect("an address");
     place.parse().unwrap_or_else(|_| panic!("{line:?} holds no address"))
 }
 
@@ -131,6 +131,13 @@ fn the_last_closes_are_shown_with_cause_code_bytes_and_network_and_without_names
 
     let table = ask(admin, "GET", "/debug/closes?format=text", &[HERE]).body;
     assert!(table.starts_with("at_ms ") && table.lines().count() == 4 && table.contains(" 1002 "), "{table}");
+    let chosen = json(admin, "/debug/closes?cause=protocol_error");
+    assert_eq!(chosen["closes"].as_array().expect("a list"), std::slice::from_ref(of("protocol_error")));
+    assert_eq!(json(admin, "/debug/closes?limit=2")["closes"], Value::from(&closes[..2]));
+    assert_eq!(json(admin, "/debug/closes?cause=no_pong")["closes"], Value::Array(vec![]));
+    let unknown = ask(admin, "GET", "/debug/closes?cause=boredom", &[HERE]);
+    assert!(unknown.status == 400 && unknown.body.contains("\"boredom\"; the causes are "), "{unknown:?}");
+    assert!(unknown.body.contains("protocol_error"), "{unknown:?}");
     let metrics = server.metrics();
     for cause in ["client_closed", "protocol_error", "handshake_gone"] {
         for histogram in ["detection_delay_seconds", "connection_age_seconds"] {
@@ -210,7 +217,10 @@ fn live_connections_are_found_by_age_id_and_identifiers_and_who_they_are_only_if
 
 #[test]
 fn the_slowest_client_is_the_one_that_does_not_read() {
-    let server = Start::with(&["--admin-port", "0", "--acceptors", "1", "--ws-max-pending-size", "64MiB"]).start();
+    // A slow machine takes longer to publish than a client may by default take nothing.
+    let server = Start::with(&["--admin-port", "0", "--acceptors", "1", "--ws-max-pending-size", "64MiB"])
+        .and(&["--ws-write-timeout", "60s"])
+        .start();
     let admin = admin(&server);
     let _deaf = Client::following(server.address(), "news");
     let mut reads = Client::following(server.address(), "other");

@@ -66,10 +66,9 @@ pub const ALL: &[Step] = &[
         needs: &[NGINX, HAPROXY],
         run: proxies,
     },
-    Step { name: "promtool", what: "promtool finds the metrics well-formed", needs: &[PROMTOOL], run: promtool },
     Step {
         name: "prometheus",
-        what: "alerts fire and clear, and a real Prometheus says when the app is gone",
+        what: "the metrics are well-formed, alerts fire and clear, and a real Prometheus says when the app is gone",
         needs: &[PROMETHEUS, PROMTOOL],
         run: prometheus,
     },
@@ -234,7 +233,13 @@ fn peers(places: &Places) -> Outcome {
 const PEERS: &str = "200";
 
 fn deaths(places: &Places) -> Outcome {
-    dead_peers(places, &["--peers".to_owned(), PEERS.to_owned()])
+    let outcome = dead_peers(places, &["--peers".to_owned(), PEERS.to_owned()]);
+    if outcome.failed() {
+        return outcome;
+    }
+    let test = ["test", "--package", "cableway-loadtest", "--test", "dead_peers", "--", "--ignored"];
+    let (passed, count) = cargo(places).args(test).counts();
+    Outcome::Ran { passed, count }
 }
 
 /// `cargo xtask dead-peers`. A debug build, as all tests have.
@@ -242,7 +247,7 @@ pub fn dead_peers(places: &Places, args: &[String]) -> Outcome {
     let programs = program(places, "cableway").and_then(|server| Ok((server, program(places, "cableway-loadtest")?)));
     match programs {
         Ok((server, loadtest)) => {
-            let run = Command::new(loadtest, places).arg("dead-peers").arg("--server").arg(server);
+            let run = Command::new(loadtest, places).args(["dead-peers", "--end-with-parent", "--server"]).arg(server);
             Outcome::of(run.args(args).passes())
         }
         Err(outcome) => outcome,
@@ -254,13 +259,14 @@ fn proxies(places: &Places) -> Outcome {
     Outcome::Ran { passed, count }
 }
 
-fn promtool(places: &Places) -> Outcome {
-    let (passed, count) = cargo(places).args(["test", "--test", "limits", "promtool", "--", "--ignored"]).counts();
-    Outcome::Ran { passed, count }
-}
-
 fn prometheus(places: &Places) -> Outcome {
-    let (passed, count) = cargo(places).args(["test", "--test", "prometheus", "--", "--ignored"]).counts();
+    let test = |file, name: &[&str]| {
+        cargo(places).args(["test", "--test", file]).args(name).args(["--", "--ignored"]).counts()
+    };
+    let (metrics_passed, mut count) = test("limits", &["promtool"]);
+    let (rules_passed, more) = test("prometheus", &[]);
+    count.add(more);
+    let passed = metrics_passed && rules_passed;
     Outcome::Ran { passed, count }
 }
 
@@ -299,7 +305,8 @@ fn node(places: &Places, files: Vec<PathBuf>) -> Outcome {
     }
     let (passed, count) = Command::new("node", places)
         // A client library that still tries to reconnect must not keep a finished file alive.
-        .args(["--test", "--test-force-exit", "--test-reporter=spec"])
+        // Two files at a time: one of them waits for a minute.
+        .args(["--test", "--test-force-exit", "--test-reporter=spec", "--test-concurrency=2"])
         .args(files)
         .within(places.root.join("tests/clients"))
         .env("CABLEWAY_BIN", binary)
@@ -310,11 +317,14 @@ fn node(places: &Places, files: Vec<PathBuf>) -> Outcome {
 
 const DEMO_TEST: &str = "demo.test.mjs";
 const ADMIN_TEST: &str = "admin.test.mjs";
+const HEARTBEAT_TEST: &str = "heartbeat.test.mjs";
 
 fn clients(places: &Places) -> Outcome {
     let mut files = tuning::files(&places.root.join("tests/clients"), "mjs");
     let in_a_browser = |file: &PathBuf| file.ends_with(DEMO_TEST) || file.ends_with(ADMIN_TEST);
     files.retain(|file| !in_a_browser(file) && file.to_string_lossy().ends_with(".test.mjs"));
+    // The one that takes a minute begins, and the others run beside it.
+    files.sort_by_key(|file| !file.ends_with(HEARTBEAT_TEST));
     node(places, files)
 }
 

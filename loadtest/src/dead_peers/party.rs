@@ -10,10 +10,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::interrupt;
 use super::network::{FOR_HEALTHY, FOR_VICTIMS, Network, within};
 use super::peers::Death;
 use crate::bench::App;
 use crate::http1::Client;
+use crate::observe;
 use crate::server::{Process, cableway};
 
 /// Between two looks at the server's metrics.
@@ -23,7 +25,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 const BACK_MAX: Duration = Duration::from_secs(20);
 
 /// Descriptors more than before that are no leak: connections for HTTP come and go.
-const DESCRIPTORS_MORE: usize = 2;
+const DESCRIPTORS_MORE: u64 = 2;
+
+/// Memory more than before that is no leak: what the allocator keeps for the next clients, a slot and its like for each, and
+/// what a process of this kind takes when it does something for the first time.
+const MEMORY_MORE: u64 = 2 << 20;
+const MEMORY_MORE_EACH: u64 = 1 << 10;
 
 const KEY: &str = "dead-peers";
 
@@ -72,6 +79,21 @@ impl Metrics {
 
     fn closed(&self) -> BTreeMap<String, u64> {
         self.labelled("connections_closed_total", "").map(|(cause, count)| (cause.to_owned(), count as u64)).collect()
+    }
+
+    /// Of the causes for which these ended, how many detection delays were recorded, and their sum in seconds.
+    fn delays(&self, causes: impl Iterator<Item = impl AsRef<str>>) -> (u64, f64) {
+        let of = |what: &str, cause: &str| {
+            self.value(&format!("detection_delay_seconds_{what}{{cause=\"{cause}\"}}")).unwrap_or(0.0)
+        };
+        causes.fold((0, 0.0), |(count, sum), cause| {
+            (count + of("count", cause.as_ref()) as u64, sum + of("sum", cause.as_ref()))
+        })
+    }
+
+    /// Bytes kept for clients.
+    fn buffers(&self) -> f64 {
+        self.0.iter().filter(|(name, _)| name.starts_with("cableway_buffers_bytes{")).map(|(_, bytes)| bytes).sum()
     }
 }
 
@@ -141,6 +163,10 @@ pub struct Outcome {
     pub last: Option<Duration>,
     /// By cause.
     pub closed: BTreeMap<String, u64>,
+    /// The mean of the detection delays that the server recorded.
+    pub recorded: Option<Duration>,
+    /// Memory that the server has more than before the victims came.
+    pub memory_kept: Option<u64>,
     pub faults: Vec<String>,
 }
 
@@ -154,8 +180,12 @@ pub struct Party {
     process: Process,
     app: App,
     http: Client,
-    descriptors: usize,
-    before: BTreeMap<String, u64>,
+    /// Without the victims.
+    descriptors: u64,
+    memory: u64,
+    buffers: f64,
+    /// When the victims were there and alive.
+    before: Metrics,
     causes: BTreeSet<String>,
     pub bound: Option<Duration>,
     last: Option<Duration>,
@@ -180,8 +210,8 @@ impl Party {
         let address = |host: &str| format!("{host}:{port}").parse::<SocketAddr>();
         let mut healthy = Peers::start(&network.healthy, address(FOR_HEALTHY)?, peers, "h", None)?;
         healthy.is_ready()?;
-        metrics(&mut http)?;
-        let descriptors = descriptors(&process)?;
+        let buffers = metrics(&mut http)?.buffers();
+        let cost = observe::process_cost(process.pid())?;
         let mut victims = Peers::start(&network.victims, address(FOR_VICTIMS)?, peers, "v", Some(&cast))?;
         victims.is_ready()?;
         let now = metrics(&mut http)?;
@@ -197,7 +227,6 @@ impl Party {
             causes.insert(cause.to_owned());
         }
         ensure!(cast.kind.is_none() || bound.is_some(), "the server knows no {:?}", cast.kind);
-        let before = now.closed();
         let (last, done_at, sent) = (None, None, None);
         Ok(Self {
             cast,
@@ -207,8 +236,10 @@ impl Party {
             process,
             app,
             http,
-            descriptors,
-            before,
+            descriptors: cost.descriptors,
+            memory: cost.rss_bytes,
+            buffers,
+            before: now,
             causes,
             bound,
             last,
@@ -244,8 +275,9 @@ impl Party {
     /// Connections closed since the death, by cause.
     fn closed(&mut self) -> anyhow::Result<BTreeMap<String, u64>> {
         let mut closed = metrics(&mut self.http)?.closed();
+        let before = self.before.closed();
         for (cause, count) in &mut closed {
-            *count -= self.before.get(cause).copied().unwrap_or(0);
+            *count -= before.get(cause).copied().unwrap_or(0);
         }
         closed.retain(|_, count| *count > 0);
         Ok(closed)
@@ -291,26 +323,54 @@ impl Party {
         if open != self.peers.to_string() {
             faults.push(format!("{open} of {} healthy clients are open", self.peers));
         }
-        if self.cast.kind.is_some() {
-            faults.extend(self.is_back()?);
+        let (mut recorded, mut memory_kept) = (None, None);
+        if let (Some(_), Some(bound)) = (self.cast.kind, self.bound) {
+            let mean = self.recorded(&closed, &mut faults)?;
+            // Where the victim itself ends it, this is how long it was quiet before.
+            let ends_itself = matches!(self.cast.death, Death::Reset | Death::HalfClose | Death::SayGoodbye);
+            if mean > bound && !ends_itself {
+                faults.push(format!("{mean:.1?} of silence recorded"));
+            }
+            recorded = Some(mean);
+            memory_kept = Some(self.is_back(&mut faults)?);
         }
         let log = self.process.log_tail();
         if log.contains("ERROR") || log.contains("panicked") {
             faults.push(format!("the server's log has an error:\n{log}"));
         }
-        Ok(Outcome { bound: self.bound, last: self.last, closed, faults })
+        Ok(Outcome { bound: self.bound, last: self.last, closed, recorded, memory_kept, faults })
     }
 
-    /// Waits until descriptors are back and the app is told of everybody once; gives what is not so.
-    fn is_back(&mut self) -> anyhow::Result<Vec<String>> {
+    /// The mean of the detection delays of those who were closed; there must be one of each.
+    fn recorded(&mut self, closed: &BTreeMap<String, u64>, faults: &mut Vec<String>) -> anyhow::Result<Duration> {
+        let (count, sum) = metrics(&mut self.http)?.delays(closed.keys());
+        let before = self.before.delays(closed.keys());
+        let (count, sum) = (count - before.0, sum - before.1);
+        if count != closed.values().sum::<u64>() {
+            faults.push(format!("{count} detection delays recorded"));
+        }
+        Ok(Duration::from_secs_f64((sum / count.max(1) as f64).max(0.0)))
+    }
+
+    /// Waits until descriptors, buffers and memory are back and the app is told of everybody once. Adds what is not so, and
+    /// gives how much memory there is more than before.
+    fn is_back(&mut self, into: &mut Vec<String>) -> anyhow::Result<u64> {
         let had_sessions = !matches!(self.cast.death, Death::SayNothing | Death::StallRequest);
         let wanted = if had_sessions { self.peers } else { 0 };
         let until = Instant::now() + BACK_MAX;
         loop {
-            let descriptors = descriptors(&self.process)?;
             let told = self.app.told();
-            let connections = metrics(&mut self.http)?.value("websockets_num")? as usize;
+            let page = metrics(&mut self.http)?;
+            let connections = page.value("websockets_num")? as usize;
+            let cost = observe::process_cost(self.process.pid())?;
+            let (descriptors, memory_kept) = (cost.descriptors, cost.rss_bytes.saturating_sub(self.memory));
             let mut faults = Vec::new();
+            if page.buffers() > self.buffers {
+                faults.push(format!("{} bytes kept for clients, {} before", page.buffers(), self.buffers));
+            }
+            if memory_kept > MEMORY_MORE + MEMORY_MORE_EACH * self.peers as u64 {
+                faults.push(format!("{} KiB of memory more than before", memory_kept / 1024));
+            }
             if descriptors > self.descriptors + DESCRIPTORS_MORE {
                 faults.push(format!("{descriptors} descriptors, {} before", self.descriptors));
             }
@@ -322,9 +382,10 @@ impl Party {
                 faults.push(format!("the app was told {times} times of {} clients", told.len()));
             }
             if faults.is_empty() || Instant::now() > until {
-                return Ok(faults);
+                into.extend(faults);
+                return Ok(memory_kept);
             }
-            std::thread::sleep(LOOK_EVERY);
+            interrupt::sleep(LOOK_EVERY)?;
         }
     }
 }
@@ -337,8 +398,4 @@ fn metrics(http: &mut Client) -> anyhow::Result<Metrics> {
     let page = String::from_utf8_lossy(&answer.body);
     let samples = page.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.rsplit_once(' '));
     Ok(Metrics(samples.filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?))).collect()))
-}
-
-fn descriptors(process: &Process) -> anyhow::Result<usize> {
-    Ok(std::fs::read_dir(format!("/proc/{}/fd", process.pid()))?.count())
 }

@@ -140,6 +140,8 @@ impl Sim {
         match frame.opcode {
             op::CLOSE => return self.closed(c, &frame.payload),
             op::PING if frame.payload.is_empty() && self.scenario.settings.session.native_pings => {
+                self.ping_frame_is_needed(c);
+                let client = &mut self.clients[c];
                 if client.answers_pings && !client.left && !client.silent {
                     let key = self.rng.next().to_be_bytes();
                     let pong = frames::frame(op::PONG, true, &[], [key[0], key[1], key[2], key[3]]);

@@ -39,6 +39,8 @@ pub struct Clock {
     pub opened_at: Option<Duration>,
     /// When the server sent it pings.
     pub pings: Vec<Duration>,
+    /// When the server sent it ping frames.
+    pub ping_frames: Vec<Duration>,
     /// The first ping that may have gone without a sign of life: those before it were surely answered.
     pub ping_waits: Option<Duration>,
     /// When its last question was answered: from then on what lies behind it is read.
@@ -71,7 +73,11 @@ impl Clock {
 impl Client {
     /// Whether the server expects it to say something after a ping.
     fn answers_are_due(&self, sim_native_pings: bool) -> bool {
-        sim_native_pings || self.offered == "actioncable-v1-ext-json"
+        sim_native_pings || self.answers_ping_messages()
+    }
+
+    fn answers_ping_messages(&self) -> bool {
+        self.offered == "actioncable-v1-ext-json"
     }
 }
 
@@ -90,6 +96,18 @@ impl Sim {
         clock.ping_waits.get_or_insert(sent_at);
         if early && !blocked {
             self.fail(format!("client {c}: a ping at {sent_at:?}, {:?} after {since:?}", sent_at - since));
+        }
+    }
+
+    /// A ping frame of this client was sent, behind a ping: it was not needed if bytes came between that ping and the one
+    /// before.
+    pub(super) fn ping_frame_is_needed(&mut self, c: usize) {
+        let (blocked, read_at) = (self.net.conn(c).ever_blocked, self.net.conn(c).read_at);
+        let clock = &mut self.clients[c].clock;
+        clock.ping_frames.push(clock.said_at);
+        let [.., before, now] = clock.pings[..] else { return };
+        if before < read_at && read_at < now && !blocked {
+            self.fail(format!("client {c}: a ping frame at {now:?}, and it was heard at {read_at:?}"));
         }
     }
 
@@ -170,9 +188,9 @@ impl Sim {
         {
             return Some(format!("has said nothing since {heard_at:?} and is not closed"));
         }
-        let unanswered = clock.pings.iter().find(|&&at| at > heard_at);
-        if let Some(&at) =
-            unanswered.filter(|_| !pong_timeout.is_zero() && client.answers_are_due(session.native_pings))
+        let asked = if client.answers_ping_messages() { &clock.pings } else { &clock.ping_frames };
+        let unanswered = asked.iter().find(|&&at| at > heard_at);
+        if let Some(&at) = unanswered.filter(|_| !pong_timeout.is_zero())
             && client.model.waiting.is_none()
             && clock.is_late(at, pong_timeout, until)
         {

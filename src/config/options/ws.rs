@@ -64,6 +64,8 @@ options! {
     /// back.
     idle_timeout: Duration = "0s", "idle-timeout", "app.idle_timeout" [.unit(Unit::Seconds)];
 
-    /// Send a WebSocket ping frame after each ping message; its pong counts as a sign of life.
+    /// Send a WebSocket ping frame after a ping message; its pong counts as a sign of life.
+    ///
+    /// It is left out where bytes of the client came since the ping before.
     native_pings: bool = "false", "enable-native-pings", "app.enable_native_ping";
 }

@@ -10,8 +10,8 @@ globalThis.addEventListener ??= () => {};
 globalThis.removeEventListener ??= () => {};
 
 /** A copy of the library of its own for each client, because its WebSocket class and thresholds are module-wide. */
-function freshLibrary() {
-  const path = require.resolve('@rails/actioncable');
+function freshLibrary(library) {
+  const path = require.resolve(library);
   delete require.cache[path];
   return require(path);
 }
@@ -19,8 +19,9 @@ function freshLibrary() {
 export const name = '@rails/actioncable';
 
 export class Client {
-  constructor(url, { headers, staleThreshold } = {}) {
-    const library = freshLibrary();
+  /** `library` names the npm package: this one, or an older release of it under another name. */
+  constructor(url, { headers, staleThreshold, library: packageName = name } = {}) {
+    const library = freshLibrary(packageName);
     const { TappedWebSocket, record } = tapped({ headers });
     library.adapters.WebSocket = TappedWebSocket;
     // Seconds of silence after which the library opens a new socket; it looks after one to two times as long.
