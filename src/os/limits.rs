@@ -42,7 +42,11 @@ pub fn epoll_watches() -> Option<u64> {
 /// Since boot, on the whole machine: connections that found an accept queue full, and SYNs dropped for want of
 /// room (`ListenOverflows`, `ListenDrops` of `/proc/net/netstat`).
 pub fn listen_overflows() -> Option<(u64, u64)> {
-    let text = fs::read_to_string("/proc/net/netstat").ok()?;
+    overflows_in(&fs::read_to_string("/proc/net/netstat").ok()?)
+}
+
+/// The same from the text of that file.
+pub(super) fn overflows_in(text: &str) -> Option<(u64, u64)> {
     let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
     let (names, values) = (lines.next()?, lines.next()?);
     let find = |wanted: &str| names.split(' ').zip(values.split(' ')).find(|(name, _)| *name == wanted)?.1.parse().ok();
