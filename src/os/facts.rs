@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub use cgroup::Cgroup;
-pub use ethtool::set_rings;
+pub use ethtool::{rings, set_rings};
 pub use network::{Interface, Listener, Ring, Rings, Sockets};
 pub use process::{Process, Unit};
 
@@ -27,10 +27,8 @@ const SYSCTLS: &[&str] = &[
     "fs.nr_open",
     "net.core.default_qdisc",
     "net.core.netdev_max_backlog",
-    "net.core.rmem_max",
     "net.core.rps_sock_flow_entries",
     "net.core.somaxconn",
-    "net.core.wmem_max",
     "net.ipv4.ip_local_port_range",
     "net.ipv4.ip_local_reserved_ports",
     "net.ipv4.tcp_available_congestion_control",
@@ -129,6 +127,13 @@ pub struct Cpu {
     pub quota: Option<f64>,
     /// Memory nodes.
     pub numa_nodes: usize,
+}
+
+impl Cpu {
+    /// Cores that a program can use, at least one; as the standard library counts them, a quota is rounded down.
+    pub fn usable_cores(&self) -> usize {
+        self.quota.map_or(self.cores, |quota| self.cores.min(quota as usize)).max(1)
+    }
 }
 
 /// What to look at, besides what there is one of.

@@ -26,7 +26,10 @@ struct RingParameters {
 }
 
 /// Reads the rings.
-pub(super) fn rings(interface: &str) -> io::Result<Rings> {
+///
+/// # Errors
+/// The driver has none, or there is no such card.
+pub fn rings(interface: &str) -> io::Result<Rings> {
     let told = call(interface, RingParameters { command: ETHTOOL_GRINGPARAM, ..RingParameters::default() })?;
     Ok(Rings { rx: Ring { now: told.rx, max: told.rx_max }, tx: Ring { now: told.tx, max: told.tx_max } })
 }
