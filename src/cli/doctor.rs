@@ -87,7 +87,7 @@ fn facts_of(asked: &Asked) -> Result<Facts, String> {
         return serde_json::from_str(&text)
             .map_err(|error| format!("--from {}: not what `doctor --facts` prints: {error}", file.display()));
     }
-    let facts = Facts::read(&facts::Wanted { interface: asked.interface.clone(), ask_programs: true });
+    let facts = Facts::read(&facts::Wanted { interface: asked.interface.clone(), only_own: false });
     match &asked.interface {
         Some(name) if facts.interface.is_none() => {
             Err(format!("--interface {name}: there is no such network card; `ls /sys/class/net` lists them"))

@@ -141,15 +141,16 @@ impl Cpu {
 pub struct Wanted {
     /// The network card; `None`: that of the default route.
     pub interface: Option<String>,
-    /// Whether to ask `nft` and `iptables-save` for rules. A server that starts does not.
-    pub ask_programs: bool,
+    /// Only what a server has to know of itself when it starts: no other processes, no unit, and nothing that another
+    /// program would have to be asked for.
+    pub only_own: bool,
 }
 
 impl Facts {
     /// Looks at this machine.
     pub fn read(wanted: &Wanted) -> Facts {
         let mut facts = Facts::read_below(&Files::of_this_machine(), wanted);
-        if wanted.ask_programs && facts.sysctls.contains_key("net.netfilter.nf_conntrack_max") {
+        if !wanted.only_own && facts.sysctls.contains_key("net.netfilter.nf_conntrack_max") {
             facts.untracked_ports = network::untracked_ports();
         }
         if let Some(interface) = &mut facts.interface {
@@ -160,7 +161,7 @@ impl Facts {
 
     fn read_below(files: &Files, wanted: &Wanted) -> Facts {
         let kernel = files.text("proc/sys/kernel/osrelease").unwrap_or_default();
-        let server = process::server(files);
+        let server = if wanted.only_own { None } else { process::server(files) };
         let observed = server.as_ref().map_or("self".to_owned(), |server| server.pid.to_string());
         Facts {
             place: place(files, &kernel),
@@ -168,7 +169,7 @@ impl Facts {
             sysctls: SYSCTLS.iter().filter_map(|name| Some(((*name).to_owned(), sysctl(files, name)?))).collect(),
             modules: modules(files, &kernel),
             own: process::read(files, "self").unwrap_or_default(),
-            unit: process::unit(files),
+            unit: if wanted.only_own { None } else { process::unit(files) },
             files_used: files.text("proc/sys/fs/file-nr").and_then(|text| text.split(' ').next()?.parse().ok()),
             memory: memory(files, &observed),
             sockets: network::sockets(files),
@@ -253,7 +254,7 @@ mod tests {
 
     #[test]
     fn this_machine_has_memory_cores_and_limits() {
-        let facts = Facts::read(&Wanted::default());
+        let facts = Facts::read(&Wanted { only_own: true, ..Wanted::default() });
         assert!(facts.memory.total_bytes > 1 << 26 && facts.memory.available_bytes <= facts.memory.total_bytes);
         assert!(facts.cpu.cores > 0 && facts.cpu.numa_nodes > 0 && facts.page_bytes >= 4096);
         assert!(facts.own.hard > 0 && facts.own.soft <= facts.own.hard && facts.own.open.unwrap() > 0, "{facts:?}");
