@@ -22,9 +22,9 @@ mod processors;
 mod row;
 mod settings;
 mod table;
+mod tcp;
 #[cfg(test)]
 mod tests;
-mod tcp;
 
 use serde::Serialize;
 

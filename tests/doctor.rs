@@ -162,8 +162,8 @@ fn what_is_applied_was_listed_and_nothing_else_changes() {
     let settings = "cd /proc/sys/net/ipv4; for f in *; do [ -f $f ] && [ -r $f ] && echo \"$f $(cat $f)\"; done";
     let script = format!(
         "set -e; mount -t proc proc /proc; ip link set lo up; for ro in /proc/sys/fs /proc/sys/vm /sys; do mount --bind \
-         -o ro $ro $ro; mount -o remount,bind,ro $ro; done; sysctl -qw net.core.somaxconn=100 net.ipv4.tcp_syncookies=0 \
-         net.ipv4.ip_local_port_range='50050 50060'; {settings} > \"$1/before\"; s=0; '{CABLEWAY}' doctor --connections 1000 \
+         -o ro $ro $ro; mount -o remount,bind,ro $ro; done; cd /proc/sys/net; echo 100 > core/somaxconn; echo 0 > \
+         ipv4/tcp_syncookies; echo 50050 50060 > ipv4/ip_local_port_range; {settings} > \"$1/before\"; s=0; '{CABLEWAY}' doctor --connections 1000 \
          --apply > \"$1/said\" || s=$?; {settings} > \"$1/after\"; cat /proc/sys/net/core/somaxconn > \"$1/somaxconn\"; exit $s"
     );
     let dir = tempfile::tempdir().expect("a directory");

@@ -63,7 +63,11 @@ fn carry_out(asked: &Asked) -> Result<ExitCode, String> {
     if asked.apply {
         let text = apply::apply(&report);
         // With --json standard output is one document.
-        if asked.json { super::complain(text.trim_end()) } else { say(&format!("{text}\n")) }
+        if asked.json {
+            super::complain(text.trim_end())
+        } else {
+            say(&format!("{text}\n"))
+        }
         facts = facts_of(asked)?;
         report = doctor::examine(&facts, goal);
     }

@@ -42,7 +42,8 @@ pub(super) fn rows(facts: &Facts, goal: &Goal) -> Vec<Row> {
         return vec![untracked(&format!("not for port {}", goal.port), why)];
     }
     if tracks_nothing(facts) {
-        let why = "Loaded, and not one entry: no rule here asks for tracking. A firewall that does would bring it back.";
+        let why =
+            "Loaded, and not one entry: no rule here asks for tracking. A firewall that does would bring it back.";
         return vec![untracked("loaded, tracks nothing", why)];
     }
     let others = others(facts, goal);

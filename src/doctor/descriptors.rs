@@ -66,7 +66,8 @@ pub(super) fn rows(facts: &Facts, goal: &Goal) -> Vec<Row> {
     machine(&EPOLL_WATCHES, goal.connections.saturating_mul(each), |value, _, goal| value / goal.sockets_each());
     if goal.max_conn > 0 {
         let why = "The server answers 503 above it. An option of its own.";
-        let row = Row::new(Layer::Descriptors, "--max-conn", grouped(goal.max_conn), grouped(goal.connections), why, &[]);
+        let row =
+            Row::new(Layer::Descriptors, "--max-conn", grouped(goal.max_conn), grouped(goal.connections), why, &[]);
         let fix = Fix::Option { name: "max-conn", value: goal.connections };
         rows.push(Row { is_option: true, ..row }.bound(goal.max_conn, goal, [fix]));
     }

@@ -188,7 +188,10 @@ impl Fix {
                 vec![for_queues(interface, *queues, "rps_flow_cnt", &flows.to_string())]
             }
             Fix::GroupMemory { bytes, place: Place::Container } => {
-                vec![format!("docker run --memory {}m ...   # only from outside of the container", bytes.div_ceil(1 << 20))]
+                vec![format!(
+                    "docker run --memory {}m ...   # only from outside of the container",
+                    bytes.div_ceil(1 << 20)
+                )]
             }
             Fix::GroupMemory { bytes, .. } => {
                 vec![format!("MemoryMax={}M   # under [Service]: systemctl edit cableway", bytes.div_ceil(1 << 20))]

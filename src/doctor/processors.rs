@@ -79,14 +79,8 @@ fn acceptors(facts: &Facts, goal: &Goal) -> Row {
     let acceptors = goal.shards(facts);
     let why = "Threads that accept and hold connections. One for each core that the machine or a control group's quota \
                gives is the default; more of them wait for each other. [balancer]";
-    let row = Row::new(
-        Layer::Processors,
-        "--acceptors",
-        acceptors,
-        format!("{cores} at most"),
-        why,
-        &[Source::Balancer],
-    );
+    let row =
+        Row::new(Layer::Processors, "--acceptors", acceptors, format!("{cores} at most"), why, &[Source::Balancer]);
     let row = Row { is_option: true, ..row };
     if acceptors > cores {
         return row.fail(Verdict::Warn, [Fix::Option { name: "acceptors", value: cores as u64 }]);

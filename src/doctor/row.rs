@@ -118,7 +118,7 @@ impl Source {
             Source::Millions => "a report on 2 to 5 million sockets on one machine",
             Source::Listener => "a paper on how one listener serves thousands of connections",
             Source::Kernel => "Documentation/ of Linux: networking/ip-sysctl, networking/scaling, admin-guide",
-            Source::Man => "Linux manual pages: setrlimit(2), limits.conf(5), systemd.exec(5), ethtool(8)",
+            Source::Man => "manual pages: setrlimit(2), epoll(7), limits.conf(5), systemd.exec(5), ethtool(8)",
             Source::Measured => "measured with this server, see loadtest/results/",
         }
     }

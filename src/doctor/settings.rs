@@ -75,8 +75,8 @@ pub(super) const EPOLL_WATCHES: Setting = Setting {
     name: "fs.epoll.max_user_watches",
     layer: Layer::Descriptors,
     why: "Sockets that one user may have watched, one entry each. The default is what fits into 4 % of the memory, about \
-          230,000 for each GiB; over it accepted clients are dropped. None of the guides names it. [kernel]",
-    sources: &[Source::Kernel],
+          230,000 for each GiB; over it accepted clients are dropped. None of the guides names it. [man]",
+    sources: &[Source::Man],
     value: |facts, goal| at_least(facts, EPOLL_WATCHES.name, nr_open(facts, goal)),
     is_of_module: false,
 };

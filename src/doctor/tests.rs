@@ -30,9 +30,9 @@ fn every_case() -> impl Iterator<Item = (String, Facts, Goal)> {
             [Backend::Grpc, Backend::Http, Backend::Pass].map(|backend| Goal { backend, ..goal(connections) })
         });
         let odd = Goal { max_conn: 500, acceptors: 100, backlog: 100_000, port: 443, ..goal(1_000_000) };
-        goals.chain([odd]).map(move |goal| {
-            (format!("{name}, {} {:?}", goal.connections, goal.backend), machine(name), goal)
-        })
+        goals
+            .chain([odd])
+            .map(move |goal| (format!("{name}, {} {:?}", goal.connections, goal.backend), machine(name), goal))
     })
 }
 
@@ -41,8 +41,11 @@ fn stem(row: &Row) -> &str {
     row.name.split(" (a ping").next().unwrap_or_default()
 }
 
+/// A machine, a goal, what binds first, and what stands against the goal with a line of each.
+type Expected = (&'static str, u64, &'static str, &'static [(&'static str, &'static str)]);
+
 /// What stands against each goal on each machine, with the line that sets it right.
-const EXPECTED: &[(&str, u64, &str, &[(&str, &str)])] = &[
+const EXPECTED: &[Expected] = &[
     ("container", 1_000, "open files (hard limit)", &[]),
     (
         "container",
@@ -354,7 +357,9 @@ fn the_table_fits_100_columns_and_says_everything_without_colours() {
         }
     }
     let text = table(&examine(&machine("all-wrong"), &goal(1_000_000)), false);
-    for part in ["  NO    accept queue (net.core.somaxconn)    128 ", "-> sysctl -w net.core.somaxconn=65535", "[listener]"] {
+    for part in
+        ["  NO    accept queue (net.core.somaxconn)    128 ", "-> sysctl -w net.core.somaxconn=65535", "[listener]"]
+    {
         assert!(text.contains(part), "{part}: {text}");
     }
 }

@@ -201,7 +201,9 @@ fn place(files: &Files, kernel: &str) -> Place {
     let container = || {
         files.exists(".dockerenv")
             || files.exists("run/.containerenv")
-            || files.text("proc/1/environ").is_some_and(|text| text.split('\0').any(|pair| pair.starts_with("container=")))
+            || files
+                .text("proc/1/environ")
+                .is_some_and(|text| text.split('\0').any(|pair| pair.starts_with("container=")))
     };
     match kernel.to_ascii_lowercase().contains("microsoft") {
         _ if container() => Place::Container,
@@ -214,8 +216,7 @@ fn modules(files: &Files, kernel: &str) -> Vec<String> {
     let listed = ["modules.builtin", "modules.dep"]
         .map(|list| files.text(&format!("lib/modules/{kernel}/{list}")).unwrap_or_default());
     let is_there = |name: &str| {
-        files.exists(&format!("sys/module/{name}"))
-            || listed.iter().any(|list| list.contains(&format!("/{name}.ko")))
+        files.exists(&format!("sys/module/{name}")) || listed.iter().any(|list| list.contains(&format!("/{name}.ko")))
     };
     MODULES.iter().filter(|name| is_there(name)).map(|name| (*name).to_owned()).collect()
 }

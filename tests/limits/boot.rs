@@ -42,7 +42,8 @@ fn a_backlog_over_somaxconn_is_warned_about_and_the_queue_is_what_the_kernel_giv
     let more = (somaxconn + 1).to_string();
     let server = Start::with(&["--backlog", &more, "--acceptors", "1"]).start();
     let told = server.log.messages();
-    let line = |start: &str| told.iter().find(|(_, line)| line.starts_with(start)).unwrap_or_else(|| panic!("{told:?}"));
+    let line =
+        |start: &str| told.iter().find(|(_, line)| line.starts_with(start)).unwrap_or_else(|| panic!("{told:?}"));
     assert_eq!(line("accept queue: ").1, format!("accept queue: {somaxconn} connections a shard"));
     let (level, warned) = line("accept queue (net.core.somaxconn): ");
     assert!(level == "WARN" && warned.contains("sysctl -w net.core.somaxconn="), "{warned}");

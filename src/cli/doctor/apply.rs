@@ -36,7 +36,8 @@ pub(super) fn apply(report: &Report) -> String {
             done.push(change);
         }
     }
-    let mut all = if text.is_empty() { "Nothing to set.\n".to_owned() } else { format!("Set now, until the next boot:\n{text}") };
+    let mut all =
+        if text.is_empty() { "Nothing to set.\n".to_owned() } else { format!("Set now, until the next boot:\n{text}") };
     if failed {
         all += "Root may set these.\n";
     }

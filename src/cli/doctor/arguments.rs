@@ -59,10 +59,7 @@ pub(super) struct Asked {
 }
 
 /// Reads the words behind `doctor`. What is no option of its own is one of the server.
-pub(super) fn read(
-    words: impl IntoIterator<Item = String>,
-    env: &BTreeMap<String, String>,
-) -> Result<Wanted, String> {
+pub(super) fn read(words: impl IntoIterator<Item = String>, env: &BTreeMap<String, String>) -> Result<Wanted, String> {
     let mut words = words.into_iter();
     let mut asked = Asked::default();
     let mut of_server = vec!["serve".to_owned()];

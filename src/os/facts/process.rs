@@ -90,7 +90,7 @@ pub(super) fn unit(files: &Files) -> Option<Unit> {
     // By name over all directories; the same name in a later directory takes the place of the earlier.
     let drop_ins: std::collections::BTreeMap<_, _> = drop_ins.collect();
     let texts = std::iter::once(unit).chain(drop_ins.into_values());
-    Some(Unit { nofile: texts.filter_map(|text| limit(&text)).last() })
+    Some(Unit { nofile: texts.filter_map(|text| limit(&text)).next_back() })
 }
 
 /// The last `LimitNOFILE=`; of `soft:hard` the second.
