@@ -93,7 +93,7 @@ pub fn examine(facts: &Facts, goal: &Goal) -> Report {
     }
 }
 
-/// The changes that would make the goal met, and nothing else.
+/// Every fix, with the check that wants it.
 pub fn fixes(report: &Report) -> impl Iterator<Item = (&Row, &Fix)> {
     report.rows.iter().flat_map(|row| row.fixes.iter().map(move |fix| (row, fix)))
 }

@@ -6,10 +6,15 @@ use super::fix::Fix;
 use super::goal::{Backend, Goal};
 use super::numbers::grouped;
 use super::row::{Row, Verdict};
-use super::settings::{PORT_RANGE, RESERVED_PORTS, TW_REUSE, has_many_ports, is_reserved};
+use super::settings::{PORT_RANGE, RESERVED_PORTS, TW_REUSE, is_reserved};
 
 /// Connections that gRPC keeps to the app, generously.
 const GRPC_CONNECTIONS: u64 = 16;
+
+/// Whether connections to the app come and go.
+fn has_many_ports(goal: &Goal) -> bool {
+    goal.backend != Backend::Grpc
+}
 
 /// Its checks.
 pub(super) fn rows(facts: &Facts, goal: &Goal) -> Vec<Row> {

@@ -100,6 +100,23 @@ pub enum Hardware {
     Kernel(&'static str),
 }
 
+impl Hardware {
+    fn line(self) -> String {
+        match self {
+            Hardware::Memory { bytes: wanted, place: Place::Wsl } => format!(
+                "memory={}GB   # under [wsl2] in .wslconfig, if Windows has it: else a machine with {}",
+                wanted.div_ceil(1 << 30),
+                bytes(wanted)
+            ),
+            Hardware::Memory { bytes: wanted, .. } => {
+                format!("a machine with {} of memory, or several machines", bytes(wanted))
+            }
+            Hardware::Cores(cores) => format!("a machine with {cores} cores, or several machines"),
+            Hardware::Kernel(version) => format!("Linux {version} or later"),
+        }
+    }
+}
+
 /// What `--apply` does for a fix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -199,16 +216,7 @@ impl Fix {
             Fix::BackendAddresses(count) => {
                 vec![format!("run the app on {count} addresses: doctor --backends {count}; or on a Unix socket")]
             }
-            Fix::Hardware(Hardware::Memory { bytes: wanted, place: Place::Wsl }) => vec![format!(
-                "memory={}GB   # under [wsl2] in .wslconfig, if Windows has it: else a machine with {}",
-                wanted.div_ceil(1 << 30),
-                bytes(*wanted)
-            )],
-            Fix::Hardware(Hardware::Memory { bytes: wanted, .. }) => {
-                vec![format!("a machine with {} of memory, or several machines", bytes(*wanted))]
-            }
-            Fix::Hardware(Hardware::Cores(cores)) => vec![format!("a machine with {cores} cores, or several machines")],
-            Fix::Hardware(Hardware::Kernel(version)) => vec![format!("Linux {version} or later")],
+            Fix::Hardware(hardware) => vec![hardware.line()],
         }
     }
 

@@ -4,7 +4,7 @@
 use crate::os::facts::Facts;
 
 use super::fix::Fix;
-use super::goal::{Backend, Goal};
+use super::goal::Goal;
 use super::numbers::round_up;
 use super::row::{Layer, Source};
 use super::{conntrack, descriptors, memory};
@@ -339,8 +339,3 @@ pub(super) const SHIPPED: &[&Setting] = &[
     &DEFAULT_QDISC,
     &CONGESTION_CONTROL,
 ];
-
-/// Whether calls to the app take a port each.
-pub(super) fn has_many_ports(goal: &Goal) -> bool {
-    goal.backend != Backend::Grpc
-}

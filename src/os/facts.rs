@@ -153,7 +153,7 @@ impl Facts {
         if !wanted.only_own && facts.sysctls.contains_key("net.netfilter.nf_conntrack_max") {
             facts.untracked_ports = network::untracked_ports();
         }
-        if let Some(interface) = &mut facts.interface {
+        if let Some(interface) = facts.interface.as_mut().filter(|_| !wanted.only_own) {
             interface.rings = ethtool::rings(&interface.name).ok();
         }
         facts

@@ -39,7 +39,7 @@ pub(super) fn apply(report: &Report) -> String {
     let mut all =
         if text.is_empty() { "Nothing to set.\n".to_owned() } else { format!("Set now, until the next boot:\n{text}") };
     if failed {
-        all += "Root may set these.\n";
+        all += "Only root of the machine may set some of these.\n";
     }
     if !left.is_empty() {
         let _ = write!(all, "Left to you:\n{left}");
@@ -59,6 +59,7 @@ fn what(change: &Change) -> String {
 fn value(change: &Change) -> String {
     match change {
         Change::Write { path, .. } => match fs::read_to_string(path) {
+            Ok(text) if text.trim().is_empty() => "empty".to_owned(),
             Ok(text) => text.split_ascii_whitespace().collect::<Vec<_>>().join(" "),
             Err(_) => "not there".to_owned(),
         },
