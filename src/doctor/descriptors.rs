@@ -5,7 +5,7 @@ use crate::os::facts::{Facts, Process};
 use super::fix::Fix;
 use super::goal::Goal;
 use super::numbers::grouped;
-use super::row::{Layer, Row, Source};
+use super::row::{Layer, Row, Source, Verdict};
 use super::settings::{EPOLL_WATCHES, FILE_MAX, NR_OPEN};
 
 /// Descriptors kept for everything that is not a client, at least: the shards' own, calls to the app, log files.
@@ -52,7 +52,7 @@ pub(super) fn rows(facts: &Facts, goal: &Goal) -> Vec<Row> {
     let limit = limit_for(facts, goal);
     let each = goal.sockets_each();
     let mut machine = |setting, needs: u64, holds: fn(u64, &Facts, &Goal) -> u64| {
-        let row = Row::setting(setting, facts, goal, grouped(needs), |_| super::Verdict::Ok);
+        let row = Row::setting(setting, facts, goal, grouped(needs), |_| Verdict::Ok);
         rows.push(match facts.number(setting.name) {
             Some(value) => row.bound(holds(value, facts, goal), goal, setting.fix(facts, goal)),
             None => row,

@@ -8,7 +8,7 @@ use super::descriptors::limit_for;
 use super::fix::Fix;
 use super::goal::{Backend, Goal};
 use super::numbers::grouped;
-use super::row::{Layer, Source};
+use super::row::Source;
 use super::settings::{RPS_FLOWS, SHIPPED, SWAPPINESS, Setting, TW_BUCKETS};
 
 /// Width of comments.
@@ -95,6 +95,7 @@ fn sysctl(facts: &Facts, goal: &Goal) -> String {
     let rare = [&SWAPPINESS, &TW_BUCKETS, &RPS_FLOWS];
     let settings = SHIPPED.iter().copied().chain(rare.into_iter().filter(|setting| is_advised(setting)));
     let mut settings: Vec<&Setting> = settings.collect();
+    // In the order of the checks.
     settings.sort_by_key(|setting| setting.layer as u8);
 
     let mut body = String::new();
@@ -200,6 +201,3 @@ fn drop_in(facts: &Facts, goal: &Goal) -> String {
                   Sources:";
     format!("{}{}{body}", head(goal, what, use_it), legend(&body))
 }
-
-/// The layers are written in the order of the checks.
-const _: () = assert!((Layer::Descriptors as u8) < (Layer::Nic as u8));

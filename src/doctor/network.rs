@@ -9,7 +9,7 @@ use super::numbers::grouped;
 use super::row::{Layer, Row, Source, Verdict};
 use super::settings::RPS_FLOWS;
 
-/// As [balancer] has it; more makes packets wait longer than it keeps.
+/// As the guide for a balancer has it; more makes packets wait longer than it keeps.
 const RING: u32 = 4096;
 
 /// Flows of all receive queues together, as the kernel's guide has it for a moderately loaded server.

@@ -32,6 +32,7 @@ pub(super) fn rows(facts: &Facts, goal: &Goal) -> Vec<Row> {
         rows.push(nodes(facts));
     }
     rows.push(kernel(facts));
+    rows.push(features(facts));
     rows
 }
 
@@ -115,6 +116,24 @@ fn kernel(facts: &Facts) -> Row {
         Some(version) if version < KERNEL_MIN => row.fail(Verdict::No, [Fix::Hardware(Hardware::Kernel("3.9"))]),
         Some(_) => row,
         None => Row { verdict: Verdict::Unknown, ..row },
+    }
+}
+
+/// What the server uses of the kernel, as it was tried out.
+fn features(facts: &Facts) -> Row {
+    let why = "SO_REUSEPORT (a listener for each shard), TCP_USER_TIMEOUT and TCP_KEEPCNT (dead clients), TCP_INFO (why connections \
+               end), epoll and eventfd, each tried out: where Linux is imitated, its version says little. [man]";
+    let missing = facts.missing_features.as_deref();
+    let set = match missing {
+        None => "not tried".to_owned(),
+        Some([]) => "all there".to_owned(),
+        Some(missing) => format!("no {}", missing.join(", ")),
+    };
+    let row = Row::new(Layer::Processors, "kernel features", set, "all", why, &[Source::Man]);
+    match missing {
+        None => Row { verdict: Verdict::Unknown, ..row },
+        Some([]) => row,
+        Some(_) => row.fail(Verdict::No, [Fix::Hardware(Hardware::Kernel("3.9"))]),
     }
 }
 

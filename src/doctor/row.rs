@@ -211,12 +211,13 @@ impl Row {
         if holds < goal.connections { row.fail(Verdict::No, fixes) } else { row }
     }
 
-    /// In one line of a log.
+    /// In one line of a server's boot log.
     pub(super) fn line(&self, goal: &Goal) -> String {
         let fixes: Vec<String> = self.fixes.iter().flat_map(Fix::lines).collect();
         let (name, set, needs) = (&self.name, &self.set, &self.needs);
         let mut line = format!("{name}: {set}; {} clients need {needs}", grouped(goal.connections));
-        if let Some(holds) = self.holds {
+        // How many descriptors are for is in the line about the capacity.
+        if let Some(holds) = self.holds.filter(|_| self.layer != Layer::Descriptors) {
             line += &format!(", so this holds {}", grouped(holds));
         }
         format!("{line}: {} (cableway doctor explains)", fixes.join("; "))

@@ -183,6 +183,7 @@ fn every_setting_that_can_be_wrong_is_found_on_the_machine_where_all_are() {
         "net.core.default_qdisc",
         "--acceptors",
         "kernel",
+        "kernel features",
     ];
     assert_eq!(passed, nothing_to_set);
 }
@@ -322,6 +323,20 @@ fn a_machine_that_tells_nothing_is_unknown_and_not_refused() {
     assert!(report.met, "{report:#?}");
     let unknown = report.rows.iter().filter(|row| row.verdict == Verdict::Unknown).count();
     assert!(unknown > 10, "{report:#?}");
+}
+
+#[test]
+fn a_kernel_that_lacks_something_is_refused_whatever_it_calls_itself() {
+    let refused = |facts: &Facts| {
+        let report = examine(facts, &goal(1));
+        let rows = report.rows.into_iter().filter(|row| row.verdict == Verdict::No);
+        rows.map(|row| format!("{}: {}", row.name, row.set)).collect::<Vec<_>>()
+    };
+    let mut facts = machine("container");
+    facts.missing_features = Some(vec!["SO_REUSEPORT".to_owned()]);
+    assert_eq!(refused(&facts), ["kernel features: no SO_REUSEPORT"]);
+    facts = Facts { kernel: "3.2.0-4-amd64".to_owned(), ..machine("container") };
+    assert_eq!(refused(&facts), ["kernel: 3.2.0-4-amd64"]);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 mod cgroup;
 mod ethtool;
+mod features;
 mod files;
 mod network;
 mod process;
@@ -60,6 +61,8 @@ pub struct Facts {
     pub kernel: String,
     /// What kind of machine it looks like from inside.
     pub place: Place,
+    /// What the server asks of the kernel and does not get; `None`: it was not tried.
+    pub missing_features: Option<Vec<String>>,
     /// Bytes of a page of memory.
     pub page_bytes: u64,
     /// Settings under `/proc/sys`, by name, with single spaces between numbers. What cannot be read is not in it.
@@ -153,6 +156,7 @@ impl Facts {
         if !wanted.only_own && facts.sysctls.contains_key("net.netfilter.nf_conntrack_max") {
             facts.untracked_ports = network::untracked_ports();
         }
+        facts.missing_features = Some(features::missing());
         if let Some(interface) = facts.interface.as_mut().filter(|_| !wanted.only_own) {
             interface.rings = ethtool::rings(&interface.name).ok();
         }
@@ -165,6 +169,7 @@ impl Facts {
         let observed = server.as_ref().map_or("self".to_owned(), |server| server.pid.to_string());
         Facts {
             place: place(files, &kernel),
+            missing_features: None,
             page_bytes: rustix::param::page_size() as u64,
             sysctls: SYSCTLS.iter().filter_map(|name| Some(((*name).to_owned(), sysctl(files, name)?))).collect(),
             modules: modules(files, &kernel),
