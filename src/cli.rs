@@ -1,5 +1,6 @@
 //! What the command line asks for, carried out.
 
+mod doctor;
 mod log;
 mod top;
 
@@ -28,18 +29,22 @@ pub fn run() -> ExitCode {
         Some(demo::IDLE_CLIENTS_COMMAND) => return demo::hold_idle_clients(arguments),
         // It has no server, and none of a server's options.
         Some(top::COMMAND) => return top::run(arguments),
+        Some(doctor::COMMAND) => return doctor::run(arguments, &environment()),
         _ => {}
     }
-    let env: BTreeMap<String, String> = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .collect();
-    match config::parse(std::env::args_os().skip(1), &env) {
+    match config::parse(std::env::args_os().skip(1), &environment()) {
         Ok(invocation) => carry_out(invocation),
         Err(error) => {
             complain(&error.to_string());
             ExitCode::from(ConfigError::EXIT_CODE)
         }
     }
+}
+
+fn environment() -> BTreeMap<String, String> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
 }
 
 fn carry_out(Invocation { command, warnings, notes, file }: Invocation) -> ExitCode {

@@ -17,6 +17,7 @@ pub mod proto;
 pub mod telemetry;
 
 // Floor 2: decisions.
+pub mod doctor;
 pub mod history;
 pub mod hub;
 pub mod presence;

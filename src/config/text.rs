@@ -18,6 +18,7 @@ pub fn help(all: bool) -> String {
          \x20 cableway [serve] [OPTIONS]   run the server\n\
          \x20 cableway demo [OPTIONS]      run it with a sample app and a page to try it\n\
          \x20 cableway top [--url URL]     show what a running server does, in a terminal; more: cableway top --help\n\
+         \x20 cableway doctor              whether this machine holds so many clients; more: cableway doctor --help\n\
          \x20 cableway config [OPTIONS]    print the configuration in force and where each value came from\n\
          \x20 cableway config --sample     print a configuration file with every option\n\
          \x20 cableway help [--all]        print this; with --all, also rarely used options\n\

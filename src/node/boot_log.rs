@@ -7,13 +7,9 @@ use crate::backend::{Backend, TransportKind};
 use crate::config::{BrokerKind, Config, ListenOn, Secrets};
 use crate::identity::StreamRouter;
 use crate::model::Scheme;
-use crate::os::limits;
 
-use super::capacity::Capacity;
+use super::capacity::{Capacity, Outlook};
 use super::dead_peers;
-
-/// Below this many open files the log warns: the system's default of 1024 is far too low for this kind of server.
-const OPEN_FILES_WANTED: u64 = 65_536;
 
 /// Where the ports really are, for URLs.
 #[derive(Clone, Copy)]
@@ -53,11 +49,12 @@ pub(super) fn facts(
     config: &Config,
     secrets: &Secrets,
     capacity: &Capacity,
+    outlook: &Outlook,
     backend: &Backend,
     main: Main,
     router: &StreamRouter,
 ) {
-    machine(config, capacity);
+    machine(config, capacity, outlook);
     access(config, secrets, router);
     broker(config);
     if secrets.broadcast_derived {
@@ -86,27 +83,15 @@ fn broker(config: &Config) {
     }
 }
 
-fn machine(config: &Config, capacity: &Capacity) {
+fn machine(config: &Config, capacity: &Capacity, outlook: &Outlook) {
     let Capacity { clients, reserve, bound_by, .. } = capacity;
     tracing::info!(
         "capacity: {clients} clients, bound by {bound_by}; one descriptor each ({} if each were passed through to a \
          backend socket), {reserve} kept for everything else",
         clients / 2,
     );
-    if clients + reserve < OPEN_FILES_WANTED && config.server.max_conn == 0 {
-        tracing::warn!(
-            "this process holds {clients} clients at most: raise the open-file limit (LimitNOFILE= in the systemd \
-             unit, nofile in limits.d, --ulimit nofile= of a container)"
-        );
-    }
-    let backlog = config.tcp.backlog;
-    match limits::somaxconn() {
-        Some(max) if max < backlog => tracing::warn!(
-            "accept queue: {max} a shard, not {backlog}: the kernel clamps it to net.core.somaxconn; raise that \
-             (deploy/sysctl.d/90-cableway.conf) or lower --backlog"
-        ),
-        _ => tracing::info!("accept queue: {backlog} connections a shard"),
-    }
+    outlook.failing.iter().for_each(|line| tracing::warn!("{line}"));
+    tracing::info!("accept queue: {} connections a shard", outlook.accept_queue);
     dead_peers::log(config);
 }
 

@@ -1,76 +1,84 @@
-//! How many clients this process can hold, and which limit binds first.
+//! How many clients this process can hold, which limit binds first, and what else of the machine stands in the way. Checks
+//! and arithmetic are those of `cableway doctor`.
 
-use crate::config::Config;
-use crate::os::limits;
+use crate::config::{Config, RpcImplementation};
+use crate::doctor::{self, Backend, Goal};
+use crate::os::facts::{Facts, Wanted};
 
-/// Descriptors kept for everything that is not a client, at least: the shards' own, calls to the app, log files.
-const RESERVE_MIN: u64 = 64;
+/// Fewer clients than that are hardly meant, unless `--max-conn` says so: the log warns of what is in the way of them.
+const CLIENTS_WANTED: u64 = 60_000;
 
-/// Descriptors kept, at most: the HTTP server's connections and unfinished handshakes need some too, but most of a large
-/// limit is for clients.
-const RESERVE_MAX: u64 = 2048;
-
-/// What the machine allows.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct MachineLimits {
-    /// The limit of open files in force for this process.
-    pub open_files: u64,
-    /// Descriptors in use on the whole machine, and how many there may be; `None` where it cannot be read.
-    pub system_files: Option<(u64, u64)>,
-    /// Sockets that this user may have watched; `None` where it cannot be read.
-    pub epoll_watches: Option<u64>,
-}
-
-impl MachineLimits {
-    /// Reads the limits of the machine; that of open files is known already, because it was raised.
-    pub fn read(open_files: u64) -> MachineLimits {
-        MachineLimits { open_files, system_files: limits::system_files(), epoll_watches: limits::epoll_watches() }
-    }
+/// The facts of the machine for this process, whose limit of open files is known already, because it was raised.
+pub fn facts(open_files: u64) -> Facts {
+    let mut facts = Facts::read(&Wanted { only_own: true, ..Wanted::default() });
+    (facts.own.soft, facts.own.hard) = (open_files, open_files);
+    facts
 }
 
 /// How many clients fit, and why not more.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Capacity {
     /// WebSockets this process takes; one more is answered 503.
     pub clients: u64,
     /// Descriptors that are not given to clients.
     pub reserve: u64,
     /// The limit that would have to be raised first.
-    pub bound_by: &'static str,
+    pub bound_by: String,
     /// Sockets of all kinds that the shards take: half of the reserve is for requests and refusals, and the other half
     /// stays free for the process itself however many connect and say nothing.
     pub sockets_max: usize,
 }
 
 impl Capacity {
-    /// Computes it from the configuration and the limits of the machine.
-    pub fn find(config: &Config, machine: &MachineLimits, shards: usize) -> Capacity {
-        let open_files = machine.open_files;
-        let own = 16 + 8 * shards as u64 + u64::from(config.rpc.concurrency).min(256);
-        let reserve = (open_files / 16).clamp(RESERVE_MIN, RESERVE_MAX).max(own).min(open_files / 2);
-        let mut capacity = Capacity {
-            clients: open_files - reserve,
+    /// Computes it from the configuration and the facts of the machine.
+    pub fn find(config: &Config, facts: &Facts, shards: usize) -> Capacity {
+        let open_files = facts.own.hard;
+        let reserve = doctor::reserve(open_files, shards, config.rpc.concurrency.into());
+        let bound = doctor::descriptors_bound(facts, &goal(config, shards, CLIENTS_WANTED));
+        let bound = bound.expect("the limit of open files is always a bound");
+        Capacity {
+            clients: bound.connections,
             reserve,
-            bound_by: "open files (ulimit -n, LimitNOFILE=)",
+            bound_by: bound.by,
             sockets_max: usize::try_from(open_files - reserve / 2).unwrap_or(usize::MAX),
-        };
-        if let Some((used, max)) = machine.system_files {
-            capacity.bind(max.saturating_sub(used), "open files of the machine (fs.file-max)");
         }
-        if let Some(watches) = machine.epoll_watches {
-            capacity.bind(watches, "watched sockets of this user (fs.epoll.max_user_watches)");
-        }
-        if config.server.max_conn > 0 {
-            capacity.bind(config.server.max_conn as u64, "--max-conn");
-        }
-        capacity
     }
+}
 
-    fn bind(&mut self, clients: u64, by: &'static str) {
-        if clients < self.clients {
-            (self.clients, self.bound_by) = (clients, by);
+/// What the boot log says of the machine.
+#[derive(Clone, Debug, Default)]
+pub struct Outlook {
+    /// A line for each check that fails.
+    pub failing: Vec<String>,
+    /// What every shard's accept queue is clamped to.
+    pub accept_queue: u64,
+}
+
+impl Outlook {
+    /// Looks at it with as many clients as are meant: `--max-conn`, or else as many as descriptors and hardware hold.
+    pub fn find(config: &Config, facts: &Facts, shards: usize, capacity: &Capacity) -> Outlook {
+        let clients = match config.server.max_conn as u64 {
+            0 => {
+                let hardware = doctor::hardware_bound(facts, &goal(config, shards, CLIENTS_WANTED));
+                let hardware = hardware.map_or(u64::MAX, |bound| bound.connections);
+                capacity.clients.min(hardware).max(CLIENTS_WANTED)
+            }
+            meant => meant,
+        };
+        let backlog = u64::from(config.tcp.backlog);
+        Outlook {
+            failing: doctor::at_boot(facts, &goal(config, shards, clients)),
+            accept_queue: facts.number("net.core.somaxconn").map_or(backlog, |most| most.min(backlog)),
         }
     }
+}
+
+fn goal(config: &Config, shards: usize, clients: u64) -> Goal {
+    let backend = match config.rpc.implementation {
+        RpcImplementation::Http => Backend::Http,
+        _ => Backend::Grpc,
+    };
+    Goal { acceptors: shards, ..Goal::new(clients, backend, config) }
 }
 
 #[cfg(test)]
@@ -78,33 +86,43 @@ mod tests {
     use super::*;
 
     /// A machine on which only the process's own limit binds.
-    fn roomy(open_files: u64) -> MachineLimits {
-        MachineLimits { open_files, system_files: Some((5_000, 1 << 40)), epoll_watches: Some(1 << 30) }
+    fn roomy(open_files: u64) -> Facts {
+        let mut facts = Facts { files_used: Some(5_000), ..Facts::default() };
+        facts.own.hard = open_files;
+        set(&mut facts, "fs.file-max", 1 << 40);
+        set(&mut facts, "fs.epoll.max_user_watches", 1 << 30);
+        facts
+    }
+
+    fn set(facts: &mut Facts, name: &str, value: u64) {
+        facts.sysctls.insert(name.to_owned(), value.to_string());
     }
 
     #[test]
     fn the_smallest_limit_binds_and_is_named() {
         let mut config = Config::default();
         let mut machine = roomy(20_000);
-        let bound = |config: &Config, machine: &MachineLimits| {
+        let bound = |config: &Config, machine: &Facts| {
             let Capacity { clients, bound_by, reserve, sockets_max } = Capacity::find(config, machine, 2);
             assert_eq!((reserve, sockets_max), (1_250, 19_375), "both are of the process's own limit");
             (clients, bound_by)
         };
-        assert_eq!(bound(&config, &machine), (18_750, "open files (ulimit -n, LimitNOFILE=)"));
-        machine.system_files = Some((5_000, 15_000));
-        assert_eq!(bound(&config, &machine), (10_000, "open files of the machine (fs.file-max)"));
-        machine.epoll_watches = Some(9_000);
-        assert_eq!(bound(&config, &machine), (9_000, "watched sockets of this user (fs.epoll.max_user_watches)"));
+        assert_eq!(bound(&config, &machine), (18_750, "open files (hard limit)".to_owned()));
+        set(&mut machine, "fs.file-max", 15_000);
+        assert_eq!(bound(&config, &machine), (10_000, "fs.file-max".to_owned()));
+        set(&mut machine, "fs.epoll.max_user_watches", 9_000);
+        assert_eq!(bound(&config, &machine), (9_000, "fs.epoll.max_user_watches".to_owned()));
         config.server.max_conn = 100;
-        assert_eq!(bound(&config, &machine), (100, "--max-conn"));
+        assert_eq!(bound(&config, &machine), (100, "--max-conn".to_owned()));
     }
 
     #[test]
     fn what_cannot_be_read_binds_nothing_and_a_full_machine_leaves_room_for_nobody() {
-        let unknown = MachineLimits { open_files: 20_000, ..MachineLimits::default() };
+        let mut unknown = Facts::default();
+        unknown.own.hard = 20_000;
         assert_eq!(Capacity::find(&Config::default(), &unknown, 2).clients, 18_750);
-        let full = MachineLimits { system_files: Some((600, 500)), ..roomy(20_000) };
+        let mut full = roomy(20_000);
+        set(&mut full, "fs.file-max", 500);
         assert_eq!(Capacity::find(&Config::default(), &full, 2).clients, 0);
     }
 
@@ -112,5 +130,32 @@ mod tests {
     fn a_tiny_limit_still_leaves_room_for_both() {
         let capacity = Capacity::find(&Config::default(), &roomy(128), 2);
         assert!(capacity.clients >= 60 && capacity.reserve >= 60, "{capacity:?}");
+    }
+
+    #[test]
+    fn a_small_limit_is_warned_about_unless_it_is_meant() {
+        let failing = |config: &Config, open_files| {
+            let facts = roomy(open_files);
+            let capacity = Capacity::find(config, &facts, 2);
+            Outlook::find(config, &facts, 2, &capacity).failing
+        };
+        let mut config = Config::default();
+        let lines = failing(&config, 20_000);
+        assert!(lines.len() == 1 && lines[0].starts_with("open files (hard limit): 20,000; "), "{lines:?}");
+        assert_eq!(failing(&config, 200_000), [""; 0]);
+        config.server.max_conn = 10_000;
+        assert_eq!(failing(&config, 20_000), [""; 0]);
+        config.server.max_conn = 19_999;
+        assert_eq!(failing(&config, 20_000).len(), 1);
+    }
+
+    #[test]
+    fn the_queue_is_what_the_kernel_gives() {
+        let mut facts = roomy(100_000);
+        let config = Config::default();
+        let queue = |facts: &Facts| Outlook::find(&config, facts, 2, &Capacity::find(&config, facts, 2)).accept_queue;
+        assert_eq!(queue(&facts), 4096);
+        set(&mut facts, "net.core.somaxconn", 128);
+        assert_eq!(queue(&facts), 128);
     }
 }

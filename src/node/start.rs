@@ -19,14 +19,14 @@ use crate::os::limits;
 use crate::shard::{self, Epoll, EpollSettings, Inbox, Message, Shard, ShardMetrics};
 
 use super::boot_log::{self, Main};
-use super::capacity::{Capacity, MachineLimits};
+use super::capacity::{Capacity, Outlook};
 use super::counts::Counts;
 use super::listeners::HttpPort;
 use super::observe::{self, Observer};
 use super::publish::Pipeline;
 use super::services::{NodeServices, Shared};
 use super::threads::{CallsThread, ShardThreads};
-use super::{Node, StartError, settings};
+use super::{Node, StartError, capacity, settings};
 
 /// Threads for ordinary HTTP. Publications are few and short next to what becomes of them in the shards.
 const HTTP_THREADS: usize = 1;
@@ -38,6 +38,7 @@ pub(super) struct Plan {
     pub open_files: u64,
     pub shards: usize,
     capacity: Capacity,
+    outlook: Outlook,
 }
 
 impl Plan {
@@ -47,8 +48,10 @@ impl Plan {
         let open_files = limits::raise_open_files()?;
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let shards = if config.server.acceptors == 0 { cores } else { usize::from(config.server.acceptors) };
-        let capacity = Capacity::find(&config, &MachineLimits::read(open_files), shards);
-        Ok(Plan { config: Arc::new(config), secrets, open_files, shards, capacity })
+        let facts = capacity::facts(open_files);
+        let capacity = Capacity::find(&config, &facts, shards);
+        let outlook = Outlook::find(&config, &facts, shards, &capacity);
+        Ok(Plan { config: Arc::new(config), secrets, open_files, shards, capacity, outlook })
     }
 }
 
@@ -125,7 +128,7 @@ impl Assembly {
         let http_metrics = Arc::new(HttpMetrics::default());
         let observer = Arc::new(Observer::new(observe::Parts {
             config: Arc::clone(&plan.config),
-            capacity: plan.capacity,
+            capacity: plan.capacity.clone(),
             open_files: plan.open_files,
             shards: Arc::clone(&core.metrics),
             inboxes: Arc::clone(&core.inboxes),
@@ -173,10 +176,10 @@ impl Assembly {
         self.observer.watch(self.runtime.handle());
         self.core.pipeline.keep_sweeping(self.runtime.handle());
         let Core { backend, settings, .. } = self.core;
-        let Plan { config, secrets, capacity, .. } = self.plan;
+        let Plan { config, secrets, capacity, outlook, .. } = self.plan;
         let scheme = settings.listeners.first().copied().unwrap_or_default().scheme;
         let main = Main { address: self.address, scheme, admin };
-        boot_log::facts(&config, &secrets, &capacity, &backend, main, &settings.router);
+        boot_log::facts(&config, &secrets, &capacity, &outlook, &backend, main, &settings.router);
         self.observer.keep_probing(self.runtime.handle());
         Ok(Node {
             config,

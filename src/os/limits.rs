@@ -22,27 +22,14 @@ pub fn open_files() -> io::Result<u64> {
     Ok(rlimit::getrlimit(rlimit::Resource::NOFILE)?.0)
 }
 
-/// `net.core.somaxconn`: what a backlog is clamped to. `None` where it cannot be read.
-pub fn somaxconn() -> Option<u32> {
-    fs::read_to_string("/proc/sys/net/core/somaxconn").ok()?.trim().parse().ok()
-}
-
-/// `fs.file-nr` and `fs.file-max`: descriptors in use on the whole machine, and how many there may be.
-pub fn system_files() -> Option<(u64, u64)> {
-    let text = fs::read_to_string("/proc/sys/fs/file-nr").ok()?;
-    let mut numbers = text.split_whitespace().map(str::parse);
-    Some((numbers.next()?.ok()?, numbers.nth(1)?.ok()?))
-}
-
-/// `fs.epoll.max_user_watches`: how many sockets one user may have watched.
-pub fn epoll_watches() -> Option<u64> {
-    fs::read_to_string("/proc/sys/fs/epoll/max_user_watches").ok()?.trim().parse().ok()
-}
-
 /// Since boot, on the whole machine: connections that found an accept queue full, and SYNs dropped for want of
 /// room (`ListenOverflows`, `ListenDrops` of `/proc/net/netstat`).
 pub fn listen_overflows() -> Option<(u64, u64)> {
-    let text = fs::read_to_string("/proc/net/netstat").ok()?;
+    overflows_in(&fs::read_to_string("/proc/net/netstat").ok()?)
+}
+
+/// The same from the text of that file.
+pub(super) fn overflows_in(text: &str) -> Option<(u64, u64)> {
     let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
     let (names, values) = (lines.next()?, lines.next()?);
     let find = |wanted: &str| names.split(' ').zip(values.split(' ')).find(|(name, _)| *name == wanted)?.1.parse().ok();
@@ -57,9 +44,6 @@ mod tests {
     fn the_kernel_tells_its_limits() {
         assert!(open_files().unwrap() > 0);
         assert!(raise_open_files().unwrap() >= open_files().unwrap());
-        assert!(somaxconn().unwrap() > 0);
-        assert!(system_files().unwrap().1 > 0);
-        assert!(epoll_watches().unwrap() > 0);
         assert!(listen_overflows().is_some());
     }
 }

@@ -49,6 +49,12 @@ pub const ALL: &[Step] = &[
     Step { name: "simulate", what: "whole shards in the deterministic simulator", needs: &[], run: simulate },
     Step { name: "systemd", what: "the units are clean under systemd-analyze verify", needs: &[SYSTEMD], run: systemd },
     Step {
+        name: "doctor",
+        what: "doctor sets what it lists and nothing else, nftables takes its rules (as root: in a network of its own)",
+        needs: &[IP, NFT],
+        run: doctor,
+    },
+    Step {
         name: "peers",
         what: "vanished peers are found (as root: it cuts a network of its own)",
         needs: &[IP],
@@ -222,6 +228,12 @@ fn program(places: &Places, name: &str) -> Result<PathBuf, Outcome> {
     } else {
         Err(Outcome::Impossible(format!("the workspace has no program {name}")))
     }
+}
+
+fn doctor(places: &Places) -> Outcome {
+    let tests = ["test", "--test", "doctor", "--test", "config_deploy", "--", "--ignored", "applied", "nftables"];
+    let (passed, count) = cargo(places).args(tests).counts();
+    Outcome::Ran { passed, count }
 }
 
 fn peers(places: &Places) -> Outcome {
