@@ -21,6 +21,7 @@ mod settings;
 mod signals;
 mod sorted_runs;
 mod start;
+mod supervisor;
 mod threads;
 mod warnings;
 
@@ -42,6 +43,7 @@ use listeners::bind_shards;
 use observe::Observer;
 use signals::Signals;
 use start::{Assembly, Plan};
+use supervisor::Supervisor;
 use threads::{CallsThread, ShardThreads};
 
 pub use boot_log::first_line;
@@ -132,10 +134,12 @@ impl Node {
             let _runtime = handle.enter();
             Signals::listen()?
         };
+        let supervisor = Arc::new(Supervisor::from_env());
+        handle.spawn(Arc::clone(&supervisor).keep_told(Arc::clone(&self.observer)));
         handle.block_on(signals.end());
         handle.block_on(async {
             tokio::select! {
-                () = self.shut_down() => (),
+                () = self.shut_down(&supervisor) => (),
                 () = signals.end_again() => tracing::warn!("second signal: ending at once"),
             }
         });
@@ -148,10 +152,12 @@ impl Node {
 
     /// Stops taking clients, sends those there are away, tells the app, and waits for all of it, at most
     /// `--shutdown-timeout`.
-    async fn shut_down(&self) {
+    async fn shut_down(&self, supervisor: &Supervisor) {
         let deadline = Instant::now() + self.config.app.shutdown_timeout;
         self.draining.store(true, Relaxed);
-        let clients = self.observer.facts().clients;
+        let facts = self.observer.facts();
+        let clients = facts.clients;
+        supervisor.stopping(facts.websockets);
         tracing::info!(clients, timeout = ?self.config.app.shutdown_timeout, "shutting down");
         tokio::time::sleep(self.config.app.shutdown_delay).await;
 

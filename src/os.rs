@@ -6,6 +6,7 @@ pub mod allocator;
 pub mod clock;
 pub mod limits;
 pub mod listener;
+pub mod notify;
 pub mod poll;
 pub mod process;
 pub mod signals;

@@ -351,6 +351,8 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             Message::Disconnect(disconnect) => self.work.push_back(Work::Disconnect(disconnect)),
             Message::Adopt { incoming, read } => self.adopt(incoming, read),
             Message::Look(look) => self.look(look),
+            // Whoever asked may have gone.
+            Message::Turn(answer) => drop(answer.send(())),
             Message::Drain { over } => self.start_drain(over),
         }
     }

@@ -88,7 +88,7 @@ impl Observer {
         let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         node.clients_uniq_num.set(self.parts.counts.identities() as i64);
         node.websockets_num.set(gauge(self.parts.counts.open()));
-        node.websockets_max.set(gauge(self.parts.capacity.clients));
+        node.websockets_max.set(gauge(self.parts.counts.open_max()));
         node.mem_sys_bytes.set(gauge(measured.resident_bytes));
         node.user_bytes_per_connection.set(gauge(measured.bytes_per_websocket));
         node.kernel_bytes_per_connection.set(gauge(measured.kernel_bytes_per_websocket));

@@ -13,7 +13,6 @@ use crate::http::HttpMetrics;
 use crate::os::process;
 use crate::shard::{Inbox, ShardMetrics};
 
-use super::capacity::Capacity;
 use super::counts::Counts;
 use super::metrics::Measured;
 use super::publish::Pipeline;
@@ -21,7 +20,6 @@ use super::publish::Pipeline;
 /// Where everything that is observed lives.
 pub(super) struct Parts {
     pub config: Arc<Config>,
-    pub capacity: Capacity,
     pub open_files: u64,
     pub shards: Arc<[Arc<ShardMetrics>]>,
     pub inboxes: Arc<[Arc<Inbox>]>,
@@ -86,7 +84,7 @@ impl Observer {
         Facts {
             clients: sum(|shard| shard.counters.clients_num.get().max(0) as u64),
             websockets: self.parts.counts.open(),
-            capacity: self.parts.capacity.clients,
+            capacity: self.parts.counts.open_max(),
             resident_bytes: process::resident_bytes().unwrap_or(0),
             resident_bytes_at_boot: self.booted_with.load(Relaxed),
             descriptors: process::open_descriptors().unwrap_or(0),

@@ -123,7 +123,6 @@ impl Assembly {
         let http_metrics = Arc::new(HttpMetrics::default());
         let observer = Arc::new(Observer::new(observe::Parts {
             config: Arc::clone(&plan.config),
-            capacity: plan.capacity,
             open_files: plan.open_files,
             shards: Arc::clone(&core.metrics),
             inboxes: Arc::clone(&core.inboxes),

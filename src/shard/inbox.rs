@@ -7,7 +7,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::model::{Answer, Publication, RemoteDisconnect};
 use crate::os::poll::Waker;
@@ -33,6 +33,8 @@ pub enum Message<S> {
     },
     /// An operator asks something.
     Look(Look),
+    /// Somebody wants to know whether the shard turns.
+    Turn(oneshot::Sender<()>),
     /// Send everybody away within this time and stop accepting.
     Drain {
         /// How long it may take.

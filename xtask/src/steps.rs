@@ -47,7 +47,12 @@ pub const ALL: &[Step] = &[
     },
     Step { name: "doc", what: "the documentation builds, every link leads somewhere", needs: &[], run: doc },
     Step { name: "simulate", what: "whole shards in the deterministic simulator", needs: &[], run: simulate },
-    Step { name: "systemd", what: "the units are clean under systemd-analyze verify", needs: &[SYSTEMD], run: systemd },
+    Step {
+        name: "systemd",
+        what: "the units are clean and tight under systemd-analyze",
+        needs: &[SYSTEMD],
+        run: systemd,
+    },
     Step {
         name: "peers",
         what: "vanished peers are found (as root: it cuts a network of its own)",
@@ -275,13 +280,13 @@ fn systemd(places: &Places) -> Outcome {
         Ok(binary) => binary,
         Err(outcome) => return outcome,
     };
-    let units = tuning::files(&places.root.join("deploy/systemd"), "service");
-    if units.is_empty() {
-        return Outcome::Impossible("deploy/systemd holds no unit".to_owned());
+    let units = ["service", "socket"].map(|ending| tuning::files(&places.root.join("deploy/systemd"), ending));
+    if units.iter().any(Vec::is_empty) {
+        return Outcome::Impossible("deploy/systemd lacks the service or the socket".to_owned());
     }
     let folder = places.target.join("systemd-units");
     let mut copies = Vec::new();
-    for unit in units {
+    for unit in units.into_iter().flatten() {
         let copy = folder.join(unit.file_name().unwrap_or_default());
         let written = std::fs::create_dir_all(&folder)
             .and_then(|()| std::fs::read_to_string(&unit))
@@ -292,8 +297,15 @@ fn systemd(places: &Places) -> Outcome {
         copies.push(copy);
     }
     let verify = Command::new("systemd-analyze", places).args(["verify", "--man=no", "--recursive-errors=no"]);
-    Outcome::of(verify.args(copies).passes())
+    let is_clean = verify.args(&copies).passes();
+    let services = copies.iter().filter(|copy| copy.extension().is_some_and(|ending| ending == "service"));
+    let tight = Command::new("systemd-analyze", places).args(["security", "--offline=true", EXPOSURE_MAX]);
+    let is_tight = tight.args(services).passes();
+    Outcome::of(is_clean && is_tight)
 }
+
+/// Ten times the exposure level that a service may have: 1.9 is the first below 2.
+const EXPOSURE_MAX: &str = "--threshold=19";
 
 fn node(places: &Places, files: Vec<PathBuf>) -> Outcome {
     let binary = match program(places, "cableway") {
