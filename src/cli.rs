@@ -1,6 +1,9 @@
 //! What the command line asks for, carried out.
 
+mod ask;
+mod healthcheck;
 mod log;
+mod print;
 mod top;
 
 use std::collections::BTreeMap;
@@ -20,6 +23,9 @@ use crate::os::clock::Clock;
 use crate::os::signals;
 use log::{Log, Stream};
 
+/// A usage error, as in sysexits.h.
+const USAGE_ERROR: u8 = 64;
+
 /// Runs the program; what `main` does.
 pub fn run() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1).map_while(|argument| argument.into_string().ok());
@@ -28,11 +34,12 @@ pub fn run() -> ExitCode {
         Some(demo::IDLE_CLIENTS_COMMAND) => return demo::hold_idle_clients(arguments),
         // It has no server, and none of a server's options.
         Some(top::COMMAND) => return top::run(arguments),
+        Some(healthcheck::COMMAND) => return healthcheck::run(arguments, &environment()),
+        Some(print::COMPLETIONS_COMMAND) => return print::completions(arguments),
+        Some(print::MAN_COMMAND) => return print::man(arguments),
         _ => {}
     }
-    let env: BTreeMap<String, String> = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .collect();
+    let env = environment();
     match config::parse(std::env::args_os().skip(1), &env) {
         Ok(invocation) => carry_out(invocation),
         Err(error) => {
@@ -40,6 +47,11 @@ pub fn run() -> ExitCode {
             ExitCode::from(ConfigError::EXIT_CODE)
         }
     }
+}
+
+fn environment() -> BTreeMap<String, String> {
+    let variables = std::env::vars_os();
+    variables.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect()
 }
 
 fn carry_out(Invocation { command, warnings, notes, file }: Invocation) -> ExitCode {

@@ -3,7 +3,10 @@
 
 use crate::Places;
 use crate::command::{Command, cargo};
-use crate::machine::{self, CHROMIUM, HAPROXY, IP, NFT, NGINX, NPM, Need, PROMETHEUS, PROMTOOL, SYSTEMD, VALGRIND};
+use crate::machine::{
+    self, CHROMIUM, FISH, GROFF, HAPROXY, IP, MANDOC, NFT, NGINX, NPM, Need, PROMETHEUS, PROMTOOL, SYSTEMD, VALGRIND,
+    ZSH,
+};
 use crate::smoke;
 use crate::summary::{self, Line, Outcome};
 use crate::tuning;
@@ -52,6 +55,12 @@ pub const ALL: &[Step] = &[
         what: "the units are clean and tight under systemd-analyze",
         needs: &[SYSTEMD],
         run: systemd,
+    },
+    Step {
+        name: "shells",
+        what: "zsh and fish complete, and troff takes the man page",
+        needs: &[ZSH, FISH, MANDOC, GROFF],
+        run: shells,
     },
     Step {
         name: "peers",
@@ -261,6 +270,11 @@ pub fn dead_peers(places: &Places, args: &[String]) -> Outcome {
 
 fn proxies(places: &Places) -> Outcome {
     let (passed, count) = cargo(places).args(["test", "--test", "proxies", "--", "--ignored"]).counts();
+    Outcome::Ran { passed, count }
+}
+
+fn shells(places: &Places) -> Outcome {
+    let (passed, count) = cargo(places).args(["test", "--test", "shells", "--", "--ignored"]).counts();
     Outcome::Ran { passed, count }
 }
 
