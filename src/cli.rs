@@ -7,6 +7,7 @@ mod print;
 mod top;
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
@@ -71,7 +72,7 @@ fn carry_out(Invocation { command, warnings, notes, file }: Invocation) -> ExitC
             serve(*config, tell_of_config, level, Stream::Stdout, |config, log| {
                 let node = Node::start(config, file.as_deref(), None)?;
                 log.limit();
-                Ok(node.run_until_signalled()?)
+                Ok(node.run_until_signalled(|node| reload(node, log))?)
             })
         }
         Command::Demo(config) => {
@@ -84,6 +85,31 @@ fn carry_out(Invocation { command, warnings, notes, file }: Invocation) -> ExitC
             })
         }
     }
+}
+
+/// Reads the configuration again as it was read at the start, and takes over what can be.
+fn reload(node: &mut Node, log: &Log) {
+    let refused = |error: &dyn Display| {
+        let why = error.to_string().replace('\n', "; ");
+        tracing::error!("the configuration was read again and refused, nothing has changed: {why}");
+    };
+    let Invocation { command, warnings, .. } = match config::parse(std::env::args_os().skip(1), &environment()) {
+        Ok(invocation) => invocation,
+        Err(error) => return refused(&error),
+    };
+    let Command::Serve(new) = command else { return };
+    let reloaded = match node.reload(&new) {
+        Ok(reloaded) => reloaded,
+        Err(error) => return refused(&error),
+    };
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let or_nothing = |options: &[String]| if options.is_empty() { "nothing".to_owned() } else { options.join(", ") };
+    tracing::info!(
+        "the configuration was read again: changed: {}; needs a restart: {}",
+        or_nothing(&reloaded.changed),
+        or_nothing(&reloaded.needs_restart)
+    );
+    log.set_level(log::level(reloaded.config.log.level));
 }
 
 /// Starts the log, runs a server until it ends, and says why if it did not want to.
@@ -175,5 +201,5 @@ fn serve_demo(mut config: Config, file: Option<&Path>, log: &Log) -> anyhow::Res
         let _ = writeln!(io::stdout(), "http://{address}/");
     };
     thread::Builder::new().name("tell".into()).spawn(tell)?;
-    Ok(node.run_until_signalled()?)
+    Ok(node.run_until_signalled(|_| tracing::info!("SIGHUP ignored: the demo reads nothing again"))?)
 }

@@ -16,6 +16,7 @@ mod layers;
 mod man;
 mod options;
 mod presets;
+mod reload;
 mod resolved;
 mod secrets;
 mod setting;
@@ -38,6 +39,7 @@ pub use man::man;
 pub use options::{
     Admin, Api, App, Broadcast, Config, Disconnect, Jwt, Log, Metrics, Rpc, Server, Streams, Tcp, Ws, all,
 };
+pub use reload::Reloaded;
 pub use resolved::{ListenOn, OPEN_BROADCAST_PORT};
 pub use secrets::Secrets;
 pub use setting::{LogFormat, LogLevel, Reaping, RpcImplementation, Secret, Tags};

@@ -7,6 +7,7 @@ pub mod clock;
 pub mod limits;
 pub mod listener;
 pub mod notify;
+pub mod passed;
 pub mod poll;
 pub mod process;
 pub mod signals;

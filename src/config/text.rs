@@ -17,7 +17,8 @@ pub(super) const LAYERS_AND_UNITS: [&str; 2] = [
      underscores alike. The variable of --max-conn is CABLEWAY_MAX_CONN; ANYCABLE_MAX_CONN is accepted too and weaker; an \
      empty variable counts as unset.",
     "Durations are numbers in the unit given, or have a suffix: 500ms, 5s, 6m, 1h. Sizes are bytes, or have a suffix: \
-     64KiB, 1MiB. Lists are separated by commas.",
+     64KiB, 1MiB. Lists are separated by commas. Options marked live are taken over by a running server when it reads its \
+     configuration again, on SIGHUP; all others need a restart.",
 ];
 
 /// The text of `--help`; with `all`, also hidden options and what is known but not there.
@@ -95,6 +96,9 @@ pub(super) fn facts(definition: &Definition) -> Vec<String> {
         facts.push(format!("in {}", definition.unit.word()).replace("in per", "per"));
     }
     facts.extend(definition.envs.iter().map(|name| format!("also env {name}")));
+    if definition.live {
+        facts.push("live".to_owned());
+    }
     if let Status::Discouraged { instead } = definition.status {
         facts.push(format!("deprecated: {instead}"));
     }
@@ -188,6 +192,9 @@ pub fn sample() -> String {
                 let _ = write!(facts, "; a bare number is in {}", definition.unit.word());
             }
             let _ = write!(facts, ". Flag: --{}. Env: {}.", definition.name, definition.env_names().join(", "));
+            if definition.live {
+                facts.push_str(" Live: a running server takes it over on SIGHUP.");
+            }
             comment(&mut text, &facts);
             let value = toml_value(&shown_default(definition), definition);
             let _ = writeln!(text, "#{} = {value}", leaf(definition));
