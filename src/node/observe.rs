@@ -2,7 +2,7 @@
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::runtime::Handle;
 
@@ -19,7 +19,8 @@ use super::publish::Pipeline;
 
 /// Where everything that is observed lives.
 pub(super) struct Parts {
-    pub config: Arc<Config>,
+    /// Held to copy it; replaced by a reload.
+    pub config: Mutex<Arc<Config>>,
     pub open_files: u64,
     pub shards: Arc<[Arc<ShardMetrics>]>,
     pub inboxes: Arc<[Arc<Inbox>]>,
@@ -76,6 +77,16 @@ impl Observer {
             backend_reachable: AtomicBool::new(false),
             calls_turn: AtomicBool::new(false),
         }
+    }
+
+    /// The configuration in force.
+    pub(super) fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.parts.config.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// From now on another one is in force.
+    pub(super) fn set_config(&self, config: Arc<Config>) {
+        *self.parts.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
     }
 
     /// The facts now.

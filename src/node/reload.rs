@@ -58,6 +58,7 @@ impl Node {
         for (server, (_, routes)) in self.other_http.iter().zip(ports.others) {
             server.set_routes(routes);
         }
+        self.observer.set_config(Arc::clone(&config));
         self.made_of.settings = settings;
         self.config = config;
         Ok(reloaded)

@@ -126,7 +126,7 @@ impl Assembly {
         let draining = Arc::new(AtomicBool::new(false));
         let http_metrics = Arc::new(HttpMetrics::default());
         let observer = Arc::new(Observer::new(observe::Parts {
-            config: Arc::clone(&plan.config),
+            config: Mutex::new(Arc::clone(&plan.config)),
             open_files: plan.open_files,
             shards: Arc::clone(&core.metrics),
             inboxes: Arc::clone(&core.inboxes),

@@ -31,6 +31,7 @@ pub const CHROMIUM: Need = Need::Program { program: "chromium", package: "chromi
 pub const IP: Need = Need::Program { program: "ip", package: "iproute2" };
 pub const NFT: Need = Need::Program { program: "nft", package: "nftables" };
 pub const SYSTEMD: Need = Need::Program { program: "systemd-analyze", package: "systemd" };
+pub const PERL: Need = Need::Program { program: "perl", package: "perl-base" };
 pub const ZSH: Need = Need::Program { program: "zsh", package: "zsh" };
 pub const FISH: Need = Need::Program { program: "fish", package: "fish" };
 pub const MANDOC: Need = Need::Program { program: "mandoc", package: "mandoc" };
