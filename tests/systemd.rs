@@ -124,15 +124,15 @@ fn it_is_ready_when_it_serves_and_says_how_many_are_there_and_that_it_stops() {
     let told = systemd.wait_for_line("READY=1");
     let mut clients: Vec<Client> = (0..5).map(|_| Client::following(port, "news")).collect();
     assert!(told.contains(&"WATCHDOG=1".to_owned()), "{told:?}");
-    assert!(told.iter().any(|line| line.starts_with("STATUS=0 connections of at most ")), "{told:?}");
-    systemd.wait_for("5 connections", |line| line.starts_with("STATUS=5 connections of at most "));
+    assert!(told.iter().any(|line| line.starts_with("STATUS=connections: 0 of at most ")), "{told:?}");
+    systemd.wait_for("5 connections", |line| line.starts_with("STATUS=connections: 5 of at most "));
     // As long as everything turns, at least one sign of life in the time that the watchdog waits.
     for _ in 0..3 {
         systemd.wait_for_line("WATCHDOG=1");
     }
     server.signal("TERM");
     let told = systemd.wait_for_line("STOPPING=1");
-    assert!(told.contains(&"STATUS=draining: 5 connections left".to_owned()), "{told:?}");
+    assert!(told.contains(&"STATUS=draining; connections left: 5".to_owned()), "{told:?}");
     for client in &mut clients {
         assert_eq!(client.text(), r#"{"type":"disconnect","reason":"server_restart","reconnect":true}"#);
     }
@@ -280,6 +280,34 @@ fn a_reload_changes_limits_and_the_level_of_the_log() {
     second.send(&whisper);
     assert!(client.text().contains("xxx"));
     assert!(server.log.messages().iter().any(|(level, _)| level == "DEBUG"), "{}", server.log.text());
+}
+
+#[test]
+fn a_reload_changes_the_key_of_the_admin_port_and_turns_none_off() {
+    let systemd = Systemd::new();
+    let path = systemd.file("[admin]\nkey = \"first\"\nport = 0\n");
+    let server = Start::with(&["--config", path.to_str().expect("text")]).start();
+    let line = server.log.wait_for(|line| line.starts_with("admin: http://")).expect("it is on");
+    let admin: SocketAddr =
+        line.trim_start_matches("admin: http://").split(' ').next().unwrap().parse().expect("a place");
+    let status = |key: &str| {
+        let mut socket = connect(admin);
+        let request = format!("GET /debug/closes HTTP/1.0\r\nAuthorization: Bearer {key}\r\n\r\n");
+        socket.write_all(request.as_bytes()).expect("sent");
+        client::whole_response(&mut socket).expect("an answer").status
+    };
+    let reload = |text: &str, end: &str| {
+        systemd.file(text);
+        server.signal("HUP");
+        assert!(server.log.wait_for(|line| line.ends_with(end)).is_some(), "{}", server.log.text());
+    };
+    assert_eq!((status("first"), status("second")), (200, 401));
+    reload("[admin]\nkey = \"second\"\nport = 0\n", "changed: --admin-key; needs a restart: nothing");
+    assert_eq!((status("first"), status("second")), (401, 200));
+    // An open port must not come about by a line that was lost, nor tokens be asked for of those who have none.
+    let text = "[admin]\nport = 0\n[jwt]\nsecret = \"new\"\n[server]\nmax_conn = 9\n";
+    reload(text, "changed: --max-conn; needs a restart: --jwt-secret, --admin-key");
+    assert_eq!((status("second"), status("")), (200, 401));
 }
 
 /// An upgrade that somebody has asked for and that nobody has answered yet.

@@ -224,6 +224,13 @@ mod tests {
     #[ignore = "panics"]
     fn panics_with_a_log() {
         let log = Log::start(LogFormat::Json, LevelFilter::INFO, "a1", Stream::Stderr).unwrap();
+        // What is not logged is not even made.
+        assert_eq!(LevelFilter::current(), LevelFilter::INFO);
+        log.set_level(LevelFilter::WARN);
+        tracing::info!("not logged");
+        log.set_level(LevelFilter::DEBUG);
+        assert_eq!(LevelFilter::current(), LevelFilter::DEBUG);
+        log.set_level(LevelFilter::INFO);
         tracing::info!("before");
         let _ = thread::Builder::new().name("worker".into()).spawn(|| panic!("out of order")).unwrap().join();
         drop(log);

@@ -153,7 +153,7 @@ impl Supervisor {
 }
 
 fn draining(connections: u64) -> String {
-    format!("draining: {connections} connections left")
+    format!("draining; connections left: {connections}")
 }
 
 impl Observer {
@@ -183,7 +183,7 @@ impl Observer {
         if self.parts.draining.load(Relaxed) {
             return draining(connections);
         }
-        let mut status = format!("{connections} connections of at most {}", self.parts.counts.open_max());
+        let mut status = format!("connections: {connections} of at most {}", self.parts.counts.open_max());
         // Before the first look at the app nothing is known of it.
         if self.calls_turn.load(Relaxed) && !self.backend_reachable.load(Relaxed) {
             status.push_str("; the app cannot be called");
