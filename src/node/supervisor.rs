@@ -103,9 +103,9 @@ impl Supervisor {
         let every = self.watchdog.map_or(STATUS_EVERY, |watchdog| STATUS_EVERY.min(watchdog / SIGNS_PER_WATCHDOG));
         // Long enough for a turn that is long and ends, short enough for another question before the watchdog barks.
         let patience = self.watchdog.map_or(STATUS_EVERY, |watchdog| watchdog / SIGNS_PER_WATCHDOG);
-        let (mut was_stuck, mut told_status) = (None, String::new());
+        let (mut questions, mut was_stuck, mut told_status) = (Vec::new(), None, String::new());
         loop {
-            let stuck = observer.stuck(patience).await;
+            let stuck = observer.stuck(&mut questions, patience).await;
             if stuck != was_stuck {
                 match &stuck {
                     Some(who) => tracing::error!("{who} does not turn; the watchdog is not fed"),
@@ -158,23 +158,31 @@ fn draining(connections: u64) -> String {
 
 impl Observer {
     /// Asks everything that clients need whether it turns, and names what has not answered within this time. A shard that
-    /// has ended is stuck unless the node drains.
-    async fn stuck(&self, patience: Duration) -> Option<String> {
-        let ask = |inbox: &Arc<crate::shard::Inbox>| {
+    /// has ended is stuck unless the node drains. `questions` are those that no shard has answered yet, by shard: none is asked
+    /// again before, so a stuck one gathers no questions.
+    async fn stuck(&self, questions: &mut Vec<Option<oneshot::Receiver<()>>>, patience: Duration) -> Option<String> {
+        let inboxes = &self.parts.inboxes;
+        questions.resize_with(inboxes.len(), || None);
+        for (inbox, question) in inboxes.iter().zip(questions.iter_mut()).filter(|(_, question)| question.is_none()) {
             let (answer, answered) = oneshot::channel();
             inbox.put(Message::Turn(answer));
-            answered
-        };
-        let asked: Vec<_> = self.parts.inboxes.iter().map(ask).collect();
+            *question = Some(answered);
+        }
         let until = tokio::time::Instant::now() + patience;
-        for (shard, answered) in asked.into_iter().enumerate() {
-            match tokio::time::timeout_at(until, answered).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) if self.parts.draining.load(Relaxed) => {}
-                Ok(Err(_)) | Err(_) => return Some(format!("shard {shard}")),
+        let mut stuck = None;
+        for (shard, question) in questions.iter_mut().enumerate() {
+            let Some(answered) = question else { continue };
+            let answer = tokio::time::timeout_at(until, answered).await;
+            let is_over = matches!(answer, Ok(Err(_))) && self.parts.draining.load(Relaxed);
+            if answer.is_ok() {
+                *question = None;
+            }
+            if !matches!(answer, Ok(Ok(()))) && !is_over {
+                stuck.get_or_insert_with(|| format!("shard {shard}"));
             }
         }
-        (!self.parts.backend.turns().await).then(|| "the thread that calls the app".to_owned())
+        let calls_turn = self.parts.backend.turns().await;
+        stuck.or_else(|| (!calls_turn).then(|| "the thread that calls the app".to_owned()))
     }
 
     /// One line for people.
