@@ -200,6 +200,17 @@ impl Backend {
         matches!(tokio::time::timeout(READY_WAIT_MAX, asked).await, Ok(Ok(())))
     }
 
+    /// Shows the app this key from now on, where calls travel by HTTP.
+    ///
+    /// # Errors
+    /// It is no header value; then the key stays as it was.
+    pub fn set_http_secret(&self, secret: Option<&str>) -> Result<(), BackendError> {
+        match self.pipeline.as_ref().map(|pipeline| &pipeline.probe) {
+            Some(Probe::Http(http)) => http.set_secret(secret),
+            Some(Probe::Grpc(_)) | None => Ok(()),
+        }
+    }
+
     /// What it counts.
     pub fn metrics(&self) -> &Arc<BackendMetrics> {
         &self.metrics

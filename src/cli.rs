@@ -1,10 +1,14 @@
 //! What the command line asks for, carried out.
 
+mod ask;
 mod doctor;
+mod healthcheck;
 mod log;
+mod print;
 mod top;
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
@@ -21,6 +25,9 @@ use crate::os::clock::Clock;
 use crate::os::signals;
 use log::{Log, Stream};
 
+/// A usage error, as in sysexits.h.
+const USAGE_ERROR: u8 = 64;
+
 /// Runs the program; what `main` does.
 pub fn run() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1).map_while(|argument| argument.into_string().ok());
@@ -30,9 +37,13 @@ pub fn run() -> ExitCode {
         // It has no server, and none of a server's options.
         Some(top::COMMAND) => return top::run(arguments),
         Some(doctor::COMMAND) => return doctor::run(arguments, &environment()),
+        Some(healthcheck::COMMAND) => return healthcheck::run(arguments, &environment()),
+        Some(print::COMPLETIONS_COMMAND) => return print::completions(arguments),
+        Some(print::MAN_COMMAND) => return print::man(arguments),
         _ => {}
     }
-    match config::parse(std::env::args_os().skip(1), &environment()) {
+    let env = environment();
+    match config::parse(std::env::args_os().skip(1), &env) {
         Ok(invocation) => carry_out(invocation),
         Err(error) => {
             complain(&error.to_string());
@@ -42,9 +53,8 @@ pub fn run() -> ExitCode {
 }
 
 fn environment() -> BTreeMap<String, String> {
-    std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .collect()
+    let variables = std::env::vars_os();
+    variables.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect()
 }
 
 fn carry_out(Invocation { command, warnings, notes, file }: Invocation) -> ExitCode {
@@ -64,7 +74,7 @@ fn carry_out(Invocation { command, warnings, notes, file }: Invocation) -> ExitC
             serve(*config, tell_of_config, level, Stream::Stdout, |config, log| {
                 let node = Node::start(config, file.as_deref(), None)?;
                 log.limit();
-                Ok(node.run_until_signalled()?)
+                Ok(node.run_until_signalled(|node| reload(node, log))?)
             })
         }
         Command::Demo(config) => {
@@ -77,6 +87,31 @@ fn carry_out(Invocation { command, warnings, notes, file }: Invocation) -> ExitC
             })
         }
     }
+}
+
+/// Reads the configuration again as it was read at the start, and takes over what can be.
+fn reload(node: &mut Node, log: &Log) {
+    let refused = |error: &dyn Display| {
+        let why = error.to_string().replace('\n', "; ");
+        tracing::error!("the configuration was read again and refused, nothing has changed: {why}");
+    };
+    let Invocation { command, warnings, .. } = match config::parse(std::env::args_os().skip(1), &environment()) {
+        Ok(invocation) => invocation,
+        Err(error) => return refused(&error),
+    };
+    let Command::Serve(new) = command else { return };
+    let reloaded = match node.reload(&new) {
+        Ok(reloaded) => reloaded,
+        Err(error) => return refused(&error),
+    };
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let or_nothing = |options: &[String]| if options.is_empty() { "nothing".to_owned() } else { options.join(", ") };
+    tracing::info!(
+        "the configuration was read again: changed: {}; needs a restart: {}",
+        or_nothing(&reloaded.changed),
+        or_nothing(&reloaded.needs_restart)
+    );
+    log.set_level(log::level(reloaded.config.log.level));
 }
 
 /// Starts the log, runs a server until it ends, and says why if it did not want to.
@@ -168,5 +203,5 @@ fn serve_demo(mut config: Config, file: Option<&Path>, log: &Log) -> anyhow::Res
         let _ = writeln!(io::stdout(), "http://{address}/");
     };
     thread::Builder::new().name("tell".into()).spawn(tell)?;
-    Ok(node.run_until_signalled()?)
+    Ok(node.run_until_signalled(|_| tracing::info!("SIGHUP ignored: the demo reads nothing again"))?)
 }

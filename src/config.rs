@@ -7,12 +7,16 @@
 
 mod arguments;
 mod check;
+mod commands;
+mod completions;
 mod definition;
 mod error;
 mod file;
 mod layers;
+mod man;
 mod options;
 mod presets;
+mod reload;
 mod resolved;
 mod secrets;
 mod setting;
@@ -26,12 +30,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use check::ACCEPTORS_MAX;
+pub use commands::{CommandFlag, SHELLS, SUBCOMMANDS, Subcommand};
+pub use completions::completions;
 pub use definition::{Definition, Kind, Status, Unit, default_number};
 pub use error::{ConfigError, Problem};
 pub use file::SEARCHED;
+pub use man::man;
 pub use options::{
     Admin, Api, App, Broadcast, Broker, Config, Disconnect, Jwt, Log, Metrics, Rpc, Server, Streams, Tcp, Ws, all,
 };
+pub use reload::Reloaded;
 pub use resolved::{ListenOn, OPEN_BROADCAST_PORT};
 pub use secrets::Secrets;
 pub use setting::{BrokerKind, LogFormat, LogLevel, Reaping, RpcImplementation, Secret, Tags};

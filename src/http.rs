@@ -19,7 +19,7 @@ mod upgrade;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -122,12 +122,19 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 const REFUSAL: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
+impl Shared {
+    fn routes(&self) -> Arc<Routes> {
+        Arc::clone(&self.routes.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 /// Ordinary HTTP on one port. Clones are the same server.
 #[derive(Clone)]
 pub struct HttpServer(Arc<Shared>);
 
 struct Shared {
-    routes: Routes,
+    /// Read for each request, replaced when the configuration was read again.
+    routes: RwLock<Arc<Routes>>,
     limits: Limits,
     metrics: Arc<HttpMetrics>,
     rooms: Arc<Rooms>,
@@ -149,7 +156,7 @@ impl HttpServer {
             refusals: Semaphore::new(REFUSALS_MAX),
             bodies: Semaphore::new(limits.bodies_bytes_max.min(Semaphore::MAX_PERMITS)),
             draining: watch::Sender::new(false),
-            routes,
+            routes: RwLock::new(Arc::new(routes)),
             limits,
             metrics,
         }))
@@ -255,6 +262,11 @@ impl HttpServer {
         Some((socket, read))
     }
 
+    /// From now on requests are answered by these. Those under way are finished by the ones before.
+    pub fn set_routes(&self, routes: Routes) {
+        *self.0.routes.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(routes);
+    }
+
     /// Stops listening and keeping connections open. Requests that are being served are finished.
     pub fn drain(&self) {
         self.0.draining.send_replace(true);
@@ -299,7 +311,8 @@ impl hyper::service::Service<Request<Incoming>> for Answering {
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let (head, mut body) = request.into_parts();
-        let websockets = self.shared.routes.websockets.as_ref();
+        let routes = self.shared.routes();
+        let websockets = routes.websockets.as_ref();
         if let Some(head) = websockets.and_then(|rules| upgrade::head_for_shard(&head, rules)) {
             self.wish.set(head);
             // Nothing is answered here: the connection is taken out of hyper's hands.
@@ -307,7 +320,7 @@ impl hyper::service::Service<Request<Incoming>> for Answering {
         }
         let (shared, place) = (Arc::clone(&self.shared), Arc::clone(&self.place));
         Box::pin(async move {
-            let mut reply = routes::answer(&shared, &place, &head, &mut body).await;
+            let mut reply = routes::answer(&shared, &routes, &place, &head, &mut body).await;
             place.begins(Doing::Waiting);
             // The rest of the body would be taken for the next request, so the connection ends behind this answer. A
             // sender that keeps connections has to know.

@@ -16,11 +16,13 @@ mod metrics;
 mod observe;
 mod publish;
 mod readiness;
+mod reload;
 mod services;
 mod settings;
 mod signals;
 mod sorted_runs;
 mod start;
+mod supervisor;
 mod threads;
 mod warnings;
 
@@ -38,14 +40,17 @@ use crate::backend::{Backend, BackendError};
 use crate::config::Config;
 use crate::http::HttpServer;
 
-use listeners::bind_shards;
+use listeners::MainPort;
 use observe::Observer;
-use signals::Signals;
+use reload::MadeOf;
+use signals::{Asked, Signals};
 use start::{Assembly, Plan};
+use supervisor::Supervisor;
 use threads::{CallsThread, ShardThreads};
 
 pub use boot_log::first_line;
 pub use observe::Facts;
+pub use reload::ReloadError;
 pub use settings::ExtraRoutes;
 
 /// Part of the time a shutdown may take that clients are spread over; the rest is for their last bytes and for telling
@@ -55,6 +60,8 @@ const DRAIN_SHARE: f64 = 0.8;
 /// A running server. One that is dropped closes its ports and its connections, and waits for its threads.
 pub struct Node {
     config: Arc<Config>,
+    /// What it was made of beside the configuration, to take over a new one.
+    made_of: MadeOf,
     // Dropped in this order: first whatever accepts or asks, last what answers.
     runtime: Runtime,
     shards: ShardThreads,
@@ -82,6 +89,9 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// A supervisor has passed something that is no listener.
+    #[error("cannot use the sockets that the supervisor has passed (LISTEN_FDS)")]
+    Passed(#[source] io::Error),
     /// The machine refused something else.
     #[error("cannot start")]
     Machine(#[from] io::Error),
@@ -102,8 +112,8 @@ impl Node {
     pub fn start(config: Config, file: Option<&Path>, extra: Option<ExtraRoutes>) -> Result<Node, StartError> {
         let plan = Plan::new(config)?;
         boot_log::first_lines(plan.open_files, plan.shards, file);
-        let bound = bind_shards(&plan.config, plan.shards)?;
-        Assembly::new(plan, bound, extra)?.start()
+        let main_port = MainPort::open(&plan.config, plan.shards)?;
+        Assembly::new(plan, main_port, extra)?.start()
     }
 
     /// Where the main port really is.
@@ -121,21 +131,27 @@ impl Node {
         &self.observer
     }
 
-    /// Serves until SIGINT or SIGTERM, then shuts down in good order; a second signal ends it at once. SIGHUP is logged
-    /// and otherwise ignored.
+    /// Serves until SIGINT or SIGTERM, then shuts down in good order; a second signal ends it at once. For SIGHUP `reload` is
+    /// called, which may give the node a new configuration by [`Node::reload`].
     ///
     /// # Errors
     /// Signals cannot be listened for.
-    pub fn run_until_signalled(self) -> io::Result<()> {
+    pub fn run_until_signalled(mut self, mut reload: impl FnMut(&mut Node)) -> io::Result<()> {
         let handle = self.runtime.handle().clone();
         let mut signals = {
             let _runtime = handle.enter();
             Signals::listen()?
         };
-        handle.block_on(signals.end());
+        let supervisor = Arc::new(Supervisor::from_env());
+        handle.spawn(Arc::clone(&supervisor).keep_told(Arc::clone(&self.observer)));
+        while handle.block_on(signals.next()) == Asked::Reload {
+            supervisor.reloading();
+            reload(&mut self);
+            supervisor.reloaded();
+        }
         handle.block_on(async {
             tokio::select! {
-                () = self.shut_down() => (),
+                () = self.shut_down(&supervisor) => (),
                 () = signals.end_again() => tracing::warn!("second signal: ending at once"),
             }
         });
@@ -148,10 +164,12 @@ impl Node {
 
     /// Stops taking clients, sends those there are away, tells the app, and waits for all of it, at most
     /// `--shutdown-timeout`.
-    async fn shut_down(&self) {
+    async fn shut_down(&self, supervisor: &Supervisor) {
         let deadline = Instant::now() + self.config.app.shutdown_timeout;
         self.draining.store(true, Relaxed);
-        let clients = self.observer.facts().clients;
+        let facts = self.observer.facts();
+        let clients = facts.clients;
+        supervisor.stopping(facts.websockets);
         tracing::info!(clients, timeout = ?self.config.app.shutdown_timeout, "shutting down");
         tokio::time::sleep(self.config.app.shutdown_delay).await;
 

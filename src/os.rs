@@ -7,6 +7,8 @@ pub mod clock;
 pub mod facts;
 pub mod limits;
 pub mod listener;
+pub mod notify;
+pub mod passed;
 pub mod poll;
 pub mod process;
 pub mod signals;

@@ -51,6 +51,7 @@ mod wheel;
 mod write;
 
 use std::collections::{HashSet, VecDeque};
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -78,7 +79,7 @@ use write::SPARE_OUTBOXES;
 pub use crate::os::tcp::TcpInfo;
 pub use closes::{ClosedConnection, Origin, Served, Who};
 pub use connection::{BadState, FORMAT, TakenApart};
-pub use epoll::{Epoll, EpollSettings, Socket};
+pub use epoll::{Deal, Epoll, EpollSettings, Socket};
 use handshake::Begun;
 pub use handshake::{ProxyRules, Tokens};
 pub use inbox::{Delivery, Inbox, Message};
@@ -195,6 +196,13 @@ pub struct Settings {
     pub closes_max: usize,
     /// Whether operators are shown who clients are.
     pub debug_identifiers: bool,
+}
+
+impl fmt::Debug for Settings {
+    /// Without the keys in it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings").finish_non_exhaustive()
+    }
 }
 
 /// One shard. The doc comment of the module says how to drive it.
@@ -361,8 +369,18 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             Message::Disconnect(disconnect) => self.work.push_back(Work::Disconnect(disconnect)),
             Message::Adopt { incoming, read } => self.adopt(incoming, read),
             Message::Look(look) => self.look(look),
+            Message::Settings(settings) => self.take_over(settings),
+            // Whoever asked may have gone.
+            Message::Turn(answer) => drop(answer.send(())),
             Message::Drain { over } => self.start_drain(over),
         }
+    }
+
+    /// Whoever is connected stays; what was decided by the settings before stays so. What is made from settings once, as
+    /// the hub and the list of closes, and what sessions count time by must be the same in both.
+    fn take_over(&mut self, settings: Arc<Settings>) {
+        self.buffers.set_max(settings.buffers_bytes_max);
+        self.settings = settings;
     }
 
     /// Ends a turn: goes on with deliveries, and writes out what the turn produced.

@@ -158,6 +158,18 @@ async fn without_a_secret_there_is_no_authorization() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_secret_can_be_changed_and_one_that_cannot_be_a_header_changes_nothing() {
+    let mut app = Server::start().await;
+    let caller = Caller::new(Settings { http_secret: Some("first".into()), ..app.settings() });
+    assert!(caller.backend.set_http_secret(Some("a\nb")).is_err());
+    for (n, secret) in [(1, "first"), (2, "second")] {
+        caller.backend.submit(connect(n)).unwrap();
+        assert_eq!(app.next().await.header("authorization"), Some(format!("Bearer {secret}").as_str()));
+        caller.backend.set_http_secret(Some("second")).unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn every_status_of_the_table_fails_as_it_says_and_is_not_retried() {
     let mut app = Server::start().await;
     let mut caller = Caller::new(app.settings());

@@ -11,6 +11,7 @@ use cableway::doctor::{self, Source};
 
 const SYSCTL: &str = include_str!("../deploy/sysctl.d/90-cableway.conf");
 const UNIT: &str = include_str!("../deploy/systemd/cableway.service");
+const SOCKET: &str = include_str!("../deploy/systemd/cableway.socket");
 
 /// Names and numbers of the sysctl file, by the grammar of sysctl.d(5).
 fn sysctl() -> BTreeMap<&'static str, Vec<u64>> {
@@ -113,6 +114,24 @@ fn systemd_waits_longer_than_the_drain_takes() {
 }
 
 #[test]
+fn systemd_never_gives_a_service_up_and_hears_of_it_what_it_waits_for() {
+    assert_eq!(unit("Type"), ["notify"]);
+    assert_eq!(unit("NotifyAccess"), ["main"]);
+    assert_eq!(unit("StartLimitIntervalSec"), ["0"]);
+    assert_eq!(unit("Restart"), ["always"]);
+    assert!(unit("ExecReload")[0].ends_with(" -HUP $MAINPID"));
+}
+
+#[test]
+fn the_socket_is_where_the_server_would_listen_itself() {
+    let socket = |key: &str| SOCKET.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    let config = Config::default();
+    assert_eq!(socket("ListenStream"), Some(config.server.port.to_string().as_str()));
+    assert_eq!(socket("Backlog"), Some(config.tcp.backlog.to_string().as_str()));
+    assert_eq!(socket("Accept"), None, "the server accepts");
+}
+
+#[test]
 fn the_service_starts_a_command_that_there_is() {
     let start = unit("ExecStart");
     let words: Vec<&str> = start[0].split(' ').collect();
@@ -130,7 +149,7 @@ fn the_unit_is_clean_under_systemd_analyze_verify() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("cableway.service");
     let executable = std::env::current_exe().expect("a path");
-    let text = UNIT.replace("/usr/local/bin/cableway", &executable.display().to_string());
+    let text = UNIT.replace("/usr/bin/cableway", &executable.display().to_string());
     std::fs::write(&path, text).expect("written");
     let output = Command::new("systemd-analyze")
         .arg("verify")

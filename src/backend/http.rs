@@ -10,7 +10,7 @@ mod welcome;
 
 use std::error::Error;
 use std::fmt::Display;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -45,7 +45,8 @@ pub(super) struct Http {
     connector: Connector,
     /// Of Connect, Command and Disconnect.
     urls: [Uri; 3],
-    authorization: Option<HeaderValue>,
+    /// Read for each call, replaced when the configuration was read again.
+    authorization: RwLock<Option<HeaderValue>>,
     receive_bytes_max: usize,
     /// Held for a few additions at a time.
     breaker: Mutex<Breaker>,
@@ -68,14 +69,7 @@ impl Http {
         };
         let urls = [method("connect")?, method("command")?, method("disconnect")?];
 
-        let authorization = match settings.http_secret.as_deref() {
-            None | Some("") => None,
-            Some(secret) => {
-                let mut value = HeaderValue::try_from(format!("Bearer {secret}")).map_err(|_| BackendError::Secret)?;
-                value.set_sensitive(true);
-                Some(value)
-            }
-        };
+        let authorization = RwLock::new(authorization(settings.http_secret.as_deref())?);
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
@@ -85,6 +79,12 @@ impl Http {
         let receive_bytes_max = settings.receive_bytes_max;
         let breaker = Mutex::new(Breaker::new(Instant::now()));
         Ok(Http { client, connector, urls, authorization, receive_bytes_max, breaker })
+    }
+
+    /// Shows the app this key from now on.
+    pub fn set_secret(&self, secret: Option<&str>) -> Result<(), BackendError> {
+        *self.authorization.write().unwrap_or_else(PoisonError::into_inner) = authorization(secret)?;
+        Ok(())
     }
 
     /// Whether the app takes a TCP connection.
@@ -116,9 +116,8 @@ impl Http {
         if let Ok(sid) = HeaderValue::from_bytes(&call.sid.ascii()) {
             headers.insert("x-anycable-meta-sid", sid);
         }
-        if let Some(authorization) = &self.authorization {
-            headers.insert(AUTHORIZATION, authorization.clone());
-        }
+        let authorization = self.authorization.read().unwrap_or_else(PoisonError::into_inner).clone();
+        authorization.and_then(|authorization| headers.insert(AUTHORIZATION, authorization));
         let response = self.client.request(request).await.map_err(|error| {
             if mentions::<TlsFailed>(&error) { Broken::Tls(chain(&error)) } else { Broken::Network(chain(&error)) }
         })?;
@@ -132,6 +131,13 @@ impl Http {
             Err(error) => Err(Broken::Network(error.to_string())),
         }
     }
+}
+
+fn authorization(secret: Option<&str>) -> Result<Option<HeaderValue>, BackendError> {
+    let Some(secret) = secret.filter(|secret| !secret.is_empty()) else { return Ok(None) };
+    let mut value = HeaderValue::try_from(format!("Bearer {secret}")).map_err(|_| BackendError::Secret)?;
+    value.set_sensitive(true);
+    Ok(Some(value))
 }
 
 /// Why an exchange brought no answer.

@@ -10,9 +10,10 @@ use std::time::Duration;
 use std::{panic, thread};
 
 use tracing_subscriber::filter::LevelFilter;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::{self, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Registry, reload};
 
 use limit::{Limit, Limited};
 use queue::Queue;
@@ -76,6 +77,7 @@ const FLUSH_TIME_MAX: Duration = Duration::from_secs(1);
 pub(super) struct Log {
     queue: Queue,
     limit: Arc<Limit>,
+    level: reload::Handle<LevelFilter, Registry>,
 }
 
 impl Log {
@@ -84,19 +86,27 @@ impl Log {
         let limit = Arc::new(Limit::new());
         let reports = Arc::clone(&limit);
         let queue = Queue::start(stream, move || reports.report())?;
-        let log = tracing_subscriber::fmt()
-            .with_max_level(level)
+        let (level_layer, handle) = reload::Layer::new(level);
+        let lines = fmt::layer()
             .with_target(level == LevelFilter::DEBUG)
             .with_ansi(stream.is_terminal())
             // It would tell standard error what went wrong with a line, and wait there.
             .log_internal_errors(false)
             .with_writer(NamedStream { queue: queue.clone(), line_end: line_end(format, node_id) });
+        // The level at the bottom, or the layers above would have every line made to throw it away.
+        let log = tracing_subscriber::registry().with(level_layer);
         match format {
-            LogFormat::Text => log.finish().with(Limited(Arc::clone(&limit))).init(),
-            LogFormat::Json => log.json().flatten_event(true).finish().with(Limited(Arc::clone(&limit))).init(),
+            LogFormat::Text => log.with(lines).with(Limited(Arc::clone(&limit))).init(),
+            LogFormat::Json => log.with(lines.json().flatten_event(true)).with(Limited(Arc::clone(&limit))).init(),
         }
         log_panics(queue.clone());
-        Ok(Log { queue, limit })
+        Ok(Log { queue, limit, level: handle })
+    }
+
+    /// From now on lines of this level and above are logged.
+    pub fn set_level(&self, level: LevelFilter) {
+        // It fails when the log is gone, which has no level.
+        let _ = self.level.reload(level);
     }
 
     /// The boot is over: from now on no place in the program fills the log.
@@ -214,6 +224,13 @@ mod tests {
     #[ignore = "panics"]
     fn panics_with_a_log() {
         let log = Log::start(LogFormat::Json, LevelFilter::INFO, "a1", Stream::Stderr).unwrap();
+        // What is not logged is not even made.
+        assert_eq!(LevelFilter::current(), LevelFilter::INFO);
+        log.set_level(LevelFilter::WARN);
+        tracing::info!("not logged");
+        log.set_level(LevelFilter::DEBUG);
+        assert_eq!(LevelFilter::current(), LevelFilter::DEBUG);
+        log.set_level(LevelFilter::INFO);
         tracing::info!("before");
         let _ = thread::Builder::new().name("worker".into()).spawn(|| panic!("out of order")).unwrap().join();
         drop(log);

@@ -26,7 +26,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::os::clock::Clock;
 
-use arguments::{Place, USAGE, Wanted};
+use super::USAGE_ERROR;
+use super::ask::Place;
+use arguments::{USAGE, Wanted};
 use draw::Look;
 use scrape::Scrape;
 use watch::Watch;
@@ -34,9 +36,6 @@ use words::Glyphs;
 
 /// The command.
 pub(super) const COMMAND: &str = "top";
-
-/// A usage error, as in sysexits.h.
-const USAGE_ERROR: u8 = 64;
 
 /// How long a key or a look may wait to be noticed.
 const NOTICED_WITHIN: Duration = Duration::from_millis(100);

@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::iter::Peekable;
 use std::path::PathBuf;
 
+use super::commands::SUBCOMMANDS;
 use super::definition::{Definition, Kind};
 use super::error::{Problem, nearest};
 use super::options;
@@ -129,10 +130,14 @@ where
 fn read_verb(words: &mut Words) -> Result<Option<Verb>, Problem> {
     let Some(first) = words.next_if(|word| !word.starts_with('-')) else { return Ok(None) };
     let known = VERBS.iter().find(|(name, _)| *name == first);
-    known.map(|(_, verb)| Some(*verb)).ok_or_else(|| Problem::StrayWord {
-        nearest: nearest(&first, VERBS.iter().map(|(name, _)| (*name).to_owned())),
-        word: first,
-    })
+    known
+        .map(|(_, verb)| Some(*verb))
+        .ok_or_else(|| Problem::StrayWord { nearest: nearest(&first, commands()), word: first })
+}
+
+/// What somebody may have meant: those that are carried out elsewhere, too.
+fn commands() -> impl Iterator<Item = String> {
+    SUBCOMMANDS.iter().map(|command| command.name.to_owned())
 }
 
 fn read_config_path(flag: String, value: Option<String>, words: &mut Words) -> Result<PathBuf, Problem> {
@@ -189,7 +194,7 @@ fn stray(word: String, found: &Arguments) -> Problem {
     });
     let nearest = match after_yes_or_no {
         Some((_, flag, _)) => Some(format!("{flag}={word}")),
-        None => nearest(&word, VERBS.iter().map(|(name, _)| (*name).to_owned())).filter(|name| *name != word),
+        None => nearest(&word, commands()).filter(|name| *name != word),
     };
     Problem::StrayWord { word, nearest }
 }

@@ -90,6 +90,10 @@ pub(super) struct Access {
     pub set: fn(&mut Config, &Input, Unit) -> Result<(), String>,
     /// The field's value as text that `set` would accept.
     pub get: fn(&Config, Unit) -> Shown,
+    /// Whether two configurations have the same value, which `get` does not tell of secrets.
+    pub same: fn(&Config, &Config) -> bool,
+    /// Takes the value of the first over into the second.
+    pub copy: fn(&Config, &mut Config),
 }
 
 /// A value on its way out.
@@ -126,6 +130,8 @@ pub struct Definition {
     pub kind: Kind,
     /// How far this release goes with it.
     pub status: Status,
+    /// Whether a running server takes a new value over when it reads its configuration again.
+    pub live: bool,
     /// When this one is true: options that are set by it, with their values.
     pub implies: &'static [(&'static str, &'static str)],
     /// Not there yet, and refused only beside this other option: alone it is off by AnyCable's own rule.
@@ -168,6 +174,7 @@ impl Definition {
             hidden: true,
             kind,
             status,
+            live: false,
             implies: &[],
             needs: None,
             access: None,
@@ -196,6 +203,11 @@ impl Definition {
 
     pub(super) const fn hidden(mut self) -> Self {
         self.hidden = true;
+        self
+    }
+
+    pub(super) const fn live(mut self) -> Self {
+        self.live = true;
         self
     }
 
@@ -311,6 +323,8 @@ macro_rules! options {
                             Ok(())
                         },
                         get: |config, unit| $crate::config::setting::Setting::show(&config.$place.$field, unit),
+                        same: |one, other| one.$place.$field == other.$place.$field,
+                        copy: |from, to| to.$place.$field.clone_from(&from.$place.$field),
                     },
                 )
                 .group($heading)

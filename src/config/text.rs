@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use super::commands::{SERVER_FLAGS, SUBCOMMANDS};
 use super::definition::{Definition, Kind, Shown, Status, Unit};
 use super::layers::{Effective, Origin, id};
 use super::options;
@@ -10,39 +11,33 @@ use super::options;
 /// Width of the help and of comments in the sample file.
 const COLUMNS: usize = 100;
 
+/// Paragraphs on how options are set and values written.
+pub(super) const LAYERS_AND_UNITS: [&str; 2] = [
+    "An option can be set by a flag, by the environment, or in a file, in this order of strength. Names take dashes and \
+     underscores alike. The variable of --max-conn is CABLEWAY_MAX_CONN; ANYCABLE_MAX_CONN is accepted too and weaker; an \
+     empty variable counts as unset.",
+    "Durations are numbers in the unit given, or have a suffix: 500ms, 5s, 6m, 1h. Sizes are bytes, or have a suffix: \
+     64KiB, 1MiB. Lists are separated by commas. Options marked live are taken over by a running server when it reads its \
+     configuration again, on SIGHUP; all others need a restart.",
+];
+
 /// The text of `--help`; with `all`, also hidden options and what is known but not there.
 pub fn help(all: bool) -> String {
-    let mut text = format!(
-        "cableway {}: holds WebSocket connections for ordinary app servers\n\n\
-         Usage:\n\
-         \x20 cableway [serve] [OPTIONS]   run the server\n\
-         \x20 cableway demo [OPTIONS]      run it with a sample app and a page to try it\n\
-         \x20 cableway top [--url URL]     show what a running server does, in a terminal; more: cableway top --help\n\
-         \x20 cableway doctor              whether this machine holds so many clients; more: cableway doctor --help\n\
-         \x20 cableway config [OPTIONS]    print the configuration in force and where each value came from\n\
-         \x20 cableway config --sample     print a configuration file with every option\n\
-         \x20 cableway help [--all]        print this; with --all, also rarely used options\n\
-         \x20 cableway --version           print the version\n\n",
-        env!("CARGO_PKG_VERSION")
-    );
-    for paragraph in [
-        "An option can be set by a flag, by the environment, or in a file, in this order of strength. Names take \
-         dashes and underscores alike. The variable of --max-conn is CABLEWAY_MAX_CONN; ANYCABLE_MAX_CONN is \
-         accepted too and weaker; an empty variable counts as unset.",
-        "Durations are numbers in the unit given, or have a suffix: 500ms, 5s, 6m, 1h. Sizes are bytes, or have a \
-         suffix: 64KiB, 1MiB. Lists are separated by commas.",
-    ] {
+    let version = env!("CARGO_PKG_VERSION");
+    let mut text = format!("cableway {version}: holds WebSocket connections for ordinary app servers\n\nUsage:\n");
+    let usage = SUBCOMMANDS.iter().flat_map(|command| command.usage).chain(&[("--version", "print the version")]);
+    for (words, about) in usage {
+        let _ = writeln!(text, "  cableway {words:<24} {about}");
+    }
+    text.push('\n');
+    for paragraph in LAYERS_AND_UNITS {
         wrap(&mut text, "", paragraph);
         text.push('\n');
     }
     text.push_str("Configuration file\n");
-    for (flag, about) in [
-        ("--config PATH", "TOML, or YAML if the name ends in .yaml or .yml; also --config-path, env CABLEWAY_CONFIG."),
-        ("--ignore-config-path", "Read no file."),
-        ("--print-config", "The same as the command config."),
-    ] {
-        let _ = writeln!(text, "  {flag}");
-        wrap(&mut text, "      ", about);
+    for flag in SERVER_FLAGS {
+        let _ = writeln!(text, "{}", format!("  {} {}", flag.name, flag.value).trim_end());
+        wrap(&mut text, "      ", flag.about);
     }
     wrap(
         &mut text,
@@ -66,28 +61,8 @@ pub fn help(all: bool) -> String {
 }
 
 fn option_help(text: &mut String, definition: &Definition, all: bool) {
-    let _ = write!(text, "  --{}", definition.name);
-    if definition.kind != Kind::Bool {
-        text.push(' ');
-        text.push_str(match (definition.kind, definition.unit) {
-            (Kind::List, _) => "LIST",
-            (Kind::Number, Unit::Seconds | Unit::Milliseconds) => "DURATION",
-            (Kind::Number, Unit::Bytes) => "SIZE",
-            (Kind::Number, _) => "NUMBER",
-            _ => "TEXT",
-        });
-    }
-    let mut facts = Vec::new();
-    if definition.kind != Kind::Bool || definition.default == "true" {
-        facts.push(default_words(definition));
-    }
-    if !definition.unit.word().is_empty() {
-        facts.push(format!("in {}", definition.unit.word()).replace("in per", "per"));
-    }
-    facts.extend(definition.envs.iter().map(|name| format!("also env {name}")));
-    if let Status::Discouraged { instead } = definition.status {
-        facts.push(format!("deprecated: {instead}"));
-    }
+    let _ = write!(text, "{}", format!("  --{} {}", definition.name, value_word(definition)).trim_end());
+    let facts = facts(definition);
     if !facts.is_empty() {
         let _ = write!(text, "   [{}]", facts.join("; "));
     }
@@ -97,6 +72,37 @@ fn option_help(text: &mut String, definition: &Definition, all: bool) {
             wrap(text, "      ", paragraph);
         }
     }
+}
+
+/// What follows a flag; empty for one that says yes or no.
+pub(super) fn value_word(definition: &Definition) -> &'static str {
+    match (definition.kind, definition.unit) {
+        (Kind::Bool, _) => "",
+        (Kind::List, _) => "LIST",
+        (Kind::Number, Unit::Seconds | Unit::Milliseconds) => "DURATION",
+        (Kind::Number, Unit::Bytes) => "SIZE",
+        (Kind::Number, _) => "NUMBER",
+        (Kind::Text | Kind::Secret, _) => "TEXT",
+    }
+}
+
+/// Default, unit and the like, each in a few words.
+pub(super) fn facts(definition: &Definition) -> Vec<String> {
+    let mut facts = Vec::new();
+    if definition.kind != Kind::Bool || definition.default == "true" {
+        facts.push(default_words(definition));
+    }
+    if !definition.unit.word().is_empty() {
+        facts.push(format!("in {}", definition.unit.word()).replace("in per", "per"));
+    }
+    facts.extend(definition.envs.iter().map(|name| format!("also env {name}")));
+    if definition.live {
+        facts.push("live".to_owned());
+    }
+    if let Status::Discouraged { instead } = definition.status {
+        facts.push(format!("deprecated: {instead}"));
+    }
+    facts
 }
 
 fn default_words(definition: &Definition) -> String {
@@ -134,7 +140,7 @@ fn absent_by_reason() -> BTreeMap<&'static str, Vec<String>> {
 }
 
 /// The help as paragraphs, each on one line.
-fn paragraphs(definition: &Definition) -> Vec<String> {
+pub(super) fn paragraphs(definition: &Definition) -> Vec<String> {
     let lines: Vec<&str> = definition.help.iter().map(|line| line.trim()).collect();
     lines.split(|line| line.is_empty()).map(|paragraph| paragraph.join(" ")).collect()
 }
@@ -186,6 +192,9 @@ pub fn sample() -> String {
                 let _ = write!(facts, "; a bare number is in {}", definition.unit.word());
             }
             let _ = write!(facts, ". Flag: --{}. Env: {}.", definition.name, definition.env_names().join(", "));
+            if definition.live {
+                facts.push_str(" Live: a running server takes it over on SIGHUP.");
+            }
             comment(&mut text, &facts);
             let value = toml_value(&shown_default(definition), definition);
             let _ = writeln!(text, "#{} = {value}", leaf(definition));

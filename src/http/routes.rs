@@ -105,8 +105,13 @@ pub struct MetricsRoute {
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
-pub(super) async fn answer(shared: &Shared, place: &Place, head: &Parts, body: &mut Incoming) -> Reply {
-    let routes = &shared.routes;
+pub(super) async fn answer(
+    shared: &Shared,
+    routes: &Routes,
+    place: &Place,
+    head: &Parts,
+    body: &mut Incoming,
+) -> Reply {
     place.begins(Doing::Answered);
     // An absolute target (`POST http://host/_broadcast`, as Ruby's client sends) names the same resource as the
     // path in it (RFC 9112 section 3.2.2).

@@ -11,7 +11,7 @@ use super::sorted_runs::SortedRuns;
 /// Open WebSockets and distinct identities of all shards.
 pub(super) struct Counts {
     open: AtomicU64,
-    open_max: u64,
+    open_max: AtomicU64,
     /// On how many shards there are sessions with these connection identifiers, in tables that are rarely wanted by two
     /// threads at once.
     identities: Box<[Mutex<Identities>]>,
@@ -31,7 +31,7 @@ impl Counts {
     pub fn new(open_max: u64) -> Counts {
         Counts {
             open: AtomicU64::new(0),
-            open_max,
+            open_max: AtomicU64::new(open_max),
             identities: (0..1 << TABLE_BITS).map(|_| Mutex::default()).collect(),
             hasher: NameHasher::default(),
         }
@@ -42,6 +42,16 @@ impl Counts {
         self.open.load(Relaxed)
     }
 
+    /// How many may be.
+    pub fn open_max(&self) -> u64 {
+        self.open_max.load(Relaxed)
+    }
+
+    /// From now on there is room for this many. Whoever is there stays.
+    pub fn set_open_max(&self, open_max: u64) {
+        self.open_max.store(open_max, Relaxed);
+    }
+
     /// Distinct connection identifiers.
     pub fn identities(&self) -> usize {
         self.identities.iter().map(|table| lock(table).len()).sum()
@@ -49,7 +59,7 @@ impl Counts {
 
     /// Counts one more WebSocket if there is room for it.
     pub fn try_open(&self) -> bool {
-        let fits = self.open.fetch_add(1, Relaxed) < self.open_max;
+        let fits = self.open.fetch_add(1, Relaxed) < self.open_max();
         if !fits {
             self.open.fetch_sub(1, Relaxed);
         }

@@ -7,7 +7,7 @@ use tokio::runtime::Runtime;
 
 use crate::config::{Config, ListenOn};
 use crate::http::HttpServer;
-use crate::os::listener;
+use crate::os::{listener, passed};
 
 use super::{StartError, settings};
 
@@ -32,9 +32,63 @@ fn resolve(host: &str) -> io::Result<Vec<SocketAddr>> {
     }
 }
 
+/// The main port, on which clients come.
+#[derive(Debug)]
+pub(super) struct MainPort {
+    /// Listeners of each shard; the first shard has one at least.
+    pub of_shards: Vec<Vec<TcpListener>>,
+    /// Whether shards deal out what they accept, because the kernel does not spread clients over all of them.
+    pub is_dealt: bool,
+}
+
+impl MainPort {
+    /// Where it is.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.of_shards[0][0].local_addr()
+    }
+
+    /// Takes what a supervisor has passed, or else binds.
+    pub fn open(config: &Config, shards: usize) -> Result<MainPort, StartError> {
+        let passed = passed::listeners().map_err(StartError::Passed)?;
+        if passed.is_empty() {
+            return Ok(MainPort { of_shards: bind_shards(config, shards)?, is_dealt: false });
+        }
+        let options = settings::listener(config);
+        let adopted = passed.into_iter().map(|listener| {
+            let listener = listener::adopt(listener, &options)?;
+            Ok((listener.local_addr()?, listener))
+        });
+        let adopted = adopted.collect::<io::Result<_>>().map_err(StartError::Passed)?;
+        let port = MainPort::share(adopted, shards);
+        let sockets: usize = port.of_shards.iter().map(Vec::len).sum();
+        tracing::info!(
+            "main port: {sockets} listening socket(s) passed by the supervisor, {}; --host and --port open nothing",
+            if port.is_dealt { "whose connections are dealt out to the shards in turn" } else { "some for each shard" },
+        );
+        Ok(port)
+    }
+
+    /// Shares listeners out, those of each address for itself. The kernel spreads the clients of an address over its listeners
+    /// evenly, so with as many as there are shards, or a multiple, each shard takes its own.
+    fn share(mut listeners: Vec<(SocketAddr, TcpListener)>, shards: usize) -> MainPort {
+        listeners.sort_by_key(|(address, _)| *address);
+        let mut port = MainPort { of_shards: (0..shards).map(|_| Vec::new()).collect(), is_dealt: false };
+        let mut rest = listeners.into_iter().peekable();
+        while let Some((address, first)) = rest.next() {
+            let others = std::iter::from_fn(|| rest.next_if(|(other, _)| *other == address));
+            let same: Vec<TcpListener> = std::iter::once(first).chain(others.map(|(_, listener)| listener)).collect();
+            port.is_dealt |= !same.len().is_multiple_of(shards);
+            for (at, listener) in same.into_iter().enumerate() {
+                port.of_shards[at % shards].push(listener);
+            }
+        }
+        port
+    }
+}
+
 /// Binds one listener for each shard on each address of the host; port 0 is chosen once. The port is this process's
 /// alone unless `--reuse-port` says that several are meant: they would share its clients without a word.
-pub(super) fn bind_shards(config: &Config, shards: usize) -> Result<Vec<Vec<TcpListener>>, StartError> {
+fn bind_shards(config: &Config, shards: usize) -> Result<Vec<Vec<TcpListener>>, StartError> {
     let host = &config.server.host;
     let refused = |port: u16| {
         let address = format!("{host}:{port}");
@@ -103,5 +157,34 @@ impl HttpPort {
             runtime.spawn(async move { server.listen(listener).await });
         }
         Ok(self.server)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shared(of_addresses: &[usize], shards: usize) -> (Vec<usize>, bool) {
+        let listener = || TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = |port: usize| SocketAddr::from((Ipv4Addr::LOCALHOST, 1 + port as u16));
+        let of_address = |(port, &count): (usize, &usize)| (0..count).map(move |_| (address(port), listener()));
+        let port = MainPort::share(of_addresses.iter().enumerate().flat_map(of_address).collect(), shards);
+        (port.of_shards.iter().map(Vec::len).collect(), port.is_dealt)
+    }
+
+    #[test]
+    fn connections_are_dealt_out_unless_each_shard_has_a_listener_of_each_address() {
+        for (of_addresses, shards, of_shards, is_dealt) in [
+            (&[1][..], 1, &[1][..], false),
+            (&[1], 3, &[1, 0, 0], true),
+            (&[3], 3, &[1, 1, 1], false),
+            (&[4], 2, &[2, 2], false),
+            (&[3], 2, &[2, 1], true),
+            // One for IPv4 and one for IPv6.
+            (&[1, 1], 2, &[2, 0], true),
+            (&[2, 2], 2, &[2, 2], false),
+        ] {
+            assert_eq!(shared(of_addresses, shards), (of_shards.to_vec(), is_dealt), "{of_addresses:?}");
+        }
     }
 }

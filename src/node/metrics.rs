@@ -55,7 +55,8 @@ pub(super) struct Measured {
 impl Observer {
     /// All metrics in this form.
     pub(super) fn metrics_text(&self, form: Text) -> String {
-        let Parts { config, shards, http, backend, broadcast, pipeline, listeners, .. } = &self.parts;
+        let config = self.config();
+        let Parts { shards, http, backend, broadcast, pipeline, listeners, .. } = &self.parts;
         let mut families = Families::new(config.metrics.tags.0.clone());
         for shard in shards.iter() {
             shard.collect(&[], &mut families);
@@ -67,7 +68,7 @@ impl Observer {
         pipeline.broker.measure();
         pipeline.broker.metrics.collect(&[], &mut families);
         self.node_metrics().collect(&[], &mut families);
-        dead_peers::collect(config, &mut families);
+        dead_peers::collect(&config, &mut families);
         for (at, listener) in listeners.lock().unwrap_or_else(PoisonError::into_inner).iter().enumerate() {
             let Ok(queue) = listener::accept_queue(listener) else { continue };
             let at = at.to_string();
@@ -90,7 +91,7 @@ impl Observer {
         let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         node.clients_uniq_num.set(self.parts.counts.identities() as i64);
         node.websockets_num.set(gauge(self.parts.counts.open()));
-        node.websockets_max.set(gauge(self.parts.capacity.clients));
+        node.websockets_max.set(gauge(self.parts.counts.open_max()));
         node.mem_sys_bytes.set(gauge(measured.resident_bytes));
         node.user_bytes_per_connection.set(gauge(measured.bytes_per_websocket));
         node.kernel_bytes_per_connection.set(gauge(measured.kernel_bytes_per_websocket));
@@ -130,7 +131,7 @@ impl Observer {
     /// Measures again and again, on a thread that may wait for the kernel.
     pub(super) fn keep_measuring(self: &Arc<Self>, runtime: &Handle) {
         self.measure();
-        let every = self.parts.config.metrics.stats_refresh_interval;
+        let every = self.config().metrics.stats_refresh_interval;
         if every.is_zero() {
             return;
         }

@@ -2,7 +2,7 @@
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::runtime::Handle;
 
@@ -13,15 +13,14 @@ use crate::http::HttpMetrics;
 use crate::os::process;
 use crate::shard::{Inbox, ShardMetrics};
 
-use super::capacity::Capacity;
 use super::counts::Counts;
 use super::metrics::Measured;
 use super::publish::Pipeline;
 
 /// Where everything that is observed lives.
 pub(super) struct Parts {
-    pub config: Arc<Config>,
-    pub capacity: Capacity,
+    /// Held to copy it; replaced by a reload.
+    pub config: Mutex<Arc<Config>>,
     pub open_files: u64,
     pub shards: Arc<[Arc<ShardMetrics>]>,
     pub inboxes: Arc<[Arc<Inbox>]>,
@@ -80,13 +79,23 @@ impl Observer {
         }
     }
 
+    /// The configuration in force.
+    pub(super) fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.parts.config.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// From now on another one is in force.
+    pub(super) fn set_config(&self, config: Arc<Config>) {
+        *self.parts.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
+    }
+
     /// The facts now.
     pub fn facts(&self) -> Facts {
         let sum = |read: fn(&ShardMetrics) -> u64| self.parts.shards.iter().map(|shard| read(shard)).sum::<u64>();
         Facts {
             clients: sum(|shard| shard.counters.clients_num.get().max(0) as u64),
             websockets: self.parts.counts.open(),
-            capacity: self.parts.capacity.clients,
+            capacity: self.parts.counts.open_max(),
             resident_bytes: process::resident_bytes().unwrap_or(0),
             resident_bytes_at_boot: self.booted_with.load(Relaxed),
             descriptors: process::open_descriptors().unwrap_or(0),

@@ -21,7 +21,7 @@ impl Observer {
             Check { name: "not_draining", ok: !self.parts.draining.load(Relaxed) },
             Check { name: "backend_reachable", ok: self.backend_reachable.load(Relaxed) },
             Check { name: "calls_thread_turns", ok: self.calls_turn.load(Relaxed) },
-            Check { name: "room_for_clients", ok: open < self.parts.capacity.clients },
+            Check { name: "room_for_clients", ok: open < self.parts.counts.open_max() },
         ]
     }
 

@@ -10,6 +10,15 @@ use tokio::time::Instant;
 /// its group, and `timeout` does both.
 const SAME_SIGNAL: Duration = Duration::from_secs(1);
 
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// SIGINT or SIGTERM: the end.
+    End,
+    /// SIGHUP: that the configuration is read again.
+    Reload,
+}
+
 /// Listens until it is dropped.
 pub(super) struct Signals {
     interrupt: Signal,
@@ -29,26 +38,25 @@ impl Signals {
         })
     }
 
-    /// Waits for SIGINT or SIGTERM.
-    pub async fn end(&mut self) {
-        loop {
-            tokio::select! {
-                _ = self.interrupt.recv() => break,
-                _ = self.terminate.recv() => break,
-                _ = self.hang_up.recv() => tracing::info!("SIGHUP ignored: nothing is read again while running"),
-            }
+    /// Waits for the next one that asks for something.
+    pub async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hang_up.recv() => return Asked::Reload,
         }
         self.ended_at.get_or_insert_with(Instant::now);
+        Asked::End
     }
 
-    /// Waits for another one that is not a part of the first.
+    /// Waits for another end that is not a part of the first.
     pub async fn end_again(&mut self) {
         loop {
-            self.end().await;
-            if self.ended_at.is_some_and(|at| at.elapsed() >= SAME_SIGNAL) {
-                return;
+            match self.next().await {
+                Asked::Reload => tracing::info!("SIGHUP ignored: the server is shutting down"),
+                Asked::End if self.ended_at.is_some_and(|at| at.elapsed() >= SAME_SIGNAL) => return,
+                Asked::End => tracing::debug!("the signal came twice"),
             }
-            tracing::debug!("the signal came twice");
         }
     }
 }

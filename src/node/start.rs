@@ -15,15 +15,17 @@ use crate::config::{Config, Secrets};
 use crate::http::{ExtraRoutes, HttpMetrics, HttpServer, Routes};
 use crate::model::Answer;
 use crate::os::clock::Clock;
+use crate::os::facts::Facts;
 use crate::os::limits;
-use crate::shard::{self, Epoll, EpollSettings, Inbox, Message, Shard, ShardMetrics};
+use crate::shard::{self, Deal, Epoll, EpollSettings, Inbox, Message, Shard, ShardMetrics};
 
 use super::boot_log::{self, Main};
 use super::capacity::{Capacity, Outlook};
 use super::counts::Counts;
-use super::listeners::HttpPort;
+use super::listeners::{HttpPort, MainPort};
 use super::observe::{self, Observer};
 use super::publish::Pipeline;
+use super::reload::MadeOf;
 use super::services::{NodeServices, Shared};
 use super::threads::{CallsThread, ShardThreads};
 use super::{Node, StartError, capacity, settings};
@@ -37,6 +39,7 @@ pub(super) struct Plan {
     secrets: Secrets,
     pub open_files: u64,
     pub shards: usize,
+    machine: Facts,
     capacity: Capacity,
     outlook: Outlook,
 }
@@ -48,10 +51,10 @@ impl Plan {
         let open_files = limits::raise_open_files()?;
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let shards = if config.server.acceptors == 0 { cores } else { usize::from(config.server.acceptors) };
-        let facts = capacity::facts(open_files);
-        let capacity = Capacity::find(&config, &facts, shards);
-        let outlook = Outlook::find(&config, &facts, shards, &capacity);
-        Ok(Plan { config: Arc::new(config), secrets, open_files, shards, capacity, outlook })
+        let machine = capacity::facts(open_files);
+        let capacity = Capacity::find(&config, &machine, shards);
+        let outlook = Outlook::find(&config, &machine, shards, &capacity);
+        Ok(Plan { config: Arc::new(config), secrets, open_files, shards, machine, capacity, outlook })
     }
 }
 
@@ -112,10 +115,10 @@ impl Core {
 }
 
 impl Assembly {
-    /// Makes everything that can fail. `bound` are the listeners of each shard.
-    pub fn new(plan: Plan, bound: Vec<Vec<TcpListener>>, extra: Option<ExtraRoutes>) -> Result<Assembly, StartError> {
-        let address = bound[0][0].local_addr()?;
-        let copies = bound.iter().flatten().map(TcpListener::try_clone).collect::<Result<Vec<_>, _>>()?;
+    /// Makes everything that can fail.
+    pub fn new(plan: Plan, main_port: MainPort, extra: Option<ExtraRoutes>) -> Result<Assembly, StartError> {
+        let address = main_port.address()?;
+        let copies = main_port.of_shards.iter().flatten().map(TcpListener::try_clone).collect::<Result<Vec<_>, _>>()?;
         let listeners = Arc::new(Mutex::new(copies));
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(HTTP_THREADS)
@@ -123,12 +126,12 @@ impl Assembly {
             .enable_all()
             .build()?;
         let calls = CallsThread::runtime()?;
-        let core = Core::new(&plan, bound[0].len(), &calls)?;
+        // The first shard has as many as any.
+        let core = Core::new(&plan, main_port.of_shards[0].len(), &calls)?;
         let draining = Arc::new(AtomicBool::new(false));
         let http_metrics = Arc::new(HttpMetrics::default());
         let observer = Arc::new(Observer::new(observe::Parts {
-            config: Arc::clone(&plan.config),
-            capacity: plan.capacity.clone(),
+            config: Mutex::new(Arc::clone(&plan.config)),
             open_files: plan.open_files,
             shards: Arc::clone(&core.metrics),
             inboxes: Arc::clone(&core.inboxes),
@@ -147,7 +150,7 @@ impl Assembly {
         let main_http = server(Routes { websockets, ..ports.main });
         let others = ports.others.into_iter().map(|(place, routes)| HttpPort::bind(&place, server(routes)));
         let http_ports = others.collect::<Result<_, _>>()?;
-        let machines = machines(&plan, bound, &core.inboxes)?;
+        let machines = machines(&plan, main_port, &core.inboxes)?;
         Ok(Assembly {
             plan,
             address,
@@ -175,14 +178,16 @@ impl Assembly {
         let other_http = http_ports.map(|port| port.serve(&self.runtime)).collect::<Result<_, _>>()?;
         self.observer.watch(self.runtime.handle());
         self.core.pipeline.keep_sweeping(self.runtime.handle());
-        let Core { backend, settings, .. } = self.core;
-        let Plan { config, secrets, capacity, outlook, .. } = self.plan;
+        let Core { backend, settings, broadcast, .. } = self.core;
+        let Plan { config, secrets, shards: shard_count, machine, capacity, outlook, .. } = self.plan;
         let scheme = settings.listeners.first().copied().unwrap_or_default().scheme;
         let main = Main { address: self.address, scheme, admin };
         boot_log::facts(&config, &secrets, &capacity, &outlook, &backend, main, &settings.router);
         self.observer.keep_probing(self.runtime.handle());
+        let sockets_max = capacity.sockets_max;
         Ok(Node {
             config,
+            made_of: MadeOf { machine, shards: shard_count, sockets_max, settings, broadcast },
             runtime: self.runtime,
             shards,
             calls,
@@ -198,12 +203,17 @@ impl Assembly {
 }
 
 /// One machine for each shard.
-fn machines(plan: &Plan, bound: Vec<Vec<TcpListener>>, inboxes: &[Arc<Inbox>]) -> io::Result<Vec<Epoll>> {
+fn machines(plan: &Plan, main_port: MainPort, inboxes: &Arc<[Arc<Inbox>]>) -> io::Result<Vec<Epoll>> {
     let clock = Clock::start();
     let sockets_max = plan.capacity.sockets_max;
-    let of_shard = bound.into_iter().zip(inboxes);
-    let settings =
-        of_shard.map(|(listeners, inbox)| EpollSettings { listeners, clock, inbox: Arc::clone(inbox), sockets_max });
+    let of_shard = main_port.of_shards.into_iter().zip(inboxes.iter()).enumerate();
+    let settings = of_shard.map(|(shard, (listeners, inbox))| EpollSettings {
+        listeners,
+        clock,
+        inbox: Arc::clone(inbox),
+        sockets_max,
+        deal: main_port.is_dealt.then(|| Deal::new(Arc::clone(inboxes), shard)),
+    });
     settings.map(Epoll::new).collect()
 }
 
@@ -246,7 +256,6 @@ mod tests {
 
     use crate::config::ListenOn;
 
-    use super::super::listeners::bind_shards;
     use super::*;
 
     /// Threads are told apart by their names, so one node at a time.
@@ -287,8 +296,8 @@ mod tests {
 
     fn assembly() -> Assembly {
         let plan = Plan::new(config()).unwrap();
-        let bound = bind_shards(&plan.config, plan.shards).unwrap();
-        Assembly::new(plan, bound, None).unwrap()
+        let main_port = MainPort::open(&plan.config, plan.shards).unwrap();
+        Assembly::new(plan, main_port, None).unwrap()
     }
 
     #[test]

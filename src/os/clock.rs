@@ -29,3 +29,9 @@ impl Clock {
 pub fn wall() -> SystemTime {
     SystemTime::now()
 }
+
+/// `CLOCK_MONOTONIC` since the machine booted, in microseconds: what a supervisor compares with its own clock.
+pub fn machine_usec() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1000
+}

@@ -60,6 +60,19 @@ pub fn bind_first(address: SocketAddr, options: &ListenerOptions) -> io::Result<
     Ok(socket.into())
 }
 
+/// Takes a listener over that somebody else has opened. It gets the options as if it had been bound here, and keeps its
+/// address and its queue.
+///
+/// # Errors
+/// As [`bind`], but for the address.
+pub fn adopt(listener: TcpListener, options: &ListenerOptions) -> io::Result<TcpListener> {
+    let socket = Socket::from(listener);
+    tune(&socket, options)?;
+    // Again: it sets the length of the queue and loses nobody who waits there.
+    socket.listen(backlog(options))?;
+    Ok(socket.into())
+}
+
 fn socket(address: SocketAddr, options: &ListenerOptions) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
@@ -67,6 +80,11 @@ fn socket(address: SocketAddr, options: &ListenerOptions) -> io::Result<Socket> 
         // [::] takes IPv4 clients too; a particular address is just that.
         socket.set_only_v6(!v6.ip().is_unspecified())?;
     }
+    tune(&socket, options)?;
+    Ok(socket)
+}
+
+fn tune(socket: &Socket, options: &ListenerOptions) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     if let Some(keepalive) = options.keepalive {
         let parameters = TcpKeepalive::new()
@@ -78,8 +96,7 @@ fn socket(address: SocketAddr, options: &ListenerOptions) -> io::Result<Socket> 
     if !options.user_timeout.is_zero() {
         socket.set_tcp_user_timeout(Some(options.user_timeout))?;
     }
-    socket.set_nonblocking(true)?;
-    Ok(socket)
+    socket.set_nonblocking(true)
 }
 
 fn backlog(options: &ListenerOptions) -> i32 {

@@ -38,6 +38,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                 Accepted::Connection(incoming) => {
                     self.begin_handshake(incoming);
                 }
+                Accepted::Dealt => {}
                 Accepted::Nobody => return,
                 Accepted::TurnedAway => {
                     self.metrics.counters.connections_accepted_total.inc();

@@ -49,6 +49,11 @@ impl Buffers {
         Buffers { kept: [0; Buffer::ALL.len()], max }
     }
 
+    /// If there is more now, it is closed down to this when something grows next.
+    pub fn set_max(&mut self, max: usize) {
+        self.max = max;
+    }
+
     /// Something grew, shrank, came or went.
     pub fn change(&mut self, kind: Buffer, from: usize, to: usize) {
         let kept = &mut self.kept[kind as usize];

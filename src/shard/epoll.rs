@@ -19,7 +19,7 @@ use crate::os::tcp;
 use crate::proto::handshake;
 
 use super::TcpInfo;
-use super::inbox::Inbox;
+use super::inbox::{Inbox, Message};
 use super::machine::{Accepted, Incoming, Interest, Machine, Received};
 
 /// Token of the inbox's waker.
@@ -40,6 +40,29 @@ pub struct EpollSettings {
     /// Sockets that all shards may hold together; one more is answered 503 and closed at once. What is left of the
     /// limit of open files is for the rest of the process: with none left it could not even ask the app.
     pub sockets_max: usize,
+    /// For listeners whose clients the kernel does not spread over the shards.
+    pub deal: Option<Deal>,
+}
+
+/// Deals accepted connections out to all shards in turn.
+pub struct Deal {
+    inboxes: Arc<[Arc<Inbox>]>,
+    own: usize,
+    next: usize,
+}
+
+impl Deal {
+    /// For the shard with this number; it begins with itself.
+    pub fn new(inboxes: Arc<[Arc<Inbox>]>, own: usize) -> Deal {
+        Deal { inboxes, own, next: own }
+    }
+
+    /// Whose turn it is: another shard's inbox, or `None` for one's own.
+    fn turn(&mut self) -> Option<&Inbox> {
+        let turn = self.next;
+        self.next = (turn + 1) % self.inboxes.len();
+        (turn != self.own).then(|| &*self.inboxes[turn])
+    }
 }
 
 /// Sockets that all shards of this process hold, as descriptors are the whole process's.
@@ -111,6 +134,7 @@ pub struct Epoll {
     random: StdRng,
     pub(super) inbox: Arc<Inbox>,
     sockets_max: usize,
+    deal: Option<Deal>,
 }
 
 impl Epoll {
@@ -119,7 +143,7 @@ impl Epoll {
     /// # Errors
     /// Out of descriptors.
     pub fn new(settings: EpollSettings) -> io::Result<Epoll> {
-        let EpollSettings { listeners, clock, inbox, sockets_max } = settings;
+        let EpollSettings { listeners, clock, inbox, sockets_max, deal } = settings;
         let poller = Poller::new()?;
         for listener in &listeners {
             poller.add(listener, LISTENER, Watch::Level)?;
@@ -127,7 +151,7 @@ impl Epoll {
         poller.add(&inbox.waker, WAKER, Watch::EdgeRead)?;
         let reserve = Some(File::open("/dev/null")?);
         let random = StdRng::try_from_rng(&mut rand::rngs::SysRng).map_err(io::Error::other)?;
-        Ok(Epoll { poller, listeners, reserve, clock, random, inbox, sockets_max })
+        Ok(Epoll { poller, listeners, reserve, clock, random, inbox, sockets_max, deal })
     }
 
     /// There is no descriptor for the next connection: gives it the reserve, says 503 and lets it go.
@@ -204,7 +228,12 @@ impl Machine for Epoll {
                     let socket = Socket { fd, _counted: counted };
                     let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
                     let peer = peer.unwrap_or((IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0).into());
-                    return Accepted::Connection(Incoming { socket, peer, listener: at as u8 });
+                    let incoming = Incoming { socket, peer, listener: at as u8 };
+                    let Some(other) = self.deal.as_mut().and_then(Deal::turn) else {
+                        return Accepted::Connection(incoming);
+                    };
+                    other.put(Message::Adopt { incoming, read: Vec::new() });
+                    return Accepted::Dealt;
                 }
                 Err(rustix::io::Errno::AGAIN) => {}
                 Err(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) => {

@@ -7,13 +7,13 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::model::{Answer, Publication, RemoteDisconnect, ResumeTicket};
 use crate::os::poll::Waker;
 
 use super::epoll::Socket;
-use super::{Incoming, Look};
+use super::{Incoming, Look, Settings};
 
 /// Something for a shard.
 #[derive(Debug)]
@@ -40,6 +40,10 @@ pub enum Message<S> {
     },
     /// An operator asks something.
     Look(Look),
+    /// How connections are treated from now on.
+    Settings(Arc<Settings>),
+    /// Somebody wants to know whether the shard turns.
+    Turn(oneshot::Sender<()>),
     /// Send everybody away within this time and stop accepting.
     Drain {
         /// How long it may take.

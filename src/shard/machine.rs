@@ -15,6 +15,8 @@ use crate::os::tcp::TcpInfo;
 pub enum Accepted<S> {
     /// A connection.
     Connection(Incoming<S>),
+    /// A connection that another shard has been given.
+    Dealt,
     /// Nobody is waiting.
     Nobody,
     /// There was no descriptor for it; it was answered 503 with the reserve and is gone.

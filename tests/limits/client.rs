@@ -15,7 +15,7 @@ pub struct Response {
     head: String,
     pub body: String,
     /// Bytes behind the head; the first frames of a WebSocket.
-    rest: Vec<u8>,
+    pub rest: Vec<u8>,
 }
 
 impl Response {

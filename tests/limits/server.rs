@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
@@ -26,6 +27,7 @@ pub struct Start {
     open_files: Option<(u32, u32)>,
     reader: Reader,
     redirect: String,
+    passed: Option<OwnedFd>,
 }
 
 /// Who reads what the server says.
@@ -86,6 +88,13 @@ impl Start {
         self
     }
 
+    /// Passes it a descriptor as systemd passes a listening socket of the name `main`.
+    #[allow(dead_code, reason = "not every test that shares this harness does that")]
+    pub fn passed(mut self, fd: impl Into<OwnedFd>) -> Start {
+        self.passed = Some(fd.into());
+        self.to("3<&0 0</dev/null")
+    }
+
     /// Starts it where nobody can read where it listens: on this port.
     pub fn start_unread(self, address: SocketAddr) -> Server {
         let mut server = self.and(&["--port", &address.port().to_string()]).spawn();
@@ -117,17 +126,22 @@ impl Start {
         (status, server.log.text())
     }
 
-    fn spawn(self) -> Server {
+    pub fn spawn(self) -> Server {
         let limit = match self.open_files {
             Some((soft, hard)) => format!("ulimit -S -n {soft} && ulimit -H -n {hard} && "),
             None => String::new(),
         };
+        let pass = match self.passed {
+            Some(_) => "export LISTEN_FDS=1 LISTEN_FDNAMES=main LISTEN_PID=$$ && ",
+            None => "",
+        };
         let mut command = Command::new("sh");
-        command.arg("-c").arg(format!("{limit}exec \"$@\" {}", self.redirect)).arg("sh");
+        command.arg("-c").arg(format!("{limit}{pass}exec \"$@\" {}", self.redirect)).arg("sh");
         command.arg(env!("CARGO_BIN_EXE_cableway")).args(&self.arguments);
         // Whoever runs the tests may have settings of their own.
         command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path))).envs(self.env);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(self.passed.map_or_else(Stdio::null, Stdio::from));
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the server starts");
         let log = Log::default();
         log.read(child.stdout.take().expect("piped"), self.reader);

@@ -3,7 +3,10 @@
 
 use crate::Places;
 use crate::command::{Command, cargo};
-use crate::machine::{self, CHROMIUM, HAPROXY, IP, NFT, NGINX, NPM, Need, PROMETHEUS, PROMTOOL, SYSTEMD, VALGRIND};
+use crate::machine::{
+    self, CHROMIUM, FISH, GROFF, HAPROXY, IP, MANDOC, NFT, NGINX, NPM, Need, PERL, PROMETHEUS, PROMTOOL, SYSTEMD,
+    VALGRIND, ZSH,
+};
 use crate::smoke;
 use crate::summary::{self, Line, Outcome};
 use crate::tuning;
@@ -47,7 +50,18 @@ pub const ALL: &[Step] = &[
     },
     Step { name: "doc", what: "the documentation builds, every link leads somewhere", needs: &[], run: doc },
     Step { name: "simulate", what: "whole shards in the deterministic simulator", needs: &[], run: simulate },
-    Step { name: "systemd", what: "the units are clean under systemd-analyze verify", needs: &[SYSTEMD], run: systemd },
+    Step {
+        name: "systemd",
+        what: "the units are clean and tight, the watchdog bites, a socket is passed",
+        needs: &[SYSTEMD, PERL],
+        run: systemd,
+    },
+    Step {
+        name: "shells",
+        what: "zsh and fish complete, and troff takes the man page",
+        needs: &[ZSH, FISH, MANDOC, GROFF],
+        run: shells,
+    },
     Step {
         name: "doctor",
         what: "doctor sets what it lists and nothing else, nftables takes its rules (as root: in a network of its own)",
@@ -271,6 +285,11 @@ fn proxies(places: &Places) -> Outcome {
     Outcome::Ran { passed, count }
 }
 
+fn shells(places: &Places) -> Outcome {
+    let (passed, count) = cargo(places).args(["test", "--test", "shells", "--", "--ignored"]).counts();
+    Outcome::Ran { passed, count }
+}
+
 fn prometheus(places: &Places) -> Outcome {
     let test = |file, name: &[&str]| {
         cargo(places).args(["test", "--test", file]).args(name).args(["--", "--ignored"]).counts()
@@ -287,13 +306,13 @@ fn systemd(places: &Places) -> Outcome {
         Ok(binary) => binary,
         Err(outcome) => return outcome,
     };
-    let units = tuning::files(&places.root.join("deploy/systemd"), "service");
-    if units.is_empty() {
-        return Outcome::Impossible("deploy/systemd holds no unit".to_owned());
+    let units = ["service", "socket"].map(|ending| tuning::files(&places.root.join("deploy/systemd"), ending));
+    if units.iter().any(Vec::is_empty) {
+        return Outcome::Impossible("deploy/systemd lacks the service or the socket".to_owned());
     }
     let folder = places.target.join("systemd-units");
     let mut copies = Vec::new();
-    for unit in units {
+    for unit in units.into_iter().flatten() {
         let copy = folder.join(unit.file_name().unwrap_or_default());
         let written = std::fs::create_dir_all(&folder)
             .and_then(|()| std::fs::read_to_string(&unit))
@@ -304,8 +323,19 @@ fn systemd(places: &Places) -> Outcome {
         copies.push(copy);
     }
     let verify = Command::new("systemd-analyze", places).args(["verify", "--man=no", "--recursive-errors=no"]);
-    Outcome::of(verify.args(copies).passes())
+    let is_clean = verify.args(&copies).passes();
+    let services = copies.iter().filter(|copy| copy.extension().is_some_and(|ending| ending == "service"));
+    let tight = Command::new("systemd-analyze", places).args(["security", "--offline=true", EXPOSURE_MAX]);
+    let is_tight = tight.args(services).passes();
+    if !is_clean || !is_tight {
+        return Outcome::of(false);
+    }
+    let (passed, count) = cargo(places).args(["test", "--test", "systemd", "--", "--ignored"]).counts();
+    Outcome::Ran { passed, count }
 }
+
+/// Ten times the exposure level that a service may have: 1.9 is the first below 2.
+const EXPOSURE_MAX: &str = "--threshold=19";
 
 fn node(places: &Places, files: Vec<PathBuf>) -> Outcome {
     let binary = match program(places, "cableway") {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::Uri;
+use crate::cli::ask::Place;
 
 pub(super) const USAGE: &str = "\
 cableway top: what a running server does, in a terminal
@@ -27,41 +27,6 @@ pub(super) enum Wanted {
     Figures { place: Place, every: Duration, once: bool },
 }
 
-/// Where metrics are.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Place {
-    pub host: String,
-    pub port: u16,
-    pub path: String,
-}
-
-impl Place {
-    /// As a person would write it.
-    pub fn authority(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
-        }
-    }
-
-    /// Reads an `http://` URL; the scheme may be left out.
-    fn parse(url: &str) -> Result<Place, String> {
-        let whole = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
-        let uri: Uri = whole.parse().map_err(|error| format!("--url {url}: {error}"))?;
-        if uri.scheme_str() != Some("http") {
-            return Err(format!("--url {url}: only http:// is spoken; reach a server elsewhere through ssh -L"));
-        }
-        let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(|| format!("--url {url} names no host"))?;
-        let path = uri.path_and_query().map_or("/", |path| path.as_str());
-        Ok(Place {
-            host: host.trim_matches(['[', ']']).to_owned(),
-            port: uri.port_u16().unwrap_or(80),
-            path: if path == "/" { "/metrics".to_owned() } else { path.to_owned() },
-        })
-    }
-}
-
 /// The least time between two looks: a scrape costs the server a little.
 const INTERVAL_MIN: f64 = 0.1;
 
@@ -79,7 +44,7 @@ pub(super) fn read(words: impl IntoIterator<Item = String>) -> Result<Wanted, St
         match name {
             "--help" | "-h" => return Ok(Wanted::Help),
             "--once" => once = true,
-            "--url" => place = Place::parse(&value()?)?,
+            "--url" => place = Place::parse(&value()?, "/metrics")?,
             "--interval" => {
                 let text = value()?;
                 let seconds = text.parse().ok().filter(|seconds| (INTERVAL_MIN..=3600.0).contains(seconds));
@@ -99,19 +64,6 @@ mod tests {
 
     fn of(words: &str) -> Result<Wanted, String> {
         read(words.split_whitespace().map(str::to_owned))
-    }
-
-    #[test]
-    fn urls_are_read_with_and_without_scheme_port_and_path() {
-        for (url, authority, path) in [
-            ("http://127.0.0.1:7000", "127.0.0.1:7000", "/metrics"),
-            ("10.0.0.1:7000/", "10.0.0.1:7000", "/metrics"),
-            ("http://[::1]:7000/other?x=1", "[::1]:7000", "/other?x=1"),
-            ("http://host", "host:80", "/metrics"),
-        ] {
-            let Ok(Wanted::Figures { place, .. }) = of(&format!("--url {url}")) else { panic!("{url}") };
-            assert_eq!((place.authority().as_str(), place.path.as_str()), (authority, path), "{url}");
-        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ options! {
     adapters: Vec<String> = "http", "broadcast-adapter", "broadcast_adapters";
 
     /// Bearer key for HTTP broadcasts. Unset: derived from the secret; `none`: no key.
-    key: Secret = "", "broadcast-key", "broadcast_key";
+    key: Secret = "", "broadcast-key", "broadcast_key" [.live()];
 
     /// Port of HTTP broadcasts. 0: the main port when there is a secret or a key, else 8090.
     http_port: u16 = "0", "http-broadcast-port", "http_broadcast.port";
@@ -39,5 +39,5 @@ options! {
     path: String = "/api", "api-path", "api.path";
 
     /// Bearer key of the API. Unset: derived from the secret; `none`: the API is off.
-    secret: Secret = "", "api-secret", "api.secret";
+    secret: Secret = "", "api-secret", "api.secret" [.live()];
 }

@@ -10,13 +10,13 @@ options! {
     Log in log, "Logs";
 
     /// The least important lines to log: `debug`, `info`, `warn` or `error`.
-    level: LogLevel = "info", "log-level", "logging.level";
+    level: LogLevel = "info", "log-level", "logging.level" [.live()];
 
     /// `text` for people, `json` for machines.
     format: LogFormat = "text", "log-format", "logging.format";
 
     /// Log everything.
-    debug: bool = "false", "debug", "logging.debug" [.implies(&[("log-level", "debug")])];
+    debug: bool = "false", "debug", "logging.debug" [.live().implies(&[("log-level", "debug")])];
 }
 
 options! {
@@ -57,7 +57,7 @@ options! {
     host: String = "127.0.0.1", "admin-host", "admin.host";
 
     /// Key of the admin port: as a bearer token, or as the password of any user. Unset: none is needed.
-    key: Secret = "", "admin-key", "admin.key";
+    key: Secret = "", "admin-key", "admin.key" [.live()];
 
     /// Let `/debug/closes` and `/debug/connections` show who the clients are: their connection identifiers and whole
     /// addresses.

@@ -60,7 +60,7 @@ options! {
     cookies: Vec<String> = "", "proxy-cookies", "rpc.proxy_cookies";
 
     /// Bearer key for HTTP RPC. Unset: derived from the secret; `none`: no key.
-    secret: Secret = "", "http-rpc-secret", "rpc.secret";
+    secret: Secret = "", "http-rpc-secret", "rpc.secret" [.live()];
 
     /// Time for one HTTP request; wins over rpc-request-timeout. 0: not set.
     http_request_timeout: Duration = "0s", "http-rpc-timeout", "rpc.http_request_timeout"

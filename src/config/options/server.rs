@@ -26,13 +26,13 @@ options! {
     /// Origins that may connect, without scheme and separated by commas; `*.example.com` is allowed.
     ///
     /// Empty: everybody may. Otherwise a request without a matching Origin gets 403.
-    allowed_origins: Vec<String> = "", "allowed-origins", "server.allowed_origins";
+    allowed_origins: Vec<String> = "", "allowed-origins", "server.allowed_origins" [.live()];
 
     /// Most WebSocket clients held at once. 0: as many as the open-file limit allows.
     ///
     /// A client over it is answered 503 with Retry-After; health, metrics and broadcasts still get through.
     /// (AnyCable stops accepting instead, so clients hang.)
-    max_conn: usize = "0", "max-conn", "server.max_conn";
+    max_conn: usize = "0", "max-conn", "server.max_conn" [.live()];
 
     /// Path that answers 200 as long as the process lives.
     health_path: String = "/health", "health-path", "server.health_path";
@@ -44,7 +44,7 @@ options! {
     acceptors: u16 = "0", "acceptors", "server.acceptors" [.env(&["NUM_ACCEPTORS"])];
 
     /// Time a client has to send its whole upgrade request.
-    handshake_timeout: Duration = "10s", "handshake-timeout", "server.handshake_timeout" [.unit(Unit::Seconds)];
+    handshake_timeout: Duration = "10s", "handshake-timeout", "server.handshake_timeout" [.live().unit(Unit::Seconds)];
 
     /// Largest request head: the request line and all headers together. A larger one is answered 431.
     ///
@@ -55,7 +55,7 @@ options! {
     ///
     /// It bounds what clients can hold that connect and say nothing: each unfinished handshake may keep up to
     /// the size of one request head. All acceptors together keep no more than half of the descriptors.
-    handshakes_max: usize = "16384", "handshakes-max", "server.handshakes_max";
+    handshakes_max: usize = "16384", "handshakes-max", "server.handshakes_max" [.live()];
 }
 
 options! {
@@ -92,7 +92,7 @@ options! {
     /// broadcasts, the API and HTTP RPC.
     ///
     /// `none` means no secret, for everything that would fall back to it.
-    secret: Secret = "", "secret", "secret";
+    secret: Secret = "", "secret", "secret" [.live()];
 
     /// Sets of options for a platform or a purpose, weaker than everything else: `fly`, `heroku`, `broker`, `none`.
     ///
@@ -114,11 +114,11 @@ options! {
     noauth: bool = "false", "noauth", "noauth";
 
     /// Time for the whole shutdown; clients are sent away evenly within it.
-    shutdown_timeout: Duration = "30s", "shutdown-timeout", "app.shutdown_timeout" [.unit(Unit::Seconds)];
+    shutdown_timeout: Duration = "30s", "shutdown-timeout", "app.shutdown_timeout" [.live().unit(Unit::Seconds)];
 
     /// Time between the signal and the first step of the shutdown, for load balancers to notice. It counts
     /// towards the shutdown time-out.
-    shutdown_delay: Duration = "0s", "shutdown-delay", "app.shutdown_delay" [.unit(Unit::Seconds)];
+    shutdown_delay: Duration = "0s", "shutdown-delay", "app.shutdown_delay" [.live().unit(Unit::Seconds)];
 
     /// Name of this node: `nodeid` in every line of the log. Empty: six random characters.
     node_id: String = "", "node-id", "node_id" [.hidden()];

@@ -8,13 +8,13 @@ options! {
     Jwt in jwt, "Tokens (JWT)";
 
     /// Key of tokens. Unset: the secret; `none`: tokens are off.
-    secret: Secret = "", "jwt-secret", "jwt.secret";
+    secret: Secret = "", "jwt-secret", "jwt.secret" [.live()];
 
     /// Name of the token's query parameter; with `x-` before it, of its header.
     param: String = "jid", "jwt-param", "jwt.param";
 
     /// Refuse clients that bring no token.
-    enforce: bool = "false", "enforce-jwt", "jwt.force";
+    enforce: bool = "false", "enforce-jwt", "jwt.force" [.live()];
 
     /// Close a client when its token runs out (claim `exp`), and tell it to come back with a fresh one.
     close_expired: bool = "false", "jwt-close-expired", "jwt.close_expired";
@@ -25,7 +25,7 @@ options! {
     Streams in streams, "Streams";
 
     /// Key of signed stream names. Unset: the secret; `none`: no signed streams.
-    secret: Secret = "", "streams-secret", "streams.secret";
+    secret: Secret = "", "streams-secret", "streams.secret" [.live()];
 
     /// Let clients follow any stream by its plain name.
     public: bool = "false", "public-streams", "streams.public";
@@ -40,11 +40,11 @@ options! {
     turbo: bool = "false", "turbo-streams", "streams.turbo";
 
     /// Key of Turbo's stream names. Unset: the streams secret.
-    turbo_secret: Secret = "", "turbo-streams-secret", "streams.turbo_secret";
+    turbo_secret: Secret = "", "turbo-streams-secret", "streams.turbo_secret" [.live()];
 
     /// Answer CableReady::Stream here.
     cable_ready: bool = "false", "cable-ready", "streams.cable_ready";
 
     /// Key of CableReady's stream names. Unset: the streams secret.
-    cable_ready_secret: Secret = "", "cable-ready-secret", "streams.cable_ready_secret";
+    cable_ready_secret: Secret = "", "cable-ready-secret", "streams.cable_ready_secret" [.live()];
 }
