@@ -15,6 +15,7 @@ mod sessions;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,6 +33,10 @@ pub use sessions::{Departure, Place, Resumption, Sessions, SessionsSettings};
 /// Locks that all streams share. Two streams with the same one wait for each other for as long as one hand-over takes,
 /// some microseconds; with 64 and a handful of publishing threads that is rare. A power of two.
 const STRIPES: usize = 64;
+
+/// Bytes of an answer to a client that asks who is present. One that is larger comes without the records: a client that
+/// may have 1 MiB waiting (`--ws-max-pending-size`) could not take it.
+pub const PRESENT_BYTES_MAX: usize = 512 << 10;
 
 /// Parts that are swept one after the other by [`Broker::sweep`].
 pub const SWEEPS: usize = STRIPES;
@@ -152,8 +157,11 @@ impl Broker {
     /// Nothing is kept, or not all of it is there any more.
     pub fn history(&self, streams: &[Box<str>], since: &HistoryRequest, now: Now) -> Result<BrokerReply, BrokerError> {
         let memory = self.memory.as_ref().ok_or(BrokerError::NotKept)?;
-        let missed: Result<Vec<_>, _> =
-            streams.iter().map(|stream| self.missed(memory, stream, since, moment(now))).collect();
+        // Of two entries for one stream the later one counts.
+        let mut had: HashMap<&str, &Position, NameHasher> = HashMap::default();
+        had.extend(since.positions.iter().map(|(stream, position)| (&**stream, position)));
+        let of = |stream: &str| self.missed(memory, stream, had.get(stream).copied(), since.since, moment(now));
+        let missed: Result<Vec<_>, _> = streams.iter().map(|stream| of(stream)).collect();
         match &missed {
             Ok(_) => self.metrics.history_served_total.inc(),
             Err(_) => self.metrics.history_rejected_total.inc(),
@@ -165,20 +173,17 @@ impl Broker {
         &self,
         memory: &Memory,
         stream: &str,
-        since: &HistoryRequest,
+        had: Option<&Position>,
+        since: i64,
         now: Moment,
     ) -> Result<Missed, BrokerError> {
         let stripe = self.lock(stream);
         let kept = stripe.kept.as_ref().ok_or(BrokerError::NotKept)?;
         let mut head = kept.history.head(stream);
-        // Of two entries for one stream the later one counts.
-        let had = since.positions.iter().rev().find(|(name, _)| **name == *stream).map(|(_, position)| position);
         let messages = match had {
             Some(had) if had.epoch != memory.settings.epoch => return Err(BrokerError::Gone),
             Some(had) => kept.history.after(stream, had.offset, now).map_err(|Gone| BrokerError::Gone)?,
-            None if since.since > 0 && since.since <= i64::from(now.wall) => {
-                kept.history.since(stream, since.since, now)
-            }
+            None if since > 0 && since <= i64::from(now.wall) => kept.history.since(stream, since, now),
             None => {
                 head = 0;
                 Vec::new()
@@ -236,15 +241,20 @@ impl Broker {
         }
     }
 
-    /// Who is present on a stream, as clients and the API are told: JSON text.
+    /// Who is present on a stream, as clients and the API are told: JSON text. Without records, which is how many there
+    /// are, if they are not wanted or the text would have more than `bytes_max`.
     ///
     /// # Errors
     /// Nothing is kept.
-    pub fn present(&self, stream: &str, records: bool) -> Result<Vec<u8>, BrokerError> {
+    pub fn present(&self, stream: &str, records: bool, bytes_max: usize) -> Result<Vec<u8>, BrokerError> {
         let stripe = self.lock(stream);
         let kept = stripe.kept.as_ref().ok_or(BrokerError::NotKept)?;
         let mut message = Vec::new();
         kept.presence.write_info(stream, records, &mut message);
+        if message.len() > bytes_max {
+            message.clear();
+            kept.presence.write_info(stream, false, &mut message);
+        }
         Ok(message)
     }
 

@@ -18,6 +18,7 @@ mod effect;
 mod heartbeat;
 mod hold;
 mod presence;
+mod replay;
 mod resume;
 mod subscription;
 #[cfg(test)]
@@ -236,6 +237,13 @@ impl Session {
         self.activity.as_ref()?.doing.as_ref()
     }
 
+    /// What it was at; it is idle from here on.
+    fn take_doing(&mut self) -> Option<Doing> {
+        let doing = self.activity.as_mut()?.doing.take();
+        self.settle();
+        doing
+    }
+
     fn set_doing(&mut self, doing: Option<Doing>) {
         if doing.is_some() || self.activity.is_some() {
             self.activity.get_or_insert_default().doing = doing;
@@ -263,8 +271,13 @@ impl Session {
         self.dialect
     }
 
-    /// True while a question is open: messages of the client have to wait.
+    /// True while messages of the client have to wait: a question is open, or what it missed is on its way to it.
     pub fn is_waiting(&self) -> bool {
+        self.awaits_answer() || self.is_replaying()
+    }
+
+    /// True while a question is open.
+    pub fn awaits_answer(&self) -> bool {
         matches!(self.doing(), Some(Doing::Connecting | Doing::Resuming { .. } | Doing::Asking(_)))
     }
 
@@ -294,7 +307,7 @@ impl Session {
     /// The connection is over. Detaches every stream, drops a question that is open, and tells the app if it is to be
     /// told. A client that can come back to it finds it with the broker.
     pub fn end(&mut self, cause: CloseCause, ctx: &mut Context<'_>) {
-        if self.is_waiting() {
+        if self.awaits_answer() {
             ctx.emit(Effect::Cancel);
         }
         let was_let_in = !matches!(self.doing(), Some(Doing::Connecting | Doing::Resuming { .. } | Doing::Over));

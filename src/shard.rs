@@ -235,6 +235,8 @@ pub struct Shard<M: Machine, N: Services<M::Socket>> {
     work: VecDeque<Work>,
     /// Slots whose sessions catch up: publications may have to wait for them.
     holding: HashSet<u32>,
+    /// Of those, some to whom everything is out that was sent to them.
+    replays_due: Vec<u32>,
     fanout: Option<Fanout>,
     /// Empty; its buffers serve the next publication.
     spare_fanout: Fanout,
@@ -293,6 +295,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             again: VecDeque::new(),
             work: VecDeque::new(),
             holding: HashSet::new(),
+            replays_due: Vec::new(),
             fanout: None,
             spare_fanout: Fanout::default(),
             ping_frames: PingFrames::default(),
@@ -385,6 +388,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
 
     /// Ends a turn: goes on with deliveries, and writes out what the turn produced.
     pub fn end_turn(&mut self) {
+        self.go_on_replaying();
         self.go_on_delivering();
         // Behind the deliveries: whoever is sent away has been given what was published before.
         self.go_on_draining();
@@ -415,7 +419,11 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
 
     /// True when there is work that waits for no event.
     fn has_work(&self) -> bool {
-        !self.again.is_empty() || self.is_delivering() || !self.dirty.is_empty() || !self.looks.is_empty()
+        !self.again.is_empty()
+            || self.is_delivering()
+            || !self.dirty.is_empty()
+            || !self.replays_due.is_empty()
+            || !self.looks.is_empty()
     }
 
     /// True when a drain was asked for and every connection is gone.

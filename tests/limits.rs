@@ -34,6 +34,8 @@ mod log;
 mod messages;
 #[path = "limits/metrics.rs"]
 mod metrics;
+#[path = "limits/missed.rs"]
+mod missed;
 #[path = "limits/server.rs"]
 mod server;
 #[path = "limits/shutdown.rs"]

@@ -86,7 +86,7 @@ fn without_memory_nothing_gets_a_position_and_every_question_is_answered() {
     let broker = Broker::default();
     assert_eq!(publish(&broker, "s", 1, 0), None);
     assert_eq!(after(&broker, "s", "e", 1), Err(BrokerError::NotKept));
-    assert_eq!(broker.present("s", true), Err(BrokerError::NotKept));
+    assert_eq!(broker.present("s", true, 100), Err(BrokerError::NotKept));
     assert!(broker.sessions().is_none());
 }
 
@@ -275,9 +275,10 @@ fn who_comes_and_goes_is_told_to_the_stream_and_a_short_absence_is_not() {
     let join = || PresenceChange::Join { id: "42".into(), info: Some("{}".into()) };
     assert_eq!(change(1, join(), 0), r#"{"id":"42","info":{},"type":"join"}"#);
     assert_eq!(change(2, join(), 0), "", "the same id again");
-    let info = |records| String::from_utf8(broker.present("s", records).unwrap()).unwrap();
+    let info = |records| String::from_utf8(broker.present("s", records, 100).unwrap()).unwrap();
     assert_eq!(info(true), r#"{"type":"info","total":1,"records":[{"info":{},"id":"42"}]}"#);
     assert_eq!(info(false), r#"{"type":"info","total":1}"#);
+    assert_eq!(broker.present("s", true, 50).unwrap(), br#"{"type":"info","total":1}"#, "too long with records");
     assert_eq!(change(1, PresenceChange::Leave, 0), "");
     assert_eq!(change(2, PresenceChange::Gone, 100), "");
     let sweep = |seconds| {

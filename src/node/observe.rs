@@ -107,7 +107,7 @@ impl Observer {
 
     /// Who is present on a stream, as JSON, if that is kept.
     pub(super) fn who_is_present(&self, stream: &str) -> Option<Vec<u8>> {
-        self.parts.pipeline.broker.present(stream, true).ok()
+        self.parts.pipeline.broker.present(stream, true, usize::MAX).ok()
     }
 
     /// Starts to measure and to warn about trouble.

@@ -6,7 +6,7 @@ use tokio::runtime::Handle;
 
 use crate::backend::Backend;
 use crate::broadcast::Broadcast;
-use crate::broker::{Departure, Place, Resumption};
+use crate::broker::{Departure, PRESENT_BYTES_MAX, Place, Resumption};
 use crate::http::HttpServer;
 use crate::hub::StreamKey;
 use crate::model::{
@@ -45,7 +45,9 @@ impl NodeServices {
         let Some(sessions) = broker.sessions() else { return Some(Err(BrokerError::NotKept)) };
         let result = match question {
             BrokerQuestion::History { streams, since } => broker.history(&streams, &since, clock.now()),
-            BrokerQuestion::Present { stream, records } => broker.present(&stream, records).map(BrokerReply::Present),
+            BrokerQuestion::Present { stream, records } => {
+                broker.present(&stream, records, PRESENT_BYTES_MAX).map(BrokerReply::Present)
+            }
             BrokerQuestion::Resume(ticket) => match sessions.resume(ticket, key, clock.now(), &broker.metrics) {
                 Resumption::Now(saved) => Ok(BrokerReply::Resumed(saved)),
                 Resumption::AfterYield(place, ticket) => {

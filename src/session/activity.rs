@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::{ChannelIdentifier, CommandKind, HistoryRequest};
 
 use super::hold::Held;
+use super::replay::Replay;
 
 /// What makes a session more than idle. Nearly every session is idle, and has no value of this.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -13,6 +14,8 @@ pub(super) struct Activity {
     pub doing: Option<Doing>,
     /// Subscriptions that catch up: what is published to them waits.
     pub held: Vec<Held>,
+    /// What waits there, in bytes.
+    pub held_bytes: usize,
 }
 
 /// What a session is at.
@@ -23,6 +26,7 @@ pub(super) struct Activity {
 ///   \---> Resuming ---- no such session ---^                   ^
 ///    \       \------- the session is back --------------------|
 ///     \---- token or noauth says yes -------------------------^
+///    Asking for what was missed ---> Replaying ---> idle
 ///    any of them --- refused, or ended ---> Over
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,6 +40,8 @@ pub(super) enum Doing {
     },
     /// A command of the client waits for an answer.
     Asking(Asked),
+    /// The client is being told what it missed.
+    Replaying(Box<Replay>),
     /// The client was refused or is gone: nothing more happens.
     Over,
 }

@@ -3,14 +3,14 @@
 
 use crate::model::{
     Admission, AppReply, BrokerError, BrokerReply, CallError, ChannelIdentifier, CloseCause, CommandKind, CommandReply,
-    ConnectReply, Missed, Publication, Reply, Status,
+    ConnectReply, Reply, Status,
 };
 
 use super::effect::word;
 use super::{Answerer, Asked, Context, Doing, Effect, LogEvent, Marks, Session, Wanted};
 
 impl Session {
-    /// The answer to the question that [`Session::is_waiting`] is about.
+    /// The answer to the question that [`Session::awaits_answer`] is about.
     pub fn answer(&mut self, reply: Reply, ctx: &mut Context<'_>) {
         let asked = match self.doing() {
             Some(Doing::Connecting) => return self.connect_answered(reply, ctx),
@@ -19,7 +19,7 @@ impl Session {
                 return self.resume_answered(identifiers.as_deref(), reply, ctx);
             }
             Some(Doing::Asking(asked)) => asked.clone(),
-            Some(Doing::Over) | None => return,
+            Some(Doing::Replaying(_) | Doing::Over) | None => return,
         };
         self.set_doing(None);
         match (asked, reply) {
@@ -27,7 +27,7 @@ impl Session {
                 self.command_answered(kind, &identifier, then, result, ctx);
             }
             (Asked::History { identifier }, Reply::Broker(Ok(BrokerReply::History(missed)))) => {
-                self.replay(&identifier, &missed, ctx);
+                self.replay(identifier, missed, ctx);
             }
             (Asked::History { identifier }, Reply::Broker(Err(error))) => {
                 ctx.emit(Effect::Log(LogEvent::BrokerFailed("history", error)));
@@ -168,18 +168,5 @@ impl Session {
             self.admission = Admission::No;
             ctx.emit(Effect::Close(CloseCause::CommandDisconnect));
         }
-    }
-
-    /// Sends what was missed, and says that this was all. What waited meanwhile comes next.
-    fn replay(&mut self, identifier: &str, missed: &[Missed], ctx: &mut Context<'_>) {
-        for publication in missed.iter().flat_map(|missed| &missed.publications) {
-            self.say(ctx, |language, out| language.write_publication(out, identifier, publication));
-        }
-        self.say(ctx, |language, out| language.write_confirm_history(out, identifier));
-        let is_covered = |publication: &Publication| {
-            let head = missed.iter().find(|missed| missed.stream == publication.stream).map_or(0, |missed| missed.head);
-            publication.position.as_ref().is_some_and(|position| position.offset <= head)
-        };
-        self.release(identifier, is_covered, ctx);
     }
 }

@@ -12,11 +12,11 @@ use crate::model::{ChannelIdentifier, CloseCause, Publication};
 
 use super::{Activity, Context, Session};
 
-/// Publications that may wait for one subscription.
-const HELD_MAX: usize = 1024;
-
-/// Bytes of messages that may wait for one subscription.
+/// Bytes that may wait for one session.
 const HELD_BYTES_MAX: usize = 1 << 20;
+
+/// What a publication that waits takes beside its texts.
+const HELD_BYTES: usize = 128;
 
 /// Pings after which a client that was told that its session is back does not ask any more.
 const PINGS: u8 = 2;
@@ -26,10 +26,12 @@ const PINGS: u8 = 2;
 pub(super) struct Held {
     identifier: ChannelIdentifier,
     publications: Vec<Publication>,
-    /// Of their messages.
-    bytes: usize,
     /// Pings since it began.
     pings: u8,
+}
+
+fn cost(publication: &Publication) -> usize {
+    HELD_BYTES + publication.stream.len() + publication.message.len()
 }
 
 impl Session {
@@ -44,10 +46,10 @@ impl Session {
         if publication.position.is_none() {
             return false;
         }
-        let Some(Activity { held, .. }) = self.activity.as_deref_mut() else { return false };
+        let Some(Activity { held, held_bytes, .. }) = self.activity.as_deref_mut() else { return false };
         let Some(held) = held.iter_mut().find(|held| &*held.identifier == identifier) else { return false };
-        held.bytes += publication.message.len();
-        if held.publications.len() == HELD_MAX || held.bytes > HELD_BYTES_MAX {
+        *held_bytes += cost(publication);
+        if *held_bytes > HELD_BYTES_MAX {
             self.disconnect(CloseCause::TooSlow, ctx);
         } else {
             held.publications.push(publication.clone());
@@ -59,7 +61,7 @@ impl Session {
     pub(super) fn hold(&mut self, identifier: ChannelIdentifier) {
         let held = &mut self.activity.get_or_insert_default().held;
         if !held.iter().any(|held| held.identifier == identifier) {
-            held.push(Held { identifier, publications: Vec::new(), bytes: 0, pings: 0 });
+            held.push(Held { identifier, publications: Vec::new(), pings: 0 });
         }
     }
 
@@ -82,6 +84,7 @@ impl Session {
         let Some(activity) = self.activity.as_deref_mut() else { return Vec::new() };
         let Some(at) = activity.held.iter().position(|held| &*held.identifier == identifier) else { return Vec::new() };
         let held = activity.held.swap_remove(at);
+        activity.held_bytes -= held.publications.iter().map(cost).sum::<usize>();
         self.settle();
         held.publications
     }

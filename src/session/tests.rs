@@ -610,6 +610,21 @@ fn what_waited_is_delivered_when_the_history_is_rejected() {
 }
 
 #[test]
+fn what_was_missed_is_sent_a_piece_at_a_time_and_commands_wait_for_all_of_it() {
+    let mut t = on_our_channel(with_broker());
+    t.say(&command("history", OPEN, SINCE_3));
+    let long = |offset| Publication { message: format!("\"{}\"", "x".repeat(40_000)).into(), ..at(offset) };
+    let missed = Missed { stream: "open".into(), head: 6, publications: (4..=6).map(long).collect() };
+    assert_eq!(offsets(t.broker(Ok(BrokerReply::History(vec![missed])))), ["4", "5"]);
+    assert!(t.session.is_waiting() && !t.session.awaits_answer() && t.session.is_replaying());
+    assert_eq!(t.published(at(6)), (true, vec![]), "it is among those that are left");
+    assert_eq!(t.published(at(7)), (true, vec![]));
+    assert_eq!(offsets(t.input(|session, ctx| session.go_on_replaying(ctx))), ["6", "confirmed", "7"]);
+    assert!(!t.session.is_waiting() && !t.session.is_holding());
+    assert_eq!(t.input(|session, ctx| session.go_on_replaying(ctx)), [""; 0]);
+}
+
+#[test]
 fn a_subscription_that_is_given_up_takes_what_waits_along() {
     let (mut t, _) = Transcript::open(me(), Dialect::CableExtended, with_broker());
     t.input(|session, ctx| session.resume(saved(), ctx));
@@ -622,8 +637,9 @@ fn a_subscription_that_is_given_up_takes_what_waits_along() {
 fn more_than_may_wait_ends_the_connection_and_loses_nothing() {
     let mut t = on_our_channel(with_broker());
     t.say(&command("history", OPEN, SINCE_3));
-    let closed = (1..).find_map(|offset| t.published(at(offset)).1.pop().map(|line| (offset, line)));
-    assert_eq!(closed, Some((1025, "close too_slow".into())));
+    let long = |offset| Publication { message: "x".repeat(100_000).into(), ..at(offset) };
+    let closed = (1..).find_map(|offset| t.published(long(offset)).1.pop().map(|line| (offset, line)));
+    assert_eq!(closed, Some((11, "close too_slow".into())));
 }
 
 /// The session of [`on_our_channel`] as the broker has it.

@@ -66,7 +66,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             return;
         }
         let slot = &mut self.slots[index];
-        if matches!(&slot.stage, Stage::Session(session, _) if session.is_waiting()) {
+        if matches!(&slot.stage, Stage::Session(session, _) if session.awaits_answer()) {
             // The app will believe that this command was carried out, so the session lives until it has
             // answered and is ended with what came of it.
             self.uncount(index, cause, None);
@@ -96,7 +96,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         if self.slots[index].generation != generation {
             return;
         }
-        if matches!(&self.slots[index].stage, Stage::Orphan(session) if !session.is_waiting()) {
+        if matches!(&self.slots[index].stage, Stage::Orphan(session) if !session.awaits_answer()) {
             self.session_input(index, |session, ctx| session.end(CloseCause::ClientGone, ctx));
             self.free(index);
         }

@@ -254,6 +254,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             self.note_resident(index);
         }
         self.note_holding(index);
+        self.note_written(index);
         self.attach_all(index);
         match closing {
             Some(due) => self.wheel.set(&mut self.slots, index, due),

@@ -69,6 +69,32 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         }
     }
 
+    /// Everything is out that was sent to a client: if it is being told what it missed, the next piece follows.
+    #[inline]
+    pub(super) fn note_written(&mut self, index: u32) {
+        if !self.holding.is_empty() && self.holding.contains(&index) {
+            self.replays_due.push(index);
+        }
+    }
+
+    /// Sends the next pieces of what clients missed.
+    pub(super) fn go_on_replaying(&mut self) {
+        let mut due = std::mem::take(&mut self.replays_due);
+        for index in due.drain(..) {
+            let slot = &self.slots[index];
+            if slot.outbox.is_none() && matches!(&slot.stage, Stage::Session(session, _) if session.is_replaying()) {
+                let key = self.slots.key(index);
+                self.session_input(index, |session, ctx| session.go_on_replaying(ctx));
+                if self.slots.find(key).is_some() {
+                    self.go_on_reading(index);
+                }
+            }
+        }
+        // Whoever got all of it in this moment stands there for the next turn.
+        due.append(&mut self.replays_due);
+        self.replays_due = due;
+    }
+
     /// Whether a publication waits until this client has been told what it missed.
     #[inline]
     pub(super) fn is_withheld(&mut self, index: u32, topic: &Topic, publication: &Publication) -> bool {
@@ -93,7 +119,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                 self.services.stays(sid);
             }
             // What its last command comes to is a part of it, so it ends when that is known.
-            Some(Stage::Session(session, _)) if session.sid() == sid && session.is_waiting() => {
+            Some(Stage::Session(session, _)) if session.sid() == sid && session.awaits_answer() => {
                 self.gone(index, CloseCause::Resumed);
             }
             Some(Stage::Session(session, _)) if session.sid() == sid => {

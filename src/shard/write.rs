@@ -143,7 +143,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                             if self.spare_outboxes.len() < SPARE_OUTBOXES {
                                 self.spare_outboxes.extend(outbox);
                             }
-                            return;
+                            return self.note_written(index);
                         }
                         return self.emptied(index);
                     }
@@ -185,6 +185,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         if outbox.last {
             return self.all_out(index);
         }
+        self.note_written(index);
         // A slow client that has caught up is one like all others again.
         if self.watch_for(index, Interest::Read) && outbox.stalled_until().is_some() {
             self.set_timer(index);
