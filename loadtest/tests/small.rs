@@ -68,7 +68,8 @@ fn a_publication_to_ten_subscribers_wakes_ten_shards() {
 
 #[test]
 fn heartbeats_come_at_the_rate_asked_for() {
-    let rate = figures(Name::Idle, &small())[3].server;
+    let figures = figures(Name::Idle, &small());
+    let rate = figures.iter().find(|figure| figure.name.contains("heartbeats received")).unwrap().server;
     assert!((250.0..350.0).contains(&rate), "{rate} a second from 300 connections, one a second each");
 }
 
