@@ -18,7 +18,9 @@ use std::thread;
 
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::config::{self, Command, Config, ConfigError, Invocation, ListenOn, RpcImplementation, Secret, Secrets};
+use crate::config::{
+    self, BrokerKind, Command, Config, ConfigError, Invocation, ListenOn, RpcImplementation, Secret, Secrets,
+};
 use crate::demo::{self, Demo, Site};
 use crate::node::{self, Node};
 use crate::os::clock::Clock;
@@ -153,8 +155,9 @@ fn serve_demo(mut config: Config, file: Option<&Path>, log: &Log) -> anyhow::Res
     let demo = Demo::bind()?;
     config.rpc.host = demo.rpc_address().to_string();
     config.rpc.implementation = RpcImplementation::Grpc;
-    // Idle clients leave all at once. The app is in this process and loses nothing by hearing of it at once, and people who
-    // leave after it should not be seen in the room for another minute.
+    // The page goes on with its session after it has cut its network, and gets what it missed.
+    config.broker.kind = BrokerKind::Memory;
+    // Idle clients leave all at once. The app is in this process and loses nothing by hearing of it at once.
     config.disconnect.rate = 0;
     config.disconnect.backlog = config.disconnect.backlog.max(2 * demo::IDLE_CLIENTS_MAX);
     if config.broadcast.key.or(&config.app.secret).key().is_none() {

@@ -2,17 +2,18 @@
 //!
 //! The sample app is an ordinary gRPC app server that runs in this process, and the page is an ordinary Action Cable
 //! client. Neither takes a short cut: clients connect to the main port, calls go over loopback, and what the app says to
-//! everybody is posted to the broadcast endpoint. It works as an app of one's own would. Beside the chat, the page shows
-//! facts of the running server and can start thousands of idle clients.
+//! everybody is posted to the broadcast endpoint. It works as an app of one's own would. Beside the chat, the page can cut
+//! its network for some seconds and gets what it missed, shows facts of the running server, and can start thousands of idle
+//! clients.
 //!
 //! Before the node starts, [`Demo::bind`] gives it the app's address and the page's routes; [`Demo::run`] starts both
 //! once the node knows where it is.
 
 mod app;
+mod chat;
 mod facts;
 mod idle_clients;
 mod publisher;
-mod room;
 
 use std::future::ready;
 use std::io;
@@ -98,6 +99,7 @@ enum Measure {
 }
 
 struct Live {
+    app: Arc<App>,
     site: Site,
     facts: Box<dyn Fn() -> Facts + Send + Sync>,
 }
@@ -138,12 +140,11 @@ impl Demo {
         let _runtime = runtime.enter();
         let rpc = tokio::net::TcpListener::from_std(self.rpc)?;
         let (queue, waiting) = mpsc::channel(publisher::WAITING_MAX);
-        let epoch = format!("{:016x}", rand::random::<u64>());
-        let app = Arc::new(App::new(epoch, queue, Clock::start()));
-        runtime.spawn(server::serve(rpc, app, std::future::pending()));
+        let app = Arc::new(App::new(queue, Clock::start()));
+        runtime.spawn(server::serve(rpc, Arc::clone(&app), std::future::pending()));
         runtime.spawn(publisher::run(STREAM, waiting, site.broadcast_url.clone(), site.broadcast_key.clone()));
         *self.shared.measure() = Measure::SinceStart(Baseline::of(&facts()));
-        let _ = self.shared.live.set(Live { site, facts: Box::new(facts) });
+        let _ = self.shared.live.set(Live { app, site, facts: Box::new(facts) });
         Ok(())
     }
 }
@@ -213,6 +214,7 @@ fn answer(shared: &Shared, request: &Parts) -> Option<ExtraAnswer> {
     let allowed: &[Method] = match path {
         "/" | "/demo/facts" => &[Method::GET, Method::HEAD],
         "/demo/idle-clients" => &[Method::POST, Method::DELETE],
+        "/demo/ticks" => &[Method::POST],
         _ => return None,
     };
     let reply = if !is_by_own_name(request) {
@@ -232,6 +234,11 @@ fn answer(shared: &Shared, request: &Parts) -> Option<ExtraAnswer> {
         match (path, &request.method) {
             ("/demo/facts", _) => reply(StatusCode::OK, JSON, shared.told(live)),
             _ if !is_own_page(request) => refused(StatusCode::FORBIDDEN, "Only the demo page may do this."),
+            ("/demo/ticks", _) => {
+                let app = Arc::clone(&live.app);
+                tokio::spawn(async move { app.tick().await });
+                reply(StatusCode::ACCEPTED, JSON, "{}")
+            }
             (_, &Method::DELETE) => {
                 shared.idle_clients.release();
                 reply(StatusCode::ACCEPTED, JSON, shared.told(live))

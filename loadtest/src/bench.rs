@@ -13,7 +13,9 @@ mod idle;
 mod instructions;
 mod memory;
 mod publish;
+mod restore;
 mod server;
+mod stored;
 mod subscribers;
 
 use std::net::SocketAddr;
@@ -23,7 +25,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use serde::Serialize;
 
-pub use app::{App, serve as serve_app};
+pub use app::{App, CONNECTS_PATH, serve as serve_app};
 pub use commands::{ClientOptions, RelayOptions, bare_client, bare_relay};
 pub use instructions::{FunctionCount, InstructionCount, InstructionsOptions, instructions};
 pub use server::{Running, Side, Want};
@@ -66,7 +68,17 @@ pub enum Name {
     Commands,
     /// CPU of a command through HTTP.
     CommandsHttp,
-    /// All of them.
+    /// CPU of publications without subscribers, with a broker and without.
+    PublishStored,
+    /// CPU of delivering a publication, with a broker and without.
+    FanoutStored,
+    /// Memory of history, and answers to clients that ask for it.
+    History,
+    /// Everybody is dropped and goes on with their session.
+    Restore,
+    /// Memory of a session that can be resumed.
+    Resumable,
+    /// All of them; without a server those that compare one with itself are left out.
     All,
 }
 
@@ -79,14 +91,15 @@ pub struct Options {
     /// One more argument for the server; may be given several times.
     #[arg(long = "server-arg", value_name = "ARG", allow_hyphen_values = true)]
     pub server_args: Vec<String>,
-    /// Connections [default: 15000; fanout, rooms 10000; spike 5000; commands, commands-http 100].
+    /// Connections [default: 15000; fanout, fanout-stored, rooms 10000; spike 5000; commands, commands-http, history 100].
     #[arg(long, value_name = "N")]
     pub connections: Option<u32>,
-    /// Rounds, each with both sides [default: 3; idle, idle-all 1; memory 1].
+    /// Rounds, each with both sides [default: 3; idle, idle-all, memory, resumable 1].
     #[arg(long, value_name = "N")]
     pub rounds: Option<u32>,
-    /// Publications to each stream of a fanout or rooms round, requests of 500 publications of a publish round, or calls of
-    /// each connection of a commands round [default: fanout 50; rooms 10; publish, commands, commands-http 200].
+    /// Publications to each stream of a fanout, fanout-stored or rooms round, requests of 500 publications of a publish or
+    /// publish-stored round, calls of each connection of a commands round, or streams of a history round and answers to each
+    /// connection [default: fanout 50; rooms 10; publish, commands, commands-http 200; history 100].
     #[arg(long, value_name = "N")]
     pub repeat: Option<u32>,
     /// How long idle connections are watched.
@@ -251,7 +264,12 @@ pub fn run(name: Name, options: &Options, report: &mut dyn FnMut(Figure)) -> any
     if name == Name::All {
         // The quick ones first.
         use Name::{Commands, CommandsHttp, Fanout, Handshake, Idle, IdleAll, Memory, Publish, Rooms, Spike, Storm};
-        for name in [Spike, Handshake, Storm, Fanout, Rooms, Publish, Commands, CommandsHttp, Memory, Idle, IdleAll] {
+        use Name::{FanoutStored, History, PublishStored, Restore, Resumable};
+        let beside_yardstick =
+            [Spike, Handshake, Storm, Fanout, Rooms, Publish, Commands, CommandsHttp, Memory, Idle, IdleAll];
+        let beside_itself = [PublishStored, FanoutStored, History, Restore, Resumable];
+        let beside_itself = beside_itself.into_iter().filter(|_| options.server.is_some());
+        for name in beside_yardstick.into_iter().chain(beside_itself) {
             run(name, options, report)?;
         }
         return Ok(());
@@ -268,6 +286,11 @@ pub fn run(name: Name, options: &Options, report: &mut dyn FnMut(Figure)) -> any
         Name::IdleAll => idle::everything(options),
         Name::Commands => commands::run(options, Transport::Grpc),
         Name::CommandsHttp => commands::run(options, Transport::Http),
+        Name::PublishStored => stored::publish(options),
+        Name::FanoutStored => stored::fanout(options),
+        Name::History => stored::history(options),
+        Name::Restore => restore::storm(options),
+        Name::Resumable => restore::memory(options),
         Name::All => unreachable!("handled above"),
     };
     for figure in figures.with_context(|| format!("bench {name:?} failed"))? {
@@ -287,7 +310,7 @@ fn clients(
     let address: SocketAddr = server.address;
     let path = match protocol {
         Protocol::Raw => "/echo",
-        Protocol::ActionCable | Protocol::Pusher | Protocol::Centrifugo => "/cable",
+        _ => "/cable",
     };
     let target = Target { authority: address.to_string(), path: path.to_owned() };
     Engine::start(&engine::Settings {

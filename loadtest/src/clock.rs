@@ -1,7 +1,12 @@
-//! The one clock of the load test: `CLOCK_MONOTONIC` in nanoseconds, which all processes of one machine share, so a
+//! The clock of the load test: `CLOCK_MONOTONIC` in nanoseconds, which all processes of one machine share, so a
 //! time that one process wrote into a message can be subtracted in another.
 
 use rustix::time::{ClockId, clock_gettime};
+
+/// Seconds of Unix time.
+pub fn unix_s() -> u64 {
+    clock_gettime(ClockId::Realtime).tv_sec as u64
+}
 
 /// Nanoseconds since boot.
 pub fn now_ns() -> u64 {

@@ -7,6 +7,7 @@
 
 mod counts;
 mod lane;
+mod returning;
 mod slot;
 mod source;
 
@@ -65,6 +66,15 @@ pub enum Pace {
     Rate(f64),
 }
 
+/// A bad network: every client loses its connection again and again, one after the other, and comes back after a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct BadNetwork {
+    /// How often each client is dropped.
+    pub drop_every: Duration,
+    /// How long it stays away. Shorter than that.
+    pub drop_for: Duration,
+}
+
 /// How connections are given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -87,6 +97,8 @@ pub enum Reply {
     Pong,
     /// A message for the application.
     Data,
+    /// What says that all that was missed has been sent.
+    History,
 }
 
 /// Messages that every connection says, each after the reply to the one before.
@@ -108,6 +120,7 @@ enum Order {
     Say(Arc<Saying>),
     Expect(u32),
     Slow { share: f64, bytes_per_second: u32 },
+    BadNetwork(Option<BadNetwork>),
     Collect { expected: u32, answer: SyncSender<Collected> },
     End,
 }
@@ -121,6 +134,8 @@ pub struct Collected {
     pub reply_us: Histogram<u64>,
     /// From the time a marked message should have been sent to its receipt, microseconds.
     pub delivery_us: Histogram<u64>,
+    /// The same for those that came to a client that asked for what it had missed.
+    pub replay_us: Histogram<u64>,
     /// Longest time between two turns of an event loop in which it did not wait, microseconds: how late this tool was.
     pub lag_us_max: u64,
     /// Marked messages that ready connections have not got although `expected` were published.
@@ -135,6 +150,7 @@ impl Collected {
             ready_us: histogram(),
             reply_us: histogram(),
             delivery_us: histogram(),
+            replay_us: histogram(),
             lag_us_max: 0,
             missing_at_end: 0,
         }
@@ -146,6 +162,7 @@ impl Collected {
             (&mut self.ready_us, &other.ready_us),
             (&mut self.reply_us, &other.reply_us),
             (&mut self.delivery_us, &other.delivery_us),
+            (&mut self.replay_us, &other.replay_us),
         ] {
             mine.add(theirs).expect("resizing histograms take every value");
         }
@@ -226,6 +243,11 @@ impl Engine {
     /// Lets a share of the connections read this many bytes a second from now on, 0 for none at all.
     pub fn slow(&self, share: f64, bytes_per_second: u32) {
         self.order(|| Order::Slow { share, bytes_per_second });
+    }
+
+    /// From now on drops connections again and again; with `None` no more, and who is away comes back when it is time.
+    pub fn bad_network(&self, bad_network: Option<BadNetwork>) {
+        self.order(|| Order::BadNetwork(bad_network));
     }
 
     /// Takes the histograms, leaving empty ones, and counts what is missing when `expected` marked messages, numbered

@@ -8,6 +8,8 @@ use std::process::Command;
 use anyhow::{Context as _, ensure};
 use clap::Args;
 
+use crate::bench;
+use crate::http1::Client;
 use crate::server::{self, Process};
 
 /// Which servers are started, if any.
@@ -28,6 +30,13 @@ pub struct FleetOptions {
     pub(crate) server_app: bool,
 }
 
+impl FleetOptions {
+    /// Whether any are.
+    pub(crate) fn starts_servers(&self) -> bool {
+        self.server.is_some()
+    }
+}
+
 /// Where clients that speak plain WebSocket connect on a started server.
 pub const ECHO_PATH: &str = "/echo";
 
@@ -41,7 +50,7 @@ const DEVIATIONS: f64 = 6.0;
 /// Started servers. Dropping it ends them.
 pub struct Fleet {
     servers: Vec<Process>,
-    app: Option<Process>,
+    app: Option<(Process, SocketAddr)>,
     /// Where clients connect.
     pub address: SocketAddr,
     /// Where publications are posted: to each of them, for it reaches only the clients of that process.
@@ -56,10 +65,8 @@ impl Fleet {
         let Some(path) = &options.server else { return Ok(None) };
         let count = options.server_processes.unwrap_or_else(|| processes_needed(connections, descriptor_limit));
         ensure!(count > 0, "--server-processes must be at least 1");
-        let (app, app_address) = match options.server_app {
-            true => start_app().map(|(process, address)| (Some(process), Some(address)))?,
-            false => (None, None),
-        };
+        let app = options.server_app.then(start_app).transpose()?;
+        let app_address = app.as_ref().map(|(_, address)| *address);
         let address = server::free_address()?;
         let mut fleet = Self { servers: Vec::new(), app, address, publish_urls: Vec::new(), metrics_urls: Vec::new() };
         for _ in 0..count {
@@ -98,6 +105,14 @@ impl Fleet {
     /// The servers' process ids.
     pub fn pids(&self) -> Vec<u32> {
         self.servers.iter().map(Process::pid).collect()
+    }
+
+    /// How often the app server was asked to let a client in, if there is one.
+    pub fn connects(&self) -> anyhow::Result<Option<u64>> {
+        let Some((_, address)) = &self.app else { return Ok(None) };
+        let answer = Client::connect(&address.to_string())?.request("GET", bench::CONNECTS_PATH, "", b"")?;
+        let text = String::from_utf8_lossy(&answer.body);
+        Ok(Some(text.trim().parse().with_context(|| format!("the app server counts {text:?} clients"))?))
     }
 
     /// What was started, for the report.

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use cableway_loadtest::engine::Goodbye;
+use cableway_loadtest::engine::{BadNetwork, Goodbye};
 use cableway_loadtest::protocol::Protocol;
 use cableway_loadtest::report::Provenance;
 use cableway_loadtest::scenario::{self, Load, Publishing, Scenario};
@@ -102,6 +102,12 @@ enum Run {
         load: Load,
         #[command(flatten)]
         publishing: Publishing,
+        /// Drop the connection of each client this often, one client after the other; with --protocol actioncable-ext.
+        #[arg(long, value_name = "SECONDS")]
+        drop_every: Option<f64>,
+        /// How long a client that was dropped stays away.
+        #[arg(long, value_name = "SECONDS", default_value_t = 2.0, requires = "drop_every")]
+        drop_for: f64,
     },
     /// Let every client say something and wait for the answer.
     Echo {
@@ -127,6 +133,12 @@ enum Run {
         /// How they go.
         #[arg(long, value_enum, default_value = "reset")]
         goodbye: Goodbye,
+        /// Let them go on with their sessions, with --protocol actioncable-ext: one half of the publications is made while
+        /// they are away and the other half while they come back, and all must reach everybody once and in order.
+        #[arg(long)]
+        restore: bool,
+        #[command(flatten)]
+        publishing: Publishing,
     },
     /// Let a share read slowly or not at all while everybody is published to, and see what the others notice.
     Slow {
@@ -222,9 +234,22 @@ fn run_scenario(command: Run) -> anyhow::Result<ExitCode> {
     let (load, scenario) = match command {
         Run::Idle { load, hold } => (load, Scenario::Idle { hold }),
         Run::Connect { load } => (load, Scenario::Connect),
-        Run::Broadcast { load, publishing } => (load, Scenario::Broadcast(publishing)),
+        Run::Broadcast { load, publishing, drop_every, drop_for } => {
+            let seconds = |option: &str, seconds: f64| {
+                Duration::try_from_secs_f64(seconds).ok().filter(|time| !time.is_zero()).context(option.to_owned())
+            };
+            let bad_network = drop_every.map(|drop_every| {
+                anyhow::Ok(BadNetwork {
+                    drop_every: seconds("--drop-every must be above 0", drop_every)?,
+                    drop_for: seconds("--drop-for must be above 0", drop_for)?,
+                })
+            });
+            (load, Scenario::Broadcast { publishing, bad_network: bad_network.transpose()? })
+        }
         Run::Echo { load, rounds, at_once, text } => (load, Scenario::Echo { rounds, at_once, text }),
-        Run::Storm { load, share, goodbye } => (load, Scenario::Storm { share, goodbye }),
+        Run::Storm { load, share, goodbye, restore, publishing } => {
+            (load, Scenario::Storm { share, goodbye, restore: restore.then_some(publishing) })
+        }
         Run::Slow { load, share, read_rate, publishing } => (load, Scenario::Slow { share, read_rate, publishing }),
         Run::Churn { load, seconds, share, goodbye } => (load, Scenario::Churn { seconds, share, goodbye }),
     };

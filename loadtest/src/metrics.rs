@@ -49,6 +49,17 @@ impl Pages {
     }
 }
 
+/// One figure of a page, whatever stands in front of its name.
+pub(crate) fn read_one(url: &str, name: &str) -> anyhow::Result<f64> {
+    let (authority, path) = http1::parse_url(url)?;
+    let answer = Client::connect(&authority)?.request("GET", &path, "", b"")?;
+    ensure!(answer.status == 200, "{url} was answered with status {}", answer.status);
+    let mut series = Series::default();
+    series.add_page(&String::from_utf8_lossy(&answer.body));
+    let prefix = series.own_prefix().unwrap_or_default();
+    series.total(&format!("{prefix}{name}")).with_context(|| format!("{url} has no {name}"))
+}
+
 /// What a server says of itself at one moment; only what it offers.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct ServerMetrics {

@@ -3,10 +3,12 @@
 //! Bytes and texts only; no sockets and no state.
 
 mod recognise;
+mod resume;
 
 use anyhow::{Context as _, bail};
 
 pub use recognise::{Kind, activity_timeout_s, has_error, kind, wants_pong};
+pub use resume::{Left, Position, position, welcome};
 
 use crate::template::Template;
 use crate::wire;
@@ -20,6 +22,10 @@ pub enum Protocol {
     /// Action Cable: wait for the welcome, subscribe, wait for the confirmation.
     #[value(name = "actioncable")]
     ActionCable,
+    /// Action Cable's extended form (`actioncable-v1-ext-json`): a client that comes back asks for its session by the
+    /// session's id, and for what was published while it was away.
+    #[value(name = "actioncable-ext")]
+    ActionCableExt,
     /// Pusher, version 7: wait for the connection to be established, subscribe to a public channel, wait for the
     /// confirmation; answer pings, and ping after a silence as long as the server says.
     Pusher,
@@ -33,9 +39,24 @@ impl Protocol {
         match self {
             Self::Raw => "raw",
             Self::ActionCable => "actioncable",
+            Self::ActionCableExt => "actioncable-ext",
             Self::Pusher => "pusher",
             Self::Centrifugo => "centrifugo",
         }
+    }
+
+    /// The `Sec-WebSocket-Protocol` of Action Cable; the others have none.
+    pub fn subprotocol(self) -> Option<&'static str> {
+        match self {
+            Self::ActionCable => Some("actioncable-v1-json"),
+            Self::ActionCableExt => Some("actioncable-v1-ext-json"),
+            Self::Raw | Self::Pusher | Self::Centrifugo => None,
+        }
+    }
+
+    /// Whether a client that comes back asks for its session and for what it missed.
+    pub fn resumes(self) -> bool {
+        self == Self::ActionCableExt
     }
 }
 
@@ -72,10 +93,14 @@ impl Target {
 pub struct Script {
     /// The dialect.
     pub protocol: Protocol,
-    /// The head up to the key.
+    /// The head's start, path and query.
+    path: String,
+    /// The head from behind the path up to the key.
     before_key: String,
     /// The head from behind the key.
     after_key: String,
+    /// Each ping of an Action Cable server is answered with a pong, which it wants if it has a time-out for them.
+    pub pongs: bool,
     /// What to subscribe to, an Action Cable identifier or the name of a channel; none means that the welcome is enough.
     pub identifier: Option<Template>,
 }
@@ -84,24 +109,31 @@ impl Script {
     /// Prepares the request head. `cookie_bytes` is the length of the `Cookie` value, 0 for none.
     pub fn new(protocol: Protocol, target: &Target, cookie_bytes: usize, identifier: Option<&str>) -> Self {
         let before_key = format!(
-            "GET {} HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+            " HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: ",
-            target.path, target.authority
+            target.authority
         );
         let mut after_key = String::from("\r\n");
-        if protocol == Protocol::ActionCable {
-            after_key.push_str("Sec-WebSocket-Protocol: actioncable-v1-json\r\n");
+        if let Some(subprotocol) = protocol.subprotocol() {
+            after_key.push_str(&format!("Sec-WebSocket-Protocol: {subprotocol}\r\n"));
         }
         if cookie_bytes > 0 {
             let value = "x".repeat(cookie_bytes.saturating_sub("_session=".len()));
             after_key.push_str(&format!("Cookie: _session={value}\r\n"));
         }
         after_key.push_str("\r\n");
-        Self { protocol, before_key, after_key, identifier: identifier.map(Template::new) }
+        let path = format!("GET {}", target.path);
+        Self { protocol, path, before_key, after_key, pongs: false, identifier: identifier.map(Template::new) }
     }
 
-    /// Appends the upgrade request of connection `number`.
-    pub fn push_request(&self, out: &mut Vec<u8>, number: u32, attempt: u32) {
+    /// Appends the upgrade request of connection `number`. A client that comes back shows the id that its session
+    /// had, which must need no escapes.
+    pub fn push_request(&self, out: &mut Vec<u8>, number: u32, attempt: u32, sid: Option<&str>) {
+        out.extend_from_slice(self.path.as_bytes());
+        if let Some(sid) = sid {
+            out.extend_from_slice(if self.path.contains('?') { b"&sid=" } else { b"?sid=" });
+            out.extend_from_slice(sid.as_bytes());
+        }
         out.extend_from_slice(self.before_key.as_bytes());
         out.extend_from_slice(&wire::key_value(number, attempt));
         out.extend_from_slice(self.after_key.as_bytes());
@@ -112,7 +144,9 @@ impl Script {
         let identifier = json_string(&self.identifier.as_ref()?.expand(number));
         Some(match self.protocol {
             Protocol::Raw => return None,
-            Protocol::ActionCable => format!(r#"{{"command":"subscribe","identifier":{identifier}}}"#),
+            Protocol::ActionCable | Protocol::ActionCableExt => {
+                format!(r#"{{"command":"subscribe","identifier":{identifier}}}"#)
+            }
             Protocol::Pusher => format!(r#"{{"event":"pusher:subscribe","data":{{"channel":{identifier}}}}}"#),
             Protocol::Centrifugo => format!(r#"{{"id":2,"subscribe":{{"channel":{identifier}}}}}"#),
         })
@@ -126,6 +160,7 @@ impl Script {
     /// The answer to a heartbeat; `wanted` is what the welcome said about that.
     pub fn heartbeat_answer(&self, wanted: bool) -> Option<&'static str> {
         match self.protocol {
+            Protocol::ActionCable | Protocol::ActionCableExt if self.pongs => Some(r#"{"command":"pong"}"#),
             Protocol::Pusher => Some(r#"{"event":"pusher:pong","data":{}}"#),
             Protocol::Centrifugo if wanted => Some("{}"),
             _ => None,
@@ -191,11 +226,24 @@ mod tests {
     }
 
     #[test]
+    fn a_client_that_comes_back_shows_the_id_of_its_session_behind_whatever_query_there_is() {
+        for (url, expected) in [("ws://h/cable", "GET /cable?sid=a-1 HTTP"), ("ws://h/?x=1", "GET /?x=1&sid=a-1 HTTP")]
+        {
+            let script = Script::new(Protocol::ActionCableExt, &Target::parse(url).unwrap(), 0, None);
+            let mut head = Vec::new();
+            script.push_request(&mut head, 0, 0, Some("a-1"));
+            let head = String::from_utf8(head).unwrap();
+            assert!(head.starts_with(expected), "{head}");
+            assert!(head.contains("\r\nSec-WebSocket-Protocol: actioncable-v1-ext-json\r\n"), "{head}");
+        }
+    }
+
+    #[test]
     fn the_head_holds_a_cookie_of_the_size_asked_for() {
         let target = Target::parse("ws://127.0.0.1:1/cable").unwrap();
         let script = Script::new(Protocol::ActionCable, &target, 200, Some(r#"{"channel":"A","id":"{n}"}"#));
         let mut head = Vec::new();
-        script.push_request(&mut head, 3, 0);
+        script.push_request(&mut head, 3, 0, None);
         let mut headers = [httparse::EMPTY_HEADER; 16];
         let mut request = httparse::Request::new(&mut headers);
         assert!(request.parse(&head).unwrap().is_complete());

@@ -24,6 +24,8 @@ pub struct Latency {
     pub p50_ms: f64,
     /// Nine of ten are faster.
     pub p90_ms: f64,
+    /// 95 of 100 are faster.
+    pub p95_ms: f64,
     /// 99 of 100 are faster.
     pub p99_ms: f64,
     /// The slowest.
@@ -42,6 +44,7 @@ impl Latency {
             count: histogram.len(),
             p50_ms: at(0.5),
             p90_ms: at(0.9),
+            p95_ms: at(0.95),
             p99_ms: at(0.99),
             max_ms: histogram.max() as f64 / 1e3,
             curve: shares.into_iter().map(|share| (share, at(share))).collect(),
@@ -164,8 +167,10 @@ impl Report {
         }
         row("failures", &self.failures);
         for latency in self.latencies.iter().filter(|latency| latency.count > 0) {
-            let Latency { p50_ms, p90_ms, p99_ms, max_ms, .. } = latency;
-            row(&latency.name, &format!("p50 {p50_ms:.2}  p90 {p90_ms:.2}  p99 {p99_ms:.2}  max {max_ms:.2} ms"));
+            let Latency { p50_ms, p90_ms, p95_ms, p99_ms, max_ms, .. } = latency;
+            let words =
+                format!("p50 {p50_ms:.2}  p90 {p90_ms:.2}  p95 {p95_ms:.2}  p99 {p99_ms:.2}  max {max_ms:.2} ms");
+            row(&latency.name, &words);
         }
         for snapshot in &self.snapshots {
             row(&format!("memory: {}", snapshot.moment), &self.memory_words(snapshot));

@@ -4,11 +4,14 @@
 //! doubled or reordered message, a connection that did not get ready or did not stay, makes the run fail.
 
 mod options;
+mod resume;
 mod steps;
 
 pub use options::{Load, Publishing};
 
-use crate::engine::Goodbye;
+use anyhow::ensure;
+
+use crate::engine::{BadNetwork, Goodbye};
 use crate::fleet::Fleet;
 use crate::report::{Latency, Report};
 use crate::run::Run;
@@ -25,7 +28,12 @@ pub enum Scenario {
     /// Open and see how fast that goes.
     Connect,
     /// Publish to everybody.
-    Broadcast(Publishing),
+    Broadcast {
+        /// The publications.
+        publishing: Publishing,
+        /// What becomes of connections meanwhile.
+        bad_network: Option<BadNetwork>,
+    },
     /// Say something and wait for the answer.
     Echo {
         /// Rounds of each client.
@@ -41,6 +49,8 @@ pub enum Scenario {
         share: f64,
         /// How they go.
         goodbye: Goodbye,
+        /// They go on with their sessions, and this is published while they are away and while they come back.
+        restore: Option<Publishing>,
     },
     /// A share reads slowly while everybody is published to.
     Slow {
@@ -63,11 +73,31 @@ pub enum Scenario {
 }
 
 impl Scenario {
+    /// Fails early: nobody wants to hear of it when ten thousand clients have been opened.
+    fn check(&self, load: &Load) -> anyhow::Result<()> {
+        let resumes = load.protocol.resumes();
+        let publishing = match self {
+            Self::Broadcast { publishing, bad_network } => {
+                ensure!(resumes || bad_network.is_none(), "--drop-every needs --protocol actioncable-ext");
+                let leaves_time = bad_network.is_none_or(|network| network.drop_for < network.drop_every);
+                ensure!(leaves_time, "--drop-for must be shorter than --drop-every");
+                publishing
+            }
+            Self::Storm { restore: Some(publishing), .. } => {
+                ensure!(resumes, "--restore needs --protocol actioncable-ext");
+                publishing
+            }
+            Self::Slow { publishing, .. } => publishing,
+            _ => return Ok(()),
+        };
+        publishing.check(load)
+    }
+
     fn name(&self) -> &'static str {
         match self {
             Self::Idle { .. } => "idle",
             Self::Connect => "connect",
-            Self::Broadcast(_) => "broadcast",
+            Self::Broadcast { .. } => "broadcast",
             Self::Echo { .. } => "echo",
             Self::Storm { .. } => "storm",
             Self::Slow { .. } => "slow",
@@ -97,6 +127,7 @@ impl Findings {
 
 /// Runs a scenario, prints its table and writes its files. True when the run is clean.
 pub fn run(load: &Load, scenario: &Scenario) -> anyhow::Result<bool> {
+    scenario.check(load)?;
     let descriptors = workers::raise_descriptor_limit();
     let mut findings = Findings::default();
     if let Some(note) = &load.note {

@@ -20,7 +20,7 @@ use hdrhistogram::serialization::{Deserializer, Serializer, V2Serializer};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{Collected, Counts, Engine, Goodbye, Pace, Reply, Saying, Settings, Sources};
+use crate::engine::{BadNetwork, Collected, Counts, Engine, Goodbye, Pace, Reply, Saying, Settings, Sources};
 use crate::observe;
 use crate::protocol::{Protocol, Script, Target};
 use crate::template::Template;
@@ -51,6 +51,8 @@ pub struct Plan {
     pub connections: u32,
     /// The number of the first one.
     pub first_number: u32,
+    /// Pings are answered with pongs.
+    pub pongs: bool,
     /// Threads.
     pub lanes: usize,
     /// Addresses to connect from; empty: chosen here.
@@ -68,9 +70,11 @@ impl Plan {
             true => Sources::for_server(self.server, all),
             false => Sources::list(self.sources.clone()),
         };
+        let mut script = Script::new(self.protocol, &target, self.cookie_bytes, self.identifier.as_deref());
+        script.pongs = self.pongs;
         Ok(Settings {
             server: self.server,
-            script: Script::new(self.protocol, &target, self.cookie_bytes, self.identifier.as_deref()),
+            script,
             connections: self.connections,
             first_number: self.first_number,
             lanes: self.lanes,
@@ -106,6 +110,7 @@ enum Order {
     Drop { share: f64, goodbye: Goodbye },
     Say { texts: Vec<String>, reply: Reply, rounds: u32, at_once: u32 },
     Slow { share: f64, bytes_per_second: u32 },
+    BadNetwork(Option<BadNetwork>),
     Collect { expected: u32 },
 }
 
@@ -113,7 +118,7 @@ enum Order {
 #[serde(rename_all = "snake_case")]
 enum Report {
     Counts(Counts),
-    Collected { ready: String, reply: String, delivery: String, lag_us_max: u64, missing_at_end: u64 },
+    Collected { ready: String, reply: String, delivery: String, replay: String, lag_us_max: u64, missing_at_end: u64 },
 }
 
 /// All clients of a run.
@@ -226,6 +231,15 @@ impl Workers {
         Ok(())
     }
 
+    /// See [`Engine::bad_network`].
+    pub fn bad_network(&mut self, bad_network: Option<BadNetwork>) -> anyhow::Result<()> {
+        match &mut self.members {
+            Members::Here(engine) => engine.bad_network(bad_network),
+            Members::Processes(workers) => order_all(workers, &Order::BadNetwork(bad_network))?,
+        }
+        Ok(())
+    }
+
     /// See [`Engine::collect`].
     pub fn collect(&mut self, expected: u32) -> anyhow::Result<Collected> {
         match &mut self.members {
@@ -299,12 +313,14 @@ impl Worker {
             for line in reports.lines().map_while(Result::ok) {
                 match serde_json::from_str(&line) {
                     Ok(Report::Counts(counts)) => *shared.lock().unwrap_or_else(PoisonError::into_inner) = counts,
-                    Ok(Report::Collected { ready, reply, delivery, lag_us_max, missing_at_end }) => {
-                        let [Ok(ready_us), Ok(reply_us), Ok(delivery_us)] = [&ready, &reply, &delivery].map(unpack)
+                    Ok(Report::Collected { ready, reply, delivery, replay, lag_us_max, missing_at_end }) => {
+                        let [Ok(ready_us), Ok(reply_us), Ok(delivery_us), Ok(replay_us)] =
+                            [&ready, &reply, &delivery, &replay].map(unpack)
                         else {
                             return;
                         };
-                        let collected = Collected { ready_us, reply_us, delivery_us, lag_us_max, missing_at_end };
+                        let collected =
+                            Collected { ready_us, reply_us, delivery_us, replay_us, lag_us_max, missing_at_end };
                         if sender.send(collected).is_err() {
                             return;
                         }
@@ -395,6 +411,7 @@ pub fn work() -> anyhow::Result<()> {
             Order::Drop { share, goodbye } => running.drop_share(share, goodbye),
             Order::Say { texts, reply, rounds, at_once } => running.say(saying(&texts, reply, rounds, at_once)),
             Order::Slow { share, bytes_per_second } => running.slow(share, bytes_per_second),
+            Order::BadNetwork(bad_network) => running.bad_network(bad_network),
             Order::Collect { expected } => {
                 // The counters of the same moment first, so that the parent's sums agree with the histograms.
                 report(&Report::Counts(running.counts()))?;
@@ -403,6 +420,7 @@ pub fn work() -> anyhow::Result<()> {
                     ready: pack(&collected.ready_us)?,
                     reply: pack(&collected.reply_us)?,
                     delivery: pack(&collected.delivery_us)?,
+                    replay: pack(&collected.replay_us)?,
                     lag_us_max: collected.lag_us_max,
                     missing_at_end: collected.missing_at_end,
                 })?;

@@ -32,7 +32,7 @@ fn settings(server: SocketAddr, protocol: Protocol, connections: u32) -> Setting
     let target = Target { authority: server.to_string(), path: "/".into() };
     let identifier = match protocol {
         Protocol::Raw => None,
-        Protocol::ActionCable => Some(r#"{"channel":"Test","id":"{n}"}"#),
+        Protocol::ActionCable | Protocol::ActionCableExt => Some(r#"{"channel":"Test","id":"{n}"}"#),
         Protocol::Pusher | Protocol::Centrifugo => Some("room-{n}"),
     };
     Settings {

@@ -263,6 +263,37 @@ fn slow_readers_are_told_from_the_others() {
 }
 
 #[test]
+fn clients_that_a_server_does_not_know_again_fail_the_run() {
+    let bare = Bare::speaking("actioncable-ext");
+    let ext = ["storm", "--restore", "--protocol", "actioncable-ext", "--timeout", "2"];
+    let (output, report, _) = bare.run(&[&ext[..], &bare.publishing()].concat());
+    assert!(!output.status.success());
+    let problems = report["problems"].to_string();
+    assert!(problems.contains("0 of 200 clients got their session again"), "{problems}");
+    assert!(problems.contains("0 of 200 are back"), "{problems}");
+    assert_eq!(report["failures"], "time-out 200");
+}
+
+#[test]
+fn what_a_run_lacks_is_said_before_it_begins() {
+    let with_url = ["--target", "ws://h/", "--publish-url", "http://h/"];
+    for (arguments, said) in [
+        (&["broadcast", "--target", "ws://h/"][..], "--publish-url"),
+        (&[&["broadcast", "--drop-every", "15"], &with_url[..]].concat(), "--protocol actioncable-ext"),
+        (&[&["storm", "--restore"], &with_url[..]].concat(), "--protocol actioncable-ext"),
+        (
+            &[&["broadcast", "--protocol", "actioncable-ext", "--drop-every", "1"], &with_url[..]].concat(),
+            "--drop-for must be shorter",
+        ),
+        (&[&["broadcast", "--publish-rate", "0"], &with_url[..]].concat(), "above 0"),
+    ] {
+        let output = Command::new(PROGRAM).args(arguments).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && text.contains(said), "{arguments:?}: {text}");
+    }
+}
+
+#[test]
 fn a_run_against_nobody_fails_and_says_why() {
     let mut nobody = Bare::start();
     // Port 1 is nobody's on a machine of today.

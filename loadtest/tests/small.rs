@@ -67,8 +67,17 @@ fn a_publication_to_ten_subscribers_wakes_ten_shards() {
 }
 
 #[test]
+fn a_server_that_is_compared_with_itself_must_be_given() {
+    for name in [Name::PublishStored, Name::FanoutStored, Name::History, Name::Restore, Name::Resumable] {
+        let error = bench::run(name, &small(), &mut |figure| panic!("{}", figure.line())).unwrap_err();
+        assert!(format!("{error:#}").contains("--server"), "{error:#}");
+    }
+}
+
+#[test]
 fn heartbeats_come_at_the_rate_asked_for() {
-    let rate = figures(Name::Idle, &small())[3].server;
+    let figures = figures(Name::Idle, &small());
+    let rate = figures.iter().find(|figure| figure.name.contains("heartbeats received")).unwrap().server;
     assert!((250.0..350.0).contains(&rate), "{rate} a second from 300 connections, one a second each");
 }
 

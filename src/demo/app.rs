@@ -1,19 +1,22 @@
 //! The sample app: what a developer would write in Rails or Laravel, here as a gRPC server in the same process.
 //!
-//! Cableway calls it over loopback like any other app server. It keeps nothing per connection but an entry in the
-//! [`Room`], and everything it says to everybody leaves through the [`publisher`](super::publisher).
+//! Cableway calls it over loopback like any other app server. It keeps nothing: who is there, who is writing and what was
+//! said before is known to Cableway, which it tells the stream for that. What it says to everybody leaves through the
+//! [`publisher`](super::publisher).
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tonic::{Request, Status};
 
-use super::room::{Asked, Refused, Room, Told};
+use super::chat::{self, Asked, Line, Refused, Told};
 use crate::backend::grpc::messages::{
     CommandMessage, CommandResponse, ConnectionRequest, ConnectionResponse, DisconnectRequest, DisconnectResponse, Env,
-    Status as Verdict,
+    EnvResponse, Status as Verdict,
 };
 use crate::backend::grpc::server::Rpc;
 use crate::os::clock::Clock;
@@ -24,15 +27,15 @@ pub const STREAM: &str = "chat:lobby";
 /// Longest name that a tab may give itself, so that it keeps its colour when it reconnects.
 const WHO_CHARS_MAX: usize = 32;
 
-/// Messages to everybody that one command makes at most: a new name and a line.
-const TOLD_MAX: usize = 2;
+/// Lines that the clock says, a second apart, while a page has cut its network: for somebody who is alone in the room.
+const TICKS: u32 = 5;
 
 /// The app.
 pub struct App {
-    /// Taken for one decision at a time, never while waiting; what is told leaves in the order of decisions.
-    room: Mutex<Room>,
     queue: mpsc::Sender<String>,
     clock: Clock,
+    /// The clock is talking.
+    ticks: AtomicBool,
 }
 
 /// Who a connection is; Cableway hands it back with every call. The session id makes it unique.
@@ -54,45 +57,39 @@ enum Channel {
 }
 
 impl App {
-    /// An app that nobody uses yet. `queue` leads to the publisher; `epoch` is different every time.
-    pub fn new(epoch: String, queue: mpsc::Sender<String>, clock: Clock) -> App {
-        App { room: Mutex::new(Room::new(epoch)), queue, clock }
+    /// An app that nobody uses yet. `queue` leads to the publisher.
+    pub fn new(queue: mpsc::Sender<String>, clock: Clock) -> App {
+        App { queue, clock, ticks: AtomicBool::new(false) }
     }
 
-    fn room(&self) -> MutexGuard<'_, Room> {
-        // A panic leaves the room consistent: decisions are made before anything is changed.
-        self.room.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Lets the clock talk for some seconds, unless it does already.
+    pub async fn tick(&self) {
+        if self.ticks.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        // By then the page has closed its connection.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        for tick in 1..=TICKS {
+            let text = format!("tick {tick} of {TICKS}");
+            let line = Line { who: "clock", name: "Clock", text: &text, at: self.at() };
+            // With a full queue this tick is lost; others have much to say then.
+            let _ = self.queue.try_send(Told::Line(line).json());
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        self.ticks.store(false, Ordering::Relaxed);
     }
 
     fn at(&self) -> u64 {
         u64::try_from(self.clock.now().unix.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Carries out what a client asks and queues what everybody is told about it: all of it or, when there is no
-    /// room in the queue, nothing.
+    /// Carries out what a client asks and queues what everybody is told about it.
     fn ask(&self, identifiers: &str, asked: Asked) -> Result<(), Refused> {
-        let mut room = self.room();
-        let places = self.queue.try_reserve_many(TOLD_MAX).map_err(|_| Refused::Busy)?;
-        let told = match asked {
-            Asked::Join { name } => {
-                let Identifiers { who, .. } = serde_json::from_str(identifiers).map_err(|_| Refused::NotHere)?;
-                room.join(identifiers, &who, &name, self.at())?.into_iter().collect()
-            }
-            Asked::Say { text, name } => room.say(identifiers, &name, &text, self.at())?,
-            Asked::Typing => vec![room.typing(identifiers)?],
-        };
-        for (place, told) in places.zip(told) {
-            place.send(told);
-        }
-        Ok(())
-    }
-
-    fn leave(&self, identifiers: &str) {
-        let mut room = self.room();
-        if let Some(told) = room.leave(identifiers, self.at()) {
-            // With a full queue this note is lost; the next one tells the right number.
-            let _ = self.queue.try_send(told);
-        }
+        let Asked::Say { text, name } = asked;
+        // Cableway hands back what `connect` made.
+        let who = serde_json::from_str(identifiers).map_or_else(|_| String::new(), |Identifiers { who, .. }| who);
+        let told = chat::say(&who, &name, &text, self.at())?;
+        self.queue.try_send(told).map_err(|_| Refused::Busy)
     }
 
     fn answer(&self, call: &CommandMessage) -> CommandResponse {
@@ -100,13 +97,12 @@ impl App {
         let channel = serde_json::from_str(identifier).ok();
         match (command.as_str(), channel) {
             ("subscribe", Some(Channel::Chat { room })) if room == "lobby" => {
-                let Ok(Identifiers { who, .. }) = serde_json::from_str(who) else {
-                    return failed("not identifiers of this app");
-                };
-                let hello = transmission(identifier, &self.room().hello(&who));
-                subscribed(vec![confirmation(identifier), hello])
+                // Subscribers may whisper on the stream, and see there who comes and goes.
+                let istate = ["$w", "$p"].map(|key| (key.to_owned(), STREAM.to_owned()));
+                let env = EnvResponse { istate: BTreeMap::from(istate), ..EnvResponse::default() };
+                CommandResponse { env: Some(env), ..subscribed(identifier) }
             }
-            ("subscribe", Some(Channel::Idle)) => subscribed(vec![confirmation(identifier)]),
+            ("subscribe", Some(Channel::Idle)) => subscribed(identifier),
             ("subscribe", _) => {
                 let rejection = json!({ "type": "reject_subscription", "identifier": identifier }).to_string();
                 CommandResponse {
@@ -115,10 +111,7 @@ impl App {
                     ..CommandResponse::default()
                 }
             }
-            ("unsubscribe", channel) => {
-                if let Some(Channel::Chat { .. }) = channel {
-                    self.leave(who);
-                }
+            ("unsubscribe", _) => {
                 CommandResponse { status: Verdict::Success.into(), stop_streams: true, ..CommandResponse::default() }
             }
             ("message", Some(Channel::Chat { .. })) => match serde_json::from_str(data) {
@@ -159,8 +152,7 @@ impl Rpc for App {
         Ok(self.answer(request.get_ref()))
     }
 
-    async fn disconnect(&self, request: Request<DisconnectRequest>) -> Result<DisconnectResponse, Status> {
-        self.leave(&request.get_ref().identifiers);
+    async fn disconnect(&self, _: Request<DisconnectRequest>) -> Result<DisconnectResponse, Status> {
         Ok(DisconnectResponse { status: Verdict::Success.into(), error_msg: String::new() })
     }
 }
@@ -182,11 +174,11 @@ fn transmission(identifier: &str, message: &str) -> String {
     format!(r#"{{"identifier":{},"message":{message}}}"#, serde_json::Value::from(identifier))
 }
 
-fn subscribed(transmissions: Vec<String>) -> CommandResponse {
+fn subscribed(identifier: &str) -> CommandResponse {
     CommandResponse {
         status: Verdict::Success.into(),
         streams: vec![STREAM.to_owned()],
-        transmissions,
+        transmissions: vec![confirmation(identifier)],
         ..CommandResponse::default()
     }
 }

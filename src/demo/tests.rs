@@ -75,6 +75,7 @@ async fn the_page_is_whole_and_asks_nobody_else() {
         "name-input",
         "message-input",
         "send-button",
+        "cut-button",
         "messages",
         "status",
         "fact-connections",
@@ -155,5 +156,6 @@ async fn idle_clients_are_refused_when_they_do_not_fit_or_another_site_asks() {
     assert_eq!(status(&routes, "DELETE", "/demo/idle-clients", &own).await, 202);
     for foreign in [&[("host", "localhost:8080"), ("origin", "http://evil.test")][..], &[("origin", "null")]] {
         assert_eq!(status(&routes, "POST", "/demo/idle-clients?connections=1", foreign).await, 403);
+        assert_eq!(status(&routes, "POST", "/demo/ticks", foreign).await, 403);
     }
 }

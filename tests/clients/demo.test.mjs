@@ -77,6 +77,36 @@ describe('the demo page', () => {
     await sees(phone, 'Ann');
   });
 
+  test('who is there and who is writing is shown', async () => {
+    for (const page of [desktop, phone]) await page.getByText('2 people here', { exact: true }).waitFor();
+    await phone.getByTestId('message-input').pressSequentially('I am wri');
+    await desktop.getByText('Ben is writing…', { exact: true }).waitFor();
+    await phone.getByTestId('message-input').fill('');
+    await sees(desktop, /is Ben now$/);
+  });
+
+  test('a page that cuts its network gets all that it missed, in order and marked, and others do not see it leave', async () => {
+    const missed = desktop.locator('.line.missed .said');
+    await desktop.getByTestId('cut-button').click();
+    await desktop.getByTestId('status').filter({ hasText: 'network cut' }).waitFor();
+    await say(phone, 'Ben', 'said while you were away');
+    await say(phone, 'Ben', 'and this too');
+    await sees(phone, 'and this too');
+    const [status, came] = await desktop.evaluate(() => [document.getElementById('status').textContent, document.querySelectorAll('.line.missed').length]);
+    assert.ok(status !== 'network cut' || came === 0, 'something came although there was no network');
+    await sees(desktop, 'Back in the same session. ');
+    await sees(phone, 'tick 5 of 5');
+    await sees(desktop, 'tick 5 of 5');
+    const texts = async (page, selector) => (await page.locator(selector).allTextContents()).filter((text) => /tick|away|too/.test(text));
+    // Once each, in the order in which everybody else heard it.
+    assert.deepEqual(await texts(desktop, '.line .said'), await texts(phone, '.line .said'));
+    const late = await missed.allTextContents();
+    assert.ok(late.includes('said while you were away') && late.includes('and this too'), late.join(', '));
+    await sees(desktop, `Back in the same session. ${late.length} missed messages came late.`);
+    assert.equal(await phone.getByText('Ann left').count(), 0);
+    await phone.getByText('2 people here', { exact: true }).waitFor();
+  });
+
   test('what people write is shown as text and never run', async () => {
     await say(desktop, 'Ann', '<img src=x onerror="window.broken = true"><b>bold</b>');
     await sees(phone, '<b>bold</b>');
@@ -118,8 +148,13 @@ describe('the demo page', () => {
   });
 
   test('screenshots are taken, and no page reported an error', async () => {
-    await desktop.screenshot({ path: join(ARTIFACTS, 'demo-desktop.png') });
-    await phone.screenshot({ path: join(ARTIFACTS, 'demo-phone.png') });
+    for (const colorScheme of ['light', 'dark']) {
+      for (const [name, page] of [['desktop', desktop], ['phone', phone]]) {
+        await page.emulateMedia({ colorScheme });
+        await page.evaluate(() => { scrollTo(0, 0); document.querySelector('.side').scrollTop = 0; });
+        await page.screenshot({ path: join(ARTIFACTS, `demo-${name}-${colorScheme}.png`) });
+      }
+    }
     console.log(`screenshots in ${ARTIFACTS}`);
     for (const page of pages) assert.deepEqual(page.faults, []);
   });

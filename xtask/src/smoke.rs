@@ -86,6 +86,18 @@ pub fn run(places: &Places, binary: &Path, loadtest: &Path) -> Result<Count, Str
     // As on a machine with a low limit of open files: several servers and several client processes.
     let fleet = ["--server-processes", "2", "--server-app", "--processes", "2", "-n", CONNECTIONS, "--hold", "3"];
     tell(Command::new(loadtest, places).arg("idle").args(fleet).arg("--server").arg(binary).passes());
+    // With a broker, behind an app that must not hear of clients whose session goes on.
+    let resuming = ["--protocol", "actioncable-ext", "--server-app", "--server-arg=--broker=memory", "-n", CONNECTIONS];
+    let publishing = ["--publish-rate", "20", "--messages", "60"];
+    for scenario in [&["storm", "--restore"][..], &["broadcast", "--drop-every", "1", "--drop-for", "0.4"]] {
+        let command = Command::new(loadtest, places).args(scenario).args(resuming).args(publishing);
+        tell(command.arg("--server").arg(binary).passes());
+    }
+    let small = ["--rounds", "1", "--repeat", "2", "--connections", CONNECTIONS, "--settle", "0.1"];
+    for comparison in ["publish-stored", "fanout-stored", "history", "restore", "resumable"] {
+        let command = Command::new(loadtest, places).args(["bench", comparison]);
+        tell(command.args(small).arg("--server").arg(binary).passes());
+    }
     let versus = Command::new(loadtest, places)
         .arg("versus")
         .arg("--scripts")

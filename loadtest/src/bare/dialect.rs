@@ -35,8 +35,9 @@ fn key_of(head: &[u8]) -> Option<&[u8]> {
 fn push_welcome(protocol: Protocol, out: &mut Vec<u8>, index: usize) {
     match protocol {
         Protocol::Raw | Protocol::Centrifugo => out.extend_from_slice(b"\r\n\r\n"),
-        Protocol::ActionCable => {
-            out.extend_from_slice(b"\r\nSec-WebSocket-Protocol: actioncable-v1-json\r\n\r\n");
+        Protocol::ActionCable | Protocol::ActionCableExt => {
+            let subprotocol = protocol.subprotocol().unwrap_or_default();
+            out.extend_from_slice(format!("\r\nSec-WebSocket-Protocol: {subprotocol}\r\n\r\n").as_bytes());
             wire::push_server_frame(out, opcode::TEXT, br#"{"type":"welcome"}"#);
         }
         Protocol::Pusher => {
@@ -52,7 +53,7 @@ fn push_welcome(protocol: Protocol, out: &mut Vec<u8>, index: usize) {
 pub(crate) fn push_heartbeat(protocol: Protocol, out: &mut Vec<u8>) {
     match protocol {
         Protocol::Raw => wire::push_server_frame(out, opcode::PING, b""),
-        Protocol::ActionCable => {
+        Protocol::ActionCable | Protocol::ActionCableExt => {
             let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
             let text = format!(r#"{{"type":"ping","message":{now_s}}}"#);
             wire::push_server_frame(out, opcode::TEXT, text.as_bytes());
@@ -66,7 +67,7 @@ pub(crate) fn push_heartbeat(protocol: Protocol, out: &mut Vec<u8>) {
 pub(crate) fn push_reply(protocol: Protocol, out: &mut Vec<u8>, message: &[u8]) {
     let reply = match protocol {
         Protocol::Raw => None,
-        Protocol::ActionCable => cable_reply(message),
+        Protocol::ActionCable | Protocol::ActionCableExt => cable_reply(message),
         Protocol::Pusher => pusher_reply(message),
         Protocol::Centrifugo => centrifugo_reply(message),
     };

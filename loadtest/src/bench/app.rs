@@ -19,6 +19,7 @@ use tonic::server::{Grpc, NamedService, UnaryService};
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 
+pub use http_rpc::CONNECTS_PATH;
 pub(super) use messages::{
     CommandMessage, CommandResponse, ConnectionRequest, ConnectionResponse, DisconnectRequest, DisconnectResponse, Env,
     SUCCESS,
@@ -33,6 +34,8 @@ struct Calls {
     most_at_once: AtomicU64,
     answered: AtomicU64,
     delay_us: AtomicU64,
+    /// Clients that it was asked to let in.
+    connects: AtomicU64,
     /// How often it was told that a client is gone, of those that gave themselves a number.
     told: Mutex<BTreeMap<String, u32>>,
 }
@@ -101,6 +104,11 @@ impl App {
         self.calls.told.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// How often it was asked to let a client in.
+    pub fn connects(&self) -> u64 {
+        self.calls.connects.load(Ordering::Relaxed)
+    }
+
     /// Calls answered.
     pub fn calls(&self) -> u64 {
         self.calls.answered.load(Ordering::Relaxed)
@@ -160,7 +168,7 @@ impl tower_service::Service<http::Request<Body>> for Rpc {
 
 struct Method<Q, R> {
     calls: Arc<Calls>,
-    answer: fn(&Calls, Q) -> R,
+    answer: fn(&Calls, &str, Q) -> R,
 }
 
 impl<Q: Send + 'static, R: Send + 'static> UnaryService<Q> for Method<Q, R> {
@@ -173,7 +181,8 @@ impl<Q: Send + 'static, R: Send + 'static> UnaryService<Q> for Method<Q, R> {
             // A call that the client gives up is dropped in the middle; it is over all the same.
             let _under_way = UnderWay::new(&calls);
             calls.take_time().await;
-            Ok(Response::new(answer(&calls, request.into_inner())))
+            let sid = request.metadata().get("sid").and_then(|sid| sid.to_str().ok()).unwrap_or_default().to_owned();
+            Ok(Response::new(answer(&calls, &sid, request.into_inner())))
         })
     }
 }
@@ -198,7 +207,8 @@ impl Drop for UnderWay<'_> {
 /// What the identifiers of a client begin with that has a number.
 const NUMBERED: &str = r#"{"client":"#;
 
-fn connect(_: &Calls, request: ConnectionRequest) -> ConnectionResponse {
+fn connect(calls: &Calls, sid: &str, request: ConnectionRequest) -> ConnectionResponse {
+    calls.connects.fetch_add(1, Ordering::Relaxed);
     let url = request.env.map(|env| env.url).unwrap_or_default();
     let number = url.split(['?', '&']).find_map(|pair| pair.strip_prefix("client="));
     ConnectionResponse {
@@ -207,11 +217,12 @@ fn connect(_: &Calls, request: ConnectionRequest) -> ConnectionResponse {
             Some(number) => format!("{NUMBERED}{}}}", json_string(number)),
             None => r#"{"user":"load"}"#.to_owned(),
         },
-        transmissions: vec![r#"{"type":"welcome"}"#.to_owned()],
+        // As anycable-rails does: with the id of the session its client can come back to it.
+        transmissions: vec![format!(r#"{{"type":"welcome","sid":{}}}"#, json_string(sid))],
     }
 }
 
-fn command(_: &Calls, call: CommandMessage) -> CommandResponse {
+fn command(_: &Calls, _: &str, call: CommandMessage) -> CommandResponse {
     let identifier = json_string(&call.identifier);
     let mut response = CommandResponse { status: SUCCESS, ..CommandResponse::default() };
     match call.command.as_str() {
@@ -227,7 +238,7 @@ fn command(_: &Calls, call: CommandMessage) -> CommandResponse {
     response
 }
 
-fn disconnect(calls: &Calls, request: DisconnectRequest) -> DisconnectResponse {
+fn disconnect(calls: &Calls, _: &str, request: DisconnectRequest) -> DisconnectResponse {
     if request.identifiers.starts_with(NUMBERED) {
         let mut told = calls.told.lock().unwrap_or_else(PoisonError::into_inner);
         *told.entry(request.identifiers).or_default() += 1;
@@ -244,9 +255,9 @@ mod tests {
         let calls = Calls::default();
         let url = |url: &str| ConnectionRequest { env: Some(Env { url: url.to_owned(), ..Env::default() }) };
         for (client, times) in [("/cable?client=7&pi=0", 2), ("/cable?pi=0&client=8", 1), ("/cable", 3)] {
-            let identifiers = connect(&calls, url(client)).identifiers;
+            let identifiers = connect(&calls, "", url(client)).identifiers;
             for _ in 0..times {
-                disconnect(&calls, DisconnectRequest { identifiers: identifiers.clone() });
+                disconnect(&calls, "", DisconnectRequest { identifiers: identifiers.clone() });
             }
         }
         let told = calls.told.into_inner().unwrap();

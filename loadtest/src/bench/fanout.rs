@@ -43,7 +43,8 @@ fn compare(
     for round in 0..options.rounds_or(3) {
         let mut results = [Delivered::default(); 2];
         for side in Side::both(round) {
-            results[side as usize] = deliver(side, options, connections, streams, repeat)?;
+            let want = Want { rooms: true, ..Want::quiet(Protocol::ActionCable) };
+            results[side as usize] = deliver(side, options, &want, connections, streams, repeat)?;
         }
         let [server, bare] = results;
         cpu.push((server.cpu_us, Some(bare.cpu_us)));
@@ -58,14 +59,21 @@ fn compare(
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct Delivered {
-    cpu_us: f64,
+pub(super) struct Delivered {
+    pub cpu_us: f64,
     client_cpu_us: f64,
     p99_ms: f64,
 }
 
-fn deliver(side: Side, options: &Options, connections: u32, streams: u32, repeat: u32) -> anyhow::Result<Delivered> {
-    let server = Running::start(side, options, &Want { rooms: true, ..Want::quiet(Protocol::ActionCable) })?;
+pub(super) fn deliver(
+    side: Side,
+    options: &Options,
+    want: &Want,
+    connections: u32,
+    streams: u32,
+    repeat: u32,
+) -> anyhow::Result<Delivered> {
+    let server = Running::start(side, options, want)?;
     let mut subscribers = Subscribers::new(&server, side.is_bare(options), connections, streams)?;
     subscribers.open()?;
     (0..WARM_UP).try_for_each(|_| subscribers.publish())?;

@@ -50,7 +50,7 @@ fn unfollowed(options: &Options) -> anyhow::Result<Vec<Figure>> {
         for index in 0..ACCEPTORS.len() {
             // No number of shards always comes first.
             let index = (index + round as usize) % ACCEPTORS.len();
-            each[index] = publish_to_nobody(options, ACCEPTORS[index])?;
+            each[index] = to_nobody(options, ACCEPTORS[index], false)?;
         }
         for (index, rounds) in rounds.iter_mut().enumerate() {
             rounds.push((each[index], (index > 0).then_some(each[0])));
@@ -72,8 +72,8 @@ fn unfollowed(options: &Options) -> anyhow::Result<Vec<Figure>> {
 }
 
 /// CPU of a publication that nobody follows.
-fn publish_to_nobody(options: &Options, acceptors: u32) -> anyhow::Result<f64> {
-    let want = Want { acceptors: Some(acceptors), ..Want::quiet(Protocol::ActionCable) };
+pub(super) fn to_nobody(options: &Options, acceptors: u32, broker: bool) -> anyhow::Result<f64> {
+    let want = Want { acceptors: Some(acceptors), broker, ..Want::quiet(Protocol::ActionCable) };
     let server = Running::start(Side::Server, options, &want)?;
     let mut publisher = Publisher::connect(&server.publish_url, &Credentials::None)?;
     let publications: Vec<String> =

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 
 use super::Options;
+use crate::metrics;
 use crate::observe::{self, ProcessCost};
 use crate::protocol::Protocol;
 use crate::server::{self, Process};
@@ -60,6 +61,10 @@ pub struct Want {
     pub acceptors: Option<u32>,
     /// The yardstick sends a publication only to those that subscribed to its identifier.
     pub rooms: bool,
+    /// The server remembers: `--broker memory`.
+    pub broker: bool,
+    /// The app is asked for every client; without it they are let in unasked.
+    pub connect: bool,
     /// The app server, for commands, as `--rpc-host` takes it.
     pub app: Option<String>,
 }
@@ -67,7 +72,15 @@ pub struct Want {
 impl Want {
     /// Plain WebSockets, or Action Cable without an app, that are left in peace.
     pub fn quiet(protocol: Protocol) -> Self {
-        Self { protocol, ping_interval: Duration::from_secs(3600), acceptors: None, rooms: false, app: None }
+        Self {
+            protocol,
+            ping_interval: Duration::from_secs(3600),
+            acceptors: None,
+            rooms: false,
+            broker: false,
+            connect: false,
+            app: None,
+        }
     }
 }
 
@@ -78,6 +91,8 @@ pub struct Running {
     pub address: SocketAddr,
     /// Where publications are posted; nowhere for the bare relay.
     pub publish_url: String,
+    /// What Cableway says of itself; nowhere for the others.
+    metrics_url: String,
 }
 
 impl Running {
@@ -95,7 +110,7 @@ impl Running {
         command.args(["app-relay", "--app", app, "--at-once", &options.rpc_concurrency.to_string()]);
         let (process, line) = Process::spawn_talking(&mut command, server::START_MAX)?;
         let Some(address) = line.trim_end().strip_prefix("listening ") else { bail!("the relay said: {line}") };
-        Ok(Self { process, address: address.parse()?, publish_url: String::new() })
+        Ok(Self { process, address: address.parse()?, publish_url: String::new(), metrics_url: String::new() })
     }
 
     fn start_bare(side: Side, options: &Options, want: &Want) -> anyhow::Result<Self> {
@@ -117,7 +132,8 @@ impl Running {
         let (process, line) = Process::spawn_talking(command.arg("--die-with-parent"), server::START_MAX)?;
         let words: Vec<&str> = line.split_ascii_whitespace().collect();
         let ["listening", address, "control", control] = words[..] else { bail!("the yardstick said: {line}") };
-        Ok(Self { process, address: address.parse()?, publish_url: format!("http://{control}/_broadcast") })
+        let publish_url = format!("http://{control}/_broadcast");
+        Ok(Self { process, address: address.parse()?, publish_url, metrics_url: String::new() })
     }
 
     fn start_cableway(side: Side, path: &Path, options: &Options, want: &Want) -> anyhow::Result<Self> {
@@ -127,6 +143,9 @@ impl Running {
         }
         if want.app.is_some() {
             arguments.extend(["--rpc-concurrency".to_owned(), options.rpc_concurrency.to_string()]);
+        }
+        if want.broker {
+            arguments.extend(["--broker".to_owned(), "memory".to_owned()]);
         }
         arguments.extend_from_slice(&options.server_args);
         Self::launch(Command::new(path), arguments, want)
@@ -140,7 +159,10 @@ impl Running {
     ) -> anyhow::Result<Self> {
         let (address, publish) = (server::free_address()?, server::free_address()?);
         let mut command = server::cableway(launcher, address.port(), publish.port());
-        command.args(["--public", "--echo-path", "/echo"]);
+        command.args(["--echo-path", "/echo", "--metrics-port", &publish.port().to_string()]);
+        if !want.connect {
+            command.arg("--public");
+        }
         command.args(["--ping-interval", &format!("{}s", want.ping_interval.as_secs())]);
         match &want.app {
             Some(app) => command.args(["--rpc-host", app]),
@@ -149,7 +171,8 @@ impl Running {
         let mut process = Process::spawn(command.args(arguments))?;
         process.await_accepting(address)?;
         process.await_accepting(publish)?;
-        Ok(Self { process, address, publish_url: format!("http://{publish}/_broadcast") })
+        let publish_url = format!("http://{publish}/_broadcast");
+        Ok(Self { process, address, publish_url, metrics_url: format!("http://{publish}/metrics") })
     }
 
     /// Its process id.
@@ -160,6 +183,11 @@ impl Running {
     /// Its memory and CPU now.
     pub fn cost(&self) -> anyhow::Result<ProcessCost> {
         observe::process_cost(self.process.pid()).context("the server is gone")
+    }
+
+    /// One of its own figures, by its name behind the prefix. Only Cableway has any.
+    pub fn metric(&self, name: &str) -> anyhow::Result<f64> {
+        metrics::read_one(&self.metrics_url, name)
     }
 
     /// Its CPU time so far, in microseconds.

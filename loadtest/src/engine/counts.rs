@@ -144,6 +144,16 @@ counts! {
     reordered,
     /// Marked messages that came again.
     duplicated,
+    /// Connections dropped by a bad network.
+    dropped,
+    /// Clients that came back and got their session again.
+    restored,
+    /// Clients that came back and had to be let in and subscribe anew.
+    anew,
+    /// Marked messages that came to clients that had asked for what they missed.
+    replayed,
+    /// Clients that were told that what they missed cannot be sent.
+    unrecoverable,
     /// Rounds of a saying that got their reply.
     replies,
     /// Connections that have finished a saying, one way or the other.

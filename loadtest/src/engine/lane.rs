@@ -22,10 +22,11 @@ use rustix::io::Errno;
 use rustix::net::sockopt;
 
 use super::counts::{Counters, Failure};
+use super::returning::{Returning, Streams};
 use super::slot::{Sequence, Slot, State};
 use super::source::Sources;
-use super::{Collected, Goodbye, Order, Pace, Saying, Settings};
-use crate::clock::now_ns;
+use super::{BadNetwork, Collected, Goodbye, Order, Pace, Saying, Settings};
+use crate::clock::{now_ns, unix_s};
 use crate::protocol::{self, Script};
 
 /// Events taken from the kernel at once.
@@ -61,6 +62,14 @@ struct Slow {
     bytes_per_second: u32,
 }
 
+/// A bad network while it lasts.
+struct Dropping {
+    bad_network: BadNetwork,
+    since_ns: u64,
+    /// How many clients have had their turn.
+    turns: u64,
+}
+
 pub(super) struct Lane {
     server: SocketAddr,
     script: Script,
@@ -71,6 +80,9 @@ pub(super) struct Lane {
     first_number: u32,
     stride: u32,
     slots: Vec<Slot>,
+    /// One for each slot, if the protocol resumes.
+    returning: Vec<Returning>,
+    streams: Streams,
     epoll: OwnedFd,
     wake: Arc<OwnedFd>,
     inbox: Receiver<Order>,
@@ -86,6 +98,9 @@ pub(super) struct Lane {
     retries: VecDeque<(u64, u32)>,
     run: Option<SayingRun>,
     slow: Option<Slow>,
+    dropping: Option<Dropping>,
+    /// Who comes back from a bad network, and when, earliest first.
+    returns: VecDeque<(u64, u32)>,
     /// The clock of this turn, in seconds.
     now_s: u32,
     /// After how many seconds of silence the server wants a ping of its clients; 0: never.
@@ -131,6 +146,8 @@ impl Lane {
             first_number: settings.first_number + lane,
             stride,
             slots: (0..count).map(|_| Slot::new()).collect(),
+            returning: vec![Returning::default(); if settings.script.protocol.resumes() { count as usize } else { 0 }],
+            streams: Streams::default(),
             epoll,
             wake,
             inbox,
@@ -144,6 +161,8 @@ impl Lane {
             retries: VecDeque::new(),
             run: None,
             slow: None,
+            dropping: None,
+            returns: VecDeque::new(),
             now_s: 0,
             silence_max_s: 0,
             listen_next: 0,
@@ -232,6 +251,10 @@ impl Lane {
                         }
                     }
                 }
+                Ok(Order::BadNetwork(bad_network)) => {
+                    self.dropping =
+                        bad_network.map(|bad_network| Dropping { bad_network, since_ns: now_ns(), turns: 0 });
+                }
                 Ok(Order::Collect { expected, answer }) => {
                     let mut collected = std::mem::replace(&mut self.collected, Collected::empty());
                     let ready = self.slots.iter().filter(|slot| slot.state == State::Ready);
@@ -263,7 +286,8 @@ impl Lane {
             self.slots[index].state = State::Answering;
             let mut out = std::mem::take(&mut self.out);
             out.clear();
-            self.script.push_request(&mut out, self.number(index), u32::from(self.slots[index].attempt));
+            let sid = self.returning.get(index).and_then(Returning::sid);
+            self.script.push_request(&mut out, self.number(index), u32::from(self.slots[index].attempt), sid);
             let sent = self.transmit(index, &out);
             self.out = out;
             if let Err(failure) = sent {
@@ -301,6 +325,7 @@ impl Lane {
                 self.connect(index as usize, since_ns);
             }
         }
+        self.drop_due(now);
         self.break_silences();
         if let Some(slow) = self.slow {
             let budget = (f64::from(slow.bytes_per_second) * TICK.as_secs_f64()) as usize;
@@ -311,6 +336,40 @@ impl Lane {
                     }
                 }
             }
+        }
+    }
+
+    /// Drops those whose turn has come, and lets those come back who were away for long enough.
+    fn drop_due(&mut self, now: u64) {
+        while self.returns.front().is_some_and(|(due, _)| *due <= now) {
+            let Some((due, index)) = self.returns.pop_front() else { return };
+            if self.slots[index as usize].state == State::Free {
+                self.connect(index as usize, due);
+            }
+        }
+        let Some(Dropping { bad_network, since_ns, turns }) = &mut self.dropping else { return };
+        let rounds = now.saturating_sub(*since_ns) as f64 / bad_network.drop_every.as_nanos().max(1) as f64;
+        let due = (rounds * self.slots.len() as f64) as u64;
+        let mine = std::mem::replace(turns, due)..due;
+        let back_at = now + bad_network.drop_for.as_nanos() as u64;
+        for turn in mine {
+            let index = (turn % self.slots.len() as u64) as usize;
+            if self.slots[index].state == State::Ready {
+                Counters::add(&self.counters.dropped, 1);
+                self.close(index);
+                self.returns.push_back((back_at, index as u32));
+            }
+        }
+    }
+
+    /// Up to where a client has heard everything. Seconds of two clocks are rounded, so it says one second earlier: that
+    /// counts only for who has no place in the stream, and so has had nothing that could come twice.
+    fn left(&self, index: usize) -> protocol::Left<'_> {
+        let returning = &self.returning[index];
+        let silent_s = self.now_s.saturating_sub(returning.left_s) + 1;
+        protocol::Left {
+            at_s: unix_s().saturating_sub(u64::from(silent_s)),
+            position: returning.position(&self.streams),
         }
     }
 

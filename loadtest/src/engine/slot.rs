@@ -8,6 +8,9 @@ use std::os::fd::OwnedFd;
 /// ```text
 /// Free -> Connecting -> Answering -+-> Ready                               raw
 ///   ^                              +-> Welcoming -> Subscribing -> Ready   the others
+///   |                                    |                          ^
+///   |                                    +-> Resubscribing --+      |      those that resume, when they come back
+///   |                                    +-------------------+-> CatchingUp
 ///   +------------------- any state, when it fails or is dropped
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +25,10 @@ pub(super) enum State {
     Welcoming,
     /// Waiting for the confirmation.
     Subscribing,
+    /// The session is lost: waiting for the confirmation, and then for what was missed.
+    Resubscribing,
+    /// Waiting for what was missed.
+    CatchingUp,
     /// Held.
     Ready,
 }

@@ -21,6 +21,10 @@ pub enum Kind {
     Confirm,
     /// The subscription was refused.
     Reject,
+    /// All that was missed has been sent.
+    ConfirmHistory,
+    /// What was missed cannot be sent.
+    RejectHistory,
     /// The server says goodbye, or ends the subscription.
     Disconnect,
     /// The server says that something went wrong.
@@ -33,7 +37,7 @@ pub enum Kind {
 pub fn kind(protocol: Protocol, message: &[u8]) -> Kind {
     match protocol {
         Protocol::Raw => Kind::Data,
-        Protocol::ActionCable => action_cable(message),
+        Protocol::ActionCable | Protocol::ActionCableExt => action_cable(message),
         Protocol::Pusher => pusher(message),
         Protocol::Centrifugo => centrifugo(message),
     }
@@ -53,6 +57,8 @@ fn action_cable(message: &[u8]) -> Kind {
                     b"pong" => Kind::Pong,
                     b"confirm_subscription" => Kind::Confirm,
                     b"reject_subscription" => Kind::Reject,
+                    b"confirm_history" => Kind::ConfirmHistory,
+                    b"reject_history" => Kind::RejectHistory,
                     b"disconnect" => Kind::Disconnect,
                     _ => Kind::Data,
                 };
@@ -123,7 +129,7 @@ pub fn has_error(answer: &[u8]) -> bool {
 }
 
 /// The characters of a JSON string, escapes as they are; empty for anything else.
-fn text(value: &[u8]) -> &[u8] {
+pub(super) fn text(value: &[u8]) -> &[u8] {
     let inside = value.strip_prefix(b"\"").unwrap_or_default();
     &inside[..string_end(inside).unwrap_or(0)]
 }
@@ -156,14 +162,14 @@ fn value_end(value: &[u8]) -> Option<usize> {
 }
 
 /// The keys of an object in their order, each with everything from its value on.
-struct Keys<'a> {
+pub(super) struct Keys<'a> {
     /// The last value that was handed out, or the object at the beginning.
     rest: &'a [u8],
     begun: bool,
 }
 
 impl<'a> Keys<'a> {
-    fn of(object: &'a [u8]) -> Self {
+    pub(super) fn of(object: &'a [u8]) -> Self {
         Self { rest: object.trim_ascii_start(), begun: false }
     }
 }
@@ -204,6 +210,8 @@ mod tests {
                 (r#"{"type":"pong"}"#, Kind::Pong),
                 (r#"{"identifier":"{\"type\":\"ping\"}","type":"confirm_subscription"}"#, Kind::Confirm),
                 (r#"{"type":"reject_subscription","identifier":"x"}"#, Kind::Reject),
+                (r#"{"type":"confirm_history","identifier":"x"}"#, Kind::ConfirmHistory),
+                (r#"{"type":"reject_history","identifier":"x"}"#, Kind::RejectHistory),
                 (r#"{"type":"disconnect","reason":"remote","reconnect":false}"#, Kind::Disconnect),
                 (r#"{"identifier":"x","message":{"type":"welcome"}}"#, Kind::Data),
                 (r#"{"identifier":"x","other":{"type":"welcome"},"type":"pong"}"#, Kind::Pong),

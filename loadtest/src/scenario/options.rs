@@ -35,6 +35,9 @@ pub struct Load {
     /// Subscribe to nothing: the welcome is enough.
     #[arg(long)]
     pub(super) no_subscription: bool,
+    /// Answer pings with the command that Action Cable servers with a time-out for pongs want.
+    #[arg(long)]
+    pub(super) pongs: bool,
     /// Length of the Cookie header's value.
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     pub(super) cookie_bytes: usize,
@@ -82,7 +85,7 @@ pub struct Load {
 pub struct Publishing {
     /// Where publications are posted; may be given several times, for servers that do not tell each other. Servers
     /// that --server started are known.
-    #[arg(long = "publish-url", value_name = "URL", required_unless_present = "server")]
+    #[arg(long = "publish-url", value_name = "URL")]
     pub(super) publish_urls: Vec<String>,
     /// The body of a publication; {mark} is where sequence number and time go [default: what Cableway, a Pusher server
     /// or Centrifugo take for the stream or channel "load"].
@@ -120,6 +123,13 @@ impl Load {
 }
 
 impl Publishing {
+    pub(super) fn check(&self, load: &Load) -> anyhow::Result<()> {
+        let somewhere = load.fleet.starts_servers() || !self.publish_urls.is_empty();
+        ensure!(somewhere, "nowhere to publish: give --publish-url, or --server");
+        ensure!(self.publish_rate > 0.0, "the rate of publications must be above 0");
+        Ok(())
+    }
+
     pub(super) fn credentials(&self) -> anyhow::Result<Credentials> {
         Ok(match (&self.publish_key, &self.publish_header, &self.publish_pusher) {
             (Some(key), ..) => Credentials::Bearer(key.clone()),
@@ -132,7 +142,9 @@ impl Publishing {
     pub(super) fn body(&self, load: &Load) -> anyhow::Result<String> {
         let body = match (&self.publish_body, load.protocol) {
             (Some(body), _) => body.clone(),
-            (None, Protocol::Raw | Protocol::ActionCable) => r#"{"stream":"load","data":"\"{mark}\""}"#.to_owned(),
+            (None, Protocol::Raw | Protocol::ActionCable | Protocol::ActionCableExt) => {
+                r#"{"stream":"load","data":"\"{mark}\""}"#.to_owned()
+            }
             (None, Protocol::Pusher | Protocol::Centrifugo) => {
                 ensure!(!load.channel.contains("{n"), "many channels: say with --publish-body what goes where");
                 let channel = json_string(&load.channel);
@@ -164,7 +176,7 @@ pub(super) fn plan(load: &Load, url: &str) -> anyhow::Result<Plan> {
         .with_context(|| format!("{} has no address", target.authority))?;
     let subscription = match load.protocol {
         Protocol::Raw => None,
-        Protocol::ActionCable => Some(load.identifier()),
+        Protocol::ActionCable | Protocol::ActionCableExt => Some(load.identifier()),
         Protocol::Pusher | Protocol::Centrifugo => Some(load.channel.as_str()),
     };
     let subscription = subscription.filter(|_| !load.no_subscription).map(str::to_owned);
@@ -180,6 +192,7 @@ pub(super) fn plan(load: &Load, url: &str) -> anyhow::Result<Plan> {
         identifier: subscription,
         connections: load.connections,
         first_number: 0,
+        pongs: load.pongs,
         lanes: std::thread::available_parallelism().map_or(1, usize::from),
         sources: load.sources.clone(),
         ready_timeout_ms: (load.timeout * 1e3) as u64,

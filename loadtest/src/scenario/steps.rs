@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, ensure};
 
 use super::options::{Load, Publishing};
-use super::{Findings, Scenario};
+use super::{Findings, Scenario, resume};
 use crate::clock::now_ns;
 use crate::engine::{Collected, Counts, Goodbye, Pace, Reply};
 use crate::fleet::Fleet;
@@ -17,7 +17,7 @@ use crate::report::Latency;
 use crate::run::{Ended, Run};
 
 /// For sockets to be closed and buffers to be freed before memory is read.
-const SETTLE: Duration = Duration::from_secs(3);
+pub(super) const SETTLE: Duration = Duration::from_secs(3);
 
 /// After the last publication, for a copy too many to arrive.
 const LINGER: Duration = Duration::from_millis(300);
@@ -45,16 +45,23 @@ pub(super) fn run(
                 server_agrees(run, findings);
             }
         }
-        Scenario::Broadcast(publishing) => {
-            let collected = publish(load, fleet, run, findings, publishing, 0, Receivers::All)?;
-            findings.latencies.push(Latency::new("publish to receipt", &collected.delivery_us));
+        Scenario::Broadcast { publishing, bad_network } => {
+            if let Some(bad_network) = bad_network {
+                resume::bad_network(load, fleet, run, findings, publishing, *bad_network)?;
+            } else {
+                let collected = publish(load, fleet, run, findings, publishing, 0, Receivers::All)?;
+                findings.latencies.push(Latency::new("publish to receipt", &collected.delivery_us));
+            }
             after_traffic(run)?;
         }
         Scenario::Echo { rounds, at_once, text } => {
             echo(load, run, findings, *rounds, *at_once, text)?;
             after_traffic(run)?;
         }
-        Scenario::Storm { share, goodbye } => storm(load, run, findings, *share, *goodbye)?,
+        Scenario::Storm { share, goodbye, restore } => match restore {
+            Some(publishing) => resume::storm(load, fleet, run, findings, *share, *goodbye, publishing)?,
+            None => storm(load, run, findings, *share, *goodbye)?,
+        },
         Scenario::Slow { share, read_rate, publishing } => {
             slow(load, fleet, run, findings, *share, *read_rate, publishing)?;
         }
@@ -159,7 +166,7 @@ fn idle(run: &mut Run, findings: &mut Findings, hold: Duration) -> anyhow::Resul
 
 /// Which of the clients are expected to receive all that is published.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Receivers {
+pub(super) enum Receivers {
     /// All of them, or the run has failed.
     All,
     /// Those that read; how many messages the others get, nobody knows.
@@ -167,7 +174,7 @@ enum Receivers {
 }
 
 /// Publishes and waits for the receipts. `from` is the first sequence number.
-fn publish(
+pub(super) fn publish(
     load: &Load,
     fleet: Option<&Fleet>,
     run: &mut Run,
@@ -187,7 +194,7 @@ fn publish(
 }
 
 /// Posts every publication at its time, to all servers; how many were posted.
-fn post_all(
+pub(super) fn post_all(
     load: &Load,
     fleet: Option<&Fleet>,
     run: &mut Run,
@@ -195,7 +202,6 @@ fn post_all(
     from: u32,
 ) -> anyhow::Result<u32> {
     let body = publishing.body(load)?;
-    ensure!(publishing.publish_rate > 0.0, "the rate of publications must be above 0");
     let credentials = publishing.credentials()?;
     let urls = publishing.publish_urls.iter().chain(fleet.iter().flat_map(|fleet| &fleet.publish_urls));
     let mut publishers = urls.map(|url| Publisher::connect(url, &credentials)).collect::<anyhow::Result<Vec<_>>>()?;
@@ -216,7 +222,7 @@ fn post_all(
 }
 
 /// Waits until so many marked messages have come, or no more come.
-fn await_receipts(load: &Load, run: &mut Run, expected: u64, receivers: Receivers) -> anyhow::Result<()> {
+pub(super) fn await_receipts(load: &Load, run: &mut Run, expected: u64, receivers: Receivers) -> anyhow::Result<()> {
     let limit = Duration::from_secs_f64(load.timeout);
     match receivers {
         Receivers::All => run.wait("receiving", limit, |counts| counts.marked >= expected)?,
@@ -235,7 +241,7 @@ fn await_receipts(load: &Load, run: &mut Run, expected: u64, receivers: Receiver
     Ok(())
 }
 
-fn compare_receipts(
+pub(super) fn compare_receipts(
     run: &Run,
     findings: &mut Findings,
     before: &Counts,
@@ -271,7 +277,7 @@ fn echo(
 ) -> anyhow::Result<()> {
     let (texts, reply) = match load.protocol {
         Protocol::Raw => (vec![text.to_owned()], Reply::Any),
-        Protocol::ActionCable => {
+        Protocol::ActionCable | Protocol::ActionCableExt => {
             let identifier = json_string(load.identifier());
             let data = json_string(text);
             (vec![format!(r#"{{"command":"message","identifier":{identifier},"data":{data}}}"#)], Reply::Data)
@@ -304,14 +310,8 @@ fn storm(load: &Load, run: &mut Run, findings: &mut Findings, share: f64, goodby
     run.watch_calls(true);
     run.workers.drop_share(share.clamp(0.0, 1.0), goodbye)?;
     run.workers.open(Pace::Storm)?;
+    await_return(load, run, &before)?;
     let all = u64::from(load.connections);
-    let retries = load.retry_after.is_some();
-    run.wait("returning", Duration::from_secs_f64(load.timeout), |counts| {
-        let dropped = counts.ended - before.ended;
-        let back = counts.ready - before.ready;
-        let failed = if retries { 0 } else { counts.failed() - before.failed() };
-        dropped > 0 && counts.ready_now() + failed >= all && back + failed >= dropped
-    })?;
     let counts = run.workers.counts();
     let queue = observe::queue_counters()?.since(queue_before);
     let ready = run.collect(0)?.ready_us;
@@ -339,8 +339,21 @@ fn storm(load: &Load, run: &mut Run, findings: &mut Findings, share: f64, goodby
     run.snapshot("after traffic")
 }
 
+/// Waits until all that were dropped are back, or have failed for good.
+pub(super) fn await_return(load: &Load, run: &mut Run, before: &Counts) -> anyhow::Result<()> {
+    let all = u64::from(load.connections);
+    let retries = load.retry_after.is_some();
+    run.wait("returning", Duration::from_secs_f64(load.timeout), |counts| {
+        let dropped = counts.ended - before.ended;
+        let back = counts.ready - before.ready;
+        let failed = if retries { 0 } else { counts.failed() - before.failed() };
+        dropped > 0 && counts.ready_now() + failed >= all && back + failed >= dropped
+    })?;
+    Ok(())
+}
+
 /// The calls of a storm in words.
-fn backend_calls(run: &Run) -> String {
+pub(super) fn backend_calls(run: &Run) -> String {
     let (Some((_, first)), Some((_, last))) = (run.calls.first(), run.calls.last()) else {
         return "not observed: give --server-metrics of a server that counts them".to_owned();
     };

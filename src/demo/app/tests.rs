@@ -9,7 +9,7 @@ const CHAT: &str = r#"{"channel":"ChatChannel","room":"lobby"}"#;
 
 fn app(waiting_max: usize) -> (App, Receiver<String>) {
     let (queue, told) = mpsc::channel(waiting_max);
-    (App::new("e".to_owned(), queue, Clock::start()), told)
+    (App::new(queue, Clock::start()), told)
 }
 
 fn value(text: &str) -> Value {
@@ -49,47 +49,43 @@ async fn everybody_may_connect_and_is_somebody_else() {
 }
 
 #[tokio::test]
-async fn a_newcomer_is_confirmed_and_then_told_what_was_said() {
+async fn a_subscriber_may_whisper_and_be_present_and_what_it_says_is_told() {
     let (app, mut told) = app(8);
     let ada = connect(&app, "s1", "http://localhost/cable?who=ada").await.identifiers;
     let subscribed = command(&app, &ada, "subscribe", CHAT, "").await;
     assert_eq!((subscribed.status, &subscribed.streams[..]), (Verdict::Success as i32, &[STREAM.to_owned()][..]));
+    assert_eq!(subscribed.transmissions.len(), 1);
     assert_eq!(value(&subscribed.transmissions[0]), json!({"type": "confirm_subscription", "identifier": CHAT}));
-    assert_eq!(value(&subscribed.transmissions[1])["identifier"], CHAT);
-    assert_eq!(value(&subscribed.transmissions[1])["message"]["who"], "ada");
+    let istate = subscribed.env.unwrap().istate;
+    assert_eq!((istate["$w"].as_str(), istate["$p"].as_str()), (STREAM, STREAM));
 
-    command(&app, &ada, "message", CHAT, r#"{"action":"join","name":"Ada"}"#).await;
-    assert_eq!(value(&told.recv().await.unwrap())["what"], "joined");
     let said = command(&app, &ada, "message", CHAT, r#"{"action":"say","name":"Ada","text":"hi"}"#).await;
     assert_eq!((said.status, said.transmissions.len()), (Verdict::Success as i32, 0));
-    assert_eq!(value(&told.recv().await.unwrap())["text"], "hi");
+    let line = value(&told.recv().await.unwrap());
+    assert_eq!((&line["who"], &line["name"], &line["text"]), (&"ada".into(), &"Ada".into(), &"hi".into()));
+}
 
-    let bob = connect(&app, "s2", "http://localhost/cable").await.identifiers;
-    let hello = command(&app, &bob, "subscribe", CHAT, "").await;
-    assert_eq!(value(&hello.transmissions[1])["message"]["lines"][0]["text"], "hi");
+#[tokio::test(start_paused = true)]
+async fn the_clock_talks_once_at_a_time() {
+    let (app, mut told) = app(16);
+    tokio::join!(app.tick(), app.tick());
+    for tick in 1..=TICKS {
+        assert_eq!(value(&told.recv().await.unwrap())["text"], format!("tick {tick} of {TICKS}"));
+    }
+    assert!(told.try_recv().is_err());
+    app.tick().await;
+    assert_eq!(value(&told.recv().await.unwrap())["who"], "clock");
 }
 
 #[tokio::test]
-async fn who_is_disconnected_leaves_the_room() {
-    let (app, mut told) = app(8);
-    let ada = connect(&app, "s1", "http://localhost/cable?who=ada").await.identifiers;
-    command(&app, &ada, "message", CHAT, r#"{"action":"join","name":"Ada"}"#).await;
-    told.recv().await.unwrap();
-    let gone = DisconnectRequest { identifiers: ada, subscriptions: vec![CHAT.to_owned()], env: None };
-    let answer = app.disconnect(Request::new(gone)).await.unwrap();
-    assert_eq!(answer.status, Verdict::Success as i32);
-    let left = value(&told.recv().await.unwrap());
-    assert_eq!((left["what"].as_str(), left["here"].as_u64()), (Some("left"), Some(0)));
-}
-
-#[tokio::test]
-async fn an_idle_client_hears_the_room_and_is_nobody_in_it() {
+async fn an_idle_client_hears_the_room_and_may_say_nothing() {
     let (app, _told) = app(8);
     let idle = r#"{"channel":"IdleChannel"}"#;
     let one = connect(&app, "s1", "http://localhost/cable").await.identifiers;
     let answer = command(&app, &one, "subscribe", idle, "").await;
     assert_eq!((&answer.streams[..], answer.transmissions.len()), (&[STREAM.to_owned()][..], 1));
-    let answer = command(&app, &one, "message", idle, r#"{"action":"typing"}"#).await;
+    assert_eq!(answer.env, None);
+    let answer = command(&app, &one, "message", idle, r#"{"action":"say","name":"A","text":"b"}"#).await;
     assert_eq!(answer.status, Verdict::Error as i32);
 }
 
@@ -111,14 +107,13 @@ async fn unknown_channels_are_rejected_and_unknown_actions_are_errors() {
 
 #[tokio::test]
 async fn while_the_queue_is_full_nothing_is_said_and_the_speaker_is_told() {
-    let (app, mut told) = app(TOLD_MAX);
+    let (app, mut told) = app(1);
     let ada = connect(&app, "s1", "http://localhost/cable?who=ada").await.identifiers;
-    command(&app, &ada, "message", CHAT, r#"{"action":"join","name":"Ada"}"#).await;
-    let say = r#"{"action":"say","name":"Ada","text":"hi"}"#;
-    let busy = command(&app, &ada, "message", CHAT, say).await;
+    let say = |text: &str| json!({ "action": "say", "name": "Ada", "text": text }).to_string();
+    assert!(command(&app, &ada, "message", CHAT, &say("one")).await.transmissions.is_empty());
+    let busy = command(&app, &ada, "message", CHAT, &say("two")).await;
     assert_eq!(value(&busy.transmissions[0])["message"], json!({"type": "refused", "text": Refused::Busy.to_string()}));
-    told.recv().await.unwrap();
-    let said = command(&app, &ada, "message", CHAT, say).await;
-    assert!(said.transmissions.is_empty());
-    assert_eq!(value(&told.recv().await.unwrap())["id"], 1);
+    assert_eq!(value(&told.recv().await.unwrap())["text"], "one");
+    assert!(command(&app, &ada, "message", CHAT, &say("three")).await.transmissions.is_empty());
+    assert_eq!(value(&told.recv().await.unwrap())["text"], "three");
 }

@@ -113,7 +113,7 @@ impl Lane {
         Counters::add(&self.counters.upgraded, 1);
         match self.script.protocol {
             Protocol::Raw => self.became_ready(index),
-            Protocol::ActionCable | Protocol::Pusher | Protocol::Centrifugo => {
+            Protocol::ActionCable | Protocol::ActionCableExt | Protocol::Pusher | Protocol::Centrifugo => {
                 self.slots[index].state = State::Welcoming;
                 if let Some(greeting) = self.script.greeting() {
                     self.transmit_text(index, &[greeting])?;
@@ -142,6 +142,11 @@ impl Lane {
             State::Ready => Counters::add(&self.counters.ended, 1),
             _ => self.unfinished -= 1,
         }
+        if slot.state == State::Ready
+            && let Some(returning) = self.returning.get_mut(index)
+        {
+            returning.left_s = slot.heard_s;
+        }
         if slot.to_say > 0 {
             slot.to_say = 0;
             self.finished_saying();
@@ -151,7 +156,9 @@ impl Lane {
         slot.transit = None;
         slot.skip = 0;
         slot.skip_ends_message = false;
-        slot.sequence = Sequence::default();
+        if !self.script.protocol.resumes() {
+            slot.sequence = Sequence::default();
+        }
         if let Some(socket) = slot.socket.take() {
             // Reset: our side must not fill the table of waiting ports with what the server refused or dropped.
             let _ = sockopt::set_socket_linger(&socket, Some(Duration::ZERO));
@@ -160,6 +167,7 @@ impl Lane {
 
     pub(super) fn drop_share(&mut self, share: f64, goodbye: Goodbye) {
         self.retries.clear();
+        self.returns.clear();
         self.opening = None;
         for index in 0..self.slots.len() {
             if !chosen(index, share) {

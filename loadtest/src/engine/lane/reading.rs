@@ -195,6 +195,11 @@ impl Lane {
         Counters::add(&self.counters.messages, 1);
         if let Some((sequence, at_ns)) = protocol::find_mark(message) {
             self.on_marked(index, sequence, at_ns);
+            if let Some(returning) = self.returning.get_mut(index)
+                && let Some(position) = protocol::position(message)
+            {
+                returning.remember_position(position, &mut self.streams);
+            }
         }
         match (protocol::kind(self.script.protocol, message), self.slots[index].state) {
             (Kind::Ping, _) => {
@@ -206,14 +211,20 @@ impl Lane {
             }
             (Kind::Disconnect, _) => return Err(Failure::Disconnected),
             (Kind::Welcome, State::Welcoming) => return self.on_welcome(index, message),
-            (Kind::Confirm, State::Subscribing) => self.became_ready(index),
-            (Kind::Reject | Kind::Error, State::Subscribing) => return Err(Failure::Rejected),
+            (Kind::Confirm, State::Subscribing) | (Kind::ConfirmHistory, State::CatchingUp) => self.became_ready(index),
+            (Kind::Confirm, State::Resubscribing) => self.slots[index].state = State::CatchingUp,
+            (Kind::RejectHistory, State::CatchingUp) => {
+                Counters::add(&self.counters.unrecoverable, 1);
+                self.became_ready(index);
+            }
+            (Kind::Reject | Kind::Error, State::Subscribing | State::Resubscribing) => return Err(Failure::Rejected),
             (Kind::Error, _) => return Err(Failure::Error),
             (kind, State::Ready) if self.slots[index].to_say > 0 => {
                 let awaited = self.run.as_ref().is_some_and(|run| match run.saying.reply {
                     Reply::Any => true,
                     Reply::Pong => kind == Kind::Pong,
                     Reply::Data => kind == Kind::Data,
+                    Reply::History => kind == Kind::ConfirmHistory,
                 });
                 if awaited {
                     return self.on_reply(index);
@@ -229,8 +240,13 @@ impl Lane {
             Protocol::Centrifugo => self.slots[index].answers_pings = protocol::wants_pong(message),
             // One server says the same to everybody.
             Protocol::Pusher => self.silence_max_s = protocol::activity_timeout_s(message),
+            Protocol::ActionCableExt => return self.on_resumable_welcome(index, message),
             Protocol::Raw | Protocol::ActionCable => {}
         }
+        self.subscribe(index)
+    }
+
+    fn subscribe(&mut self, index: usize) -> Result<(), Failure> {
         match self.script.subscribe_text(self.number(index)) {
             Some(text) => {
                 self.slots[index].state = State::Subscribing;
@@ -243,6 +259,30 @@ impl Lane {
         }
     }
 
+    /// A client that comes back asks for what it missed, and subscribes anew if it has to.
+    fn on_resumable_welcome(&mut self, index: usize, message: &[u8]) -> Result<(), Failure> {
+        let (sid, restored) = protocol::welcome(message);
+        let comes_back = self.returning[index].was_here();
+        self.returning[index].remember_sid(sid);
+        if !comes_back {
+            return self.subscribe(index);
+        }
+        let number = self.number(index);
+        let (text, state) = if restored {
+            Counters::add(&self.counters.restored, 1);
+            (self.script.history_text(number, self.left(index)), State::CatchingUp)
+        } else {
+            Counters::add(&self.counters.anew, 1);
+            (self.script.resubscribe_text(number, self.left(index)), State::Resubscribing)
+        };
+        let Some(text) = text else {
+            self.became_ready(index);
+            return Ok(());
+        };
+        self.slots[index].state = state;
+        self.transmit_text(index, &[&text])
+    }
+
     pub(super) fn on_marked(&mut self, index: usize, sequence: u32, at_ns: u64) {
         let slot = &mut self.slots[index];
         Counters::add(&self.counters.marked, 1);
@@ -252,6 +292,11 @@ impl Lane {
             Arrival::Late => Counters::add(&self.counters.reordered, 1),
             Arrival::Duplicate | Arrival::Stale => Counters::add(&self.counters.duplicated, 1),
         }
+        let catching_up = slot.state == State::CatchingUp;
         record(&mut self.collected.delivery_us, at_ns);
+        if catching_up {
+            Counters::add(&self.counters.replayed, 1);
+            record(&mut self.collected.replay_us, at_ns);
+        }
     }
 }
