@@ -38,6 +38,9 @@ cargo xtask COMMAND
   dead-peers [--peers N] [--only TEXT]
                          as root: let 1,000 clients (N) die each death in a network that is cut, beside as many healthy ones,
                          and see that they are closed within the bound that the server states
+  cuts [--clients N] [--minutes M] [--seed S]
+                         cut the network of 200 (N) clients again and again for 10 (M) minutes while messages pour in, and see
+                         that each gets every message once and in order
   simulate [ARGS...]     run whole shards in the deterministic simulator, in release
                          (`--seeds N` seeds, `--seed S` to replay one)
 ";
@@ -70,13 +73,13 @@ fn main() -> ExitCode {
         Some("functions") => functions::run(&places, &rest(&mut args)),
         Some("load") => load(&places, &rest(&mut args)),
         Some("versus") => versus(&places, &rest(&mut args)),
-        Some("dead-peers") => match steps::dead_peers(&places, &rest(&mut args)) {
-            summary::Outcome::Impossible(why) => {
-                eprintln!("{why}");
-                ExitCode::FAILURE
+        Some("dead-peers") => ended(steps::dead_peers(&places, &rest(&mut args))),
+        Some("cuts") => match steps::cuts_for_long(&places, &rest(&mut args)) {
+            Ok(outcome) => ended(outcome),
+            Err(wrong) => {
+                eprint!("{wrong}\n\n{USAGE}");
+                ExitCode::from(64)
             }
-            outcome if outcome.failed() => ExitCode::FAILURE,
-            _ => ExitCode::SUCCESS,
         },
         Some("simulate") => simulate(&places, &rest(&mut args)),
         Some("help" | "--help" | "-h") => {
@@ -87,6 +90,18 @@ fn main() -> ExitCode {
             eprint!("{USAGE}");
             ExitCode::from(64) // EX_USAGE
         }
+    }
+}
+
+/// How a command ends that is a single step.
+fn ended(outcome: summary::Outcome) -> ExitCode {
+    match outcome {
+        summary::Outcome::Impossible(why) => {
+            eprintln!("{why}");
+            ExitCode::FAILURE
+        }
+        outcome if outcome.failed() => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
     }
 }
 

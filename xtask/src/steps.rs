@@ -111,6 +111,12 @@ pub const ALL: &[Step] = &[
         run: admin,
     },
     Step {
+        name: "cuts",
+        what: "clients on a bad network miss nothing, in Node.js and in headless Chromium",
+        needs: &[Need::Node, NPM, Need::ClientPackages, CHROMIUM],
+        run: cuts,
+    },
+    Step {
         name: "smoke",
         what: "the load test's scenarios in small, against the real binary",
         needs: &[Need::Node, NPM, VALGRIND],
@@ -337,7 +343,7 @@ fn systemd(places: &Places) -> Outcome {
 /// Ten times the exposure level that a service may have: 1.9 is the first below 2.
 const EXPOSURE_MAX: &str = "--threshold=19";
 
-fn node(places: &Places, files: Vec<PathBuf>) -> Outcome {
+fn node(places: &Places, files: Vec<PathBuf>, settings: &[(&str, String)]) -> Outcome {
     let binary = match program(places, "cableway") {
         Ok(binary) => binary,
         Err(outcome) => return outcome,
@@ -345,37 +351,74 @@ fn node(places: &Places, files: Vec<PathBuf>) -> Outcome {
     if files.is_empty() {
         return Outcome::Impossible("no test files found".to_owned());
     }
-    let (passed, count) = Command::new("node", places)
+    let command = Command::new("node", places)
         // A client library that still tries to reconnect must not keep a finished file alive.
         // Two files at a time: one of them waits for a minute.
         .args(["--test", "--test-force-exit", "--test-reporter=spec", "--test-concurrency=2"])
         .args(files)
         .within(places.root.join("tests/clients"))
         .env("CABLEWAY_BIN", binary)
-        .env("CLIENT_TEST_ARTIFACTS", places.target.join("client-tests"))
-        .counts();
+        .env("CLIENT_TEST_ARTIFACTS", places.target.join("client-tests"));
+    let (passed, count) = settings.iter().fold(command, |command, (name, value)| command.env(name, value)).counts();
     Outcome::Ran { passed, count }
 }
 
 const DEMO_TEST: &str = "demo.test.mjs";
 const ADMIN_TEST: &str = "admin.test.mjs";
 const HEARTBEAT_TEST: &str = "heartbeat.test.mjs";
+const CUTS_TEST: &str = "cuts.test.mjs";
+const BROWSER_CUTS_TEST: &str = "browser-cuts.test.mjs";
+/// Those with a step of their own.
+const APART: [&str; 4] = [DEMO_TEST, ADMIN_TEST, CUTS_TEST, BROWSER_CUTS_TEST];
 
 fn clients(places: &Places) -> Outcome {
     let mut files = tuning::files(&places.root.join("tests/clients"), "mjs");
-    let in_a_browser = |file: &PathBuf| file.ends_with(DEMO_TEST) || file.ends_with(ADMIN_TEST);
-    files.retain(|file| !in_a_browser(file) && file.to_string_lossy().ends_with(".test.mjs"));
+    let is_apart = |file: &PathBuf| APART.iter().any(|name| file.ends_with(name));
+    files.retain(|file| !is_apart(file) && file.to_string_lossy().ends_with(".test.mjs"));
     // The one that takes a minute begins, and the others run beside it.
     files.sort_by_key(|file| !file.ends_with(HEARTBEAT_TEST));
-    node(places, files)
+    node(places, files, &[])
 }
 
 fn demo(places: &Places) -> Outcome {
-    node(places, vec![places.root.join("tests/clients").join(DEMO_TEST)])
+    node(places, vec![client_test(places, DEMO_TEST)], &[])
 }
 
 fn admin(places: &Places) -> Outcome {
-    node(places, vec![places.root.join("tests/clients").join(ADMIN_TEST)])
+    node(places, vec![client_test(places, ADMIN_TEST)], &[])
+}
+
+fn client_test(places: &Places, name: &str) -> PathBuf {
+    places.root.join("tests/clients").join(name)
+}
+
+/// With the clients and seconds that the test takes by itself: enough for each kind of cut to come up often.
+fn cuts(places: &Places) -> Outcome {
+    node(places, vec![client_test(places, CUTS_TEST), client_test(places, BROWSER_CUTS_TEST)], &[])
+}
+
+/// `cargo xtask cuts`: the same in Node.js, as long and with as many clients as a person wants.
+pub fn cuts_for_long(places: &Places, args: &[String]) -> Result<Outcome, String> {
+    let (mut clients, mut minutes, mut seed) = (200_u32, 10.0_f64, None);
+    for pair in args.chunks(2) {
+        let [option, value] = pair else { return Err(format!("{} needs a value", pair[0])) };
+        let wrong = || format!("{option} {value} is no number that could be meant");
+        match option.as_str() {
+            "--clients" => clients = value.parse().ok().filter(|clients| *clients > 0).ok_or_else(wrong)?,
+            "--minutes" => minutes = value.parse().ok().filter(|minutes| *minutes > 0.0).ok_or_else(wrong)?,
+            "--seed" => seed = Some(value.parse::<u32>().map_err(|_| wrong())?),
+            _ => return Err(format!("unknown option {option}")),
+        }
+    }
+    let mut settings =
+        vec![("CUTS_CLIENTS", clients.to_string()), ("CUTS_SECONDS", (minutes * 60.0).ceil().to_string())];
+    settings.extend(seed.map(|seed| ("CUTS_SEED", seed.to_string())));
+    let missing: Vec<String> =
+        [Need::Node, NPM, Need::ClientPackages].iter().filter_map(|need| need.missing(places)).collect();
+    if !missing.is_empty() {
+        return Ok(Outcome::Impossible(format!("missing {}; `cargo xtask test cuts` installs it", missing.join(", "))));
+    }
+    Ok(node(places, vec![client_test(places, CUTS_TEST)], &settings))
 }
 
 fn smoke(places: &Places) -> Outcome {

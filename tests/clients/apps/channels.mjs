@@ -6,6 +6,8 @@
 //   call.connectionState                             the connection's state, strings by name
 //   call.transmit(message)                           to this subscription, before the confirmation
 //   call.streamFrom(name), stopStreamFrom(name), stopAllStreams(), reject(), closeConnection()
+//   call.presence({ type, id, info })                the client is there from now on, or not any more
+//   call.gatherOn(stream)                            subscribers see each other there (`$p`), and whisper (`$w`)
 //
 // It knows nothing of Cableway: no channel may ever be changed to make a server look better.
 
@@ -151,6 +153,20 @@ export function channels(journal) {
           call.stopAllStreams();
           call.transmit({ left: 'all' });
         },
+      },
+    }),
+
+    // Its subscribers see each other come and go, and whisper.
+    LobbyChannel: channel({
+      subscribed(call) {
+        const stream = `lobby:${call.params.id}`;
+        call.streamFrom(stream);
+        call.gatherOn(stream);
+        if (call.params.as) call.presence({ type: 'join', id: call.params.as, info: JSON.stringify({ by: 'app' }) });
+      },
+      actions: {
+        enter: (call, { id, info }) => call.presence({ type: 'join', id, info }),
+        exit: (call) => call.presence({ type: 'leave', id: '' }),
       },
     }),
 

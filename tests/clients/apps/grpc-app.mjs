@@ -64,6 +64,12 @@ class Call {
   closeConnection() {
     this.disconnect = true;
   }
+  presence(event) {
+    this.presenceEvent = event;
+  }
+  gatherOn(stream) {
+    this.state = { ...this.state, $p: stream, $w: stream };
+  }
 }
 
 async function connect({ request, metadata }) {
@@ -108,6 +114,7 @@ async function command({ request, metadata }) {
     streams: call.streams,
     stopped_streams: call.stoppedStreams,
     transmissions: call.transmissions,
+    presence: call.presenceEvent,
     env: { cstate: changes(env.cstate, call.connectionState), istate: changes(env.istate, call.state) },
   };
 }

@@ -3,6 +3,7 @@
 //
 //   node apps/http-app.mjs [--port N] [--secret BEARER]
 
+import { AsyncLocalStorage } from 'node:async_hooks';
 import http from 'node:http';
 import { Readable } from 'node:stream';
 import { parseArgs } from 'node:util';
@@ -16,6 +17,9 @@ const { values } = parseArgs({
   options: { port: { type: 'string', default: '0' }, secret: { type: 'string', default: '' } },
 });
 const journal = new Journal();
+
+/** What one call's answer has beside what the library knows of, which has neither presence nor keys for the server. */
+const extras = new AsyncLocalStorage();
 
 /** The library's handle, seen through the interface of channels.mjs. */
 class Call {
@@ -69,6 +73,12 @@ class Call {
   }
   closeConnection() {
     this.handle.delegate.close();
+  }
+  presence(event) {
+    extras.getStore().presence = event;
+  }
+  gatherOn(stream) {
+    extras.getStore().istate = { $p: stream, $w: stream };
   }
 }
 
@@ -144,7 +154,10 @@ async function serve(request, response) {
   try {
     // The library was written for a fetch-style request; it reads the body as a stream.
     const seen = { url: `http://app${request.url}`, headers: new Headers(request.headers), body: Readable.from(request) };
-    const answer = await handler(seen, app);
+    const extra = {};
+    const answer = await extras.run(extra, () => handler(seen, app));
+    if (extra.istate) answer.env = { ...answer.env, istate: { ...answer.env?.istate, ...extra.istate } };
+    if (extra.presence) answer.presence = extra.presence;
     response.writeHead(200, { 'content-type': 'application/json' });
     response.end(JSON.stringify(answer));
   } catch (error) {

@@ -8,6 +8,7 @@ import { mkdtempSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Child } from './child.mjs';
+import { DEADLINE_MS, within } from './deadline.mjs';
 
 export const BROADCAST_KEY = 'only-the-tests-know';
 
@@ -104,6 +105,19 @@ export class Cableway {
         .filter((line) => line && !line.startsWith('#'))
         .map((line) => [line.slice(0, line.lastIndexOf(' ')), Number(line.slice(line.lastIndexOf(' ') + 1))]),
     );
+  }
+
+  /** Waits until a metric is as `holds` says; for what only time brings about, such as the end of a TTL. */
+  async metric(name, what, holds, ms = DEADLINE_MS) {
+    const look = async () => {
+      for (;;) {
+        const value = (await this.metrics())[name];
+        if (value === undefined) throw new Error(`there is no metric ${name}`);
+        if (holds(value)) return;
+        await new Promise((wake) => setTimeout(wake, 50));
+      }
+    };
+    await within(`${name} ${what}`, look(), ms);
   }
 
   async stop(signal = 'SIGTERM') {

@@ -73,6 +73,28 @@ export class Socket {
     }
   }
 
+  /** What comes up to the first message that `ends` it, that one included; parsed. */
+  async until(what, ends) {
+    const messages = [];
+    for (;;) {
+      messages.push(await this.json(what));
+      if (ends(messages.at(-1))) return messages;
+    }
+  }
+
+  /** Sends `history` and gives what was missed, and what came last: `confirm_history` or `reject_history`. */
+  async history(identifier, history) {
+    this.send({ command: 'history', identifier, history });
+    return this.historyAnswer(identifier);
+  }
+
+  /** The answer to a `history` that was sent, perhaps together with `subscribe`. */
+  async historyAnswer(identifier) {
+    const ends = (message) => message.identifier === identifier && /^(confirm|reject)_history$/.test(message.type);
+    const messages = await this.until(`the answer to history of ${identifier}`, ends);
+    return { type: messages.pop().type, messages };
+  }
+
   perform(identifier, action, data = {}) {
     this.send({ command: 'message', identifier, data: JSON.stringify({ ...data, action }) });
   }
