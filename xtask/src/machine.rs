@@ -169,7 +169,7 @@ fn oldest_version(places: &Places) -> String {
 }
 
 /// The text in quotes behind `key` at the start of a line.
-fn quoted<'a>(text: &'a str, key: &str) -> Option<&'a str> {
+pub fn quoted<'a>(text: &'a str, key: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('"')?.split('"').next())
 }
 
@@ -188,7 +188,12 @@ fn advisories_are_here() -> bool {
 
 /// cargo-deny, or a name that does not start.
 pub fn cargo_deny(places: &Places) -> Command {
-    Command::new(cargo_tool(places, "cargo-deny").unwrap_or_else(|| "cargo-deny".into()), places)
+    tool(places, "cargo-deny")
+}
+
+/// The program of a cargo subcommand, or a name that does not start.
+pub fn tool(places: &Places, tool: &str) -> Command {
+    Command::new(cargo_tool(places, tool).unwrap_or_else(|| tool.into()), places)
 }
 
 /// The program of a cargo subcommand, from the path or from where `install` puts it.

@@ -8,8 +8,10 @@
 )]
 
 mod command;
+mod debian;
 mod functions;
 mod machine;
+mod package;
 mod smoke;
 mod steps;
 mod summary;
@@ -38,6 +40,7 @@ cargo xtask COMMAND
   dead-peers [--peers N] [--only TEXT]
                          as root: let 1,000 clients (N) die each death in a network that is cut, beside as many healthy ones,
                          and see that they are closed within the bound that the server states
+  package                build the Debian package, around a release build
   simulate [ARGS...]     run whole shards in the deterministic simulator, in release
                          (`--seeds N` seeds, `--seed S` to replay one)
 ";
@@ -78,6 +81,7 @@ fn main() -> ExitCode {
             outcome if outcome.failed() => ExitCode::FAILURE,
             _ => ExitCode::SUCCESS,
         },
+        Some("package") => package(&places),
         Some("simulate") => simulate(&places, &rest(&mut args)),
         Some("help" | "--help" | "-h") => {
             print!("{USAGE}");
@@ -149,6 +153,24 @@ fn measure(places: &Places, args: &[String], arguments: impl FnOnce(command::Com
         loadtest = loadtest.arg("--server").arg(release.join("cableway"));
     }
     if loadtest.passes() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn package(places: &Places) -> ExitCode {
+    machine::install(places, &[package::CARGO_DEB]);
+    let build = ["build", "--release", "--locked", "--package", "cableway", "--bin", "cableway"];
+    if !command::cargo(places).args(build).passes() {
+        return ExitCode::FAILURE;
+    }
+    match package::build(places, &places.target.join("release/cableway"), package::Profile::Release) {
+        Ok(package) => {
+            println!("{}", package.display());
+            ExitCode::SUCCESS
+        }
+        Err(why) => {
+            eprintln!("{why}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// When and of what a measurement is: a figure without is worth nothing later.

@@ -3,10 +3,12 @@
 
 use crate::Places;
 use crate::command::{Command, cargo};
+use crate::debian::MMDEBSTRAP;
 use crate::machine::{
     self, CHROMIUM, FISH, GROFF, HAPROXY, IP, MANDOC, NFT, NGINX, NPM, Need, PERL, PROMETHEUS, PROMTOOL, SYSTEMD,
     VALGRIND, ZSH,
 };
+use crate::package::{self, CARGO_DEB, LINTIAN};
 use crate::smoke;
 use crate::summary::{self, Line, Outcome};
 use crate::tuning;
@@ -67,6 +69,12 @@ pub const ALL: &[Step] = &[
         what: "doctor sets what it lists and nothing else, nftables takes its rules (as root: in a network of its own)",
         needs: &[IP, NFT],
         run: doctor,
+    },
+    Step {
+        name: "package",
+        what: "the Debian package is installed, upgraded and purged in a bare Debian (as root)",
+        needs: &[CARGO_DEB, LINTIAN, MMDEBSTRAP, IP],
+        run: package,
     },
     Step {
         name: "peers",
@@ -336,6 +344,13 @@ fn systemd(places: &Places) -> Outcome {
 
 /// Ten times the exposure level that a service may have: 1.9 is the first below 2.
 const EXPOSURE_MAX: &str = "--threshold=19";
+
+fn package(places: &Places) -> Outcome {
+    match program(places, "cableway") {
+        Ok(binary) => package::check(places, &binary),
+        Err(outcome) => outcome,
+    }
+}
 
 fn node(places: &Places, files: Vec<PathBuf>) -> Outcome {
     let binary = match program(places, "cableway") {
