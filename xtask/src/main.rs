@@ -10,6 +10,7 @@
 mod command;
 mod debian;
 mod functions;
+mod guest;
 mod machine;
 mod package;
 mod smoke;
@@ -40,6 +41,9 @@ cargo xtask COMMAND
   dead-peers [--peers N] [--only TEXT]
                          as root: let 1,000 clients (N) die each death in a network that is cut, beside as many healthy ones,
                          and see that they are closed within the bound that the server states
+  guest [--memory MIB] [--cpus N] [--connections N] [--fill] [--seconds N]
+                         as root: boot a Debian with systemd in an emulated machine, install the package there, and see that the
+                         service does what its unit promises; --fill also opens clients until memory is full
   package                build the Debian package, around a release build
   simulate [ARGS...]     run whole shards in the deterministic simulator, in release
                          (`--seeds N` seeds, `--seed S` to replay one)
@@ -82,6 +86,14 @@ fn main() -> ExitCode {
             _ => ExitCode::SUCCESS,
         },
         Some("package") => package(&places),
+        Some("guest") => match guest::run(&places, &rest(&mut args)) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(why) => {
+                eprintln!("{why}");
+                ExitCode::FAILURE
+            }
+        },
         Some("simulate") => simulate(&places, &rest(&mut args)),
         Some("help" | "--help" | "-h") => {
             print!("{USAGE}");

@@ -85,7 +85,7 @@ fn changelog(places: &Places) -> Result<String, String> {
 }
 
 /// The same package with a higher version and another configuration file, as the next release might bring.
-fn newer(places: &Places, package: &Path) -> Result<PathBuf, String> {
+pub fn newer(places: &Places, package: &Path) -> Result<PathBuf, String> {
     let folder = debian::folder(places).join("newer-package");
     let unpacked = debian::remove(places, &folder)
         && Command::new("dpkg-deb", places).arg("--raw-extract").arg(package).arg(&folder).passes();
