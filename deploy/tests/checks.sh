@@ -3,7 +3,7 @@
 passed=0
 failed=0
 
-# check NAME COMMAND [ARG...]: runs the command; its output is shown when it fails.
+# check NAME COMMAND [ARG...]: runs the command in a shell of its own; its output is shown when it fails.
 check() {
     name=$1
     shift

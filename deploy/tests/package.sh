@@ -16,7 +16,8 @@ files() {
         -o -path /var/lib/dpkg -o -path /var/log -o -path /var/cache \) -prune -o -print | sort
 }
 
-# Starts the server as a user without rights, and waits until its log names the last endpoint.
+# Starts the server as a user without rights, and waits until its log names the last endpoint. Like `stop` it does not run
+# inside `check`, which has a shell of its own, but leaves its status behind.
 start() {
     rm -f /tmp/log
     mkfifo /tmp/log
@@ -56,17 +57,21 @@ check 'nothing is enabled' is_gone /etc/systemd/system/multi-user.target.wants/c
     /etc/systemd/system/sockets.target.wants/cableway.socket
 check 'bash reads the completions' bash -n /usr/share/bash-completion/completions/cableway
 
-check 'it serves with the configuration as shipped' start
+start
+check 'it serves with the configuration as shipped' [ $? = 0 ]
 check 'it is healthy' cableway healthcheck
-check 'it stops when asked to, with status 0' stop
+stop
+check 'it stops when asked to, with status 0' [ $? = 0 ]
 check 'nobody is healthy then' sh -c '! cableway healthcheck'
 
 echo 'prot = 8081' >>$CONFIG
 check 'a wrong configuration is refused with its name' is_refused_and_explained prot
 printf '[server]\nport = 8081\n' >$CONFIG
-check 'it serves with a changed configuration' start
+start
+check 'it serves with a changed configuration' [ $? = 0 ]
 check 'it is healthy where the configuration says' cableway healthcheck --url http://127.0.0.1:8081/health
-check 'it stops again' stop
+stop
+check 'it stops again' [ $? = 0 ]
 
 check 'it is upgraded' dpkg --force-confdef --force-confold --install new.deb
 check 'the changed configuration is kept' says 'port = 8081' $CONFIG
@@ -76,7 +81,7 @@ check 'it is removed' dpkg --remove cableway
 check 'the program is gone' is_gone /usr/bin/cableway /usr/lib/systemd/system/cableway.service
 check 'the changed configuration is still there' says 'port = 8081' $CONFIG
 
-check 'it is installed again and finds its configuration' dpkg --install old.deb
+check 'it is installed again and finds its configuration' dpkg --force-confdef --force-confold --install old.deb
 check 'which is the changed one' says 'port = 8081' $CONFIG
 check 'it is purged' dpkg --purge cableway
 files >/tmp/after

@@ -25,11 +25,13 @@ pub fn system(places: &Places, name: &str, packages: &[&str]) -> Result<PathBuf,
     let sources = SOURCES.into_iter().find(|file| Path::new(file).is_file());
     let sources = sources.ok_or("apt has no sources of Debian packages here")?;
     let unfinished = folder(places).join(format!("{name}.unfinished"));
-    let include = format!("--include={}", packages.join(","));
+    let include: Vec<String> = packages.iter().map(|package| format!("--include={package}")).collect();
     let made = remove(places, &unfinished)
         && std::fs::create_dir_all(folder(places)).is_ok()
         && Command::new("mmdebstrap", places)
-            .args(["--variant=minbase", &include, ""])
+            .arg("--variant=minbase")
+            .args(include)
+            .arg("")
             .arg(&unfinished)
             .arg(sources)
             .passes();

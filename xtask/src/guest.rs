@@ -6,7 +6,7 @@ use crate::Places;
 use crate::command::{self, Command};
 use crate::debian;
 use crate::machine::{self, Need};
-use crate::package::{self, Profile};
+use crate::package;
 use std::path::{Path, PathBuf};
 
 /// qemu for a machine like the one that this is built for, and mke2fs for its disk.
@@ -98,7 +98,7 @@ pub fn run(places: &Places, args: &[String]) -> Result<bool, String> {
         return Err("the release build failed".to_owned());
     }
     let release = places.target.join("release");
-    let package = package::build(places, &release.join("cableway"), Profile::Release)?;
+    let package = package::build(places, &release.join("cableway"))?;
     let disk = disk(places)?;
     let load = load(places, &options, &package, &release.join("cableway-loadtest"))?;
     let (passed, count) = boot(places, &options, &disk, &load).counts();

@@ -8,6 +8,7 @@
 )]
 
 mod command;
+mod containers;
 mod debian;
 mod functions;
 mod guest;
@@ -173,7 +174,7 @@ fn package(places: &Places) -> ExitCode {
     if !command::cargo(places).args(build).passes() {
         return ExitCode::FAILURE;
     }
-    match package::build(places, &places.target.join("release/cableway"), package::Profile::Release) {
+    match package::build(places, &places.target.join("release/cableway")) {
         Ok(package) => {
             println!("{}", package.display());
             ExitCode::SUCCESS

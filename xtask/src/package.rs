@@ -11,29 +11,21 @@ use std::path::{Path, PathBuf};
 pub const CARGO_DEB: Need = Need::CargoTool("cargo-deb");
 pub const LINTIAN: Need = Need::Program { program: "lintian", package: "lintian" };
 
-/// What the package is made of.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Profile {
-    /// What users get.
-    Release,
-    /// What the tests have built already.
-    Debug,
-}
-
-/// Builds the package around `binary`, which has been built with that profile; its path.
-pub fn build(places: &Places, binary: &Path, profile: Profile) -> Result<PathBuf, String> {
+/// Builds the package around `binary`; its path.
+pub fn build(places: &Places, binary: &Path) -> Result<PathBuf, String> {
     generate(places, binary)?;
     let output = debian::folder(places).join("package");
-    let profile = match profile {
-        Profile::Release => "release",
-        Profile::Debug => "dev",
-    };
     let file = output.join("cableway.deb");
-    let built = std::fs::create_dir_all(&output).is_ok()
-        && machine::tool(places, "cargo-deb")
-            .args(["--package", "cableway", "--no-build", "--strip", "--profile", profile, "--output"])
-            .arg(&file)
-            .passes();
+    // cargo-deb takes release builds only, from where cargo would have put them; the tests have a debug build.
+    let staged = output.join("release/cableway");
+    std::fs::create_dir_all(output.join("release"))
+        .and_then(|()| std::fs::copy(binary, &staged))
+        .map_err(|error| format!("{}: {error}", staged.display()))?;
+    let built = machine::tool(places, "cargo-deb")
+        .args(["--package", "cableway", "--no-build", "--strip", "--output"])
+        .arg(&file)
+        .env("CARGO_TARGET_DIR", &output)
+        .passes();
     if built { Ok(file) } else { Err("cargo-deb made no package".to_owned()) }
 }
 
@@ -118,7 +110,7 @@ pub fn check(places: &Places, binary: &Path) -> Outcome {
 }
 
 fn try_check(places: &Places, binary: &Path) -> Result<Outcome, String> {
-    let package = build(places, binary, Profile::Debug)?;
+    let package = build(places, binary)?;
     let newer = newer(places, &package)?;
     let lint = ["--allow-root", "--fail-on", "error,warning", "--tag-display-limit", "0"];
     let clean = Command::new("lintian", places).args(lint).arg(&package).passes();

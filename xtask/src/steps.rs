@@ -3,6 +3,7 @@
 
 use crate::Places;
 use crate::command::{Command, cargo};
+use crate::containers::{self, BUILDAH, HADOLINT, HELM, KUBERNETES_VALIDATE};
 use crate::debian::MMDEBSTRAP;
 use crate::machine::{
     self, CHROMIUM, FISH, GROFF, HAPROXY, IP, MANDOC, NFT, NGINX, NPM, Need, PERL, PROMETHEUS, PROMTOOL, SYSTEMD,
@@ -75,6 +76,12 @@ pub const ALL: &[Step] = &[
         what: "the Debian package is installed, upgraded and purged in a bare Debian (as root)",
         needs: &[CARGO_DEB, LINTIAN, MMDEBSTRAP, IP],
         run: package,
+    },
+    Step {
+        name: "containers",
+        what: "the image is built and run, the Helm chart rendered and validated (as root)",
+        needs: &[BUILDAH, HADOLINT, KUBERNETES_VALIDATE, HELM, MMDEBSTRAP],
+        run: containers,
     },
     Step {
         name: "peers",
@@ -348,6 +355,13 @@ const EXPOSURE_MAX: &str = "--threshold=19";
 fn package(places: &Places) -> Outcome {
     match program(places, "cableway") {
         Ok(binary) => package::check(places, &binary),
+        Err(outcome) => outcome,
+    }
+}
+
+fn containers(places: &Places) -> Outcome {
+    match program(places, "cableway") {
+        Ok(binary) => containers::check(places, &binary),
         Err(outcome) => outcome,
     }
 }
