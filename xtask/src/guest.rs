@@ -125,10 +125,11 @@ fn disk(places: &Places) -> Result<Disk, String> {
     let kernel = boot("vmlinuz-").ok_or("the guest's system has no kernel")?;
     let initrd = boot("initrd.img-").ok_or("the guest's system has no initrd")?;
     let image = debian::folder(places).join("guest.ext4");
-    if image.is_file() {
+    let units = system.join("etc/systemd/system");
+    let same_unit = std::fs::read_to_string(units.join("guest.service")).is_ok_and(|there| there == UNIT);
+    if image.is_file() && same_unit {
         return Ok(Disk { image, kernel, initrd });
     }
-    let units = system.join("etc/systemd/system");
     let wants = units.join("multi-user.target.wants");
     let unfinished = debian::folder(places).join("guest.ext4.unfinished");
     let written = std::fs::write(units.join("guest.service"), UNIT)
