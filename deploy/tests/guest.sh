@@ -151,11 +151,10 @@ check 'everybody is still there' holds 1000
 check 'the configuration is kept' says 'allowed_origins' $CONFIG
 check_nobody_lost
 
-if [ "$fill" = yes ]; then
+if [ "$fill" != 0 ]; then
     step 'As many clients as memory allows, in one process'
     systemctl restart cableway.service
-    date
-    ./cableway-loadtest idle --target ws://127.0.0.1:8080/cable --processes 1 --connections 1000000 --hold 30 --timeout 600 --leave-memory 160 \
+    timeout --signal=INT "$fill" ./cableway-loadtest idle --target ws://127.0.0.1:8080/cable --processes 1 --connections 1000000 --hold 30 --timeout 600 --leave-memory 160 \
         >load.txt 2>&1 &
     load=$!
     while kill -0 $load 2>/dev/null; do

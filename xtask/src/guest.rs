@@ -55,28 +55,25 @@ struct Options {
     cpus: String,
     /// Clients of one process; above the default limit of open files of many machines, 20,000.
     connections: String,
-    /// Open clients until memory or a million is reached, instead.
-    fill: bool,
+    /// For how many seconds clients are opened in the end, until memory or a million is reached. 0: not at all.
+    fill: String,
     seconds: String,
 }
 
-const USAGE: &str = "cargo xtask guest [--memory MIB] [--cpus N] [--connections N] [--fill] [--seconds N]";
+const USAGE: &str = "cargo xtask guest [--memory MIB] [--cpus N] [--connections N] [--fill SECONDS] [--seconds N]";
 
 fn options(args: &[String]) -> Result<Options, String> {
     let mut options = Options {
         memory_mib: "2048".to_owned(),
         cpus: "2".to_owned(),
         connections: "25000".to_owned(),
-        fill: false,
+        fill: "0".to_owned(),
         seconds: "3600".to_owned(),
     };
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         let place = match arg.as_str() {
-            "--fill" => {
-                options.fill = true;
-                continue;
-            }
+            "--fill" => &mut options.fill,
             "--memory" => &mut options.memory_mib,
             "--cpus" => &mut options.cpus,
             "--connections" => &mut options.connections,
@@ -162,7 +159,7 @@ fn load(places: &Places, options: &Options, package: &Path, loadtest: &Path) -> 
     let tests = places.root.join("deploy/tests");
     let newer = package::newer(places, package)?;
     let Options { connections, fill, .. } = options;
-    let settings = format!("connections={connections}\nfill={}\n", if *fill { "yes" } else { "no" });
+    let settings = format!("connections={connections}\nfill={fill}\n");
     let put = |from: &Path, name: &str| std::fs::copy(from, folder.join(name)).map(|_| ());
     std::fs::create_dir_all(&folder)
         .and_then(|()| put(package, "old.deb"))

@@ -42,9 +42,9 @@ cargo xtask COMMAND
   dead-peers [--peers N] [--only TEXT]
                          as root: let 1,000 clients (N) die each death in a network that is cut, beside as many healthy ones,
                          and see that they are closed within the bound that the server states
-  guest [--memory MIB] [--cpus N] [--connections N] [--fill] [--seconds N]
+  guest [--memory MIB] [--cpus N] [--connections N] [--fill SECONDS] [--seconds N]
                          as root: boot a Debian with systemd in an emulated machine, install the package there, and see that the
-                         service does what its unit promises; --fill also opens clients until memory is full
+                         service does what its unit promises; --fill opens as many clients as memory and that time allow
   package                build the Debian package, around a release build
   simulate [ARGS...]     run whole shards in the deterministic simulator, in release
                          (`--seeds N` seeds, `--seed S` to replay one)
