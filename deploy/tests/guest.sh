@@ -75,6 +75,36 @@ check 'it is neither enabled nor started' is_not is_active
 check 'systemd finds nothing wrong with its units' systemd-analyze verify --man=no cableway.service cableway.socket
 systemd-analyze security --no-pager cableway.service | tail -1
 
+step 'Doctor'
+# Enough to need most of the settings, and within this machine's memory.
+goal=100000
+# Every layer wrong, as after bad advice.
+modprobe nf_conntrack
+nft -f - <<'END'
+table inet firewall {
+    chain input {
+        type filter hook input priority 0
+        ct state established accept
+    }
+}
+END
+sysctl -q -w fs.nr_open=20000 fs.file-max=30000 fs.epoll.max_user_watches=50000 net.core.somaxconn=128 net.core.netdev_max_backlog=100 \
+    net.ipv4.tcp_max_syn_backlog=128 net.ipv4.tcp_syncookies=0 net.ipv4.tcp_mem='1000 2000 3000' net.ipv4.tcp_rmem='16777216 16777216 16777216' \
+    net.ipv4.tcp_wmem='16777216 16777216 16777216' net.ipv4.ip_local_port_range='40000 41000' net.netfilter.nf_conntrack_max=1000
+ulimit -n 20000
+cableway doctor --connections $goal >doctor.txt
+check 'it says no when every layer is wrong, with status 1' [ $? = 1 ]
+cat doctor.txt
+# Its own lines, as a person would copy them; those that begin with * are for a file and the next login.
+sed -n 's/^ *-> \([^*]\)/\1/p' doctor.txt >fixes.sh
+echo 'The lines that it gives:'
+cat fixes.sh
+. ./fixes.sh
+cableway doctor --connections $goal >doctor.txt
+check 'it says yes after them, with status 0' [ $? = 0 ]
+cat doctor.txt
+nft delete table inet firewall
+
 step 'A wrong configuration'
 cp $CONFIG shipped.toml
 echo 'prot = 8080' >>$CONFIG
