@@ -18,6 +18,10 @@ pub enum Need {
     RustComponent(&'static str),
     /// A cargo subcommand from the crate registry.
     CargoTool(&'static str),
+    /// A program that `go install` builds.
+    GoTool { tool: &'static str, module: &'static str },
+    /// A Python package of exactly this version, in an environment of ours.
+    PythonPackage { package: &'static str, version: &'static str },
     /// Every crate in the lock file, for programs that look at all of them without a network.
     Crates,
     /// The RustSec database of known faults of crates, where its host can be reached.
@@ -65,6 +69,14 @@ impl Need {
             }
             Need::CargoTool(tool) => {
                 cargo_tool(places, tool).is_none().then(|| format!("{tool} (cargo install {tool})"))
+            }
+            Need::GoTool { tool, module } => {
+                (!go_path(places, tool).is_file()).then(|| format!("{tool} (go install {module})"))
+            }
+            Need::PythonPackage { package, version } => {
+                let pip = python_tool(places, "pip").args(["show", package]).output().unwrap_or_default();
+                let there = pip.lines().any(|line| line.strip_prefix("Version: ") == Some(version));
+                (!there).then(|| format!("{package} {version} (a Python package)"))
             }
             Need::Crates => {
                 let there = cargo(places).args(["fetch", "--locked", "--offline"]).output().is_some();
@@ -120,6 +132,21 @@ pub fn install(places: &Places, needs: &[Need]) {
                     .arg(places.target.join("tools"))
                     .passes();
             }
+            Need::GoTool { tool, module } => {
+                println!("building {tool}; this is done once and takes a minute or two");
+                Command::new("go", places)
+                    .args(["install", module])
+                    .env("GOBIN", places.target.join("tools/go"))
+                    .passes();
+            }
+            Need::PythonPackage { package, version } => {
+                println!("installing {package} for Python");
+                let environment = places.target.join("tools/python");
+                if !environment.join("bin/pip").is_file() {
+                    Command::new("python3", places).args(["-m", "venv"]).arg(&environment).passes();
+                }
+                python_tool(places, "pip").args(["install", "--quiet", &format!("{package}=={version}")]).passes();
+            }
             Need::Crates => {
                 println!("fetching the crates of the lock file");
                 cargo(places).args(["fetch", "--locked"]).passes();
@@ -169,7 +196,7 @@ fn oldest_version(places: &Places) -> String {
 }
 
 /// The text in quotes behind `key` at the start of a line.
-fn quoted<'a>(text: &'a str, key: &str) -> Option<&'a str> {
+pub fn quoted<'a>(text: &'a str, key: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('"')?.split('"').next())
 }
 
@@ -188,7 +215,26 @@ fn advisories_are_here() -> bool {
 
 /// cargo-deny, or a name that does not start.
 pub fn cargo_deny(places: &Places) -> Command {
-    Command::new(cargo_tool(places, "cargo-deny").unwrap_or_else(|| "cargo-deny".into()), places)
+    tool(places, "cargo-deny")
+}
+
+/// The program of a cargo subcommand, or a name that does not start.
+pub fn tool(places: &Places, tool: &str) -> Command {
+    Command::new(cargo_tool(places, tool).unwrap_or_else(|| tool.into()), places)
+}
+
+/// A program that `go install` has built, or a name that does not start.
+pub fn go_tool(places: &Places, tool: &str) -> Command {
+    Command::new(go_path(places, tool), places)
+}
+
+fn go_path(places: &Places, tool: &str) -> PathBuf {
+    places.target.join("tools/go").join(tool)
+}
+
+/// A program of our Python environment, or a name that does not start.
+pub fn python_tool(places: &Places, tool: &str) -> Command {
+    Command::new(places.target.join("tools/python/bin").join(tool), places)
 }
 
 /// The program of a cargo subcommand, from the path or from where `install` puts it.

@@ -8,8 +8,12 @@
 )]
 
 mod command;
+mod containers;
+mod debian;
 mod functions;
+mod guest;
 mod machine;
+mod package;
 mod smoke;
 mod steps;
 mod summary;
@@ -41,6 +45,10 @@ cargo xtask COMMAND
   cuts [--clients N] [--minutes M] [--seed S]
                          cut the network of 200 (N) clients again and again for 10 (M) minutes while messages pour in, and see
                          that each gets every message once and in order
+  guest [--memory MIB] [--cpus N] [--connections N] [--fill SECONDS] [--seconds N]
+                         as root: boot a Debian with systemd in an emulated machine, install the package there, and see that the
+                         service does what its unit promises; --fill opens as many clients as memory and that time allow
+  package                build the Debian package, around a release build
   simulate [ARGS...]     run whole shards in the deterministic simulator, in release
                          (`--seeds N` seeds, `--seed S` to replay one)
 ";
@@ -79,6 +87,15 @@ fn main() -> ExitCode {
             Err(wrong) => {
                 eprint!("{wrong}\n\n{USAGE}");
                 ExitCode::from(64)
+            }
+        },
+        Some("package") => package(&places),
+        Some("guest") => match guest::run(&places, &rest(&mut args)) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(why) => {
+                eprintln!("{why}");
+                ExitCode::FAILURE
             }
         },
         Some("simulate") => simulate(&places, &rest(&mut args)),
@@ -164,6 +181,24 @@ fn measure(places: &Places, args: &[String], arguments: impl FnOnce(command::Com
         loadtest = loadtest.arg("--server").arg(release.join("cableway"));
     }
     if loadtest.passes() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn package(places: &Places) -> ExitCode {
+    machine::install(places, &[package::CARGO_DEB]);
+    let build = ["build", "--release", "--locked", "--package", "cableway", "--bin", "cableway"];
+    if !command::cargo(places).args(build).passes() {
+        return ExitCode::FAILURE;
+    }
+    match package::build(places, &places.target.join("release/cableway")) {
+        Ok(package) => {
+            println!("{}", package.display());
+            ExitCode::SUCCESS
+        }
+        Err(why) => {
+            eprintln!("{why}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// When and of what a measurement is: a figure without is worth nothing later.

@@ -3,10 +3,13 @@
 
 use crate::Places;
 use crate::command::{Command, cargo};
+use crate::containers::{self, BUILDAH, HADOLINT, HELM, KUBERNETES_VALIDATE};
+use crate::debian::MMDEBSTRAP;
 use crate::machine::{
     self, CHROMIUM, FISH, GROFF, HAPROXY, IP, MANDOC, NFT, NGINX, NPM, Need, PERL, PROMETHEUS, PROMTOOL, SYSTEMD,
     VALGRIND, ZSH,
 };
+use crate::package::{self, CARGO_DEB, LINTIAN};
 use crate::smoke;
 use crate::summary::{self, Line, Outcome};
 use crate::tuning;
@@ -67,6 +70,18 @@ pub const ALL: &[Step] = &[
         what: "doctor sets what it lists and nothing else, nftables takes its rules (as root: in a network of its own)",
         needs: &[IP, NFT],
         run: doctor,
+    },
+    Step {
+        name: "package",
+        what: "the Debian package is installed, upgraded and purged in a bare Debian (as root)",
+        needs: &[CARGO_DEB, LINTIAN, MMDEBSTRAP, IP],
+        run: package,
+    },
+    Step {
+        name: "containers",
+        what: "the image is built and run, the Helm chart rendered and validated (as root)",
+        needs: &[BUILDAH, HADOLINT, KUBERNETES_VALIDATE, HELM, MMDEBSTRAP],
+        run: containers,
     },
     Step {
         name: "peers",
@@ -342,6 +357,20 @@ fn systemd(places: &Places) -> Outcome {
 
 /// Ten times the exposure level that a service may have: 1.9 is the first below 2.
 const EXPOSURE_MAX: &str = "--threshold=19";
+
+fn package(places: &Places) -> Outcome {
+    match program(places, "cableway") {
+        Ok(binary) => package::check(places, &binary),
+        Err(outcome) => outcome,
+    }
+}
+
+fn containers(places: &Places) -> Outcome {
+    match program(places, "cableway") {
+        Ok(binary) => containers::check(places, &binary),
+        Err(outcome) => outcome,
+    }
+}
 
 fn node(places: &Places, files: Vec<PathBuf>, settings: &[(&str, String)]) -> Outcome {
     let binary = match program(places, "cableway") {
