@@ -42,9 +42,10 @@ impl Session {
         if stalled {
             return;
         }
-        self.stop_waiting_for_requests(ctx);
+        let has_to_answer = self.stop_waiting_for_requests(ctx);
         ctx.emit(Effect::Ping(self.ping_precision));
-        if ctx.rules.native_pings {
+        // Which every client answers by itself.
+        if ctx.rules.native_pings || has_to_answer {
             ctx.emit(Effect::NativePing);
         }
         let answers = || self.dialect.language().answers_pings() || ctx.rules.native_pings;
@@ -56,6 +57,7 @@ impl Session {
     /// The client gave a sign of life: a message, or a pong frame.
     pub fn alive(&mut self) {
         self.pong_by = NEVER;
+        self.heard();
     }
 
     /// Moves every deadline from one clock to another: what was due some ticks after `from` is due as long after `to`.
