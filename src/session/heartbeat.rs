@@ -48,10 +48,11 @@ impl Session {
         if stalled {
             return;
         }
-        self.stop_waiting_for_requests(ctx);
+        let has_to_answer = self.stop_waiting_for_requests(ctx);
         ctx.emit(Effect::Ping(self.ping_precision));
         let asks = ctx.rules.native_pings && !was_heard;
-        if asks {
+        // Which every client answers by itself.
+        if asks || has_to_answer {
             ctx.emit(Effect::NativePing);
         }
         let answers = || self.dialect.language().answers_pings() || asks;
@@ -64,6 +65,7 @@ impl Session {
     pub fn alive(&mut self) {
         self.pong_by = NEVER;
         self.marks.set(Marks::HEARD, true);
+        self.heard();
     }
 
     /// Moves every deadline from one clock to another: what was due some ticks after `from` is due as long after `to`.

@@ -2,8 +2,9 @@
 //! gets each message once and in order.
 //!
 //! A subscription catches up from the moment a client asks for what it missed until it has been told. One of a session
-//! that was resumed does so from the start, because its client is about to ask; if it does not, it goes on with what
-//! waited at its second ping. The broker's answer comes behind every publication that it covers, so what waits and is not
+//! that was resumed does so from the start, because its client is about to ask; if it does not although it lives, it goes
+//! on with what waited. A client that is silent may have its request in a network that stalls, so for that one everything
+//! waits: what came before the answer would be a gap, and for good if the connection ends in between. The broker's answer comes behind every publication that it covers, so what waits and is not
 //! covered comes next, and what is published later comes after that.
 
 use serde::{Deserialize, Serialize};
@@ -18,16 +19,28 @@ const HELD_BYTES_MAX: usize = 1 << 20;
 /// What a publication that waits takes beside its texts.
 const HELD_BYTES: usize = 128;
 
-/// Pings after which a client that was told that its session is back does not ask any more.
-const PINGS: u8 = 2;
+/// Pings that a client has answered, one after the other and with whatever it has said, after which it does not ask any
+/// more.
+const ANSWERS: u8 = 2;
 
 /// One subscription that catches up.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Held {
     identifier: ChannelIdentifier,
     publications: Vec<Publication>,
-    /// Pings since it began.
-    pings: u8,
+    /// What the client has done since it began.
+    signs: Signs,
+}
+
+/// Whether a client lives that has not asked.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Signs {
+    /// It was sent a ping.
+    was_pinged: bool,
+    /// And something came from it after that.
+    was_heard: bool,
+    /// Pings before that for which the same is true.
+    answers: u8,
 }
 
 fn cost(publication: &Publication) -> usize {
@@ -61,7 +74,7 @@ impl Session {
     pub(super) fn hold(&mut self, identifier: ChannelIdentifier) {
         let held = &mut self.activity.get_or_insert_default().held;
         if !held.iter().any(|held| held.identifier == identifier) {
-            held.push(Held { identifier, publications: Vec::new(), pings: 0 });
+            held.push(Held { identifier, publications: Vec::new(), signs: Signs::default() });
         }
     }
 
@@ -89,17 +102,31 @@ impl Session {
         held.publications
     }
 
-    /// A ping is due: who has not asked by the second does not ask.
-    pub(super) fn stop_waiting_for_requests(&mut self, ctx: &mut Context<'_>) {
-        if self.is_waiting() {
-            return;
-        }
+    /// The client gave a sign of life.
+    pub(super) fn heard(&mut self) {
         let Some(activity) = self.activity.as_deref_mut() else { return };
-        activity.held.iter_mut().for_each(|held| held.pings += 1);
-        let tired = activity.held.iter().filter(|held| held.pings >= PINGS);
+        activity.held.iter_mut().for_each(|held| held.signs.was_heard = held.signs.was_pinged);
+    }
+
+    /// A ping is about to be sent: who has answered the two before and has not asked does not ask. Tells whether the
+    /// client has to answer this one, too.
+    pub(super) fn stop_waiting_for_requests(&mut self, ctx: &mut Context<'_>) -> bool {
+        let Some(activity) = self.activity.as_deref_mut().filter(|activity| !activity.held.is_empty()) else {
+            return false;
+        };
+        // What it is at may be its request.
+        if activity.doing.is_some() {
+            return false;
+        }
+        for Held { signs, .. } in &mut activity.held {
+            signs.answers += u8::from(std::mem::take(&mut signs.was_heard));
+            signs.was_pinged = true;
+        }
+        let tired = activity.held.iter().filter(|held| held.signs.answers >= ANSWERS);
         for identifier in tired.map(|held| held.identifier.clone()).collect::<Vec<_>>() {
             self.release(&identifier, |_| false, ctx);
         }
+        self.is_holding()
     }
 
     /// An activity that says nothing is none.

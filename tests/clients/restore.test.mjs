@@ -16,8 +16,8 @@ let serial = 0;
 const fresh = (name = 'restore') => `${name}-${(serial += 1)}`;
 
 /** Opens a socket on the extended protocol and reads the welcome, which stays in `welcome`. */
-async function open(server, path = '/cable', { protocols = [EXTENDED], headers } = {}) {
-  const socket = await Socket.open(server.url(path), { protocols, headers });
+async function open(server, path = '/cable', options) {
+  const socket = await Socket.open(server.url(path), { protocols: [EXTENDED], ...options });
   socket.welcome = await socket.json('the welcome');
   if (socket.welcome.type === 'welcome') socket.sid = socket.welcome.sid;
   return socket;
@@ -66,10 +66,30 @@ describe('a session that its client comes back to', () => {
     });
   }
 
-  test('that had no subscriptions has no restored_ids', async () => {
+  // AnyCable leaves the empty list out, and its client then takes whatever it ever subscribed to for restored.
+  test('that had no subscriptions says so', async () => {
     const next = await back(server, lost(await open(server)));
-    assert.deepEqual(Object.keys(next.welcome), ['type', 'sid', 'resume_token', 'restored']);
+    assert.deepEqual(next.welcome.restored_ids, []);
+    assert.equal(next.welcome.restored, true);
     await next.close();
+  });
+
+  test('without a subscription that its client had before: @anycable/core subscribes again and gets what it missed', async () => {
+    const client = new anycable.Client(server.url(), { options: { protocol: 'actioncable-v1-ext-json' } });
+    await client.connect();
+    const stream = fresh();
+    const channel = client.subscribe('$pubsub', { stream_name: stream });
+    await channel.settled();
+    await server.broadcast(stream, 1);
+    assert.equal(await channel.next(), 1);
+    // As when a connection is lost between a new session's welcome and its subscriptions.
+    client.wire.socket.send(JSON.stringify({ command: 'unsubscribe', identifier: channel.identifier }));
+    await client.wire.barrier();
+    client.wire.socket.terminate();
+    await server.broadcast(stream, 2);
+    assert.equal(await channel.next(), 2);
+    assert.ok(client.wire.received.some(({ restored, restored_ids }) => restored && restored_ids.length === 0));
+    await client.close();
   });
 
   test('is told of an unsubscribe', async () => {
@@ -168,6 +188,28 @@ describe('a session that its client comes back to', () => {
     const silent = await back(own, lost(patient));
     await own.broadcast(stream, 2);
     assert.equal((await silent.json()).offset, 2);
+    await own.stop('SIGKILL');
+  });
+
+  test('what is published waits as long as the client is silent, whose request may be in a network that stalls', async () => {
+    const own = await Cableway.start([...MEMORY, '--ping-interval', '1']);
+    const socket = await open(own);
+    const stream = fresh();
+    const identifier = follow(stream);
+    await socket.subscribe(identifier);
+    await own.broadcast(stream, 1);
+    const { epoch } = await socket.json();
+    lost(socket);
+    await own.broadcast(stream, 2);
+    // Does not answer the pings of the carrier either.
+    const silent = await back(own, socket.sid, '', { autoPong: false });
+    await own.broadcast(stream, 3);
+    for (let n = 0; n < 4; n += 1) await silent.pings.next();
+    assert.deepEqual(silent.inbox.drain(), []);
+    const { messages } = await silent.history(identifier, { streams: { [stream]: { epoch, offset: 1 } } });
+    assert.deepEqual(messages.map(({ offset }) => offset), [2, 3]);
+    await own.broadcast(stream, 4);
+    assert.equal((await silent.json()).offset, 4);
     await own.stop('SIGKILL');
   });
 

@@ -10,15 +10,18 @@ pub fn welcome(out: &mut Vec<u8>, sid: Sid, resume_token: Option<&str>) {
     out.push(b'}');
 }
 
-/// The first message of a session that goes on with an earlier one.
+/// The first message of a session that goes on with an earlier one. An empty list is written, too: without one AnyCable's
+/// client takes all that it ever subscribed to for restored, and waits for messages of subscriptions that do not stand.
 pub fn resumed(out: &mut Vec<u8>, sid: Sid, resume_token: Option<&str>, identifiers: &[&str]) {
     welcome_head(out, sid, resume_token);
-    out.extend_from_slice(br#","restored":true"#);
+    out.extend_from_slice(br#","restored":true,"restored_ids":["#);
     for (at, identifier) in identifiers.iter().enumerate() {
-        out.extend_from_slice(if at == 0 { br#","restored_ids":["# } else { b"," });
+        if at > 0 {
+            out.push(b',');
+        }
         push_string(out, identifier);
     }
-    out.extend_from_slice(if identifiers.is_empty() { b"}" } else { b"]}" });
+    out.extend_from_slice(b"]}");
 }
 
 fn welcome_head(out: &mut Vec<u8>, sid: Sid, resume_token: Option<&str>) {
@@ -166,7 +169,7 @@ mod tests {
             ),
             (
                 written(|out| resumed(out, sid, Some("t"), &[])),
-                r#"{"type":"welcome","sid":"AAAAAAAAAAAAAAAAAAAAA","resume_token":"t","restored":true}"#,
+                r#"{"type":"welcome","sid":"AAAAAAAAAAAAAAAAAAAAA","resume_token":"t","restored":true,"restored_ids":[]}"#,
             ),
             (written(|out| ping(out, 1_790_000_000)), r#"{"type":"ping","message":1790000000}"#),
             (written(|out| ping(out, u64::MAX)), r#"{"type":"ping","message":18446744073709551615}"#),

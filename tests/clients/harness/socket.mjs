@@ -9,8 +9,8 @@ export const EXTENDED = 'actioncable-v1-ext-json';
 
 export class Socket {
   /** Opens a socket; resolves at the 101. */
-  static async open(url, { headers = {}, protocols = [BASE], keepPings = false } = {}) {
-    const socket = new Socket(new WebSocket(url, protocols, { headers }), { url, keepPings });
+  static async open(url, { headers = {}, protocols = [BASE], keepPings = false, autoPong = true } = {}) {
+    const socket = new Socket(new WebSocket(url, protocols, { headers, autoPong }), { url, keepPings });
     await within(`the upgrade of ${url}`, socket.opened);
     return socket;
   }
