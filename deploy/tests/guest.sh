@@ -178,7 +178,7 @@ check 'only the socket listens' systemctl start cableway.socket
 check 'the server does not run' is_not is_active
 check 'the first client is served' upgrade_is https://example.com 101
 check 'by a server that runs now' is_active
-check_held 1000 5
+check_held 1000 30
 check_nobody_lost
 systemctl stop cableway.socket cableway.service
 
