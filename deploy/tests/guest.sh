@@ -185,7 +185,7 @@ systemctl stop cableway.socket cableway.service
 step 'An upgrade'
 check 'it starts' systemctl start cableway.service
 before=$(property MainPID)
-check_held 1000 30
+check_held 1000 120
 check 'the package is upgraded under them' dpkg --force-confdef --force-confold --install new.deb
 check 'the process is the same' [ "$(property MainPID)" = "$before" ]
 check 'everybody is still there' holds 1000
