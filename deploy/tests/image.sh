@@ -53,7 +53,7 @@ while read -r line <&3; do
     case $line in *"metrics: http"*) port=$(echo "$line" | sed 's/.*:\([0-9]*\)\/metrics.*/\1/'); break ;; esac
 done
 check 'it serves with 1024 open files' [ -n "$port" ]
-check 'and says that these are few' grep -q 'WARN this process holds [0-9]* clients at most' "$folder/said"
+check 'and says that these are few' grep -q 'WARN open files (hard limit): 1,024' "$folder/said"
 check 'it listens for others than itself' grep -q '0\.0\.0\.0' "$folder/said"
 check 'it finds itself healthy' inside /usr/bin/cableway healthcheck --url "http://127.0.0.1:$port/health"
 check 'SIGTERM reaches it' kill -TERM "$server"
