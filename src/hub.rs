@@ -6,18 +6,14 @@
 //! is detached before its slot is reused.
 
 mod groups;
-mod index_set;
 mod members;
 mod stream_key;
 
 use std::hash::BuildHasher;
 
-use hashbrown::HashTable;
-
-use crate::model::{NameHasher, Topic};
+use crate::model::{IndexSet, Keyed, NameHasher, Topic};
 
 use groups::{Group, Groups};
-use index_set::{IndexSet, Keyed};
 use members::{MemberSets, Members};
 
 pub use stream_key::{StreamHasher, StreamKey};
@@ -30,13 +26,6 @@ pub struct Hub {
     streams: IndexSet<Groups>,
     sets: MemberSets,
     attachments: usize,
-}
-
-/// Gives memory back after many have left, yet does not shrink and grow again around one size.
-fn shrink<T>(table: &mut HashTable<T>, hasher: impl Fn(&T) -> u64) {
-    if table.capacity() > 64 && table.len() < table.capacity() / 8 {
-        table.shrink_to(table.len() * 2, hasher);
-    }
 }
 
 impl Hub {

@@ -7,6 +7,7 @@
 pub mod admission;
 pub mod close;
 pub mod env;
+mod index_set;
 pub mod key;
 pub mod name_hasher;
 pub mod now;
@@ -28,6 +29,7 @@ pub mod topic;
 pub use admission::{Routed, TokenOutcome};
 pub use close::{CloseCause, Disconnect, DisconnectReason, Ending, Side};
 pub use env::Env;
+pub(crate) use index_set::{IndexSet, Keyed, shrink};
 pub use key::SlotKey;
 pub use name_hasher::NameHasher;
 pub use now::{Now, TICK_MS, Tick, moved_tick, tick, tick_after, tick_phase};

@@ -1,8 +1,7 @@
 //! The subscribers of one stream, in groups by channel identifier.
 
-use crate::model::Topic;
+use crate::model::{IndexSet, Keyed, Topic};
 
-use super::index_set::{IndexSet, Keyed};
 use super::members::{MemberSets, Members};
 
 /// Subscribers of one stream with one identifier.
@@ -13,6 +12,8 @@ pub(super) struct Group {
 }
 
 impl Keyed for Group {
+    type Key = str;
+
     fn key(&self) -> &str {
         self.topic.identifier()
     }
@@ -28,6 +29,8 @@ pub(super) enum Groups {
 const _: () = assert!(size_of::<Group>() == 16 && size_of::<Groups>() == 16);
 
 impl Keyed for Groups {
+    type Key = str;
+
     fn key(&self) -> &str {
         self.as_slice()[0].topic.stream()
     }

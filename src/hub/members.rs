@@ -5,7 +5,7 @@ use std::hash::BuildHasher;
 use hashbrown::HashTable;
 use rustc_hash::FxBuildHasher;
 
-use super::shrink;
+use crate::model::shrink;
 
 /// Members of one group, in 8 bytes.
 #[derive(Clone, Copy)]
