@@ -101,6 +101,11 @@ fn moment(now: Now) -> Moment {
 impl Broker {
     /// The broker "memory" with these settings, or "none".
     pub fn new(settings: Option<MemorySettings>) -> Broker {
+        Broker::with_hasher(settings, NameHasher::default())
+    }
+
+    /// The same, for whoever wants to have the same names share a lock in every run.
+    pub fn with_hasher(settings: Option<MemorySettings>, hasher: NameHasher) -> Broker {
         let stripe = || {
             let kept = settings.as_ref().map(|settings| {
                 let ttl = |ttl: Duration| u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX);
@@ -115,12 +120,12 @@ impl Broker {
         };
         let stripes = (0..STRIPES).map(|_| stripe()).collect();
         let memory = settings.map(|settings| Memory {
-            sessions: Sessions::new(&settings.sessions),
+            sessions: Sessions::new(&settings.sessions, hasher),
             settings,
             history_bytes: AtomicUsize::new(0),
             presence_bytes: AtomicUsize::new(0),
         });
-        Broker { stripes, hasher: NameHasher::default(), memory, metrics: BrokerMetrics::default() }
+        Broker { stripes, hasher, memory, metrics: BrokerMetrics::default() }
     }
 
     /// Sessions of clients that may come back; none without memory.
