@@ -15,13 +15,16 @@
 //!   checks the end.
 //! * `net` is the kernel: listeners, pipes and edge-triggered pollers.
 //! * `world` is the run's state, with a `Site` for each shard; `seams` is how a shard touches it.
-//! * `client` sends, reads and checks what comes; `app` checks calls and answers them, `broker` questions for history.
-//! * `model` says what a session must do: the second opinion that everything is compared with.
+//! * `client` sends, reads and checks what comes; `app` checks calls and answers them, `broker` the questions
+//!   that the broker gets, and what it says, with the real one in half of the runs.
+//! * `model` says what a session must do, `kept` what a broker must remember: the second opinions that everything is
+//!   compared with.
 
 mod app;
 mod broker;
 mod client;
 mod frames;
+mod kept;
 mod model;
 mod net;
 mod rng;

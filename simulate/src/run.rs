@@ -98,11 +98,22 @@ impl Run {
                 }
             }
             self.step(clients)?;
+            self.flush();
+            self.sweep(300);
             self.check()?;
         }
         self.settle()?;
         self.end()?;
         self.final_checks()
+    }
+
+    /// The broker looks for what is over, once a second or later.
+    fn sweep(&mut self, chance: usize) {
+        let sim = &mut *self.sim.borrow_mut();
+        if sim.broker.is_some() && sim.mono.as_secs() > sim.swept_at && sim.rng.chance(chance) {
+            sim.swept_at = sim.mono.as_secs();
+            sim.sweep();
+        }
     }
 
     fn check(&self) -> Result<(), String> {
@@ -141,6 +152,7 @@ impl Run {
         };
         self.open_turn(s, taken);
         self.close_turn(s);
+        self.flush();
         true
     }
 

@@ -57,6 +57,13 @@ impl Run {
                 drop(sim);
                 return self.settle();
             }
+            710..=729 if known > 0 && sim.broker.is_some() => {
+                let c = sim.rng.below(known);
+                let drops = sim.scenario.drops;
+                if sim.rng.chance(drops * 10) && sim.clients[c].upgraded_at.is_some() && !sim.clients[c].left && !sim.clients[c].saw_close {
+                    sim.break_off(c, ErrorKind::ConnectionReset);
+                }
+            }
             705..=709 => {
                 let faults = sim.scenario.faults;
                 if known > 0 && sim.rng.chance(faults * 20) {
