@@ -121,10 +121,10 @@ impl Sim {
 
     /// The shard is not interested any more.
     pub fn on_cancel(&mut self, key: SlotKey) {
-        if self.broker_is_canceled(key) {
-            return;
-        }
         let Some(at) = self.running.iter().position(|(running, ..)| *running == key) else {
+            if self.broker_is_canceled(key) {
+                return;
+            }
             // What was said before the question may have been too much for a slow client.
             if self.net.holder_of(key).is_none_or(|c| !self.net.conn(c).ever_blocked) {
                 self.fail("a cancel without a question".into());

@@ -314,6 +314,7 @@ impl Sim {
             return 0;
         }
         let max = if all { usize::MAX } else { self.rng.between(1, client.write_max) };
+        let max = max.min(self.net.room_to_server(c));
         let bytes: Vec<u8> = client.out.iter().take(max).copied().collect();
         if bytes.is_empty() {
             return 0;

@@ -216,7 +216,7 @@ impl Memory {
         let none = BTreeMap::new();
         let people = self.present.get(stream).unwrap_or(&none);
         let Ok(mut told) = serde_json::from_slice::<serde_json::Value>(told) else { return false };
-        if let Some(told) = told["records"].as_array_mut() {
+        if let Some(told) = told.get_mut("records").and_then(|records| records.as_array_mut()) {
             told.sort_by_key(|record| record["id"].to_string());
         }
         let info = |info: &str| serde_json::from_str::<serde_json::Value>(info).unwrap_or_default();

@@ -305,6 +305,12 @@ impl Net {
         }
     }
 
+    /// Bytes that the client can send now. Nothing holds up what nobody gets.
+    pub fn room_to_server(&self, id: ConnId) -> usize {
+        let conn = &self.conns[id];
+        if conn.server_gone { usize::MAX } else { conn.to_server_max.saturating_sub(conn.to_server.len()) }
+    }
+
     /// The client sends; returns how much the pipe took.
     pub fn client_send(&mut self, id: ConnId, bytes: &[u8]) -> usize {
         let conn = &mut self.conns[id];

@@ -1,7 +1,7 @@
 //! Subscriptions that catch up, as their clients see it: what waits meanwhile and what does not come after all, and that
 //! positions follow each other without a gap and without a double.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use cableway::model::{BrokerReply, Reply};
@@ -32,8 +32,8 @@ pub struct Positions {
     had: BTreeMap<(String, String), u64>,
     /// The next one must follow this.
     chain: BTreeMap<(String, String), u64>,
-    /// Identifiers with requests for history that began in the middle, not yet answered.
-    loose: BTreeMap<String, usize>,
+    /// By identifier, requests for history that the client has not read the answer to; which of them began in the middle.
+    asked: BTreeMap<String, VecDeque<bool>>,
     /// Identifiers whose streams were or may have been stopped at some time: gaps are right.
     gappy: BTreeSet<String>,
 }
@@ -103,8 +103,9 @@ impl Sim {
         }
         let Some(sub) = client.model.find(identifier).map(|at| &client.model.subs[at]) else { return };
         let positions = &mut client.positions;
-        if (!is_sure && !wanted.riding) || positions.loose.contains_key(identifier) {
-            *positions.loose.entry(identifier.clone()).or_default() += 1;
+        let in_the_middle = !is_sure && !wanted.riding;
+        positions.asked.entry(identifier.clone()).or_default().push_back(in_the_middle);
+        if in_the_middle {
             return;
         }
         for (stream, _, offset) in ask.positions.iter().filter(|(stream, ..)| sub.streams.contains(stream)) {
@@ -151,11 +152,8 @@ impl Sim {
     /// The client has read an answer to a request for history.
     pub(super) fn history_read(&mut self, c: usize, identifier: &str, is_confirmed: bool) {
         let positions = &mut self.clients[c].positions;
-        if let Some(count) = positions.loose.get_mut(identifier) {
-            *count -= 1;
-            if *count == 0 {
-                positions.loose.remove(identifier);
-            }
+        if let Some(asked) = positions.asked.get_mut(identifier) {
+            asked.pop_front();
         }
         if !is_confirmed {
             positions.chain.retain(|(known, _), _| known != identifier);
@@ -169,7 +167,8 @@ impl Sim {
         let stream = published.stream.clone();
         let key = (identifier.to_owned(), stream.clone());
         let positions = &self.clients[c].positions;
-        let is_strict = !positions.gappy.contains(identifier) && !positions.loose.contains_key(identifier);
+        let is_loose = positions.asked.get(identifier).is_some_and(|asked| asked.contains(&true));
+        let is_strict = !is_loose && !positions.gappy.contains(identifier);
         if let Some(&before) = positions.chain.get(&key).filter(|_| is_strict) {
             let between = before + 1..offset;
             let left_out = |offset| {
