@@ -220,7 +220,8 @@ impl Sessions {
 
     /// How many sessions are listed, those that live included, and how many identities that were sent away.
     pub fn listed(&self) -> (usize, usize) {
-        let entries = self.stripes.iter().map(|stripe| stripe.lock().unwrap_or_else(PoisonError::into_inner).entries.len());
+        let entries =
+            self.stripes.iter().map(|stripe| stripe.lock().unwrap_or_else(PoisonError::into_inner).entries.len());
         (entries.sum(), self.sent_away.lock().unwrap_or_else(PoisonError::into_inner).len())
     }
 

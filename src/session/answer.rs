@@ -145,6 +145,7 @@ impl Session {
     /// Carries out an answer for a subscription that stands. All of it happens within one turn of the shard, so
     /// no broadcast can come between a stream's attachment and the confirmation that follows.
     fn apply(&mut self, at: usize, mut reply: CommandReply, ctx: &mut Context<'_>) {
+        let presence_stream = self.presence_stream(at, ctx);
         if reply.stop_streams {
             self.unfollow(at, |_| true, ctx);
         } else if !reply.stopped_streams.is_empty() {
@@ -155,6 +156,7 @@ impl Session {
         }
         self.merge_istate(at, std::mem::take(&mut reply.istate), ctx);
         self.merge_cstate(std::mem::take(&mut reply.cstate), ctx);
+        self.leave_old_presence(at, presence_stream, ctx);
         let presence = reply.presence.take();
         self.finish(reply, ctx);
         if let Some(presence) = presence {
