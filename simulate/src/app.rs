@@ -138,8 +138,15 @@ impl Sim {
         let demanded = self.evicted.iter().any(|(evicted, _)| *evicted == identifiers);
         // Bytes behind a command that runs count among those of which there may be too many.
         let bounded = self.scenario.settings.buffers_bytes_max < usize::MAX;
-        let resumes = self.clients[c].model.resuming || self.clients[c].taken_over;
-        if !demanded && !bounded && !resumes && self.sites[self.clients[c].shard].drained_by.is_none() && !blocked && !faulty {
+        // What the broker says is for the client alone.
+        let of_broker = matches!(call, Open::Broker(_)) || self.clients[c].taken_over;
+        if !demanded
+            && !bounded
+            && !of_broker
+            && self.sites[self.clients[c].shard].drained_by.is_none()
+            && !blocked
+            && !faulty
+        {
             // A client that leaves is no reason: its command is carried through.
             self.fail(format!("client {c}: its call was canceled without cause"));
         }
@@ -279,7 +286,8 @@ impl Sim {
                 let (command, identifier) = (*command, identifier.to_string());
                 let mut reply = self.command_reply(command, &identifier, trouble);
                 let c = self.client_of(env);
-                if let Some(c) = c.filter(|_| self.scenario.settings.session.broker && command != CommandKind::Unsubscribe)
+                if let Some(c) =
+                    c.filter(|_| self.scenario.settings.session.broker && command != CommandKind::Unsubscribe)
                     && self.rng.chance(150)
                 {
                     self.serial += 1;
@@ -338,6 +346,10 @@ impl Sim {
                 }
                 if self.rng.chance(400) {
                     reply.streams = self.some_streams(2);
+                }
+                if self.scenario.settings.session.broker && self.rng.chance(100) {
+                    let stream = self.scenario.streams[self.rng.below(self.scenario.streams.len())].clone();
+                    reply.istate.push(("$p".into(), if self.rng.chance(300) { String::new() } else { stream }));
                 }
             }
             CommandKind::Unsubscribe => {}

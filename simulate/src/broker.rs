@@ -232,8 +232,7 @@ impl Sim {
         let sid = ticket.sid.to_string();
         let (mono, _) = self.seconds();
         let ttl = self.memory.sessions_ttl;
-        let is_sent_away =
-            |memory: &Memory, kept: &Kept, at| memory.is_sent_away(&kept.identifiers, at);
+        let is_sent_away = |memory: &Memory, kept: &Kept, at| memory.is_sent_away(&kept.identifiers, at);
         let kept = self.memory.sessions.get(&sid);
         let has_waiter = matches!(kept, Some(Kept { fate: Fate::Lives(Some(_)), .. }));
         let lives = matches!(kept, Some(Kept { fate: Fate::Lives(None), .. }));
@@ -312,6 +311,10 @@ impl Sim {
         let name = sid.to_string();
         self.trace(|| format!("session {sid} departs: {saved:?}"));
         let Some(Kept { owner, fate, .. }) = self.memory.sessions.get(&name) else {
+            // Its client was gone before it was let in.
+            if saved.is_none() {
+                return;
+            }
             return self.fail(format!("{sid} departs and never lived"));
         };
         let (owner, fate, now) = (*owner, fate.clone(), self.seconds().0);
@@ -323,9 +326,8 @@ impl Sim {
             (Fate::Given(c), Some(_)) if !self.clients[*c].welcomed => {}
             _ => self.fail(format!("{sid} departs, and was {fate:?}")),
         }
-        let departure = broker.sessions().and_then(|sessions| {
-            sessions.departed(sid, saved, self.broker_now(), &broker.metrics)
-        });
+        let departure =
+            broker.sessions().and_then(|sessions| sessions.departed(sid, saved, self.broker_now(), &broker.metrics));
         let Some(kept) = self.memory.sessions.get(&name) else { return };
         let may_have = is_left && !self.memory.is_sent_away(&kept.identifiers, now);
         let told = departure.as_ref().map(|departure| departure.saved.is_some());
@@ -413,7 +415,9 @@ impl Sim {
 
     /// A session was asked for in a slot where it is not.
     pub fn on_not_here(&mut self, sid: Sid, shard: usize, index: u32) {
-        let Some(broker) = self.broker.clone() else { return self.fail(format!("{sid} is asked for without a broker")) };
+        let Some(broker) = self.broker.clone() else {
+            return self.fail(format!("{sid} is asked for without a broker"));
+        };
         let from = Place { shard: shard as u16, index };
         match broker.sessions().and_then(|sessions| sessions.moved(sid, from)) {
             Some((place, ticket)) => self.outgoing.push_back(Outgoing::Yield(place, ticket)),
@@ -492,9 +496,7 @@ impl Sim {
         }
         let (mono, _) = self.seconds();
         let event = match &change {
-            PresenceChange::Join { id, info } => {
-                self.memory.join(stream, &name, id, info.as_deref().unwrap_or("null"))
-            }
+            PresenceChange::Join { id, info } => self.memory.join(stream, &name, id, info.as_deref().unwrap_or("null")),
             PresenceChange::Leave => self.memory.leave(stream, &name),
             PresenceChange::Gone => {
                 self.memory.gone(stream, &name, mono);
@@ -539,7 +541,8 @@ impl Sim {
         events.sort_by(|a, b| (&a.stream, &*a.message).cmp(&(&b.stream, &*b.message)));
         let mut wanted = self.memory.sweep(mono);
         wanted.sort();
-        if !events.iter().map(|event| (event.stream.to_string(), event.message.to_string())).eq(wanted.iter().cloned()) {
+        if !events.iter().map(|event| (event.stream.to_string(), event.message.to_string())).eq(wanted.iter().cloned())
+        {
             self.fail(format!("the broker tells of {events:?} instead of {wanted:?}"));
         }
         self.outgoing.extend(events.into_iter().map(Outgoing::Event));

@@ -151,12 +151,16 @@ impl Sim {
             _ => Aim::Cable,
         };
         let slow = rng.chance(self.scenario.slow);
-        let offered = rng.pick(&[
-            "",
-            "actioncable-v1-json",
-            "actioncable-v1-ext-json",
-            "actioncable-v1-ext-json,actioncable-v1-json",
-        ]);
+        let offered = if self.scenario.comebacks > 0 && rng.chance(500) {
+            "actioncable-v1-ext-json"
+        } else {
+            rng.pick(&[
+                "",
+                "actioncable-v1-json",
+                "actioncable-v1-ext-json",
+                "actioncable-v1-ext-json,actioncable-v1-json",
+            ])
+        };
         let prior = self.some_prior();
         let rng = &mut self.rng;
         let (mut aim, mut offered) = (aim, offered);
@@ -268,10 +272,12 @@ impl Sim {
         let is_one = |&c: &usize| {
             let client = &clients[c];
             let is_gone = client.dropped || (any && client.welcomed);
-            client.offered == "actioncable-v1-ext-json" && client.sid.is_some() && is_gone && (any_again || !client.came_back)
+            client.can_come_back && client.sid.is_some() && is_gone && (any_again || !client.came_back)
         };
         let priors: Vec<usize> = (0..clients.len()).filter(is_one).collect();
-        (!priors.is_empty()).then(|| self.rng.pick(&priors))
+        // Mostly the one that was dropped last.
+        let last = priors.last().copied().filter(|_| self.rng.chance(600));
+        last.or_else(|| (!priors.is_empty()).then(|| self.rng.pick(&priors)))
     }
 
     /// A client gets a turn: reads, writes, and perhaps does something.

@@ -77,6 +77,7 @@ fn main() -> ExitCode {
     };
     let mut failures = 0;
     let (mut shards, mut clients, mut turns, mut published, mut frames) = (0, 0, 0, 0, 0);
+    let (mut resumed, mut served, mut rejected) = (0, 0, 0);
     let mut run = 0;
     for seed in start..start.saturating_add(seeds) {
         run += 1;
@@ -91,6 +92,9 @@ fn main() -> ExitCode {
                 turns += summary.turns;
                 published += summary.published;
                 frames += summary.frames;
+                resumed += summary.resumed;
+                served += summary.served;
+                rejected += summary.rejected;
             }
             Err(what) => {
                 failures += 1;
@@ -104,7 +108,8 @@ fn main() -> ExitCode {
     }
     println!(
         "{run} seeds from {start}, {failures} failed: {shards} shards, {clients} clients, {turns} turns, \
-         {published} publications, {frames} messages"
+         {published} publications, {frames} messages; {resumed} sessions resumed, history {served} times served and \
+         {rejected} times rejected"
     );
     if failures > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

@@ -461,6 +461,8 @@ impl Model {
     }
 
     fn apply(&mut self, at: usize, reply: &CommandReply) {
+        let identifier = self.subs[at].identifier.clone();
+        let presence = self.presence_stream(&identifier).filter(|_| self.has_broker);
         let streams = self.subs[at].streams.clone();
         for stream in streams {
             if reply.stop_streams || reply.stopped_streams.contains(&stream) {
@@ -471,6 +473,9 @@ impl Model {
         }
         reply.streams.iter().for_each(|stream| self.follow(at, stream));
         merge(&mut self.subs[at].istate, &reply.istate);
+        if let Some(stream) = presence.filter(|stream| self.presence_stream(&identifier).as_ref() != Some(stream)) {
+            self.presences.push_back((stream, PresenceChange::Leave));
+        }
     }
 
     fn connected(&mut self, reply: &Reply) {

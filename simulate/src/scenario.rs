@@ -55,7 +55,8 @@ pub struct Scenario {
     pub buffer_max: usize,
     /// Answers of the broker out of a thousand that are that it cannot be reached.
     pub broker_trouble: usize,
-    /// Chances out of a thousand that a client is dropped, and that a new one is an earlier one that comes back.
+    /// Chances out of a thousand, when one may be, that a client is dropped; and that a new one is an earlier one that comes
+    /// back.
     pub drops: usize,
     pub comebacks: usize,
 }
@@ -151,8 +152,8 @@ impl Scenario {
         };
         let clients = if has_broker { rng.pick(&[6, 12, 25, 40, 60]) } else { rng.pick(&[2, 6, 12, 25, 40]) };
         let broker_trouble = if has_broker { rng.pick(&[0, 0, 150]) } else { 0 };
-        let drops = if has_broker { rng.pick(&[0, 10, 40]) } else { 0 };
-        let comebacks = if has_broker { rng.pick(&[300, 700]) } else { 0 };
+        let drops = if has_broker { rng.pick(&[100, 400, 800]) } else { 0 };
+        let comebacks = if has_broker { rng.pick(&[500, 900]) } else { 0 };
         Scenario {
             shards: rng.between(1, 3),
             migrates: rng.chance(500),

@@ -330,9 +330,7 @@ impl Sim {
                     (1000, "Closed remotely", demanded, CloseCause::Remote)
                 }
                 "too_slow" => (1000, "", may_be_slow && reconnect, CloseCause::TooSlow),
-                "session_resumed" => {
-                    (1000, "Session resumed elsewhere", taken_over && !reconnect, CloseCause::Resumed)
-                }
+                "session_resumed" => (1000, "Session resumed elsewhere", taken_over && !reconnect, CloseCause::Resumed),
                 "no_pong" => (1000, "No Pong", no_pong && reconnect, CloseCause::NoPong),
                 "idle_timeout" => (1000, "Idle Timeout", idle && !reconnect, CloseCause::IdleTimeout),
                 _ => (0, "", false, CloseCause::Http),

@@ -166,7 +166,9 @@ impl Sim {
         }
         let max = self.scenario.settings.limits.message_bytes_max;
         for identifier in self.clients[c].positions.identifiers() {
-            let Some(ident) = self.scenario.idents.iter().find(|ident| ident.text == identifier).cloned() else { continue };
+            let Some(ident) = self.scenario.idents.iter().find(|ident| ident.text == identifier).cloned() else {
+                continue;
+            };
             if !self.rng.chance(850) {
                 continue;
             }
@@ -247,6 +249,30 @@ impl Sim {
         }
     }
 
+    /// Somebody loses its connection, and perhaps is back at once.
+    pub fn drop_some(&mut self, clients_max: usize) {
+        let can = |&c: &usize| {
+            let client = &self.clients[c];
+            client.can_come_back && client.welcomed && !client.left && !client.saw_close
+        };
+        let some: Vec<usize> = (0..self.clients.len()).filter(can).collect();
+        // Those with subscriptions first: they have something to miss.
+        let with_subs: Vec<usize> = some.iter().copied().filter(|&c| !self.clients[c].model.subs.is_empty()).collect();
+        let among = if with_subs.is_empty() || self.rng.chance(200) { some } else { with_subs };
+        if among.is_empty() {
+            return;
+        }
+        let c = self.rng.pick(&among);
+        // Some are dropped without the server's knowing of it.
+        if self.rng.chance(800) {
+            let error = self.rng.pick(&[ErrorKind::ConnectionReset, ErrorKind::TimedOut]);
+            self.break_off(c, error);
+        }
+        if self.rng.chance(600) && self.clients.len() < clients_max {
+            self.new_client();
+        }
+    }
+
     /// Shuts its half, or the whole socket.
     pub fn leave(&mut self, c: usize, both: bool) {
         self.trace(|| format!("client {c} shuts {}", if both { "its socket" } else { "its half" }));
@@ -268,7 +294,8 @@ impl Sim {
 /// What rides on a command.
 fn extras_json(history: &Option<Ask>, join: &Option<(String, String)>) -> String {
     let history = history.as_ref().map_or(String::new(), Ask::json);
-    let join = join.as_ref().map_or(String::new(), |(id, info)| format!(",\"presence\":{{\"id\":\"{id}\",\"info\":{info}}}"));
+    let join =
+        join.as_ref().map_or(String::new(), |(id, info)| format!(",\"presence\":{{\"id\":\"{id}\",\"info\":{info}}}"));
     history + &join
 }
 
@@ -304,7 +331,8 @@ pub(super) fn head(
     if rng.chance(50) {
         path = format!("http://h{path}");
     }
-    let mut protocol = if offered.is_empty() { String::new() } else { format!("Sec-WebSocket-Protocol: {offered}\r\n") };
+    let mut protocol =
+        if offered.is_empty() { String::new() } else { format!("Sec-WebSocket-Protocol: {offered}\r\n") };
     match shown {
         Some(shown) if rng.chance(500) => path.push_str(&format!("&sid={shown}")),
         Some(shown) => protocol.push_str(&format!("X-ANYCABLE-RESTORE-SID: {shown}\r\n")),

@@ -172,7 +172,8 @@ impl Sim {
         if let Some(&before) = positions.chain.get(&key).filter(|_| is_strict) {
             let between = before + 1..offset;
             let left_out = |offset| {
-                let between = self.published.iter().find(|other| other.stream == stream && other.offset == Some(offset));
+                let between =
+                    self.published.iter().find(|other| other.stream == stream && other.offset == Some(offset));
                 between.is_none_or(|other| other.exclude == Some(c))
             };
             if offset <= before || !between.clone().all(left_out) {

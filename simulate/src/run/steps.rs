@@ -57,11 +57,10 @@ impl Run {
                 drop(sim);
                 return self.settle();
             }
-            710..=729 if known > 0 && sim.broker.is_some() => {
-                let c = sim.rng.below(known);
+            710..=749 if known > 0 && sim.broker.is_some() => {
                 let drops = sim.scenario.drops;
-                if sim.rng.chance(drops * 10) && sim.clients[c].upgraded_at.is_some() && !sim.clients[c].left && !sim.clients[c].saw_close {
-                    sim.break_off(c, ErrorKind::ConnectionReset);
+                if sim.rng.chance(drops) {
+                    sim.drop_some(clients * 2);
                 }
             }
             705..=709 => {
