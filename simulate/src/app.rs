@@ -68,6 +68,7 @@ impl Sim {
                         }
                     }
                 };
+                self.catch_up_with_presence(c);
                 let model = &self.clients[c].model;
                 let no_state = Default::default();
                 let known = model.find(&wanted.identifier).map_or(&no_state, |at| &model.subs[at].istate);

@@ -125,6 +125,7 @@ impl Sim {
                 }
             }
         };
+        self.catch_up_with_presence(c);
         let model = &self.clients[c].model;
         let is_it = match (&wanted.asks, question) {
             (Asks::History(ask), BrokerQuestion::History { streams, since }) => {
@@ -492,7 +493,10 @@ impl Sim {
         let by_info = said.and_then(|info| info["j"][0].as_u64()).map(|c| c as usize);
         let by_sid = || self.clients.iter().position(|client| client.sid.as_ref() == Some(&name));
         if let Some(c) = by_info.or_else(by_sid).filter(|&c| c < self.clients.len()) {
+            self.catch_up_with_presence(c);
             self.check_presence(c, &name, stream, &change);
+        } else if change != PresenceChange::Gone {
+            self.early_presences.push((name.clone(), stream.into(), change.clone()));
         }
         let (mono, _) = self.seconds();
         let event = match &change {
@@ -510,6 +514,15 @@ impl Sim {
             self.fail(format!("{change:?} on {stream} is told as {told:?} instead of {event:?}"));
         }
         self.outgoing.extend(events.into_iter().map(Outgoing::Event));
+    }
+
+    /// Looks at what a client did before it was known whose session it is.
+    pub fn catch_up_with_presence(&mut self, c: usize) {
+        let Some(sid) = self.clients[c].sid.clone() else { return };
+        let (its, others) =
+            std::mem::take(&mut self.early_presences).into_iter().partition::<Vec<_>, _>(|(known, ..)| *known == sid);
+        self.early_presences = others;
+        its.iter().for_each(|(sid, stream, change)| self.check_presence(c, sid, stream, change));
     }
 
     fn check_presence(&mut self, c: usize, sid: &str, stream: &str, change: &PresenceChange) {

@@ -447,6 +447,7 @@ impl Sim {
                     Step::Waiting | Step::Empty => break,
                 }
             }
+            self.catch_up_with_presence(c);
             let model = &self.clients[c].model;
             if let Some(change) = model.presences.front() {
                 return self.fail(format!("client {c}: presence was not changed: {change:?}"));

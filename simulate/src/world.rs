@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use cableway::broker::Broker;
 use cableway::hub::StreamKey;
-use cableway::model::{BrokerQuestion, Call, Publication, Reply, SlotKey};
+use cableway::model::{BrokerQuestion, Call, PresenceChange, Publication, Reply, SlotKey};
 
 use crate::broker::Outgoing;
 use crate::client::Client;
@@ -94,6 +94,8 @@ pub struct Sim {
     pub memory: Memory,
     /// What the broker has for the shards, in order.
     pub outgoing: VecDeque<Outgoing>,
+    /// Changes of presence by sessions of which it is not known yet whose they are.
+    pub early_presences: Vec<(String, String, PresenceChange)>,
     /// Questions that the broker has got, and whose answers have not reached a shard.
     pub in_flight: Vec<(SlotKey, usize)>,
     /// Keys of connections that have another one now.
@@ -147,6 +149,7 @@ impl Sim {
             broker,
             memory,
             outgoing: VecDeque::new(),
+            early_presences: Vec::new(),
             in_flight: Vec::new(),
             renamed: Vec::new(),
             published: Vec::new(),

@@ -32,8 +32,17 @@ impl Run {
         // cannot miss anything.
         let calm = self.sim.borrow_mut().rng.chance(800);
         if calm {
-            self.deliver_all(from)?;
-            self.deliver_all(to)?;
+            // One of them may make the other one busy again: somebody leaves and others are told.
+            for round in 0.. {
+                self.deliver_all(from)?;
+                self.deliver_all(to)?;
+                if !self.is_busy(from) {
+                    break;
+                }
+                if round == TURNS_MAX {
+                    return Err("two shards make each other busy for ever".into());
+                }
+            }
         }
         if self.sim.borrow_mut().rng.chance(500) {
             self.answer_some(3);
@@ -69,10 +78,9 @@ impl Run {
     /// A shard takes publications and demands to disconnect out of its inbox, with what stands before them, and carries
     /// them out.
     fn deliver_all(&mut self, s: usize) -> Result<(), String> {
-        let is_work = |post: &Post| matches!(post, Post::Publish(..) | Post::Disconnect(_) | Post::Yield(..));
         for _ in 0..TURNS_MAX {
             self.flush();
-            if !self.shards[s].shard.is_delivering() && !self.shards[s].inbox.iter().any(is_work) {
+            if !self.is_busy(s) {
                 let site = &mut self.sim.borrow_mut().sites[s];
                 site.delivered = site.got;
                 return Ok(());
@@ -80,6 +88,12 @@ impl Run {
             self.turn(s);
         }
         Err(format!("shard {s} does not deliver what it has"))
+    }
+
+    /// Whether a shard has or is about to get something that it has to deliver or carry out.
+    fn is_busy(&self, s: usize) -> bool {
+        let is_work = |post: &Post| matches!(post, Post::Publish(..) | Post::Disconnect(_) | Post::Yield(..));
+        self.shards[s].shard.is_delivering() || self.shards[s].inbox.iter().any(is_work)
     }
 
     /// Takes some connections apart, in the middle of a turn.
