@@ -162,7 +162,7 @@ impl Scenario {
             streams,
             open_max: rng.pick(&[1, 5, 1_000, 1_000, 1_000]),
             clients,
-            steps: rng.between(100, 1_000),
+            steps: rng.between(if has_broker { 300 } else { 100 }, 1_000),
             slow: rng.pick(&[0, 150, 600]),
             bad: rng.pick(&[0, 100, 400]),
             faults: rng.pick(&[0, 0, 5]),

@@ -214,7 +214,8 @@ impl Sim {
             &|| text.to_owned(),
         );
         if welcome && self.violation.is_none() {
-            self.is_welcome(c, value["restored"] == true);
+            let ids = restored.as_array().into_iter().flatten().filter_map(Value::as_str).map(Into::into);
+            self.is_welcome(c, (value["restored"] == true).then(|| ids.collect()));
         } else {
             self.history_answer(c, &value);
         }
@@ -229,7 +230,7 @@ impl Sim {
                 let sid = value["sid"].as_str().unwrap_or_default().to_owned();
                 self.clients[c].sid.get_or_insert(sid);
                 self.clients[c].welcomed = true;
-                return self.is_welcome(c, false);
+                return self.is_welcome(c, None);
             }
             _ => self.history_answer(c, &value),
         }

@@ -83,7 +83,10 @@ impl Sim {
         let named = |command: &str, more: &str| {
             format!("{{\"command\":\"{command}\",\"identifier\":{}{more}}}", quoted(&ident.text))
         };
-        let (item, text) = match self.rng.below(100) {
+        // With a broker there is more to ask.
+        let has_broker = self.scenario.settings.session.broker;
+        let what = if has_broker && self.rng.chance(120) { self.rng.between(87, 93) } else { self.rng.below(100) };
+        let (item, text) = match what {
             0..=34 => (Item::Subscribe(ident.clone(), Extras::default()), named("subscribe", "")),
             35..=39 => {
                 let history = Some(self.some_ask(c, &ident.text));
@@ -160,12 +163,13 @@ impl Sim {
     }
 
     /// The client was welcomed, to its session or to a new one: it asks for what it missed.
-    pub(super) fn is_welcome(&mut self, c: usize, is_restored: bool) {
+    pub(super) fn is_welcome(&mut self, c: usize, restored: Option<Vec<String>>) {
         if self.clients[c].shown.is_none() || self.clients[c].silent || self.clients[c].left {
             return;
         }
         let max = self.scenario.settings.limits.message_bytes_max;
-        for identifier in self.clients[c].positions.identifiers() {
+        let is_restored = restored.is_some();
+        for identifier in restored.unwrap_or_else(|| self.clients[c].positions.identifiers().into_iter().collect()) {
             let Some(ident) = self.scenario.idents.iter().find(|ident| ident.text == identifier).cloned() else {
                 continue;
             };
@@ -173,7 +177,8 @@ impl Sim {
                 continue;
             }
             let positions = self.clients[c].positions.under(&identifier);
-            let ask = Ask { since: self.rng.pick(&[0, 1]), positions };
+            let since = if positions.is_empty() { 1 } else { self.rng.pick(&[0, 1]) };
+            let ask = Ask { since, positions };
             let (command, more) = if is_restored { ("history", ask.json()) } else { ("subscribe", ask.json()) };
             let text = format!("{{\"command\":\"{command}\",\"identifier\":{}{more}}}", quoted(&identifier));
             let item = match is_restored {
