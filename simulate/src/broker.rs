@@ -450,6 +450,7 @@ impl Sim {
             client.model = *undo;
             client.model.items = items;
             client.ledger.clear();
+            client.must_go = false;
             client.holding.clear();
             self.upgraded(c);
         }

@@ -157,7 +157,8 @@ impl Session {
         self.merge_istate(at, std::mem::take(&mut reply.istate), ctx);
         self.merge_cstate(std::mem::take(&mut reply.cstate), ctx);
         self.leave_old_presence(at, presence_stream, ctx);
-        let presence = reply.presence.take();
+        // Who is sent away is not there.
+        let presence = reply.presence.take().filter(|_| !reply.disconnect);
         self.finish(reply, ctx);
         if let Some(presence) = presence {
             self.presence_from_app(at, presence, ctx);
