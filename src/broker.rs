@@ -106,6 +106,11 @@ fn moment(now: Now) -> Moment {
 impl Broker {
     /// The broker "memory" with these settings, or "none".
     pub fn new(settings: Option<MemorySettings>) -> Broker {
+        Broker::with_hasher(settings, NameHasher::default())
+    }
+
+    /// The same, for whoever wants to have the same names share a lock in every run.
+    pub fn with_hasher(settings: Option<MemorySettings>, hasher: NameHasher) -> Broker {
         let stripe = || {
             let kept = settings.as_ref().map(|settings| {
                 let ttl = |ttl: Duration| u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX);
@@ -120,12 +125,12 @@ impl Broker {
         };
         let stripes = (0..STRIPES).map(|_| stripe()).collect();
         let memory = settings.map(|settings| Memory {
-            sessions: Sessions::new(&settings.sessions),
+            sessions: Sessions::new(&settings.sessions, hasher),
             settings,
             history_bytes: AtomicUsize::new(0),
             presence_bytes: AtomicUsize::new(0),
         });
-        Broker { stripes, hasher: NameHasher::default(), memory, metrics: BrokerMetrics::default() }
+        Broker { stripes, hasher, memory, metrics: BrokerMetrics::default() }
     }
 
     /// Sessions of clients that may come back; none without memory.
@@ -179,22 +184,19 @@ impl Broker {
     ) -> Result<Missed, BrokerError> {
         let stripe = self.lock(stream);
         let kept = stripe.kept.as_ref().ok_or(BrokerError::NotKept)?;
-        let mut head = kept.history.head(stream);
         let messages = match had {
             Some(had) if had.epoch != memory.settings.epoch => return Err(BrokerError::Gone),
             Some(had) => kept.history.after(stream, had.offset, now).map_err(|Gone| BrokerError::Gone)?,
             None if since > 0 && since <= i64::from(now.wall) => kept.history.since(stream, since, now),
-            None => {
-                head = 0;
-                Vec::new()
-            }
+            None => Vec::new(),
         };
+        let had = had.map_or(0, |had| had.offset);
         let publication = |stored: StoredMessage| {
             let StoredMessage { offset, message, kind } = stored;
             let position = Some(Position { epoch: Arc::clone(&memory.settings.epoch), offset });
             Publication { kind, position, ..Publication::new(stream, message) }
         };
-        Ok(Missed { stream: stream.into(), head, publications: messages.into_iter().map(publication).collect() })
+        Ok(Missed { stream: stream.into(), had, publications: messages.into_iter().map(publication).collect() })
     }
 
     /// Changes who is present. What others are to be told is handed on under the stream's lock; as with

@@ -281,6 +281,17 @@ impl Session {
         matches!(self.doing(), Some(Doing::Connecting | Doing::Resuming { .. } | Doing::Asking(_)))
     }
 
+    /// True while the client is let in.
+    pub fn is_in(&self) -> bool {
+        self.admission != Admission::No
+    }
+
+    /// True while the app is asked, which will believe that what it answers was carried out: so the session waits for that,
+    /// even without its client. What the broker says is for the client alone.
+    pub fn is_app_asked(&self) -> bool {
+        matches!(self.doing(), Some(Doing::Connecting | Doing::Asking(Asked::Command { .. })))
+    }
+
     /// True once nothing more will happen but [`Session::end`].
     fn is_over(&self) -> bool {
         matches!(self.doing(), Some(Doing::Over))

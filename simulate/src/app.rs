@@ -2,18 +2,21 @@
 
 use std::sync::Arc;
 
+use cableway::model::rpc::PresenceReply;
 use cableway::model::{
     AppReply, Call, CallError, CommandKind, CommandReply, ConnectReply, DisconnectMode, Env, Publication, Reply,
-    Request, SlotKey, Status,
+    Request, Sid, SlotKey, Status,
 };
 
-use crate::model::{Change, Phase, Step, about, quoted, same_state};
+use crate::model::{Asks, Change, Phase, Step, about, quoted, same_state};
 use crate::world::{Open, Sim};
 
 impl Sim {
     /// The client that a call is about: it put its number into the URL.
     fn client_of(&mut self, env: &Env) -> Option<usize> {
-        let c = env.url().strip_prefix("http://h/cable?c=").and_then(|c| c.parse::<usize>().ok());
+        let url = env.url();
+        let c = url.strip_prefix("http://h/cable?c=");
+        let c = c.and_then(|c| c.split('&').next()?.parse::<usize>().ok());
         let known = c.filter(|&c| c < self.clients.len());
         let cookie = known.map(|c| format!("id={c}")).unwrap_or_default();
         if known.is_none() || !env.headers().eq([("cookie", cookie.as_str()), ("REMOTE_ADDR", "127.0.0.1")]) {
@@ -48,7 +51,7 @@ impl Sim {
         let waiting = match &call.request {
             Request::Connect { .. } => {
                 let model = &self.clients[c].model;
-                if rules.no_auth || model.phase != Phase::Connecting || model.waiting.is_some() {
+                if rules.no_auth || model.phase != Phase::Connecting || model.waiting.is_some() || model.resuming {
                     self.fail(format!("client {c}: a Connect that is not due"));
                 }
                 None
@@ -65,15 +68,18 @@ impl Sim {
                         }
                     }
                 };
+                self.catch_up_with_presence(c);
                 let model = &self.clients[c].model;
                 let no_state = Default::default();
                 let known = model.find(&wanted.identifier).map_or(&no_state, |at| &model.subs[at].istate);
-                let known = if wanted.kind == Some(CommandKind::Subscribe) { &no_state } else { known };
+                let known = if wanted.asks == Asks::App(CommandKind::Subscribe) { &no_state } else { known };
                 let identifiers_fit = model.identifiers == env.identifiers() || rules.no_auth;
-                if wanted.kind != Some(*command) || *wanted.identifier != **identifier || wanted.data != *data {
+                if wanted.asks != Asks::App(*command) || *wanted.identifier != **identifier || wanted.data != *data {
                     self.fail(format!("client {c}: {command:?} {identifier:?} {data}, and {wanted:?} is due"));
                 } else if !identifiers_fit || !same_state(&model.cstate, cstate) || !same_state(known, istate) {
                     self.fail(format!("client {c}: a call with wrong identifiers or state: {:?}", call.request));
+                } else if !model.presences.is_empty() {
+                    self.fail(format!("client {c}: presence was not changed before this command"));
                 } else if !model.whispers.is_empty() {
                     self.fail(format!("client {c}: a whisper before this command was not published"));
                 }
@@ -94,7 +100,18 @@ impl Sim {
     /// The model gets an answer; the ledger follows.
     pub fn apply(&mut self, c: usize, reply: &Reply) {
         self.clients[c].clock.answered_at = self.mono;
+        let model = &self.clients[c].model;
+        if model.resuming {
+            return self.resume_answered(c, reply);
+        }
+        let asked = model.waiting.clone().flatten();
+        let sid = self.clients[c].sid.as_deref().and_then(Sid::parse).filter(|_| self.clients[c].can_come_back);
+        let token = sid.and_then(|sid| Some(self.scenario.settings.resume_tokens.as_ref()?.token(sid)));
+        self.clients[c].model.token = token;
         self.clients[c].model.answer(reply);
+        if let Some(wanted) = asked.filter(|wanted| matches!(wanted.asks, Asks::History(_))) {
+            self.caught_up(c, &wanted.identifier, reply);
+        }
         for change in std::mem::take(&mut self.clients[c].model.changes) {
             match change {
                 Change::Attached(identifier, stream) => self.attached(c, &identifier, &stream),
@@ -105,10 +122,16 @@ impl Sim {
 
     /// The shard is not interested any more.
     pub fn on_cancel(&mut self, key: SlotKey) {
+        if let Some((c, from)) = self.arriving.take() {
+            self.rename(c, from, key);
+        }
         let Some(at) = self.running.iter().position(|(running, ..)| *running == key) else {
-            // What was said before the question may have been too much for a slow client.
-            if self.net.holder_of(key).is_none_or(|c| !self.net.conn(c).ever_blocked) {
-                self.fail("a cancel without a question".into());
+            if self.broker_is_canceled(key) {
+                return;
+            }
+            // What was said before the question may have been too much for a slow client, or have found it gone.
+            if self.net.holder_of(key).is_none_or(|c| !self.net.conn(c).ever_blocked && !self.clients[c].left) {
+                self.fail(format!("a cancel without a question: {key:?}"));
             }
             return;
         };
@@ -119,13 +142,38 @@ impl Sim {
         let demanded = self.evicted.iter().any(|(evicted, _)| *evicted == identifiers);
         // Bytes behind a command that runs count among those of which there may be too many.
         let bounded = self.scenario.settings.buffers_bytes_max < usize::MAX;
-        if !demanded && !bounded && self.sites[self.clients[c].shard].drained_by.is_none() && !blocked && !faulty {
+        // What the broker says is for the client alone.
+        let of_broker = matches!(call, Open::Broker(_)) || self.clients[c].taken_over;
+        if !demanded
+            && !bounded
+            && !of_broker
+            && self.sites[self.clients[c].shard].drained_by.is_none()
+            && !blocked
+            && !faulty
+        {
             // A client that leaves is no reason: its command is carried through.
             self.fail(format!("client {c}: its call was canceled without cause"));
         }
         self.clients[c].running = None;
         self.clients[c].model.phase = Phase::Over;
-        self.canceled.push((key, call));
+        self.canceled.push((key, c, call));
+    }
+
+    /// The same for a question whose answer is on its way already. Tells whether it is so.
+    fn broker_is_canceled(&mut self, key: SlotKey) -> bool {
+        if let Some(at) = self.in_flight.iter().position(|(known, _)| *known == key) {
+            let (_, c) = self.in_flight.remove(at);
+            self.clients[c].running = None;
+            self.clients[c].model.phase = Phase::Over;
+            return true;
+        }
+        let c = self.clients.iter().position(|client| client.answered == Some(key));
+        if let Some(c) = c {
+            let client = &mut self.clients[c];
+            client.never_in = !client.welcomed;
+            client.model.phase = Phase::Over;
+        }
+        c.is_some()
     }
 
     /// A session is over.
@@ -238,9 +286,20 @@ impl Sim {
             };
         }
         match &call.request {
-            Request::Command { command, identifier, .. } => {
+            Request::Command { command, identifier, env, .. } => {
                 let (command, identifier) = (*command, identifier.to_string());
-                Ok(AppReply::Command(self.command_reply(command, &identifier, trouble)))
+                let mut reply = self.command_reply(command, &identifier, trouble);
+                let c = self.client_of(env);
+                if let Some(c) =
+                    c.filter(|_| self.scenario.settings.session.broker && command != CommandKind::Unsubscribe)
+                    && self.rng.chance(150)
+                {
+                    self.serial += 1;
+                    let kind = self.rng.pick(&["join", "join", "leave"]).to_owned();
+                    let (id, info) = (format!("u{}", self.rng.below(4)), format!("{{\"j\":[{c},{}]}}", self.serial));
+                    reply.presence = Some(PresenceReply { kind, id, info });
+                }
+                Ok(AppReply::Command(reply))
             }
             _ => {
                 let sid = call.sid;
@@ -275,6 +334,10 @@ impl Sim {
                     let stream = self.scenario.streams[0].clone();
                     reply.istate.push(("$w".into(), stream));
                 }
+                if self.scenario.settings.session.broker && self.rng.chance(300) {
+                    let stream = self.scenario.streams[self.rng.below(self.scenario.streams.len())].clone();
+                    reply.istate.push(("$p".into(), stream));
+                }
                 if self.rng.chance(900) {
                     let word = if trouble { "reject_subscription" } else { "confirm_subscription" };
                     reply.transmissions.push(about(word, identifier));
@@ -287,6 +350,10 @@ impl Sim {
                 }
                 if self.rng.chance(400) {
                     reply.streams = self.some_streams(2);
+                }
+                if self.scenario.settings.session.broker && self.rng.chance(100) {
+                    let stream = self.scenario.streams[self.rng.below(self.scenario.streams.len())].clone();
+                    reply.istate.push(("$p".into(), if self.rng.chance(300) { String::new() } else { stream }));
                 }
             }
             CommandKind::Unsubscribe => {}

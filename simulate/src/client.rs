@@ -3,17 +3,19 @@
 mod answers;
 mod deadlines;
 mod deeds;
+mod holds;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use cableway::model::{CloseCause, SlotKey};
+use cableway::model::{CloseCause, Sid, SlotKey};
 
 use crate::model::{Model, Phase, Step};
 use crate::net::Got;
 use crate::world::Sim;
 
 pub use deadlines::{Clock, Move};
+use holds::{Hold, Positions};
 
 /// The sample key of RFC 6455 section 1.3 and what must be answered to it.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
@@ -56,7 +58,8 @@ pub struct Client {
     pub model: Model,
     /// By identifier and number of the publication.
     pub ledger: BTreeMap<(String, usize), Due>,
-    last_seen: BTreeMap<(String, String), usize>,
+    /// By identifier, stream and whether it has a position.
+    last_seen: BTreeMap<(String, String, bool), usize>,
     pub sid: Option<String>,
     /// The call that runs for this client.
     pub running: Option<SlotKey>,
@@ -66,7 +69,32 @@ pub struct Client {
     out: VecDeque<u8>,
     buffer: Vec<u8>,
     reading: Reading,
-    offered: &'static str,
+    pub offered: &'static str,
+    /// Its session survives its connection.
+    pub can_come_back: bool,
+    /// The session that it wants to go on with.
+    pub shown: Option<String>,
+    /// The client that it was on an earlier connection.
+    pub came_back: bool,
+    pub positions: Positions,
+    /// Subscriptions that catch up.
+    pub holding: BTreeMap<String, Hold>,
+    /// What it was before its session was back, as long as that may be taken back.
+    pub undo: Option<Box<Model>>,
+    /// It has read a welcome.
+    pub welcomed: bool,
+    /// It broke off.
+    pub dropped: bool,
+    /// Somebody else may be given its session.
+    pub taken_over: bool,
+    /// Too much waited for it.
+    pub may_overflow: bool,
+    /// No shard has it at the moment.
+    pub is_nowhere: bool,
+    /// The question of which the answer has reached its shard last.
+    pub answered: Option<SlotKey>,
+    /// Its shard let go of it before an answer was carried out.
+    pub never_in: bool,
     /// Reads everything whenever it has a turn.
     pub prompt: bool,
     /// Reads nothing for now.
@@ -79,7 +107,7 @@ pub struct Client {
     /// Shut its half or worse.
     pub left: bool,
     /// Will send nothing more of its own.
-    silent: bool,
+    pub silent: bool,
     pub saw_close: bool,
     pub ended: bool,
     farewell: Option<(String, bool)>,
@@ -123,13 +151,41 @@ impl Sim {
             _ => Aim::Cable,
         };
         let slow = rng.chance(self.scenario.slow);
-        let offered = rng.pick(&[
-            "",
-            "actioncable-v1-json",
-            "actioncable-v1-ext-json",
-            "actioncable-v1-ext-json,actioncable-v1-json",
-        ]);
-        let (aim, head) = deeds::head(rng, aim, c, offered);
+        let offered = if self.scenario.comebacks > 0 && rng.chance(500) {
+            "actioncable-v1-ext-json"
+        } else {
+            rng.pick(&[
+                "",
+                "actioncable-v1-json",
+                "actioncable-v1-ext-json",
+                "actioncable-v1-ext-json,actioncable-v1-json",
+            ])
+        };
+        let prior = self.some_prior();
+        let rng = &mut self.rng;
+        let (mut aim, mut offered) = (aim, offered);
+        let mut shown = None;
+        if let Some(prior) = prior {
+            (aim, offered) = (Aim::Cable, "actioncable-v1-ext-json");
+            shown = self.clients[prior].sid.clone();
+            if let Some(token) = self.clients[prior].model.token.clone().filter(|_| rng.chance(300)) {
+                shown = Some(token);
+            }
+            match rng.below(20) {
+                0 => shown = Some("nothing".into()),
+                1 => shown = Some("AAAAAAAAAAAAAAAAAAAAA".into()),
+                _ => {}
+            }
+            self.clients[prior].came_back = rng.chance(800);
+        }
+        let (aim, head) = deeds::head(rng, aim, c, offered, shown.as_deref());
+        let resumes = self.scenario.settings.session.sessions && offered == "actioncable-v1-ext-json";
+        let shown = shown.filter(|shown| resumes && Sid::parse(shown.get(..21).unwrap_or_default()).is_some());
+        let shown = shown.map(|mut shown| {
+            shown.truncate(21);
+            shown
+        });
+        let positions = prior.map(|prior| self.clients[prior].positions.handed_on()).unwrap_or_default();
         let buffer_max = self.scenario.buffer_max;
         let conn =
             self.net.connect(shard, rng.between(16, buffer_max.max(200)), rng.between(buffer_max / 2 + 1, buffer_max));
@@ -138,7 +194,14 @@ impl Sim {
         let client = Client {
             aim,
             shard,
-            model: Model::new(aim == Aim::Echo, self.scenario.settings.session.has_backend),
+            model: Model {
+                resuming: shown.is_some(),
+                ..Model::new(
+                    aim == Aim::Echo,
+                    self.scenario.settings.session.has_backend,
+                    self.scenario.settings.session.broker,
+                )
+            },
             ledger: BTreeMap::new(),
             last_seen: BTreeMap::new(),
             sid: None,
@@ -149,6 +212,19 @@ impl Sim {
             buffer: Vec::new(),
             reading: Reading::Head,
             offered,
+            can_come_back: resumes && aim == Aim::Cable,
+            shown,
+            came_back: false,
+            positions,
+            holding: BTreeMap::new(),
+            undo: None,
+            welcomed: false,
+            dropped: false,
+            taken_over: false,
+            may_overflow: false,
+            is_nowhere: false,
+            answered: None,
+            never_in: false,
             prompt: !slow,
             deaf: slow && rng.chance(500),
             read_max: if slow { rng.between(1, 300) } else { usize::MAX },
@@ -184,6 +260,24 @@ impl Sim {
                 self.act(c);
             }
         }
+    }
+
+    /// An earlier client that comes back: most have lost their connection, and some do not know that it stands.
+    fn some_prior(&mut self) -> Option<usize> {
+        if !self.rng.chance(self.scenario.comebacks) || self.clients.is_empty() {
+            return None;
+        }
+        let any = self.rng.chance(200);
+        let (any_again, clients) = (self.rng.chance(100), &self.clients);
+        let is_one = |&c: &usize| {
+            let client = &clients[c];
+            let is_gone = client.dropped || (any && client.welcomed);
+            client.can_come_back && client.sid.is_some() && is_gone && (any_again || !client.came_back)
+        };
+        let priors: Vec<usize> = (0..clients.len()).filter(is_one).collect();
+        // Mostly the one that was dropped last.
+        let last = priors.last().copied().filter(|_| self.rng.chance(600));
+        last.or_else(|| (!priors.is_empty()).then(|| self.rng.pick(&priors)))
     }
 
     /// A client gets a turn: reads, writes, and perhaps does something.
@@ -226,6 +320,7 @@ impl Sim {
             return 0;
         }
         let max = if all { usize::MAX } else { self.rng.between(1, client.write_max) };
+        let max = max.min(self.net.room_to_server(c));
         let bytes: Vec<u8> = client.out.iter().take(max).copied().collect();
         if bytes.is_empty() {
             return 0;
@@ -288,6 +383,10 @@ impl Sim {
         if client.left || faulty || client.handed_over || client.turned_away || client.saw_close || !fresh {
             return;
         }
+        // One that waits for its app is given up without a word.
+        if client.taken_over {
+            return;
+        }
         let complaint = match client.reading {
             Reading::Head if client.buffer.is_empty() => {
                 let timeout = self.scenario.settings.handshake_timeout;
@@ -325,7 +424,11 @@ impl Sim {
         if client.reading != Reading::Frames {
             return;
         }
-        if let Some(((identifier, p), _)) = client.ledger.iter().find(|(_, due)| due.must) {
+        let waits = |identifier: &String, p: usize| {
+            self.published[p].offset.is_some() && client.holding.contains_key(identifier)
+        };
+        let missing = client.ledger.iter().find(|((identifier, p), due)| due.must && !waits(identifier, *p));
+        if let Some(((identifier, p), _)) = missing {
             return self.fail(format!("client {c}: publication {p} under {identifier} has not come"));
         }
         if client.must_go {
@@ -339,12 +442,16 @@ impl Sim {
                 match self.advance(c) {
                     Step::Done => {}
                     Step::Blocked(wanted) => {
-                        return self.fail(format!("client {c}: the app was not asked for {wanted:?}"));
+                        return self.fail(format!("client {c}: nobody was asked for {wanted:?}"));
                     }
                     Step::Waiting | Step::Empty => break,
                 }
             }
+            self.catch_up_with_presence(c);
             let model = &self.clients[c].model;
+            if let Some(change) = model.presences.front() {
+                return self.fail(format!("client {c}: presence was not changed: {change:?}"));
+            }
             if model.phase == Phase::Connecting && model.waiting.is_none() {
                 return self.fail(format!("client {c}: the app was not asked whether it may connect"));
             }

@@ -15,13 +15,16 @@
 //!   checks the end.
 //! * `net` is the kernel: listeners, pipes and edge-triggered pollers.
 //! * `world` is the run's state, with a `Site` for each shard; `seams` is how a shard touches it.
-//! * `client` sends, reads and checks what comes; `app` checks calls and answers them, `broker` questions for history.
-//! * `model` says what a session must do: the second opinion that everything is compared with.
+//! * `client` sends, reads and checks what comes; `app` checks calls and answers them, `broker` the questions
+//!   that the broker gets, and what it says, with the real one in half of the runs.
+//! * `model` says what a session must do, `kept` what a broker must remember: the second opinions that everything is
+//!   compared with.
 
 mod app;
 mod broker;
 mod client;
 mod frames;
+mod kept;
 mod model;
 mod net;
 mod rng;
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
     };
     let mut failures = 0;
     let (mut shards, mut clients, mut turns, mut published, mut frames) = (0, 0, 0, 0, 0);
+    let (mut resumed, mut served, mut rejected) = (0, 0, 0);
     let mut run = 0;
     for seed in start..start.saturating_add(seeds) {
         run += 1;
@@ -88,6 +92,9 @@ fn main() -> ExitCode {
                 turns += summary.turns;
                 published += summary.published;
                 frames += summary.frames;
+                resumed += summary.resumed;
+                served += summary.served;
+                rejected += summary.rejected;
             }
             Err(what) => {
                 failures += 1;
@@ -101,7 +108,8 @@ fn main() -> ExitCode {
     }
     println!(
         "{run} seeds from {start}, {failures} failed: {shards} shards, {clients} clients, {turns} turns, \
-         {published} publications, {frames} messages"
+         {published} publications, {frames} messages; {resumed} sessions resumed, history {served} times served and \
+         {rejected} times rejected"
     );
     if failures > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

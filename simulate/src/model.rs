@@ -5,22 +5,27 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use cableway::model::{AppReply, BrokerReply, CommandKind, CommandReply, Reply, State, Status};
+use cableway::model::{AppReply, BrokerReply, CommandKind, CommandReply, PresenceChange, Reply, State, Status};
 
 use crate::frames::op;
+use crate::kept::{Ask, replayed};
 use crate::scenario::{Ident, Route};
 
 /// Something a client sent whose handling can be seen, in the order in which it has to be handled.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Item {
-    /// Whether it asks for history too.
-    Subscribe(Ident, bool),
+    /// With what it asks for besides.
+    Subscribe(Ident, Extras),
     Unsubscribe(Ident),
     Message(Ident, String),
     Ping,
     Whisper(Ident, String),
-    History(Ident),
-    Presence(Ident),
+    History(Ident, Ask),
+    /// Whether the records are wanted.
+    Presence(Ident, bool),
+    /// As whom, and what others are told.
+    Join(Ident, String, String),
+    Leave(Ident),
     /// Nothing comes of it.
     Junk,
     /// A ping frame.
@@ -31,12 +36,22 @@ pub enum Item {
     Close(Vec<u8>),
 }
 
+/// What rides on a subscribe.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Extras {
+    pub history: Option<Ask>,
+    /// As whom, and what others are told.
+    pub join: Option<(String, String)>,
+}
+
 /// What a client must see next, among what comes in an order of its own.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Expect {
     Text(String),
     /// The welcome that the server writes itself.
     Welcome,
+    /// The same to a session that is back with these identifiers.
+    Restored(Vec<String>),
     Frame(u8, Vec<u8>),
 }
 
@@ -71,13 +86,25 @@ pub struct Sub {
     pub istate: BTreeMap<String, String>,
 }
 
-/// A question that must be asked: a call that the app must get, or history that the broker is asked for.
+/// What has to be asked.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Asks {
+    /// A call that the app must get.
+    App(CommandKind),
+    /// The broker, for history.
+    History(Ask),
+    /// The broker, for who is present, with records or without.
+    Present(bool),
+}
+
+/// A question that must be asked.
 #[derive(Clone, Debug)]
 pub struct Wanted {
-    /// `None`: history.
-    pub kind: Option<CommandKind>,
+    pub asks: Asks,
     pub identifier: String,
     pub data: String,
+    /// It rode on the subscribe.
+    pub riding: bool,
 }
 
 /// How streams of a session change; for the ledger of deliveries.
@@ -103,6 +130,13 @@ pub struct Model {
     pub phase: Phase,
     pub echo: bool,
     pub has_backend: bool,
+    pub has_broker: bool,
+    /// It has shown the id of a session, and the broker has not said yet what becomes of that.
+    pub resuming: bool,
+    /// What it shows to come back to its session, which the app cannot know.
+    pub token: Option<String>,
+    /// It goes on with an earlier session.
+    pub restored: bool,
     pub identifiers: String,
     pub subs: Vec<Sub>,
     pub cstate: BTreeMap<String, String>,
@@ -119,15 +153,23 @@ pub struct Model {
     pub last_pong: Option<Vec<u8>>,
     /// Whispers that must have been published: stream and text.
     pub whispers: VecDeque<(String, String)>,
+    /// Changes of presence that must have been made.
+    pub presences: VecDeque<(String, PresenceChange)>,
     pub changes: Vec<Change>,
+    /// The history that is asked for next rode on the subscribe.
+    pub riding: bool,
 }
 
 impl Model {
-    pub fn new(echo: bool, has_backend: bool) -> Model {
+    pub fn new(echo: bool, has_backend: bool, has_broker: bool) -> Model {
         Model {
             phase: if echo { Phase::Open } else { Phase::Connecting },
             echo,
             has_backend,
+            has_broker,
+            resuming: false,
+            token: None,
+            restored: false,
             identifiers: String::new(),
             subs: Vec::new(),
             cstate: BTreeMap::new(),
@@ -139,7 +181,9 @@ impl Model {
             pings: VecDeque::new(),
             last_pong: None,
             whispers: VecDeque::new(),
+            presences: VecDeque::new(),
             changes: Vec::new(),
+            riding: false,
         }
     }
 
@@ -182,6 +226,7 @@ impl Model {
             return Step::Blocked(wanted);
         }
         self.items.pop_front();
+        self.riding = false;
         self.handle(item);
         Step::Done
     }
@@ -190,23 +235,42 @@ impl Model {
         if self.echo {
             return None;
         }
-        let (kind, ident, data) = match item {
-            Item::History(ident) if self.find(&ident.text).is_some_and(|at| !self.subs[at].streams.is_empty()) => {
-                (None, ident, String::new())
+        let (asks, ident, data) = match item {
+            Item::History(ident, ask) if self.find(&ident.text).is_some_and(|at| !self.subs[at].streams.is_empty()) => {
+                (Asks::History(ask.clone()), ident, String::new())
+            }
+            Item::Presence(ident, records) if self.has_broker && self.presence_stream(&ident.text).is_some() => {
+                (Asks::Present(*records), ident, String::new())
             }
             _ if !self.has_backend => return None,
             Item::Subscribe(ident, _) if self.find(&ident.text).is_none() && ident.route == Route::App => {
-                (Some(CommandKind::Subscribe), ident, String::new())
+                (Asks::App(CommandKind::Subscribe), ident, String::new())
             }
             Item::Unsubscribe(ident) if self.find(&ident.text).is_some_and(|at| self.subs[at].by_app) => {
-                (Some(CommandKind::Unsubscribe), ident, String::new())
+                (Asks::App(CommandKind::Unsubscribe), ident, String::new())
             }
             Item::Message(ident, data) if self.find(&ident.text).is_some() => {
-                (Some(CommandKind::Message), ident, data.clone())
+                (Asks::App(CommandKind::Message), ident, data.clone())
             }
             _ => return None,
         };
-        Some(Wanted { kind, identifier: ident.text.clone(), data })
+        Some(Wanted { asks, identifier: ident.text.clone(), data, riding: self.riding })
+    }
+
+    /// The stream of a subscription on which its subscribers see each other.
+    pub fn presence_stream(&self, identifier: &str) -> Option<String> {
+        let sub = &self.subs[self.find(identifier)?];
+        match sub.istate.get("$p") {
+            Some(stream) => Some(stream.clone()),
+            None if sub.by_app => None,
+            None => sub.streams.first().cloned(),
+        }
+    }
+
+    fn change_presence(&mut self, identifier: &str, change: PresenceChange) {
+        if let Some(stream) = self.presence_stream(identifier).filter(|_| self.has_broker) {
+            self.presences.push_back((stream, change));
+        }
     }
 
     fn handle(&mut self, item: Item) {
@@ -217,7 +281,12 @@ impl Model {
                 self.expect(Expect::Frame(op::CLOSE, payload));
                 self.phase = Phase::Over;
             }
-            Item::Subscribe(ident, history) => self.subscribe(ident, history),
+            Item::Subscribe(ident, extras) => self.subscribe(ident, extras),
+            Item::Join(ident, id, info) => {
+                let (id, info) = (id.into(), Some(info.into()));
+                self.change_presence(&ident.text, PresenceChange::Join { id, info });
+            }
+            Item::Leave(ident) => self.change_presence(&ident.text, PresenceChange::Leave),
             Item::Unsubscribe(ident) => {
                 if let Some(at) = self.find(&ident.text) {
                     self.forget(at);
@@ -234,13 +303,14 @@ impl Model {
                 }
             }
             // With a stream the broker is asked.
-            Item::History(ident) => {
+            Item::History(ident, _) => {
                 if self.find(&ident.text).is_some() {
                     self.say(about("confirm_history", &ident.text));
                 }
             }
-            Item::Presence(ident) => {
-                if self.find(&ident.text).is_some() {
+            // With a broker only where there is no presence: nothing is said.
+            Item::Presence(ident, _) => {
+                if self.find(&ident.text).is_some() && !self.has_broker {
                     self.say(format!(
                         "{{\"type\":\"presence\",\"identifier\":{},\"message\":{{\"type\":\"error\",\"total\":0}}}}",
                         quoted(&ident.text)
@@ -251,7 +321,7 @@ impl Model {
         }
     }
 
-    fn subscribe(&mut self, ident: Ident, history: bool) {
+    fn subscribe(&mut self, ident: Ident, extras: Extras) {
         if self.find(&ident.text).is_some() {
             return;
         }
@@ -260,11 +330,20 @@ impl Model {
                 self.say(about("confirm_subscription", &ident.text));
                 self.add(&ident.text, false, whisper);
                 self.follow(self.subs.len() - 1, name);
-                if history {
-                    self.items.push_front(Item::History(ident));
-                }
+                self.give_extras(ident, extras);
             }
             Route::Rejected | Route::App => self.say(about("reject_subscription", &ident.text)),
+        }
+    }
+
+    fn give_extras(&mut self, ident: Ident, Extras { history, join }: Extras) {
+        if let Some((id, info)) = join {
+            let (id, info) = (id.into(), Some(info.into()));
+            self.change_presence(&ident.text, PresenceChange::Join { id, info });
+        }
+        if let Some(ask) = history {
+            self.items.push_front(Item::History(ident, ask));
+            self.riding = true;
         }
     }
 
@@ -287,6 +366,8 @@ impl Model {
     }
 
     fn forget(&mut self, at: usize) {
+        let identifier = self.subs[at].identifier.clone();
+        self.change_presence(&identifier, PresenceChange::Leave);
         let sub = self.subs.remove(at);
         self.changes.push(Change::Detached(sub.identifier));
     }
@@ -297,27 +378,43 @@ impl Model {
         self.phase = Phase::Open;
     }
 
+    /// It goes on with what a session was, under these identifiers.
+    pub fn goes_on(&mut self, then: &Model, identifiers: &str) {
+        (self.subs, self.cstate) = (then.subs.clone(), then.cstate.clone());
+        (self.disconnectable, self.restored) = (then.disconnectable, true);
+        self.let_in(identifiers);
+        self.expect(Expect::Restored(self.subs.iter().map(|sub| sub.identifier.clone()).collect()));
+    }
+
     /// The question that is open is answered.
     pub fn answer(&mut self, reply: &Reply) {
         let Some(waiting) = self.waiting.take() else { return };
         let Some(wanted) = waiting else { return self.connected(reply) };
         let item = self.items.pop_front();
-        match (wanted.kind, reply) {
-            (None, Reply::Broker(Ok(BrokerReply::History(missed)))) => {
+        self.riding = false;
+        match (wanted.asks, reply) {
+            (Asks::History(_), Reply::Broker(Ok(BrokerReply::History(missed)))) => {
                 for publication in missed.iter().flat_map(|missed| &missed.publications) {
-                    let identifier = quoted(&wanted.identifier);
-                    self.say(format!("{{\"identifier\":{identifier},\"message\":{}}}", publication.message));
+                    self.say(replayed(&wanted.identifier, publication));
                 }
                 self.say(about("confirm_history", &wanted.identifier));
             }
-            (None, Reply::Broker(Err(_))) => self.say(about("reject_history", &wanted.identifier)),
-            (Some(kind), Reply::App(Ok(AppReply::Command(reply)))) if reply.status != Status::Error => {
+            (Asks::History(_), Reply::Broker(Err(_))) => self.say(about("reject_history", &wanted.identifier)),
+            (Asks::Present(_), Reply::Broker(reply)) => {
+                let message = match reply {
+                    Ok(BrokerReply::Present(message)) => String::from_utf8_lossy(message).into_owned(),
+                    _ => "{\"type\":\"error\",\"total\":0}".into(),
+                };
+                let identifier = quoted(&wanted.identifier);
+                self.say(format!("{{\"type\":\"presence\",\"identifier\":{identifier},\"message\":{message}}}"));
+            }
+            (Asks::App(kind), Reply::App(Ok(AppReply::Command(reply)))) if reply.status != Status::Error => {
                 self.carried_out(kind, &wanted.identifier, reply);
-                if let Some(Item::Subscribe(ident, true)) = item
+                if let Some(Item::Subscribe(ident, extras)) = item
                     && reply.status == Status::Success
                     && !reply.disconnect
                 {
-                    self.items.push_front(Item::History(ident));
+                    self.give_extras(ident, extras);
                 }
             }
             _ => {}
@@ -348,11 +445,24 @@ impl Model {
         merge(&mut self.cstate, &reply.cstate);
         reply.transmissions.iter().for_each(|text| self.say(text.clone()));
         if reply.disconnect {
-            self.over("Closed by the app", 1000);
+            return self.over("Closed by the app", 1000);
+        }
+        // The app's answers to Unsubscribe never have one.
+        if let Some(presence) = reply.presence.as_ref().filter(|_| success || kind == CommandKind::Message) {
+            let change = match presence.kind.as_str() {
+                "join" => {
+                    let (id, info) = (presence.id.as_str().into(), Some(presence.info.as_str().into()));
+                    PresenceChange::Join { id, info }
+                }
+                _ => PresenceChange::Leave,
+            };
+            self.change_presence(identifier, change);
         }
     }
 
     fn apply(&mut self, at: usize, reply: &CommandReply) {
+        let identifier = self.subs[at].identifier.clone();
+        let presence = self.presence_stream(&identifier).filter(|_| self.has_broker);
         let streams = self.subs[at].streams.clone();
         for stream in streams {
             if reply.stop_streams || reply.stopped_streams.contains(&stream) {
@@ -363,6 +473,9 @@ impl Model {
         }
         reply.streams.iter().for_each(|stream| self.follow(at, stream));
         merge(&mut self.subs[at].istate, &reply.istate);
+        if let Some(stream) = presence.filter(|stream| self.presence_stream(&identifier).as_ref() != Some(stream)) {
+            self.presences.push_back((stream, PresenceChange::Leave));
+        }
     }
 
     fn connected(&mut self, reply: &Reply) {
@@ -371,7 +484,12 @@ impl Model {
                 self.disconnectable = true;
                 merge(&mut self.cstate, &reply.cstate);
                 self.let_in(&reply.identifiers);
-                reply.transmissions.iter().for_each(|text| self.say(text.clone()));
+                for text in &reply.transmissions {
+                    match (&self.token, text.strip_suffix('}').filter(|text| text.contains("welcome"))) {
+                        (Some(token), Some(head)) => self.say(format!("{head},\"resume_token\":\"{token}\"}}")),
+                        _ => self.say(text.clone()),
+                    }
+                }
             }
             Reply::App(Ok(AppReply::Connect(reply))) if reply.status == Status::Failure => {
                 reply.transmissions.iter().for_each(|text| self.say(text.clone()));

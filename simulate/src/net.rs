@@ -193,6 +193,13 @@ impl Net {
         self.conns.iter().position(|conn| conn.token == Some(token))
     }
 
+    /// Which connection stands in a slot.
+    pub fn live_at(&self, shard: usize, index: u32) -> Option<ConnId> {
+        let is_it = |&id: &ConnId| self.conns[id].token.is_some_and(|(at, token)| at == shard && token as u32 == index);
+        // The generation is the higher half.
+        (0..self.conns.len()).filter(is_it).max_by_key(|&id| self.conns[id].token)
+    }
+
     /// The server is not told of this connection any more.
     pub fn unwatch(&mut self, id: ConnId) {
         self.conns[id].watch = None;
@@ -296,6 +303,12 @@ impl Net {
             conn.to_client.truncate(arrives);
             conn.dead = true;
         }
+    }
+
+    /// Bytes that the client can send now. Nothing holds up what nobody gets.
+    pub fn room_to_server(&self, id: ConnId) -> usize {
+        let conn = &self.conns[id];
+        if conn.server_gone { usize::MAX } else { conn.to_server_max.saturating_sub(conn.to_server.len()) }
     }
 
     /// The client sends; returns how much the pipe took.

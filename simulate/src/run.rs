@@ -15,6 +15,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cableway::broker::BrokerMetrics;
 use cableway::model::CloseCause;
 use cableway::shard::{Readiness, Shard, ShardMetrics};
 
@@ -32,6 +33,10 @@ pub struct Summary {
     pub turns: u64,
     pub published: usize,
     pub frames: u64,
+    /// Sessions that their clients came back to, and requests for history that were served and rejected.
+    pub resumed: u64,
+    pub served: u64,
+    pub rejected: u64,
 }
 
 /// A shard and what it takes to drive it.
@@ -58,6 +63,7 @@ pub fn run(seed: u64, trace: bool) -> Result<Summary, String> {
     let mut run = Run::new(seed, trace);
     run.play()?;
     let sim = run.sim.borrow();
+    let of_broker = |count: fn(&BrokerMetrics) -> u64| sim.broker.as_ref().map_or(0, |broker| count(&broker.metrics));
     Ok(Summary {
         digest: sim.digest,
         shards: run.shards.len(),
@@ -65,6 +71,9 @@ pub fn run(seed: u64, trace: bool) -> Result<Summary, String> {
         turns: run.turns,
         published: sim.published.len(),
         frames: run.sum(|metrics| metrics.counters.server_msg_total.get()),
+        resumed: of_broker(|metrics| metrics.sessions_resumed_total.get()),
+        served: of_broker(|metrics| metrics.history_served_total.get()),
+        rejected: of_broker(|metrics| metrics.history_rejected_total.get()),
     })
 }
 
@@ -98,11 +107,22 @@ impl Run {
                 }
             }
             self.step(clients)?;
+            self.flush();
+            self.sweep(300);
             self.check()?;
         }
         self.settle()?;
         self.end()?;
         self.final_checks()
+    }
+
+    /// The broker looks for what is over, once a second or later.
+    fn sweep(&mut self, chance: usize) {
+        let sim = &mut *self.sim.borrow_mut();
+        if sim.broker.is_some() && sim.mono.as_secs() > sim.swept_at && sim.rng.chance(chance) {
+            sim.swept_at = sim.mono.as_secs();
+            sim.sweep();
+        }
     }
 
     fn check(&self) -> Result<(), String> {
@@ -141,6 +161,7 @@ impl Run {
         };
         self.open_turn(s, taken);
         self.close_turn(s);
+        self.flush();
         true
     }
 

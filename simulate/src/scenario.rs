@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cableway::hub::StreamHasher;
-use cableway::identity::{Secret, StreamRouter, StreamSettings, sign_stream};
+use cableway::identity::{ResumeTokens, Secret, StreamRouter, StreamSettings, sign_stream};
 use cableway::model::{DisconnectMode, PingPrecision};
 use cableway::proto::frame::Limits;
 use cableway::proto::handshake::{Origins, PathPattern, Rules};
@@ -53,6 +53,12 @@ pub struct Scenario {
     pub moves: usize,
     pub long_publications: bool,
     pub buffer_max: usize,
+    /// Answers of the broker out of a thousand that are that it cannot be reached.
+    pub broker_trouble: usize,
+    /// Chances out of a thousand, when one may be, that a client is dropped; and that a new one is an earlier one that comes
+    /// back.
+    pub drops: usize,
+    pub comebacks: usize,
 }
 
 impl Scenario {
@@ -84,6 +90,10 @@ impl Scenario {
         }
         let text = "{\"channel\":\"$pubsub\",\"signed_stream_name\":\"bad--00\"}".to_owned();
         idents.push(Ident { text, route: Route::Rejected });
+
+        let has_broker = rng.chance(500);
+        let secret_of_tokens = Secret::new("another secret of the simulation").expect("it is not empty");
+        let resume_tokens = has_broker.then_some(ResumeTokens { secret: secret_of_tokens, by_sid: true });
 
         let fragments_max = rng.pick(&[3, 16, u32::MAX]);
         let message_bytes_max = rng.pick(&[300, 5_000, 65_536]);
@@ -130,17 +140,20 @@ impl Scenario {
                     DisconnectMode::Always,
                     DisconnectMode::Never,
                 ]),
-                broker: false,
-                sessions: false,
+                broker: has_broker,
+                sessions: has_broker,
             },
             tokens: Tokens::default(),
-            resume_tokens: None,
+            resume_tokens,
             router: StreamRouter::new(router),
             proxy: ProxyRules { headers: vec!["cookie".into()], ..Default::default() },
             closes_max: 10,
             debug_identifiers: true,
         };
-        let clients = rng.pick(&[2, 6, 12, 25, 40]);
+        let clients = if has_broker { rng.pick(&[6, 12, 25, 40, 60]) } else { rng.pick(&[2, 6, 12, 25, 40]) };
+        let broker_trouble = if has_broker { rng.pick(&[0, 0, 150]) } else { 0 };
+        let drops = if has_broker { rng.pick(&[100, 400, 800]) } else { 0 };
+        let comebacks = if has_broker { rng.pick(&[500, 900]) } else { 0 };
         Scenario {
             shards: rng.between(1, 3),
             migrates: rng.chance(500),
@@ -149,7 +162,7 @@ impl Scenario {
             streams,
             open_max: rng.pick(&[1, 5, 1_000, 1_000, 1_000]),
             clients,
-            steps: rng.between(100, 1_000),
+            steps: rng.between(if has_broker { 300 } else { 100 }, 1_000),
             slow: rng.pick(&[0, 150, 600]),
             bad: rng.pick(&[0, 100, 400]),
             faults: rng.pick(&[0, 0, 5]),
@@ -157,6 +170,9 @@ impl Scenario {
             moves: rng.pick(&[0, 0, 30, 300]),
             long_publications: rng.chance(250),
             buffer_max: rng.pick(&[64, 600, 5_000, 300_000]),
+            broker_trouble,
+            drops,
+            comebacks,
         }
     }
 }

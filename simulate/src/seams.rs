@@ -15,7 +15,7 @@ use crate::net::ConnId;
 use crate::world::Sim;
 
 /// Unix time at the start of the run's clock; the shards agree about it.
-const UNIX: Duration = Duration::from_secs(1_790_000_000);
+pub const UNIX: Duration = Duration::from_secs(1_790_000_000);
 
 /// A shard's end of the run.
 pub struct Seams {
@@ -258,24 +258,28 @@ impl Services<Socket> for Seams {
         self.sim.borrow_mut().on_whisper(publication);
     }
 
-    fn change_presence(&mut self, _sid: Sid, stream: &str, change: PresenceChange) {
-        self.sim.borrow_mut().fail(format!("{change:?} of {stream} without a broker"));
+    fn change_presence(&mut self, sid: Sid, stream: &str, change: PresenceChange) {
+        self.sim.borrow_mut().on_presence(sid, stream, change);
     }
 
-    fn resident(&mut self, sid: Sid, _index: u32) {
-        self.sim.borrow_mut().fail(format!("{sid} is resident without a broker"));
+    fn resident(&mut self, sid: Sid, index: u32) {
+        self.sim.borrow_mut().on_resident(sid, self.shard, index);
     }
 
-    fn departed(&mut self, sid: Sid, _saved: Option<Box<SavedSession>>) {
-        self.sim.borrow_mut().fail(format!("{sid} departs without a broker"));
+    fn departed(&mut self, sid: Sid, saved: Option<Box<SavedSession>>) {
+        self.sim.borrow_mut().on_departed(sid, saved);
     }
 
-    fn stays(&mut self, _sid: Sid) {}
+    fn stays(&mut self, sid: Sid) {
+        self.sim.borrow_mut().on_stays(sid);
+    }
 
-    fn not_here(&mut self, _sid: Sid, _index: u32) {}
+    fn not_here(&mut self, sid: Sid, index: u32) {
+        self.sim.borrow_mut().on_not_here(sid, self.shard, index);
+    }
 
-    fn may_go_on(&mut self, _saved: &SavedSession) -> bool {
-        true
+    fn may_go_on(&mut self, saved: &SavedSession) -> bool {
+        self.sim.borrow_mut().on_may_go_on(saved)
     }
 
     fn follow(&mut self, stream: StreamKey) {

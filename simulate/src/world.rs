@@ -1,13 +1,17 @@
 //! What a run consists of: the clients, the kernel, the app, the clock, and one [`Site`] for each shard.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cableway::broker::Broker;
 use cableway::hub::StreamKey;
-use cableway::model::{BrokerQuestion, Call, Publication, Reply, SlotKey};
+use cableway::model::{BrokerQuestion, Call, PresenceChange, Publication, Reply, SlotKey};
 
+use crate::broker::Outgoing;
 use crate::client::Client;
+use crate::kept::Memory;
 use crate::net::Net;
 use crate::rng::Rng;
 use crate::scenario::Scenario;
@@ -19,6 +23,8 @@ pub struct Published {
     pub kind: Option<String>,
     /// The client that must not get it.
     pub exclude: Option<usize>,
+    /// Its place in its stream, if it is stored.
+    pub offset: Option<u64>,
 }
 
 /// A question that is open.
@@ -80,11 +86,26 @@ pub struct Sim {
     pub clients: Vec<Client>,
     /// Questions that are open, by key; the client.
     pub running: Vec<(SlotKey, usize, Open)>,
-    /// Keys of questions that were canceled: an answer may still come.
-    pub canceled: Vec<(SlotKey, Open)>,
+    /// Keys of questions that were canceled, and whose they were: an answer may still come.
+    pub canceled: Vec<(SlotKey, usize, Open)>,
+    /// The broker, in the runs that have one with memory.
+    pub broker: Option<Rc<Broker>>,
+    /// What that must remember.
+    pub memory: Memory,
+    /// What the broker has for the shards, in order.
+    pub outgoing: VecDeque<Outgoing>,
+    /// Changes of presence by sessions of which it is not known yet whose they are.
+    pub early_presences: Vec<(String, String, PresenceChange)>,
+    /// Questions that the broker has got, and whose answers have not reached a shard.
+    pub in_flight: Vec<(SlotKey, usize)>,
+    /// The client that is being put together, and the key that it had: it may be over before the new one is known.
+    pub arriving: Option<(usize, SlotKey)>,
+    /// Keys of connections that have another one now.
+    pub renamed: Vec<(SlotKey, SlotKey)>,
     /// Publications in the order in which they were posted to the shards.
     pub published: Vec<Published>,
-    pub by_text: BTreeMap<String, usize>,
+    /// Numbers of the publications with a text: presence can tell the same twice.
+    pub by_text: BTreeMap<String, Vec<usize>>,
     /// Whispers on their way back to the shards.
     pub whispered: VecDeque<Arc<Publication>>,
     /// Some client was closed because it did not read or did not answer, as far as the shards were at rest last.
@@ -100,6 +121,8 @@ pub struct Sim {
     pub violation: Option<String>,
     pub trace: bool,
     pub digest: u64,
+    /// The second in which the broker was swept last.
+    pub swept_at: u64,
 }
 
 impl Sim {
@@ -107,6 +130,8 @@ impl Sim {
     pub fn new(seed: u64, trace: bool) -> Sim {
         let mut rng = Rng::new(seed);
         let scenario = Scenario::draw(&mut rng);
+        let kept = scenario.settings.session.broker.then(|| crate::broker::draw(&mut rng));
+        let (broker, memory) = kept.map_or_else(Default::default, |(broker, memory)| (Some(broker), memory));
         let mono = Duration::from_millis(rng.between(0, 10_000_000) as u64);
         let sites: Vec<Site> = (0..scenario.shards)
             .map(|_| {
@@ -123,6 +148,13 @@ impl Sim {
             clients: Vec::new(),
             running: Vec::new(),
             canceled: Vec::new(),
+            broker,
+            memory,
+            outgoing: VecDeque::new(),
+            early_presences: Vec::new(),
+            in_flight: Vec::new(),
+            arriving: None,
+            renamed: Vec::new(),
             published: Vec::new(),
             by_text: BTreeMap::new(),
             whispered: VecDeque::new(),
@@ -137,6 +169,7 @@ impl Sim {
             violation: None,
             trace,
             digest: 0xcbf2_9ce4_8422_2325,
+            swept_at: 0,
         }
     }
 
@@ -173,7 +206,7 @@ impl Sim {
     pub fn make_answer(&mut self, question: &Open) -> Reply {
         match question {
             Open::App(call) => Reply::App(self.app_answer(call)),
-            Open::Broker(question) => self.broker_answer(question),
+            Open::Broker(question) => self.made_up(question),
         }
     }
 

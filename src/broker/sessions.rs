@@ -101,10 +101,10 @@ fn seconds(now: Now) -> u32 {
 }
 
 impl Sessions {
-    pub(super) fn new(settings: &SessionsSettings) -> Sessions {
+    pub(super) fn new(settings: &SessionsSettings, hasher: NameHasher) -> Sessions {
         Sessions {
             stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
-            hasher: NameHasher::default(),
+            hasher,
             ttl: u32::try_from(settings.ttl.as_secs()).unwrap_or(u32::MAX),
             bytes_max: settings.bytes_max,
             bytes: AtomicUsize::new(0),
@@ -216,6 +216,13 @@ impl Sessions {
         let sent_away = self.sent_away.lock().unwrap_or_else(PoisonError::into_inner);
         let at = sent_away.get(&self.hasher.hash_one(&*saved.identifiers));
         at.is_none_or(|at| at.saturating_add(ON_THE_WAY) < saved.saved_at)
+    }
+
+    /// How many sessions are listed, those that live included, and how many identities that were sent away.
+    pub fn listed(&self) -> (usize, usize) {
+        let entries =
+            self.stripes.iter().map(|stripe| stripe.lock().unwrap_or_else(PoisonError::into_inner).entries.len());
+        (entries.sum(), self.sent_away.lock().unwrap_or_else(PoisonError::into_inner).len())
     }
 
     /// Forgets what is over in one part.

@@ -32,7 +32,7 @@ impl Session {
             (Asked::History { identifier }, Reply::Broker(Err(error))) => {
                 ctx.emit(Effect::Log(LogEvent::BrokerFailed("history", error)));
                 self.say(ctx, |language, out| language.write_reject_history(out, &identifier));
-                self.release(&identifier, |_| false, ctx);
+                self.release(&identifier, ctx);
             }
             (Asked::Present { identifier }, Reply::Broker(Ok(BrokerReply::Present(message)))) => {
                 self.say(ctx, |language, out| language.write_presence(out, &identifier, &message));
@@ -145,6 +145,7 @@ impl Session {
     /// Carries out an answer for a subscription that stands. All of it happens within one turn of the shard, so
     /// no broadcast can come between a stream's attachment and the confirmation that follows.
     fn apply(&mut self, at: usize, mut reply: CommandReply, ctx: &mut Context<'_>) {
+        let presence_stream = self.presence_stream(at, ctx);
         if reply.stop_streams {
             self.unfollow(at, |_| true, ctx);
         } else if !reply.stopped_streams.is_empty() {
@@ -155,7 +156,9 @@ impl Session {
         }
         self.merge_istate(at, std::mem::take(&mut reply.istate), ctx);
         self.merge_cstate(std::mem::take(&mut reply.cstate), ctx);
-        let presence = reply.presence.take();
+        self.leave_old_presence(at, presence_stream, ctx);
+        // Who is sent away is not there.
+        let presence = reply.presence.take().filter(|_| !reply.disconnect);
         self.finish(reply, ctx);
         if let Some(presence) = presence {
             self.presence_from_app(at, presence, ctx);

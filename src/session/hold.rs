@@ -4,8 +4,9 @@
 //! A subscription catches up from the moment a client asks for what it missed until it has been told. One of a session
 //! that was resumed does so from the start, because its client is about to ask; if it does not although it lives, it goes
 //! on with what waited. A client that is silent may have its request in a network that stalls, so for that one everything
-//! waits: what came before the answer would be a gap, and for good if the connection ends in between. The broker's answer comes behind every publication that it covers, so what waits and is not
-//! covered comes next, and what is published later comes after that.
+//! waits: what came before the answer would be a gap, and for good if the connection ends in between. The broker's answer
+//! comes behind every publication that it covers, so what waits and is not covered comes next, and what is published later
+//! comes after that. What waits and is older than all that the broker gives to a client that asks by time comes first.
 
 use serde::{Deserialize, Serialize};
 
@@ -78,17 +79,10 @@ impl Session {
         }
     }
 
-    /// What waited under this identifier is delivered, but what `is_covered`.
-    pub(super) fn release(
-        &mut self,
-        identifier: &str,
-        is_covered: impl Fn(&Publication) -> bool,
-        ctx: &mut Context<'_>,
-    ) {
+    /// What waited under this identifier is delivered.
+    pub(super) fn release(&mut self, identifier: &str, ctx: &mut Context<'_>) {
         for publication in self.let_go(identifier) {
-            if !is_covered(&publication) {
-                self.say(ctx, |language, out| language.write_publication(out, identifier, &publication));
-            }
+            self.say(ctx, |language, out| language.write_publication(out, identifier, &publication));
         }
     }
 
@@ -100,6 +94,25 @@ impl Session {
         activity.held_bytes -= held.publications.iter().map(cost).sum::<usize>();
         self.settle();
         held.publications
+    }
+
+    /// What waits under this identifier; nothing does after that, but what comes waits on.
+    pub(super) fn take_held(&mut self, identifier: &str) -> Vec<Publication> {
+        let Some(activity) = self.activity.as_deref_mut() else { return Vec::new() };
+        let Some(held) = activity.held.iter_mut().find(|held| &*held.identifier == identifier) else {
+            return Vec::new();
+        };
+        let publications = std::mem::take(&mut held.publications);
+        activity.held_bytes -= publications.iter().map(cost).sum::<usize>();
+        publications
+    }
+
+    /// Puts back what was taken and goes on waiting.
+    pub(super) fn put_held(&mut self, identifier: &str, publications: Vec<Publication>) {
+        let Some(activity) = self.activity.as_deref_mut() else { return };
+        let Some(held) = activity.held.iter_mut().find(|held| &*held.identifier == identifier) else { return };
+        activity.held_bytes += publications.iter().map(cost).sum::<usize>();
+        held.publications = publications;
     }
 
     /// The client gave a sign of life.
@@ -124,7 +137,7 @@ impl Session {
         }
         let tired = activity.held.iter().filter(|held| held.signs.answers >= ANSWERS);
         for identifier in tired.map(|held| held.identifier.clone()).collect::<Vec<_>>() {
-            self.release(&identifier, |_| false, ctx);
+            self.release(&identifier, ctx);
         }
         self.is_holding()
     }

@@ -41,6 +41,21 @@ impl Session {
         }
     }
 
+    /// Where its client may be present, for [`leave_old_presence`](Self::leave_old_presence).
+    pub(super) fn presence_stream(&self, at: usize, ctx: &Context<'_>) -> Option<Box<str>> {
+        let subscription = self.subscriptions.get(at).filter(|_| ctx.rules.broker)?;
+        subscription.presence_stream().map(Into::into)
+    }
+
+    /// The app may have given a subscription another presence stream than `old`, or none: its client is not there any more.
+    pub(super) fn leave_old_presence(&mut self, at: usize, old: Option<Box<str>>, ctx: &mut Context<'_>) {
+        if let Some(stream) = old
+            && self.presence_stream(at, ctx).as_ref() != Some(&stream)
+        {
+            ctx.emit(Effect::Presence { stream, change: PresenceChange::Leave });
+        }
+    }
+
     /// A subscription or the whole session is over.
     pub(super) fn leave_presence(subscription: SubscriptionRef<'_>, change: PresenceChange, ctx: &mut Context<'_>) {
         if ctx.rules.broker

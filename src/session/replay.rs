@@ -5,29 +5,18 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{ChannelIdentifier, Missed, Publication};
+use crate::model::{ChannelIdentifier, Missed, MissedSide, Publication};
 
 use super::{Context, Doing, Session};
 
 /// Bytes of messages that are sent at once; the rest follows when they are out.
 const AT_ONCE: usize = 64 << 10;
 
-/// Missed messages of one subscription.
+/// Missed messages of one subscription, as far as they are not sent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Replay {
     identifier: ChannelIdentifier,
-    /// Not sent yet.
     left: VecDeque<Publication>,
-    /// Of each stream: all up to this offset is among them or was not asked for.
-    heads: Vec<(Box<str>, u64)>,
-}
-
-impl Replay {
-    /// Whether a publication that came meanwhile is among the missed ones.
-    fn covers(&self, publication: &Publication) -> bool {
-        let head = self.heads.iter().find(|(stream, _)| *stream == publication.stream).map_or(0, |(_, head)| *head);
-        publication.position.as_ref().is_some_and(|position| position.offset <= head)
-    }
 }
 
 impl Session {
@@ -37,14 +26,21 @@ impl Session {
         matches!(self.doing(), Some(Doing::Replaying(_)))
     }
 
-    /// Tells a client what it missed, and then that this was all. What waited meanwhile comes next.
+    /// Tells a client what it missed, and then that this was all. What waited meanwhile comes in its place.
     pub(super) fn replay(&mut self, identifier: ChannelIdentifier, missed: Vec<Missed>, ctx: &mut Context<'_>) {
-        let mut replay = Replay { identifier, left: VecDeque::new(), heads: Vec::with_capacity(missed.len()) };
-        for Missed { stream, head, publications } in missed {
-            replay.heads.push((stream, head));
-            replay.left.extend(publications);
+        let mut left = VecDeque::new();
+        let mut after = Vec::new();
+        for publication in self.take_held(&identifier) {
+            let of_stream = missed.iter().find(|missed| missed.stream == publication.stream);
+            match of_stream.map_or(MissedSide::After, |missed| missed.side(&publication)) {
+                MissedSide::Before => left.push_back(publication),
+                MissedSide::Within => {}
+                MissedSide::After => after.push(publication),
+            }
         }
-        self.set_doing(Some(Doing::Replaying(Box::new(replay))));
+        self.put_held(&identifier, after);
+        left.extend(missed.into_iter().flat_map(|missed| missed.publications));
+        self.set_doing(Some(Doing::Replaying(Box::new(Replay { identifier, left }))));
         self.go_on_replaying(ctx);
     }
 
@@ -52,9 +48,8 @@ impl Session {
     pub fn go_on_replaying(&mut self, ctx: &mut Context<'_>) {
         let Some(Doing::Replaying(mut replay)) = self.take_doing() else { return };
         let mut bytes = 0;
-        while bytes < AT_ONCE
-            && let Some(publication) = replay.left.pop_front()
-        {
+        while bytes < AT_ONCE {
+            let Some(publication) = replay.left.pop_front() else { break };
             bytes += publication.message.len();
             self.say(ctx, |language, out| language.write_publication(out, &replay.identifier, &publication));
         }
@@ -62,6 +57,6 @@ impl Session {
             return self.set_doing(Some(Doing::Replaying(replay)));
         }
         self.say(ctx, |language, out| language.write_confirm_history(out, &replay.identifier));
-        self.release(&replay.identifier, |publication| replay.covers(publication), ctx);
+        self.release(&replay.identifier, ctx);
     }
 }

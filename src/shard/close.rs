@@ -66,7 +66,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             return;
         }
         let slot = &mut self.slots[index];
-        if matches!(&slot.stage, Stage::Session(session, _) if session.awaits_answer()) {
+        if matches!(&slot.stage, Stage::Session(session, _) if session.is_app_asked()) {
             // The app will believe that this command was carried out, so the session lives until it has
             // answered and is ended with what came of it.
             self.uncount(index, cause, None);
@@ -91,13 +91,16 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     /// The last answer for a client that is gone. When the session asks again because of it, one more is awaited.
     pub(super) fn answer_orphan(&mut self, index: u32, reply: Reply) {
         let generation = self.slots[index].generation;
+        // Who was gone before it was let in does not know its session and cannot come back to it.
+        let was_in = matches!(&self.slots[index].stage, Stage::Orphan(session) if session.is_in());
+        let cause = if was_in { CloseCause::ClientGone } else { CloseCause::HandshakeGone };
         self.session_input(index, |session, ctx| session.answer(reply, ctx));
         // An answer that came at once has ended it.
         if self.slots[index].generation != generation {
             return;
         }
         if matches!(&self.slots[index].stage, Stage::Orphan(session) if !session.awaits_answer()) {
-            self.session_input(index, |session, ctx| session.end(CloseCause::ClientGone, ctx));
+            self.session_input(index, |session, ctx| session.end(cause, ctx));
             self.free(index);
         }
     }

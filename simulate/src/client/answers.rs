@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{ACCEPT, Aim, Due, Reading};
 use crate::frames::{self, op};
-use crate::model::{Expect, Item, Phase, Step, close_payload, quoted};
+use crate::model::{Expect, Item, Phase, Step, close_payload};
 use crate::scenario::{Ident, Route};
 use crate::world::Sim;
 
@@ -116,7 +116,7 @@ impl Sim {
     pub fn upgraded(&mut self, c: usize) {
         let rules = &self.scenario.settings.session;
         let model = &mut self.clients[c].model;
-        if model.phase != Phase::Connecting || model.waiting.is_some() {
+        if model.phase != Phase::Connecting || model.waiting.is_some() || model.resuming {
             return;
         }
         if rules.no_auth {
@@ -170,13 +170,14 @@ impl Sim {
         if self.clients[c].model.expected.front().is_some_and(|front| *front == Expect::Text(text.into())) {
             self.clients[c].model.expected.pop_front();
             self.clients[c].replies_read += 1;
-            return;
+            return self.expected_text(c, text);
         }
         let Ok(value) = serde_json::from_str::<Value>(text) else {
             return self.fail(format!("client {c}: not JSON: {text}"));
         };
         let message = &value["message"];
-        if message.get("p").is_some() || message.get("w").is_some() {
+        let is_event = value["type"] == "presence" && message["type"] != "info" && message["type"] != "error";
+        if message.get("p").is_some() || message.get("w").is_some() || is_event {
             return self.publication(c, text, &value);
         }
         match value["type"].as_str() {
@@ -197,16 +198,59 @@ impl Sim {
                 return self.fail(format!("client {c}: two session ids"));
             }
             client.sid = Some(sid.into());
+            client.welcomed = true;
         }
+        let restored = &value["restored_ids"];
+        let is_restored = |ids: &[String]| {
+            let theirs = restored.as_array().map_or(&[][..], Vec::as_slice).iter().map(Value::as_str);
+            value["restored"] == true && theirs.eq(ids.iter().map(|id| Some(id.as_str())))
+        };
         self.reply(
             c,
             &|expect| match expect {
                 Expect::Text(expected) => expected == text,
-                Expect::Welcome => welcome,
+                Expect::Welcome => welcome && value.get("restored").is_none(),
+                Expect::Restored(ids) => welcome && is_restored(ids),
                 Expect::Frame(..) => false,
             },
             &|| text.to_owned(),
         );
+        if welcome && self.violation.is_none() {
+            let ids = restored.as_array().into_iter().flatten().filter_map(Value::as_str).map(Into::into);
+            self.is_welcome(c, (value["restored"] == true).then(|| ids.collect()));
+        } else {
+            self.history_answer(c, &value);
+        }
+    }
+
+    /// What a client makes of a text that had to come now.
+    fn expected_text(&mut self, c: usize, text: &str) {
+        let Ok(value) = serde_json::from_str::<Value>(text) else { return };
+        match value["type"].as_str() {
+            // The app's, by the session's id.
+            Some("welcome") => {
+                let sid = value["sid"].as_str().unwrap_or_default().to_owned();
+                self.clients[c].sid.get_or_insert(sid);
+                self.clients[c].welcomed = true;
+                return self.is_welcome(c, None);
+            }
+            _ => self.history_answer(c, &value),
+        }
+        if value.get("offset").is_some() {
+            let identifier = value["identifier"].as_str().unwrap_or_default();
+            let numbers = self.by_text.get(&value["message"].to_string());
+            if let Some(&p) = numbers.and_then(|numbers| numbers.first()) {
+                self.follows(c, identifier, p);
+            }
+        }
+    }
+
+    fn history_answer(&mut self, c: usize, value: &Value) {
+        let kind = value["type"].as_str().unwrap_or_default();
+        if matches!(kind, "confirm_history" | "reject_history") {
+            let identifier = value["identifier"].as_str().unwrap_or_default();
+            self.history_read(c, identifier, kind == "confirm_history");
+        }
     }
 
     /// One of several pings may be answered for all, and then earlier than what was asked between them.
@@ -245,6 +289,7 @@ impl Sim {
     pub fn identifiers(&self, c: usize) -> String {
         let client = &self.clients[c];
         match &client.sid {
+            _ if client.model.restored => client.model.identifiers.clone(),
             Some(sid) if self.scenario.settings.session.no_auth => format!("{{\"sid\":\"{sid}\"}}"),
             _ => client.model.identifiers.clone(),
         }
@@ -267,7 +312,8 @@ impl Sim {
         let client = &mut self.clients[c];
         client.saw_close = true;
         client.reading = Reading::Done;
-        let may_be_slow = blocked && rules.outbox_bytes_max > 0;
+        let may_be_slow = (blocked && rules.outbox_bytes_max > 0) || client.may_overflow;
+        let taken_over = client.taken_over;
         if payload == close_payload(1013, "Try again later") && rules.buffers_bytes_max < usize::MAX {
             client.seen_cause = Some(CloseCause::BuffersFull);
             return;
@@ -287,6 +333,7 @@ impl Sim {
                     (1000, "Closed remotely", demanded, CloseCause::Remote)
                 }
                 "too_slow" => (1000, "", may_be_slow && reconnect, CloseCause::TooSlow),
+                "session_resumed" => (1000, "Session resumed elsewhere", taken_over && !reconnect, CloseCause::Resumed),
                 "no_pong" => (1000, "No Pong", no_pong && reconnect, CloseCause::NoPong),
                 "idle_timeout" => (1000, "Idle Timeout", idle && !reconnect, CloseCause::IdleTimeout),
                 _ => (0, "", false, CloseCause::Http),
@@ -341,13 +388,14 @@ impl Sim {
 
     pub(super) fn publication(&mut self, c: usize, text: &str, value: &Value) {
         let identifier = value["identifier"].as_str().unwrap_or_default().to_owned();
-        let Some(&p) = self.by_text.get(&value["message"].to_string()) else {
+        let Some(numbers) = self.by_text.get(&value["message"].to_string()) else {
             return self.fail(format!("client {c}: a message that nobody published: {text}"));
         };
+        let is_due = |p: &&usize| self.clients[c].ledger.contains_key(&(identifier.clone(), **p));
+        let p = *numbers.iter().find(is_due).unwrap_or(&numbers[0]);
+        let wanted = self.published_as(&identifier, p);
         let published = &self.published[p];
-        let kind = published.kind.as_ref().map_or(String::new(), |kind| format!("\"type\":{},", quoted(kind)));
-        let wanted = format!("{{{kind}\"identifier\":{},\"message\":{}}}", quoted(&identifier), published.text);
-        let stream = published.stream.clone();
+        let (stream, has_position) = (published.stream.clone(), published.offset.is_some());
         let client = &mut self.clients[c];
         let Some(due) = client.ledger.remove(&(identifier.clone(), p)) else {
             let why = "twice, or without a subscription, or although excluded";
@@ -359,7 +407,7 @@ impl Sim {
         if due.floor > client.replies_read {
             return self.fail(format!("client {c}: publication {p} overtook a reply that was due before it"));
         }
-        let last = client.last_seen.insert((identifier.clone(), stream.clone()), p);
+        let last = client.last_seen.insert((identifier.clone(), stream.clone(), has_position), p);
         if last.is_some_and(|last| last > p) {
             return self.fail(format!("client {c}: publication {p} of {stream} came after {last:?}"));
         }
@@ -367,13 +415,14 @@ impl Sim {
             .ledger
             .range((identifier.clone(), 0)..(identifier.clone(), p))
             .map(|((_, q), _)| *q)
-            .filter(|q| self.published[*q].stream == stream)
+            .filter(|q| self.published[*q].stream == stream && self.published[*q].offset.is_some() == has_position)
             .collect();
         for q in older {
             if client.ledger.remove(&(identifier.clone(), q)).is_some_and(|due| due.must) {
                 return self.fail(format!("client {c}: publication {q} of {stream} under {identifier} is lost"));
             }
         }
+        self.follows(c, &identifier, p);
     }
 
     /// The client's shard has got publication `p`: notes whether the client may get it or, unless `may_miss`, must.
@@ -385,11 +434,15 @@ impl Sim {
         }
         let floor = client.model.expected_total;
         let items = &client.model.items;
+        let mut held = Vec::new();
         for sub in &client.model.subs {
             if sub.streams.contains(&published.stream) {
                 let leaving = |item: &Item| matches!(item, Item::Unsubscribe(i) if i.text == sub.identifier);
                 let must = !may_miss && (sub.by_app || !items.iter().any(leaving));
                 client.ledger.insert((sub.identifier.clone(), p), Due { must, floor });
+                if published.offset.is_some() {
+                    held.push(sub.identifier.clone());
+                }
             }
         }
         for item in items {
@@ -399,6 +452,8 @@ impl Sim {
                 client.ledger.entry((text.clone(), p)).or_insert(Due { must: false, floor: 0 });
             }
         }
+        let bytes = published.text.len();
+        held.into_iter().for_each(|identifier| self.note_held(c, &identifier, bytes));
     }
 
     /// A stream is attached from here on; what the client's shard still holds may come too.
@@ -418,5 +473,11 @@ impl Sim {
         let delivered = self.sites[self.clients[c].shard].delivered;
         let (from, to) = ((identifier.to_owned(), delivered), (identifier.to_owned(), usize::MAX));
         self.clients[c].ledger.range_mut(from..to).for_each(|(_, due)| due.must = false);
+        self.clients[c].positions.stopped(identifier);
+        // What waits may be dropped.
+        if self.clients[c].holding.contains_key(identifier) {
+            let of_it = (identifier.to_owned(), 0)..(identifier.to_owned(), usize::MAX);
+            self.clients[c].ledger.range_mut(of_it).for_each(|(_, due)| due.must = false);
+        }
     }
 }

@@ -4,7 +4,8 @@ use std::io::ErrorKind;
 
 use super::{Aim, KEY};
 use crate::frames::{self, op};
-use crate::model::{Item, close_payload, quoted};
+use crate::kept::Ask;
+use crate::model::{Extras, Item, close_payload, quoted};
 use crate::scenario::{Ident, Route};
 use crate::world::Sim;
 
@@ -82,9 +83,17 @@ impl Sim {
         let named = |command: &str, more: &str| {
             format!("{{\"command\":\"{command}\",\"identifier\":{}{more}}}", quoted(&ident.text))
         };
-        let (item, text) = match self.rng.below(100) {
-            0..=34 => (Item::Subscribe(ident.clone(), false), named("subscribe", "")),
-            35..=39 => (Item::Subscribe(ident.clone(), true), named("subscribe", ",\"history\":{\"since\":1}")),
+        // With a broker there is more to ask.
+        let has_broker = self.scenario.settings.session.broker;
+        let what = if has_broker && self.rng.chance(120) { self.rng.between(87, 93) } else { self.rng.below(100) };
+        let (item, text) = match what {
+            0..=34 => (Item::Subscribe(ident.clone(), Extras::default()), named("subscribe", "")),
+            35..=39 => {
+                let history = Some(self.some_ask(c, &ident.text));
+                let join = self.rng.chance(300).then(|| self.some_join(c, n));
+                let more = extras_json(&history, &join);
+                (Item::Subscribe(ident.clone(), Extras { history, join }), named("subscribe", &more))
+            }
             40..=54 => (Item::Unsubscribe(ident.clone()), named("unsubscribe", "")),
             55..=69 => {
                 let data = format!("data {n} {}", "x".repeat(self.rng.pick(&[0, 0, 10, 2_000])));
@@ -97,8 +106,22 @@ impl Sim {
                 let text = named("whisper", &format!(",\"data\":{data}"));
                 (Item::Whisper(ident.clone(), data), text)
             }
-            87..=90 => (Item::History(ident.clone()), named("history", ",\"history\":{\"since\":1}")),
-            91..=93 => (Item::Presence(ident.clone()), named("presence", "")),
+            87..=88 => {
+                let ask = self.some_ask(c, &ident.text);
+                let text = named("history", &ask.json());
+                (Item::History(ident.clone(), ask), text)
+            }
+            89..=90 => match self.rng.below(3) {
+                0 => (Item::Presence(ident.clone(), true), named("presence", "")),
+                1 => (Item::Presence(ident.clone(), true), named("presence", ",\"data\":{\"return_records\":true}")),
+                _ => (Item::Presence(ident.clone(), false), named("presence", ",\"data\":{\"return_records\":false}")),
+            },
+            91..=92 => {
+                let (id, info) = self.some_join(c, n);
+                let text = named("join", &extras_json(&None, &Some((id.clone(), info.clone()))));
+                (Item::Join(ident.clone(), id, info), text)
+            }
+            93 => (Item::Leave(ident.clone()), named("leave", "")),
             _ => {
                 let junk =
                     ["{", "", "[]", "null", "7", "{\"command\":\"dance\"}", "{\"command\":7}", "\u{1f6a0}", "{}"];
@@ -107,6 +130,64 @@ impl Sim {
         };
         if text.len() <= max {
             self.send(c, item, text.as_bytes());
+        }
+    }
+
+    /// From where on a client asks: what it has, some time, or something that never was.
+    fn some_ask(&mut self, c: usize, identifier: &str) -> Ask {
+        if !self.scenario.settings.session.broker {
+            return Ask::all();
+        }
+        let now = (self.broker_now().unix.as_secs()) as i64;
+        let since = self.rng.pick(&[0, 1, now, now - 3, now + 1_000]);
+        let mut positions = self.clients[c].positions.under(identifier);
+        if self.rng.chance(200) {
+            positions.retain(|_| false);
+        }
+        if self.rng.chance(100) {
+            let stream = self.scenario.streams[self.rng.below(self.scenario.streams.len())].clone();
+            let epoch = self.rng.pick(&["sim1", "sim1", "sim0", ""]).to_owned();
+            positions.push((stream, epoch, self.rng.below(30) as u64));
+        }
+        let since = if positions.is_empty() { since.max(1) } else { since };
+        // An object cannot have a key twice in what is sent here: the last one counts.
+        let mut last = std::collections::BTreeMap::new();
+        positions.into_iter().for_each(|(stream, epoch, offset)| _ = last.insert(stream, (epoch, offset)));
+        let positions = last.into_iter().map(|(stream, (epoch, offset))| (stream, epoch, offset));
+        Ask { since, positions: positions.collect() }
+    }
+
+    /// As whom a client joins, and what others are told.
+    fn some_join(&mut self, c: usize, n: u64) -> (String, String) {
+        (format!("u{}", self.rng.below(4)), format!("{{\"j\":[{c},{n}]}}"))
+    }
+
+    /// The client was welcomed, to its session or to a new one: it asks for what it missed.
+    pub(super) fn is_welcome(&mut self, c: usize, restored: Option<Vec<String>>) {
+        if self.clients[c].shown.is_none() || self.clients[c].silent || self.clients[c].left {
+            return;
+        }
+        let max = self.scenario.settings.limits.message_bytes_max;
+        let is_restored = restored.is_some();
+        for identifier in restored.unwrap_or_else(|| self.clients[c].positions.identifiers().into_iter().collect()) {
+            let Some(ident) = self.scenario.idents.iter().find(|ident| ident.text == identifier).cloned() else {
+                continue;
+            };
+            if !self.rng.chance(850) {
+                continue;
+            }
+            let positions = self.clients[c].positions.under(&identifier);
+            let since = if positions.is_empty() { 1 } else { self.rng.pick(&[0, 1]) };
+            let ask = Ask { since, positions };
+            let (command, more) = if is_restored { ("history", ask.json()) } else { ("subscribe", ask.json()) };
+            let text = format!("{{\"command\":\"{command}\",\"identifier\":{}{more}}}", quoted(&identifier));
+            let item = match is_restored {
+                true => Item::History(ident, ask),
+                false => Item::Subscribe(ident, Extras { history: Some(ask), join: None }),
+            };
+            if text.len() <= max {
+                self.send(c, item, text.as_bytes());
+            }
         }
     }
 
@@ -173,6 +254,30 @@ impl Sim {
         }
     }
 
+    /// Somebody loses its connection, and perhaps is back at once.
+    pub fn drop_some(&mut self, clients_max: usize) {
+        let can = |&c: &usize| {
+            let client = &self.clients[c];
+            client.can_come_back && client.welcomed && !client.left && !client.saw_close
+        };
+        let some: Vec<usize> = (0..self.clients.len()).filter(can).collect();
+        // Those with subscriptions first: they have something to miss.
+        let with_subs: Vec<usize> = some.iter().copied().filter(|&c| !self.clients[c].model.subs.is_empty()).collect();
+        let among = if with_subs.is_empty() || self.rng.chance(200) { some } else { with_subs };
+        if among.is_empty() {
+            return;
+        }
+        let c = self.rng.pick(&among);
+        // Some are dropped without the server's knowing of it.
+        if self.rng.chance(800) {
+            let error = self.rng.pick(&[ErrorKind::ConnectionReset, ErrorKind::TimedOut]);
+            self.break_off(c, error);
+        }
+        if self.rng.chance(600) && self.clients.len() < clients_max {
+            self.new_client();
+        }
+    }
+
     /// Shuts its half, or the whole socket.
     pub fn leave(&mut self, c: usize, both: bool) {
         self.trace(|| format!("client {c} shuts {}", if both { "its socket" } else { "its half" }));
@@ -184,14 +289,29 @@ impl Sim {
     /// The connection breaks.
     pub fn break_off(&mut self, c: usize, error: ErrorKind) {
         self.trace(|| format!("client {c} breaks off: {error:?}"));
+        self.clients[c].dropped = !self.clients[c].left;
         self.clients[c].left = true;
         self.clients[c].ended = true;
         self.net.break_off(c, error, &mut self.rng);
     }
 }
 
+/// What rides on a command.
+fn extras_json(history: &Option<Ask>, join: &Option<(String, String)>) -> String {
+    let history = history.as_ref().map_or(String::new(), Ask::json);
+    let join =
+        join.as_ref().map_or(String::new(), |(id, info)| format!(",\"presence\":{{\"id\":\"{id}\",\"info\":{info}}}"));
+    history + &join
+}
+
 /// A request head for an aim. A bad one's status is drawn here.
-pub(super) fn head(rng: &mut crate::rng::Rng, aim: Aim, c: usize, offered: &str) -> (Aim, Vec<u8>) {
+pub(super) fn head(
+    rng: &mut crate::rng::Rng,
+    aim: Aim,
+    c: usize,
+    offered: &str,
+    shown: Option<&str>,
+) -> (Aim, Vec<u8>) {
     let mut path = match aim {
         Aim::Echo => format!("/echo?c={c}"),
         Aim::Other => format!("/health?c={c}"),
@@ -216,7 +336,13 @@ pub(super) fn head(rng: &mut crate::rng::Rng, aim: Aim, c: usize, offered: &str)
     if rng.chance(50) {
         path = format!("http://h{path}");
     }
-    let protocol = if offered.is_empty() { String::new() } else { format!("Sec-WebSocket-Protocol: {offered}\r\n") };
+    let mut protocol =
+        if offered.is_empty() { String::new() } else { format!("Sec-WebSocket-Protocol: {offered}\r\n") };
+    match shown {
+        Some(shown) if rng.chance(500) => path.push_str(&format!("&sid={shown}")),
+        Some(shown) => protocol.push_str(&format!("X-ANYCABLE-RESTORE-SID: {shown}\r\n")),
+        None => {}
+    }
     let mut head = format!(
         "{method} {path} HTTP/1.1\r\nHost: h\r\nCookie: id={c}\r\nConnection: keep-alive, Upgrade\r\nUpgrade: {upgrade}\r\n\
          Sec-WebSocket-Version: {version}\r\nSec-WebSocket-Key: {key}\r\nOrigin: http://ours.example\r\n{protocol}\r\n"

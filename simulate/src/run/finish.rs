@@ -47,6 +47,7 @@ impl Run {
 
     fn holds_nothing(&self) -> bool {
         self.shards.iter().all(|driven| driven.shard.holds_nothing() && driven.inbox.is_empty())
+            && self.sim.borrow().outgoing.is_empty()
             && self.sim.borrow().net.backlogs.iter().all(|backlog| backlog.is_empty())
     }
 
@@ -55,7 +56,8 @@ impl Run {
         self.check_zero()?;
         self.check_causes()?;
         self.check_looks()?;
-        self.check_disconnects()
+        self.check_disconnects()?;
+        self.sim.borrow_mut().check_nothing_is_kept()
     }
 
     fn check_zero(&self) -> Result<(), String> {
@@ -127,7 +129,8 @@ impl Run {
                     }
                     DisconnectMode::Never => false,
                 };
-            if due && !client.disconnect_seen {
+            let was_in = !client.model.resuming && !client.never_in;
+            if due && was_in && !client.disconnect_seen {
                 return Err(format!("client {c}: the app was not told that its session is over"));
             }
         }

@@ -8,6 +8,7 @@ use cableway::shard::TakenApart;
 
 use super::Run;
 use super::posts::Post;
+use crate::broker::Outgoing;
 use crate::client::{Aim, Move};
 use crate::seams::Socket;
 use crate::world::Sim;
@@ -31,12 +32,22 @@ impl Run {
         // cannot miss anything.
         let calm = self.sim.borrow_mut().rng.chance(800);
         if calm {
-            self.deliver_all(from)?;
-            self.deliver_all(to)?;
+            // One of them may make the other one busy again: somebody leaves and others are told.
+            for round in 0.. {
+                self.deliver_all(from)?;
+                self.deliver_all(to)?;
+                if !self.is_busy(from) {
+                    break;
+                }
+                if round == TURNS_MAX {
+                    return Err("two shards make each other busy for ever".into());
+                }
+            }
         }
         if self.sim.borrow_mut().rng.chance(500) {
             self.answer_some(3);
         }
+        self.flush();
         self.open_turn(from, 0);
         let mut apart = self.take_some(from, to, calm)?;
         let in_one_turn = from == to && self.sim.borrow_mut().rng.chance(300);
@@ -67,9 +78,9 @@ impl Run {
     /// A shard takes publications and demands to disconnect out of its inbox, with what stands before them, and carries
     /// them out.
     fn deliver_all(&mut self, s: usize) -> Result<(), String> {
-        let is_work = |post: &Post| matches!(post, Post::Publish(..) | Post::Disconnect(_));
         for _ in 0..TURNS_MAX {
-            if !self.shards[s].shard.is_delivering() && !self.shards[s].inbox.iter().any(is_work) {
+            self.flush();
+            if !self.is_busy(s) {
                 let site = &mut self.sim.borrow_mut().sites[s];
                 site.delivered = site.got;
                 return Ok(());
@@ -77,6 +88,12 @@ impl Run {
             self.turn(s);
         }
         Err(format!("shard {s} does not deliver what it has"))
+    }
+
+    /// Whether a shard has or is about to get something that it has to deliver or carry out.
+    fn is_busy(&self, s: usize) -> bool {
+        let is_work = |post: &Post| matches!(post, Post::Publish(..) | Post::Disconnect(_) | Post::Yield(..));
+        self.shards[s].shard.is_delivering() || self.shards[s].inbox.iter().any(is_work)
     }
 
     /// Takes some connections apart, in the middle of a turn.
@@ -102,6 +119,7 @@ impl Run {
             let sim = &mut *self.sim.borrow_mut();
             sim.clients[c].was_drained |= sim.sites[from].drained_by.is_some();
             sim.moved(c, to);
+            sim.clients[c].is_nowhere = true;
             apart.push(Nowhere { taken, posts, since: sim.mono });
         }
         Ok(apart)
@@ -137,10 +155,17 @@ impl Run {
             let sim = &mut *self.sim.borrow_mut();
             let together = sim.mono;
             sim.clients[c].clock.moves.push(Move { apart: since, together });
+            sim.arriving = Some((c, key));
         }
         let together = self.shards[to].shard.put_together(socket, &state);
         let new = together.map_err(|(_, error)| format!("client {c} cannot be put together: {error}"))?;
-        self.sim.borrow_mut().rename(c, key, new);
+        {
+            let sim = &mut *self.sim.borrow_mut();
+            if sim.arriving.take().is_some() {
+                sim.rename(c, key, new);
+            }
+            sim.clients[c].is_nowhere = false;
+        }
         self.shards[to].inbox.extend(posts.into_iter().map(|post| post.readdressed(new)));
         Ok(())
     }
@@ -177,7 +202,7 @@ impl Sim {
     }
 
     /// A connection has another key; whoever is to answer its question has to know.
-    fn rename(&mut self, c: usize, from: SlotKey, to: SlotKey) {
+    pub fn rename(&mut self, c: usize, from: SlotKey, to: SlotKey) {
         self.net.rename(c, to);
         for (key, c, _) in &mut self.running {
             if *key == from {
@@ -185,19 +210,36 @@ impl Sim {
                 self.clients[*c].running = Some(to);
             }
         }
-        self.canceled.iter_mut().filter(|(key, _)| *key == from).for_each(|(key, _)| *key = to);
+        self.canceled.iter_mut().filter(|(key, ..)| *key == from).for_each(|(key, ..)| *key = to);
+        for (key, c) in &mut self.in_flight {
+            if *key == from {
+                *key = to;
+                self.clients[*c].running = Some(to);
+            }
+        }
+        for outgoing in &mut self.outgoing {
+            if let Outgoing::Answer(key, _) = outgoing
+                && *key == from
+            {
+                *key = to;
+            }
+        }
+        let client = &mut self.clients[c];
+        client.answered = client.answered.map(|key| if key == from { to } else { key });
+        self.renamed.push((from, to));
     }
 }
 
 impl Post {
     fn is_for(&self, wanted: SlotKey) -> bool {
-        matches!(self, Post::Answer(key) | Post::Late(key, _) if *key == wanted)
+        matches!(self, Post::Answer(key) | Post::Late(key, _) | Post::Said(key, _) if *key == wanted)
     }
 
     fn readdressed(self, to: SlotKey) -> Post {
         match self {
             Post::Answer(_) => Post::Answer(to),
             Post::Late(_, question) => Post::Late(to, question),
+            Post::Said(_, reply) => Post::Said(to, reply),
             other => other,
         }
     }

@@ -6,10 +6,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cableway::model::{Answer, Publication, RemoteDisconnect, Sid, SlotKey};
+use cableway::model::{Answer, Publication, RemoteDisconnect, Reply, ResumeTicket, Sid, SlotKey};
 use cableway::shard::{Delivery, Message};
 
 use super::Run;
+use crate::broker::Outgoing;
 use crate::client::Aim;
 use crate::model::Phase;
 use crate::net::ConnId;
@@ -21,6 +22,9 @@ pub(super) enum Post {
     Answer(SlotKey),
     /// An answer that nobody waits for.
     Late(SlotKey, Open),
+    /// What the broker has said, behind everything that it covers.
+    Said(SlotKey, Reply),
+    Yield(u32, ResumeTicket),
     /// With its number, and whether the shard followed the stream when it was published: else it does not get it.
     Publish(usize, Arc<Publication>, bool),
     Disconnect(RemoteDisconnect),
@@ -46,27 +50,64 @@ impl Run {
 
     /// Some of the questions that are open are answered.
     pub(super) fn answer_some(&mut self, most: usize) {
+        self.flush();
+        self.decide_some(most);
+        self.flush();
+    }
+
+    fn decide_some(&mut self, most: usize) {
         let sim = &mut *self.sim.borrow_mut();
         for _ in 0..most.min(sim.running.len()) {
-            let (key, ..) = sim.running[sim.rng.below(sim.running.len())];
+            let at = sim.rng.below(sim.running.len());
+            let key = sim.running[at].0;
+            if sim.broker.is_some() && matches!(sim.running[at].2, Open::Broker(_)) {
+                let (key, c, question) = sim.running.remove(at);
+                if let Open::Broker(question) = question {
+                    sim.in_flight.push((key, c));
+                    sim.broker_decides(key, c, question);
+                }
+                continue;
+            }
             let inbox = &mut self.shards[usize::from(key.shard)].inbox;
             let known = inbox.iter().any(|post| matches!(post, Post::Answer(other) if *other == key));
             if !known {
                 inbox.push_back(Post::Answer(key));
             }
         }
-        for (key, call) in std::mem::take(&mut sim.canceled) {
+        for (key, c, call) in std::mem::take(&mut sim.canceled) {
             // Late ones stay away long enough for their slots to be used again.
-            match sim.rng.below(20) {
-                0..=1 => self.shards[usize::from(key.shard)].inbox.push_back(Post::Late(key, call)),
-                2 => {}
-                _ => sim.canceled.push((key, call)),
+            match (sim.rng.below(20), &call) {
+                (0..=1, Open::Broker(question)) if sim.broker.is_some() => sim.broker_decides(key, c, question.clone()),
+                (0..=1, _) => self.shards[usize::from(key.shard)].inbox.push_back(Post::Late(key, call)),
+                (2, _) => {}
+                _ => sim.canceled.push((key, c, call)),
+            }
+        }
+    }
+
+    /// What the broker has for the shards is on its way to them.
+    pub(super) fn flush(&mut self) {
+        if self.sim.borrow().clients.iter().any(|client| client.is_nowhere) {
+            return;
+        }
+        loop {
+            let next = self.sim.borrow_mut().outgoing.pop_front();
+            match next {
+                Some(Outgoing::Answer(key, reply)) => {
+                    self.shards[usize::from(key.shard)].inbox.push_back(Post::Said(key, reply));
+                }
+                Some(Outgoing::Yield(place, ticket)) => {
+                    self.shards[usize::from(place.shard)].inbox.push_back(Post::Yield(place.index, ticket));
+                }
+                Some(Outgoing::Event(event)) => self.post_publication(Arc::new(event)),
+                None => return,
             }
         }
     }
 
     /// The app publishes one thing or many; whispers that have left their shards go first.
     pub(super) fn publish(&mut self) {
+        self.flush();
         let whispered = std::mem::take(&mut self.sim.borrow_mut().whispered);
         whispered.into_iter().for_each(|publication| self.post_publication(publication));
         let (count, long) = {
@@ -88,6 +129,10 @@ impl Run {
     fn post_publication(&mut self, publication: Arc<Publication>) {
         let sim = &mut *self.sim.borrow_mut();
         let p = sim.published.len();
+        let publication = match sim.broker {
+            Some(_) => Arc::new(sim.stored(Publication::clone(&publication), p)),
+            None => publication,
+        };
         sim.trace(|| format!("publication {p} is posted: {publication:?}"));
         let excluded = publication.exclude.map(|sid| sid.to_string());
         let whisperer = serde_json::from_str::<serde_json::Value>(&publication.message)
@@ -95,12 +140,13 @@ impl Run {
             .and_then(|value| value["w"][0].as_u64())
             .map(|c| c as usize);
         let by_sid = sim.clients.iter().position(|client| excluded.is_some() && client.sid == excluded);
-        sim.by_text.insert(publication.message.to_string(), p);
+        sim.by_text.entry(publication.message.to_string()).or_default().push(p);
         sim.published.push(Published {
             stream: publication.stream.to_string(),
             text: publication.message.to_string(),
             kind: publication.kind.as_ref().map(|kind| kind.to_string()),
             exclude: whisperer.or(by_sid),
+            offset: publication.position.as_ref().map(|position| position.offset),
         });
         let key = sim.scenario.settings.stream_hasher.key(&publication.stream);
         for (s, driven) in self.shards.iter_mut().enumerate() {
@@ -118,10 +164,14 @@ impl Run {
         let sim = &mut *self.sim.borrow_mut();
         let reconnect = sim.rng.chance(500);
         let present: Vec<&String> = sim.sites.iter().flat_map(|site| &site.present).collect();
-        let identifiers = match sim.rng.below(present.len() + 1) {
+        let identifiers: Arc<str> = match sim.rng.below(present.len() + 1) {
             at if at < present.len() && sim.rng.chance(400) => present[at].as_str().into(),
             _ => "nobody".into(),
         };
+        if let Some(sessions) = sim.broker.as_ref().and_then(|broker| broker.sessions()) {
+            sessions.send_away(&identifiers, sim.broker_now());
+            sim.memory.send_away(&identifiers, sim.mono.as_secs());
+        }
         let disconnect = RemoteDisconnect { identifiers, reconnect };
         for driven in &mut self.shards {
             driven.inbox.push_back(Post::Disconnect(disconnect.clone()));
@@ -159,7 +209,8 @@ impl Sim {
         };
         let stream = self.scenario.streams[self.rng.below(self.scenario.streams.len())].as_str();
         let kind = self.rng.chance(50).then(|| "announce".into());
-        Publication { exclude, kind, ..Publication::new(stream, message) }
+        let transient = self.broker.is_some() && self.rng.chance(100);
+        Publication { exclude, kind, transient, ..Publication::new(stream, message) }
     }
 
     /// A publication as far as the clients of one shard are concerned.
@@ -191,6 +242,16 @@ impl Sim {
                 self.apply(c, &reply);
                 Message::Answer(Answer { key, reply })
             }
+            Post::Said(key, reply) => {
+                if let Some(at) = self.in_flight.iter().position(|(waiting, _)| *waiting == key) {
+                    let (_, c) = self.in_flight.remove(at);
+                    (self.clients[c].running, self.clients[c].answered) = (None, Some(key));
+                    self.trace(|| format!("answer for client {c}: {reply:?}"));
+                    self.apply(c, &reply);
+                }
+                Message::Answer(Answer { key, reply })
+            }
+            Post::Yield(index, ticket) => Message::Yield { index, ticket },
             Post::Late(key, question) => {
                 self.trace(|| "a late answer".into());
                 let reply = self.make_answer(&question);

@@ -57,6 +57,12 @@ impl Run {
                 drop(sim);
                 return self.settle();
             }
+            710..=749 if known > 0 && sim.broker.is_some() => {
+                let drops = sim.scenario.drops;
+                if sim.rng.chance(drops) {
+                    sim.drop_some(clients * 2);
+                }
+            }
             705..=709 => {
                 let faults = sim.scenario.faults;
                 if known > 0 && sim.rng.chance(faults * 20) {
