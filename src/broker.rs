@@ -175,7 +175,6 @@ impl Broker {
     ) -> Result<Missed, BrokerError> {
         let stripe = self.lock(stream);
         let kept = stripe.kept.as_ref().ok_or(BrokerError::NotKept)?;
-        let mut head = kept.history.head(stream);
         // Of two entries for one stream the later one counts.
         let had = since.positions.iter().rev().find(|(name, _)| **name == *stream).map(|(_, position)| position);
         let messages = match had {
@@ -184,17 +183,15 @@ impl Broker {
             None if since.since > 0 && since.since <= i64::from(now.wall) => {
                 kept.history.since(stream, since.since, now)
             }
-            None => {
-                head = 0;
-                Vec::new()
-            }
+            None => Vec::new(),
         };
+        let had = had.map_or(0, |had| had.offset);
         let publication = |stored: StoredMessage| {
             let StoredMessage { offset, message, kind } = stored;
             let position = Some(Position { epoch: Arc::clone(&memory.settings.epoch), offset });
             Publication { kind, position, ..Publication::new(stream, message) }
         };
-        Ok(Missed { stream: stream.into(), head, publications: messages.into_iter().map(publication).collect() })
+        Ok(Missed { stream: stream.into(), had, publications: messages.into_iter().map(publication).collect() })
     }
 
     /// Changes who is present. What others are to be told is handed on under the stream's lock; as with

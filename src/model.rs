@@ -38,7 +38,7 @@ pub use path::{PathPattern, PathPatternError};
 pub use presence::PresenceChange;
 pub use publication::{Publication, RemoteDisconnect};
 pub use question::{
-    Answer, BrokerError, BrokerQuestion, BrokerReply, HistoryRequest, Missed, Position, Question, Reply,
+    Answer, BrokerError, BrokerQuestion, BrokerReply, HistoryRequest, Missed, MissedSide, Position, Question, Reply,
 };
 pub use resume::{Admission, ResumeTicket, SavedSession, SavedSubscription};
 pub use rpc::{AppReply, Call, CallError, CommandKind, CommandReply, ConnectReply, Request, Status};

@@ -104,10 +104,37 @@ pub enum BrokerReply {
 pub struct Missed {
     /// The stream.
     pub stream: Box<str>,
-    /// Everything up to this offset is either among the publications or was not asked for.
-    pub head: u64,
-    /// In order.
+    /// The client has everything up to this offset; 0 where it did not say.
+    pub had: u64,
+    /// In order, without a gap.
     pub publications: Vec<Publication>,
+}
+
+impl Missed {
+    /// How a publication of this stream that waited meanwhile stands to this.
+    pub fn side(&self, publication: &Publication) -> MissedSide {
+        let offset = |publication: &Publication| publication.position.as_ref().map(|position| position.offset);
+        let Some(at) = offset(publication) else { return MissedSide::After };
+        let first = self.publications.first().and_then(offset).unwrap_or(u64::MAX);
+        let last = self.publications.last().and_then(offset).unwrap_or(0);
+        match at {
+            _ if at <= self.had || (first..=last).contains(&at) => MissedSide::Within,
+            // A client that asks by time is not given what is too old, and what waited is not too old.
+            _ if at < first && last > 0 => MissedSide::Before,
+            _ => MissedSide::After,
+        }
+    }
+}
+
+/// Where a publication belongs that waited while a client was told what it missed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MissedSide {
+    /// It comes before what was missed.
+    Before,
+    /// The client has it, or gets it with what it missed.
+    Within,
+    /// It comes next.
+    After,
 }
 
 /// Why the broker has no answer.

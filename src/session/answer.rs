@@ -3,7 +3,7 @@
 
 use crate::model::{
     Admission, AppReply, BrokerError, BrokerReply, CallError, ChannelIdentifier, CloseCause, CommandKind, CommandReply,
-    ConnectReply, Missed, Publication, Reply, Status,
+    ConnectReply, Missed, MissedSide, Publication, Reply, Status,
 };
 
 use super::effect::word;
@@ -32,7 +32,7 @@ impl Session {
             (Asked::History { identifier }, Reply::Broker(Err(error))) => {
                 ctx.emit(Effect::Log(LogEvent::BrokerFailed("history", error)));
                 self.say(ctx, |language, out| language.write_reject_history(out, &identifier));
-                self.release(&identifier, |_| false, ctx);
+                self.release(&identifier, ctx);
             }
             (Asked::Present { identifier }, Reply::Broker(Ok(BrokerReply::Present(message)))) => {
                 self.say(ctx, |language, out| language.write_presence(out, &identifier, &message));
@@ -157,7 +157,8 @@ impl Session {
         self.merge_istate(at, std::mem::take(&mut reply.istate), ctx);
         self.merge_cstate(std::mem::take(&mut reply.cstate), ctx);
         self.leave_old_presence(at, presence_stream, ctx);
-        let presence = reply.presence.take();
+        // Who is sent away is not there.
+        let presence = reply.presence.take().filter(|_| !reply.disconnect);
         self.finish(reply, ctx);
         if let Some(presence) = presence {
             self.presence_from_app(at, presence, ctx);
@@ -172,16 +173,21 @@ impl Session {
         }
     }
 
-    /// Sends what was missed, and says that this was all. What waited meanwhile comes next.
+    /// Sends what was missed, and says that this was all. What waited meanwhile comes in its place.
     fn replay(&mut self, identifier: &str, missed: &[Missed], ctx: &mut Context<'_>) {
-        for publication in missed.iter().flat_map(|missed| &missed.publications) {
+        let side = |publication: &Publication| {
+            let missed = missed.iter().find(|missed| missed.stream == publication.stream);
+            missed.map_or(MissedSide::After, |missed| missed.side(publication))
+        };
+        let held = self.let_go(identifier);
+        let of_side = |wanted| held.iter().filter(move |publication| side(publication) == wanted);
+        let first = of_side(MissedSide::Before).chain(missed.iter().flat_map(|missed| &missed.publications));
+        for publication in first {
             self.say(ctx, |language, out| language.write_publication(out, identifier, publication));
         }
         self.say(ctx, |language, out| language.write_confirm_history(out, identifier));
-        let is_covered = |publication: &Publication| {
-            let head = missed.iter().find(|missed| missed.stream == publication.stream).map_or(0, |missed| missed.head);
-            publication.position.as_ref().is_some_and(|position| position.offset <= head)
-        };
-        self.release(identifier, is_covered, ctx);
+        for publication in of_side(MissedSide::After) {
+            self.say(ctx, |language, out| language.write_publication(out, identifier, publication));
+        }
     }
 }

@@ -4,7 +4,8 @@
 //! A subscription catches up from the moment a client asks for what it missed until it has been told. One of a session
 //! that was resumed does so from the start, because its client is about to ask; if it does not, it goes on with what
 //! waited at its second ping. The broker's answer comes behind every publication that it covers, so what waits and is not
-//! covered comes next, and what is published later comes after that.
+//! covered comes next, and what is published later comes after that. What waits and is older than all that the broker
+//! gives to a client that asks by time comes first.
 
 use serde::{Deserialize, Serialize};
 
@@ -63,17 +64,10 @@ impl Session {
         }
     }
 
-    /// What waited under this identifier is delivered, but what `is_covered`.
-    pub(super) fn release(
-        &mut self,
-        identifier: &str,
-        is_covered: impl Fn(&Publication) -> bool,
-        ctx: &mut Context<'_>,
-    ) {
+    /// What waited under this identifier is delivered.
+    pub(super) fn release(&mut self, identifier: &str, ctx: &mut Context<'_>) {
         for publication in self.let_go(identifier) {
-            if !is_covered(&publication) {
-                self.say(ctx, |language, out| language.write_publication(out, identifier, &publication));
-            }
+            self.say(ctx, |language, out| language.write_publication(out, identifier, &publication));
         }
     }
 
@@ -95,7 +89,7 @@ impl Session {
         activity.held.iter_mut().for_each(|held| held.pings += 1);
         let tired = activity.held.iter().filter(|held| held.pings >= PINGS);
         for identifier in tired.map(|held| held.identifier.clone()).collect::<Vec<_>>() {
-            self.release(&identifier, |_| false, ctx);
+            self.release(&identifier, ctx);
         }
     }
 

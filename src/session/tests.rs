@@ -313,7 +313,7 @@ fn history_is_asked_of_the_broker_and_everything_else_waits() {
     assert_eq!(t.broker(Err(BrokerError::NotKept)), ["log history failed: no history is kept", &reject]);
     t.say(&command("history", ROOM, since));
     let missed = Publication::new("room", "1");
-    let missed = Missed { stream: "room".into(), head: 2, publications: vec![missed.clone(), missed] };
+    let missed = Missed { stream: "room".into(), had: 0, publications: vec![missed.clone(), missed] };
     let replayed = t.broker(Ok(BrokerReply::History(vec![missed])));
     let message = format!("send {{\"identifier\":{},\"message\":1}}", serde_json::to_string(ROOM).unwrap());
     assert_eq!(replayed, [message.clone(), message, confirm]);
@@ -536,8 +536,8 @@ fn offsets(lines: Vec<String>) -> Vec<String> {
 }
 
 fn history_of(offsets: std::ops::RangeInclusive<u64>) -> Result<BrokerReply, BrokerError> {
-    let head = *offsets.end();
-    Ok(BrokerReply::History(vec![Missed { stream: "open".into(), head, publications: offsets.map(at).collect() }]))
+    let had = *offsets.start() - 1;
+    Ok(BrokerReply::History(vec![Missed { stream: "open".into(), had, publications: offsets.map(at).collect() }]))
 }
 
 impl Transcript {
@@ -565,6 +565,21 @@ fn what_is_published_while_a_client_catches_up_comes_once_and_behind_what_it_mis
     assert_eq!(told, ["4", "5", "6", "confirmed", "7"], "4 to 6 waited too, and were covered");
     assert!(!t.session.is_holding());
     assert_eq!(t.published(at(8)), (false, vec![]));
+}
+
+#[test]
+fn what_waits_and_is_too_old_for_the_history_comes_all_the_same() {
+    // Aim: a subscription loses nothing live because its client asks for history by time, whatever the broker keeps.
+    let wait_for = |offsets: std::ops::RangeInclusive<u64>, publications: Vec<Publication>| {
+        let mut t = on_our_channel(with_broker());
+        t.say(&command("history", OPEN, r#","history":{"since":7}"#));
+        offsets.for_each(|offset| assert!(t.published(at(offset)).0));
+        let missed = Missed { stream: "open".into(), had: 0, publications };
+        self::offsets(t.broker(Ok(BrokerReply::History(vec![missed]))))
+    };
+    assert_eq!(wait_for(4..=7, vec![at(5), at(6)]), ["4", "5", "6", "confirmed", "7"]);
+    assert_eq!(wait_for(4..=5, vec![]), ["confirmed", "4", "5"]);
+    assert_eq!(wait_for(4..=5, vec![at(3), at(4)]), ["3", "4", "confirmed", "5"]);
 }
 
 #[test]
