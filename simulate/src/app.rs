@@ -122,13 +122,16 @@ impl Sim {
 
     /// The shard is not interested any more.
     pub fn on_cancel(&mut self, key: SlotKey) {
+        if let Some((c, from)) = self.arriving.take() {
+            self.rename(c, from, key);
+        }
         let Some(at) = self.running.iter().position(|(running, ..)| *running == key) else {
             if self.broker_is_canceled(key) {
                 return;
             }
-            // What was said before the question may have been too much for a slow client.
-            if self.net.holder_of(key).is_none_or(|c| !self.net.conn(c).ever_blocked) {
-                self.fail("a cancel without a question".into());
+            // What was said before the question may have been too much for a slow client, or have found it gone.
+            if self.net.holder_of(key).is_none_or(|c| !self.net.conn(c).ever_blocked && !self.clients[c].left) {
+                self.fail(format!("a cancel without a question: {key:?}"));
             }
             return;
         };

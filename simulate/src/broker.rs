@@ -159,7 +159,7 @@ impl Sim {
                     self.serial += 1;
                     let stream = streams[self.rng.below(streams.len())].clone();
                     let publications = vec![Publication::new(stream.clone(), format!("{{\"h\":{}}}", self.serial))];
-                    Missed { stream, head: 0, publications }
+                    Missed { stream, had: 0, publications }
                 });
                 Ok(BrokerReply::History(missed.collect()))
             }
@@ -206,12 +206,10 @@ impl Sim {
         let is_same = match (&ours, result) {
             (Ok(ours), Ok(BrokerReply::History(theirs))) => {
                 ours.len() == theirs.len()
-                    && ours.iter().zip(theirs).all(|((head, ours), theirs)| {
+                    && ours.iter().zip(theirs).all(|((had, ours), theirs)| {
                         let texts = ours.iter().map(|&p| self.published_as("", p));
-                        let behind = theirs.publications.last().and_then(|last| last.position.as_ref());
-                        texts.eq(theirs.publications.iter().map(|publication| replayed("", publication)))
-                            && (theirs.head == *head || ours.is_empty() && *head == 0)
-                            && behind.is_none_or(|last| last.offset == theirs.head)
+                        theirs.had == *had
+                            && texts.eq(theirs.publications.iter().map(|publication| replayed("", publication)))
                     })
             }
             (Err(ours), Err(theirs)) => ours == theirs,
@@ -452,6 +450,7 @@ impl Sim {
             client.model = *undo;
             client.model.items = items;
             client.ledger.clear();
+            client.must_go = false;
             client.holding.clear();
             self.upgraded(c);
         }

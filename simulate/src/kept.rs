@@ -123,7 +123,7 @@ impl Memory {
         Ok(())
     }
 
-    /// What a client missed of some streams: of each how far that goes, and the publications.
+    /// What a client missed of some streams: of each how far it had it, and the publications.
     pub fn missed(
         &self,
         streams: &[Box<str>],
@@ -149,13 +149,13 @@ impl Memory {
             }
             let missed = (head - had) as usize;
             let from = alive.len().checked_sub(missed).ok_or(BrokerError::Gone)?;
-            return Ok((head, numbers(from)));
+            return Ok((had, numbers(from)));
         }
         if ask.since <= 0 || ask.since as u64 > unix {
             return Ok((0, Vec::new()));
         }
         let from = alive.iter().position(|(.., wall)| *wall >= ask.since as u64).unwrap_or(alive.len());
-        Ok((head, numbers(from)))
+        Ok((0, numbers(from)))
     }
 
     /// A session joins a stream. Gives the event that this makes.

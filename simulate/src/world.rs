@@ -98,6 +98,8 @@ pub struct Sim {
     pub early_presences: Vec<(String, String, PresenceChange)>,
     /// Questions that the broker has got, and whose answers have not reached a shard.
     pub in_flight: Vec<(SlotKey, usize)>,
+    /// The client that is being put together, and the key that it had: it may be over before the new one is known.
+    pub arriving: Option<(usize, SlotKey)>,
     /// Keys of connections that have another one now.
     pub renamed: Vec<(SlotKey, SlotKey)>,
     /// Publications in the order in which they were posted to the shards.
@@ -151,6 +153,7 @@ impl Sim {
             outgoing: VecDeque::new(),
             early_presences: Vec::new(),
             in_flight: Vec::new(),
+            arriving: None,
             renamed: Vec::new(),
             published: Vec::new(),
             by_text: BTreeMap::new(),

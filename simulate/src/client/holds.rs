@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use cableway::model::{BrokerReply, Reply};
+use cableway::model::{BrokerReply, Publication, Reply};
 
 use crate::kept::EPOCH;
 use crate::model::{Asks, Wanted, quoted};
@@ -127,14 +127,21 @@ impl Sim {
         for key in keys {
             let published = &self.published[key.1];
             let Some(offset) = published.offset else { continue };
-            let head = missed.iter().find(|missed| *missed.stream == *published.stream).map_or(0, |missed| missed.head);
-            let (is_covered, waited) = (offset <= head, key.1 >= hold.since);
+            let missed = missed.iter().find(|missed| *missed.stream == *published.stream);
+            let ends = missed.and_then(|missed| {
+                let at = |publication: Option<&Publication>| Some(publication?.position.as_ref()?.offset);
+                Some((at(missed.publications.first())?, at(missed.publications.last())?))
+            });
+            let is_in = ends.is_some_and(|(first, last)| (first..=last).contains(&offset));
+            let is_covered = is_in || missed.is_some_and(|missed| offset <= missed.had);
+            let waited = key.1 >= hold.since;
+            let comes_first = ends.is_some_and(|(first, _)| offset < first);
             let ledger = &mut self.clients[c].ledger;
             if is_covered && waited {
                 ledger.remove(&key);
             } else if let Some(due) = ledger.get_mut(&key) {
                 due.must &= !is_covered;
-                due.floor = if waited { floor } else { due.floor };
+                due.floor = if waited && !comes_first { floor } else { due.floor };
             }
         }
     }

@@ -155,12 +155,15 @@ impl Run {
             let sim = &mut *self.sim.borrow_mut();
             let together = sim.mono;
             sim.clients[c].clock.moves.push(Move { apart: since, together });
+            sim.arriving = Some((c, key));
         }
         let together = self.shards[to].shard.put_together(socket, &state);
         let new = together.map_err(|(_, error)| format!("client {c} cannot be put together: {error}"))?;
         {
             let sim = &mut *self.sim.borrow_mut();
-            sim.rename(c, key, new);
+            if sim.arriving.take().is_some() {
+                sim.rename(c, key, new);
+            }
             sim.clients[c].is_nowhere = false;
         }
         self.shards[to].inbox.extend(posts.into_iter().map(|post| post.readdressed(new)));
@@ -199,7 +202,7 @@ impl Sim {
     }
 
     /// A connection has another key; whoever is to answer its question has to know.
-    fn rename(&mut self, c: usize, from: SlotKey, to: SlotKey) {
+    pub fn rename(&mut self, c: usize, from: SlotKey, to: SlotKey) {
         self.net.rename(c, to);
         for (key, c, _) in &mut self.running {
             if *key == from {
