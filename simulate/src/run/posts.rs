@@ -237,6 +237,7 @@ impl Sim {
                 let at = self.running.iter().position(|(running, ..)| *running == key)?;
                 let (key, c, question) = self.running.remove(at);
                 self.clients[c].running = None;
+                self.clients[c].answered = matches!(question, Open::Broker(_)).then_some(key);
                 let reply = self.make_answer(&question);
                 self.trace(|| format!("answer for client {c}: {reply:?}"));
                 self.apply(c, &reply);
