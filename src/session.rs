@@ -70,6 +70,8 @@ pub struct Rules {
     pub disconnect_mode: DisconnectMode,
     /// Whether there is a broker to ask for history and presence.
     pub broker: bool,
+    /// Bytes of messages that a client missed and is sent at once; the rest follows when they are out.
+    pub replay_bytes: usize,
     /// Whether the broker keeps sessions for clients that come back.
     pub sessions: bool,
 }

@@ -130,6 +130,8 @@ impl Scenario {
                 pong_timeout_ms: rng.pick(&[0, 0, 1_000, 6_000]),
                 idle_timeout_ms: rng.pick(&[0, 0, 1_000, 20_000]),
                 native_pings: rng.chance(400),
+                // The model has what a client missed come at once.
+                replay_bytes: usize::MAX,
                 identifier_bytes_max: 4096,
                 session_bytes_max: 256 << 10,
                 has_backend,

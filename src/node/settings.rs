@@ -51,6 +51,10 @@ const _: () = {
 /// Closes that the process keeps, an equal part for each shard; none where nobody can ask for them.
 const CLOSES_MAX: usize = 1000;
 
+/// Bytes of messages that a client missed and is sent at once. They wait for it like everything else, so they are few
+/// beside what may wait (`--ws-max-pending-size`).
+const REPLAY_BYTES: usize = 64 << 10;
+
 /// Characters of an epoch, six bits each: it is sent with every message.
 const EPOCH_CHARS: usize = 8;
 
@@ -189,6 +193,7 @@ fn session(config: &Config) -> session::Rules {
         disconnect_mode: config.disconnect.mode,
         broker: config.broker.kind != BrokerKind::None,
         sessions: keeps_sessions(config),
+        replay_bytes: REPLAY_BYTES,
     }
 }
 

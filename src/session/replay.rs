@@ -9,9 +9,6 @@ use crate::model::{ChannelIdentifier, Missed, MissedSide, Publication};
 
 use super::{Context, Doing, Session};
 
-/// Bytes of messages that are sent at once; the rest follows when they are out.
-const AT_ONCE: usize = 64 << 10;
-
 /// Missed messages of one subscription, as far as they are not sent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Replay {
@@ -48,7 +45,7 @@ impl Session {
     pub fn go_on_replaying(&mut self, ctx: &mut Context<'_>) {
         let Some(Doing::Replaying(mut replay)) = self.take_doing() else { return };
         let mut bytes = 0;
-        while bytes < AT_ONCE {
+        while bytes < ctx.rules.replay_bytes {
             let Some(publication) = replay.left.pop_front() else { break };
             bytes += publication.message.len();
             self.say(ctx, |language, out| language.write_publication(out, &replay.identifier, &publication));

@@ -139,8 +139,14 @@ impl Sim {
         }
         match frame.opcode {
             op::CLOSE => return self.closed(c, &frame.payload),
-            op::PING if frame.payload.is_empty() && self.scenario.settings.session.native_pings => {
-                self.ping_frame_is_needed(c);
+            // Where they are off, one whose session is back is sent some until it asks for what it missed.
+            op::PING
+                if frame.payload.is_empty()
+                    && (self.scenario.settings.session.native_pings || client.can_come_back) =>
+            {
+                if !client.can_come_back {
+                    self.ping_frame_is_needed(c);
+                }
                 let client = &mut self.clients[c];
                 if client.answers_pings && !client.left && !client.silent {
                     let key = self.rng.next().to_be_bytes();
