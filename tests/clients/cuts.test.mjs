@@ -27,6 +27,8 @@ const sleep = (seconds) => new Promise((wake) => setTimeout(wake, seconds * 1000
 class Client {
   connects = { restored: 0, authenticated: 0 };
   rejected = 0;
+  /** Channels that the library gave up, and that were subscribed to again. */
+  closed = 0;
   /** Milliseconds from an open socket to the last answer to `history`, of each time that it came back. */
   tails = [];
   tallies = STREAMS.map(() => new Tally());
@@ -50,12 +52,21 @@ class Client {
       if (reconnect) this.connects[restored ? 'restored' : 'authenticated'] += 1;
       this.behind = reconnect ? new Set(STREAMS) : new Set();
     });
-    this.channels = STREAMS.map((stream, at) => {
-      const channel = this.cable.streamFrom(stream);
-      channel.on('message', (number) => this.tallies[at].take(number));
-      channel.on('info', ({ type }) => this.#told(stream, type));
-      return channel;
+    this.channels = STREAMS.map((stream, at) => this.#follow(stream, at));
+  }
+
+  #follow(stream, at) {
+    const channel = this.cable.streamFrom(stream);
+    channel.on('message', (number) => this.tallies[at].take(number));
+    channel.on('info', ({ type }) => this.#told(stream, type));
+    // @anycable/core 1.1.7 closes a channel for good when the connection is lost between its subscribe and the answer: the
+    // extended protocol's `reset` loses the error that says so. An app has to subscribe again; positions are kept.
+    channel.on('close', () => {
+      this.closed += 1;
+      // The library forgets the old subscription after it has said so.
+      setTimeout(() => this.cable.state !== 'closed' && this.#follow(stream, at), 0);
     });
+    return channel;
   }
 
   #told(stream, type) {
@@ -98,10 +109,9 @@ describe(`${CLIENTS} clients on a bad network for ${SECONDS} s`, () => {
     const flow = new Flow(server, STREAMS, RATE);
     const end = performance.now() + SECONDS * 1000;
     const cuts = async (who, pause) => {
-      for (;;) {
-        const left = (end - performance.now()) / 1000;
-        await sleep(Math.min(pause(), Math.max(0, left)));
-        if (performance.now() >= end) return;
+      while (performance.now() < end) {
+        await sleep(pause());
+        if (performance.now() > end) return;
         network.cut(who, someWay());
         await sleep(between(CUT));
         network.mend(who);
@@ -113,6 +123,7 @@ describe(`${CLIENTS} clients on a bad network for ${SECONDS} s`, () => {
     // Who is not here by then has lost something, which is counted below.
     await within('everybody to have everything', caughtUp, 120_000).catch((late) => console.log(late.message));
     const metrics = await server.metrics();
+    const closed = clients.reduce((total, client) => total + client.closed, 0);
     for (const client of clients) client.cable.disconnect();
 
     const sum = (of) => clients.reduce((total, client) => total + of(client), 0);
@@ -130,7 +141,7 @@ describe(`${CLIENTS} clients on a bad network for ${SECONDS} s`, () => {
     console.log(`cuts: ${WAYS.map((way) => `${network.counts[way] ?? 0} ${way}`).join(', ')}`);
     console.log(
       `came back: ${sum(({ connects }) => connects.restored)} restored, of them ${taken} from a connection that still stood; ` +
-        `${sum(({ connects }) => connects.authenticated)} authenticated anew`,
+        `${sum(({ connects }) => connects.authenticated)} authenticated anew, with ${closed} channels that the library had given up`,
     );
     console.log(`replay tail, from the open socket to the last answer: p50 ${ms(0.5)}, p95 ${ms(0.95)}, longest ${ms(1)}`);
     console.log(`lost ${result.lost}, doubled ${result.doubled}, out of order ${result.unordered}, history rejected ${result.rejected}`);
