@@ -13,7 +13,7 @@ options! {
     ///
     /// With it clients of @anycable/web and @anycable/core (protocol `actioncable-v1-ext-json`) miss nothing on a bad
     /// network: they get what was published while they were away, and go on with their session without a call to the app.
-    kind: BrokerKind = "", "broker", "broker.adapter";
+    kind: BrokerKind = "none", "broker", "broker.adapter";
 
     /// Messages kept of each stream.
     history_limit: u32 = "100", "history-limit", "broker.history_limit";
