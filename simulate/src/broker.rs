@@ -1,7 +1,7 @@
 //! The broker: checks every question against the model, and answers at once or late, well or badly.
 //!
 //! In half of the runs it is the real one, wired as a node does it: what it says of history and presence is said behind the
-//! publications that it covers, and it is checked against [`Memory`](crate::kept::Memory). In the others nothing is kept,
+//! publications that it covers, and it is checked against [`Memory`]. In the others nothing is kept,
 //! and chance makes the answers up.
 
 use std::rc::Rc;
