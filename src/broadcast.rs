@@ -29,6 +29,13 @@ pub trait PublicationSink: Send + Sync + 'static {
 
     /// Hands a remote disconnect over.
     fn disconnect(&self, disconnect: RemoteDisconnect) -> Handover<'_>;
+
+    /// Hands publications over to the clients of this node only, in this order, past history and cluster: every node has
+    /// them from elsewhere. Never empty.
+    fn publish_here(&self, publications: Vec<Publication>) -> Handover<'_>;
+
+    /// Hands a remote disconnect over to the clients of this node only.
+    fn disconnect_here(&self, disconnect: RemoteDisconnect) -> Handover<'_>;
 }
 
 /// Why a publication could not be handed over: our fault, or that of what is behind us.
@@ -175,6 +182,14 @@ mod tests {
 
         fn disconnect(&self, disconnect: RemoteDisconnect) -> Handover<'_> {
             Box::pin(async move { self.take([format!("disconnect {}", disconnect.identifiers)]) })
+        }
+
+        fn publish_here(&self, publications: Vec<Publication>) -> Handover<'_> {
+            Box::pin(async move { self.take(publications.iter().map(|publication| said(publication) + " here")) })
+        }
+
+        fn disconnect_here(&self, disconnect: RemoteDisconnect) -> Handover<'_> {
+            Box::pin(async move { self.take([format!("disconnect {} here", disconnect.identifiers)]) })
         }
     }
 

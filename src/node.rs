@@ -1,7 +1,7 @@
 //! Assembly: every thread, channel and listener is made here, and taken down again.
 //!
 //! A node is some shards (one thread each), beside them one thread that calls the app and one for ordinary HTTP, each
-//! with a tokio runtime. Answers go into the inbox of the shard that asked, publications into the inboxes of all
+//! with a tokio runtime; where there are links to Redis or NATS, a third keeps them. Answers go into the inbox of the shard that asked, publications into the inboxes of all
 //! shards that follow the stream, and sockets that turned out to be HTTP from the shards to the HTTP server.
 
 mod admin;
@@ -10,6 +10,7 @@ mod capacity;
 mod counts;
 mod dead_peers;
 mod followers;
+mod links;
 mod listeners;
 mod look;
 mod metrics;
@@ -46,7 +47,7 @@ use reload::MadeOf;
 use signals::{Asked, Signals};
 use start::{Assembly, Plan};
 use supervisor::Supervisor;
-use threads::{CallsThread, ShardThreads};
+use threads::{RuntimeThread, ShardThreads};
 
 pub use boot_log::first_line;
 pub use observe::Facts;
@@ -65,7 +66,9 @@ pub struct Node {
     // Dropped in this order: first whatever accepts or asks, last what answers.
     runtime: Runtime,
     shards: ShardThreads,
-    calls: CallsThread,
+    calls: RuntimeThread,
+    /// Keeps the links to Redis and NATS, if there are any.
+    links: Option<RuntimeThread>,
     backend: Arc<Backend>,
     /// Copies of the shards' listeners, for their queues' length. Emptied when they are to close.
     listeners: Arc<Mutex<Vec<TcpListener>>>,
@@ -159,6 +162,7 @@ impl Node {
         self.runtime.shutdown_background();
         self.shards.detach();
         self.calls.detach();
+        self.links.into_iter().for_each(RuntimeThread::detach);
         Ok(())
     }
 

@@ -60,6 +60,14 @@ impl PublicationSink for Recorder {
     fn disconnect(&self, disconnect: RemoteDisconnect) -> Handover<'_> {
         self.take(vec![format!("disconnect {} {}", disconnect.identifiers, disconnect.reconnect)])
     }
+
+    fn publish_here(&self, publications: Vec<Publication>) -> Handover<'_> {
+        panic!("a request is for all nodes: {publications:?}");
+    }
+
+    fn disconnect_here(&self, disconnect: RemoteDisconnect) -> Handover<'_> {
+        panic!("a request is for all nodes: {disconnect:?}");
+    }
 }
 
 struct Fixture {
