@@ -20,6 +20,7 @@ pub mod question;
 pub mod resume;
 pub mod rpc;
 pub mod secret;
+pub mod server_url;
 pub mod shared_text;
 pub mod sid;
 pub mod state;
@@ -45,6 +46,7 @@ pub use question::{
 pub use resume::{Admission, ResumeTicket, SavedSession, SavedSubscription};
 pub use rpc::{AppReply, Call, CallError, CommandKind, CommandReply, ConnectReply, Request, Status};
 pub use secret::Secret;
+pub use server_url::{ServerUrl, UrlForm};
 pub use shared_text::SharedText;
 pub use sid::Sid;
 pub use state::{State, StateChanges};

@@ -149,7 +149,7 @@ pub struct UserTimeouts {
 impl UserTimeouts {
     /// The one for a client with this time between pings; zero: none.
     pub fn of(&self, ping_interval: Duration) -> Duration {
-        // Two pings are up to one and a half intervals apart.
+        // Half an interval more than lies between two pings: the server may be late.
         let is_probed = ping_interval.is_zero() || ping_interval * 3 / 2 >= self.keepalive_time;
         if is_probed && !self.keepalive_time.is_zero() { self.probed } else { self.pinged }
     }

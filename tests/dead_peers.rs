@@ -177,7 +177,8 @@ fn vanished_peers_are_found_in_bounded_time_and_both_timers_are_needed() {
     assert!(cut_at.elapsed() >= BOUND);
 }
 
-/// A server with these keepalive settings and twenty clients, which are silent and not pinged.
+/// A server with these keepalive settings and twenty clients, which are silent and not pinged: the next ping is due within
+/// a day. One of them that came between the probes would begin another wait, for its acknowledgement.
 struct Probed<'a> {
     network: &'a Network,
     server: Server,
@@ -190,7 +191,7 @@ const SILENT: usize = 20;
 impl<'a> Probed<'a> {
     fn start(network: &'a Network, keepalive: [&str; 3], user_timeout: &str) -> Probed<'a> {
         let [time, interval, probes] = keepalive;
-        let usual = "--port 0 --norpc --public --broadcast-key unused --ping-interval 600";
+        let usual = "--port 0 --norpc --public --broadcast-key unused --ping-interval 86400";
         let start = Start::bare()
             .and(&usual.split(' ').collect::<Vec<_>>())
             .and(&["--host", SERVER_IP, "--tcp-keepalive-time", time, "--tcp-keepalive-interval", interval])

@@ -151,10 +151,14 @@ fn between_pings(config: &Config) -> Option<Duration> {
 }
 
 /// Silence up to the end of the last probe.
-fn keepalive(config: &Config) -> Option<Duration> {
+fn all_probes(config: &Config) -> Option<Duration> {
     let tcp = &config.tcp;
     let time = tcp.keepalive_time + tcp.keepalive_interval * tcp.keepalive_probes;
-    (!tcp.keepalive_time.is_zero()).then_some(time + SLACK)
+    (!tcp.keepalive_time.is_zero()).then_some(time)
+}
+
+fn keepalive(config: &Config) -> Option<Duration> {
+    all_probes(config).map(|time| time + SLACK)
 }
 
 /// How long the kernel waits for acknowledgements, of whichever clients it waits for longest. `None`: no user time-out.
@@ -174,12 +178,10 @@ fn vanished_pinged(config: &Config) -> Option<Duration> {
         Duration::ZERO => KERNEL_GIVES_UP,
         time => time,
     };
-    let unacknowledged = gap + timeout + SLACK;
-    // Pings so rare that probes come first, unless one of them falls between the probes.
-    let acknowledged = match keepalive(config) {
-        Some(probed) if config.ws.ping_interval >= probed => probed,
-        _ => unacknowledged,
-    };
+    // Pings so rare that probes come first: one may still be sent just before the last probe. From it on the kernel waits
+    // for its acknowledgement and no longer counts probes.
+    let silence = all_probes(config).map_or(gap, |probed| gap.min(probed));
+    let acknowledged = silence + timeout + SLACK;
     Some(no_pong_frame(config).map_or(acknowledged, |no_pong| acknowledged.min(no_pong)))
 }
 
@@ -276,7 +278,8 @@ mod tests {
             ("vanished_pinged", "--pong-timeout 6 --enable-native-pings", Some(13.0)),
             // Clients without pongs of their own are found as before.
             ("vanished_pinged", "--pong-timeout 6", Some(34.0)),
-            ("vanished_pinged", "--ping-interval 600", Some(351.0)),
+            // A ping just before the last probe.
+            ("vanished_pinged", "--ping-interval 600", Some(350.0 + 345.0 + 1.0)),
             // A ping while keepalive would still probe: from then on the user time-out for probed clients counts.
             ("vanished_pinged", "--ping-interval 240", Some(240.0 + 345.0 + 1.0)),
             ("vanished_silent", "", Some(351.0)),

@@ -7,7 +7,8 @@ use crate::backend::{self, GrpcTarget, Target, TlsSettings};
 use crate::broadcast::{Broadcast, Source};
 use crate::broker::{MemorySettings, SessionsSettings};
 use crate::config::{
-    BrokerKind, Config, Disconnect, ListenOn, Rpc, RpcImplementation, Secrets, Server, Ws, default_number,
+    BroadcastAdapter, BrokerKind, Config, Disconnect, ListenOn, Rpc, RpcImplementation, Secrets, Server, Ws,
+    default_number,
 };
 use crate::http::{self, AdminRoutes, Cors, MetricsRoute, PublishRoute, ReadyRoute, Routes};
 use crate::hub::StreamHasher;
@@ -279,19 +280,21 @@ pub(super) fn ports(
     extra: Option<ExtraRoutes>,
 ) -> Ports {
     let mut ports = Ports { main: Routes { extra, ..Routes::default() }, others: Vec::new() };
-    let origins = Origins::parse(&config.server.allowed_origins.join(","));
-    let cors = config.broadcast.http_cors.then(|| match origins.allow_all() {
-        true => Cors::Any,
-        false => Cors::Matching(Box::new(move |origin| origins.allow(Some(origin.as_bytes())))),
-    });
-    ports.on(config.broadcast_on()).broadcast = Some(PublishRoute {
-        path: config.broadcast.http_path.clone(),
-        key: secret(&secrets.broadcast),
-        cors,
-        broadcast: Arc::clone(broadcast),
-        source: Source::Http,
-        presence: None,
-    });
+    if config.broadcast.has(BroadcastAdapter::Http) {
+        let origins = Origins::parse(&config.server.allowed_origins.join(","));
+        let cors = config.broadcast.http_cors.then(|| match origins.allow_all() {
+            true => Cors::Any,
+            false => Cors::Matching(Box::new(move |origin| origins.allow(Some(origin.as_bytes())))),
+        });
+        ports.on(config.broadcast_on()).broadcast = Some(PublishRoute {
+            path: config.broadcast.http_path.clone(),
+            key: secret(&secrets.broadcast),
+            cors,
+            broadcast: Arc::clone(broadcast),
+            source: Source::Http,
+            presence: None,
+        });
+    }
     if secrets.api_on {
         ports.on(config.api_on()).api = Some(PublishRoute {
             path: config.api.path.clone(),
