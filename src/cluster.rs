@@ -14,6 +14,7 @@
 
 mod outgoing;
 mod received;
+mod redis;
 mod streams;
 
 use std::future::Future;
@@ -26,6 +27,7 @@ use crate::proto::publication::between_nodes::Origin;
 
 pub use outgoing::{Outgoing, Sent};
 pub use received::Received;
+pub use redis::RedisMedium;
 pub use streams::{Changes, Streams, Then};
 
 /// What takes its time and gives nothing.

@@ -7,6 +7,8 @@
 //! What travels over a link is none of its business: it knows no publications. Everything here runs on the thread "links",
 //! where tokio's timers are the clock.
 
+pub mod redis;
+
 use std::fmt::Display;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
