@@ -22,6 +22,11 @@ const PORTS_TRIED: usize = 10;
 /// The master set that [`Sentinels`] watch.
 pub const MASTER_SET: &str = "mymaster";
 
+/// A program of Redis (`server`, `cli`, `sentinel`), or of Valkey where the environment says so.
+fn redis_program(which: &str) -> String {
+    format!("{}-{which}", std::env::var("CLUSTER_TEST_REDIS").unwrap_or_else(|_| "redis".to_owned()))
+}
+
 /// Looks until it is so. `SOON` is for what takes no time; an election takes some.
 pub fn until(what: &str, is_so: impl Fn() -> bool) {
     let end = Instant::now() + 2 * SOON;
@@ -45,7 +50,7 @@ fn free_port() -> u16 {
 
 /// A program that listens on a port and keeps its things in a folder. Killed when dropped.
 struct Process {
-    program: &'static str,
+    program: String,
     arguments: Vec<String>,
     port: u16,
     child: Option<Child>,
@@ -54,11 +59,12 @@ struct Process {
 
 impl Process {
     /// Starts it on a free port; the arguments are made for the port and the folder.
-    fn start(program: &'static str, arguments: impl Fn(u16, &str) -> Vec<String>) -> Process {
+    fn start(program: &str, arguments: impl Fn(u16, &str) -> Vec<String>) -> Process {
         for _ in 0..PORTS_TRIED {
             let folder = tempfile::tempdir().expect("a folder");
             let port = free_port();
             let arguments = arguments(port, &folder.path().display().to_string());
+            let program = program.to_owned();
             let mut process = Process { program, arguments, port, child: None, folder };
             if process.begin() {
                 return process;
@@ -71,7 +77,7 @@ impl Process {
     fn begin(&mut self) -> bool {
         let log = self.folder.path().join("log");
         let log = std::fs::OpenOptions::new().create(true).append(true).open(log).expect("a log");
-        let mut command = Command::new(self.program);
+        let mut command = Command::new(&self.program);
         command.args(&self.arguments).stdin(Stdio::null()).stderr(log.try_clone().expect("twice")).stdout(log);
         let child = command.spawn().unwrap_or_else(|error| panic!("{} does not start: {error}", self.program));
         let child = self.child.insert(child);
@@ -211,7 +217,7 @@ impl Redis {
                 file("client.key"),
             ]
         });
-        let process = Process::start("redis-server", arguments);
+        let process = Process::start(&redis_program("server"), arguments);
         let redis = Redis { process, password: start.password.map(str::to_owned), tls: tls.unwrap_or_default() };
         redis.answers();
         redis
@@ -258,7 +264,7 @@ impl Redis {
     }
 
     fn try_cli(&self, arguments: &[&str]) -> Option<String> {
-        let mut command = Command::new("redis-cli");
+        let mut command = Command::new(redis_program("cli"));
         command.args(["-h", "127.0.0.1", "-p", &self.port().to_string(), "-e", "--no-auth-warning"]);
         command.args(&self.tls).args(self.password.iter().flat_map(|password| ["-a", password.as_str()]));
         let output = command.args(arguments).stdin(Stdio::null()).output().expect("redis-cli runs");
@@ -301,7 +307,7 @@ impl Sentinels {
             Redis::start_as(RedisStart { more: &["--replicaof", "127.0.0.1", &port], ..RedisStart::default() });
         until("the replica follows", || replica.info("master_link_status").as_deref() == Some("up"));
         let sentinel = || {
-            Process::start("redis-sentinel", |own, folder| {
+            Process::start(&redis_program("sentinel"), |own, folder| {
                 let file = PathBuf::from(folder).join("sentinel.conf");
                 let text = format!(
                     "bind 127.0.0.1\nport {own}\ndir {folder}\nprotected-mode no\n\
@@ -331,7 +337,7 @@ impl Sentinels {
 
     fn ask(&self, port: u16, what: &str) -> Option<String> {
         let port = port.to_string();
-        let output = Command::new("redis-cli").args(["-p", &port, "SENTINEL", what, MASTER_SET]).output();
+        let output = Command::new(redis_program("cli")).args(["-p", &port, "SENTINEL", what, MASTER_SET]).output();
         let output = output.expect("redis-cli runs");
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     }
@@ -381,7 +387,8 @@ impl RedisCluster {
     }
 
     fn cli(&self, command: &[String]) {
-        let output = Command::new("redis-cli").args(command).stdin(Stdio::null()).output().expect("redis-cli runs");
+        let output =
+            Command::new(redis_program("cli")).args(command).stdin(Stdio::null()).output().expect("redis-cli runs");
         assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stdout));
     }
 
