@@ -10,6 +10,8 @@
 )]
 #![allow(dead_code, reason = "not every test uses all of the harness, part of which is that of `limits`")]
 
+#[path = "cluster/broker_redis.rs"]
+mod broker_redis;
 #[path = "limits/client.rs"]
 mod client;
 #[path = "cluster/nodes.rs"]
