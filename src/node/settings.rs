@@ -7,7 +7,7 @@ use crate::backend::{self, GrpcTarget, Target, TlsSettings};
 use crate::broadcast::{Broadcast, Source};
 use crate::broker::{MemorySettings, RemoteSettings, SessionsSettings};
 use crate::config::{
-    BroadcastAdapter, BrokerKind, Config, Disconnect, ListenOn, Rpc, RpcImplementation, Secrets, Server, Ws,
+    BroadcastAdapter, BrokerKind, Config, Disconnect, ListenOn, PubSub, Rpc, RpcImplementation, Secrets, Server, Ws,
     default_number,
 };
 use crate::http::{self, AdminRoutes, Cors, MetricsRoute, PublishRoute, ReadyRoute, Routes};
@@ -209,6 +209,7 @@ fn session(config: &Config) -> session::Rules {
         no_auth: config.app.noauth,
         disconnect_mode: config.disconnect.mode,
         broker: config.broker.kind != BrokerKind::None,
+        cluster: config.pubsub() != PubSub::None,
         sessions: keeps_sessions(config),
         replay_bytes: REPLAY_BYTES,
     }
