@@ -153,7 +153,7 @@ fn opened(server: SocketAddr) -> Engine {
         connections: CLIENTS,
         first_number: 0,
         lanes: 2,
-        sources: Sources::for_server(server, CLIENTS),
+        sources: Sources::for_servers(&[server], CLIENTS),
         ready_timeout: Duration::from_secs(10),
         retry_after: None,
     })
