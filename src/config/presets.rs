@@ -67,7 +67,8 @@ pub(super) fn apply(layers: &mut Layers, env: &BTreeMap<String, String>) {
 /// Turns broadcasts over Redis on where it is said that there is a Redis, as AnyCable does everywhere: without that, every
 /// machine without a Redis would be told again and again that there is none.
 pub(super) fn broadcasts(layers: &mut Layers) {
-    let given = ["redis-url", "redis-sentinels"].into_iter().find(|option| layers.given(option).is_some());
+    let is_given = |option: &&str| layers.given(option).is_some_and(|input| *input != Input::One(String::new()));
+    let given = ["redis-url", "redis-sentinels"].into_iter().find(is_given);
     if let Some(option) = given {
         layers.put_weakly("broadcast-adapter", "http,redis".to_owned(), Origin::Implied(option));
     }
