@@ -33,7 +33,7 @@ pub use wire::{Message, Outgoing, WireError};
 use wire::{Op, Parser};
 
 /// The server is asked this often whether it is still there. Two questions without an answer, and it is not.
-const PING_EVERY: Duration = Duration::from_secs(15);
+const PING_EVERY: Duration = Duration::from_secs(5);
 
 /// Bytes that wait to be written. Whoever wants to publish more waits ([`Client::room`]) or is refused.
 const OUT_BYTES_MAX: usize = 8 << 20;

@@ -140,8 +140,8 @@ fn base32_decode(text: &str) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
 
-    /// A seed and its public key, from the documentation of nkeys.
-    const SEED_TEXT: &str = "SUAMK2FG4MI6UE3ACF3FK3OIQBCEIEZV7NSWFFEW63UXMRLFM2XLAXK4GY";
+    /// A seed and its public key, from the documentation of NATS.
+    const SEED_TEXT: &str = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY";
     const PUBLIC: &str = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4";
 
     fn fields(login: &Login<'_>) -> serde_json::Value {
@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn a_mistyped_nkey_is_refused() {
-        let mistyped = SEED_TEXT.replace("MK2F", "MK3F");
+        let mistyped = SEED_TEXT.replace("CSSL", "CSTL");
         let login = Login { user: Some(&mistyped), password: None };
         assert_eq!(login.connect_line(Some("abc"), false), Err(LoginError::BadSeed));
     }

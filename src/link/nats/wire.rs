@@ -268,7 +268,7 @@ mod tests {
     }
 
     const TALK: &[u8] = b"INFO {\"server_name\":\"n\",\"max_payload\":9,\"other\":[1]} \r\nPING\r\n+OK\r\n\
-        MSG room.7 12 5\r\nhel\r\n\r\nhmsg a 1 _INBOX.x 28 30\r\nNATS/1.0 503\r\nA: b\r\nB:c\r\n\r\nhi\r\n-ERR 'Stale Connection'\r\npong\r\n";
+        MSG room.7 12 5\r\nhel\r\n\r\nhmsg a 1 _INBOX.x 27 29\r\nNATS/1.0 503\r\nA: b\r\nB:c\r\n\r\nhi\r\n-ERR 'Stale Connection'\r\npong\r\n";
 
     #[test]
     fn what_the_server_says_is_read_however_it_is_cut() {
