@@ -10,6 +10,7 @@
 //! finds such a channel full is dropped there; its reconnections have a counter and waits that are not ours; and its
 //! newest version needs a newer Rust than we do.
 
+mod jetstream;
 mod login;
 mod names;
 mod servers;
@@ -25,6 +26,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, Wr
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{MissedTickBehavior, timeout};
 
+pub use jetstream::{Ack, JetStore, Kept, Limits, StoreError, StoreInfo};
 pub use login::LoginError;
 pub use names::{Names, OURS, token};
 pub use servers::{Servers, Settings};
