@@ -148,7 +148,7 @@ impl Server {
 fn opened(server: SocketAddr) -> Engine {
     let target = Target { authority: server.to_string(), path: "/".into() };
     let engine = Engine::start(&Settings {
-        server,
+        servers: vec![server],
         script: Script::new(Protocol::ActionCableExt, &target, 0, Some(IDENTIFIER)),
         connections: CLIENTS,
         first_number: 0,
