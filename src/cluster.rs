@@ -15,6 +15,7 @@
 mod nats;
 mod outgoing;
 mod received;
+mod redis;
 mod streams;
 
 use std::future::Future;
@@ -28,6 +29,7 @@ use crate::proto::publication::between_nodes::Origin;
 pub use nats::NatsMedium;
 pub use outgoing::{Outgoing, Sent};
 pub use received::Received;
+pub use redis::RedisMedium;
 pub use streams::{Changes, Streams, Then};
 
 /// What takes its time and gives nothing.

@@ -8,7 +8,9 @@
 //! where tokio's timers are the clock.
 
 pub mod nats;
+pub mod redis;
 pub mod tls;
+
 
 use std::fmt::Display;
 use std::future::Future;

@@ -41,6 +41,7 @@ use crate::backend::{Backend, BackendError};
 use crate::config::Config;
 use crate::http::HttpServer;
 
+use links::{RunningLinks, STOP_READING_TIMEOUT};
 use listeners::MainPort;
 use observe::Observer;
 use reload::MadeOf;
@@ -68,7 +69,7 @@ pub struct Node {
     shards: ShardThreads,
     calls: RuntimeThread,
     /// Keeps the links to Redis and NATS, if there are any.
-    links: Option<RuntimeThread>,
+    links: Option<RunningLinks>,
     backend: Arc<Backend>,
     /// Copies of the shards' listeners, for their queues' length. Emptied when they are to close.
     listeners: Arc<Mutex<Vec<TcpListener>>>,
@@ -162,7 +163,7 @@ impl Node {
         self.runtime.shutdown_background();
         self.shards.detach();
         self.calls.detach();
-        self.links.into_iter().for_each(RuntimeThread::detach);
+        self.links.into_iter().for_each(RunningLinks::detach);
         Ok(())
     }
 
@@ -178,6 +179,11 @@ impl Node {
         tokio::time::sleep(self.config.app.shutdown_delay).await;
 
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        if let Some(links) = &self.links
+            && tokio::time::timeout(STOP_READING_TIMEOUT, links.stop_reading()).await.is_err()
+        {
+            tracing::warn!("broadcasts that were read are not all handed over: another node takes those of redisx");
+        }
         let over = deadline.saturating_duration_since(Instant::now()).mul_f64(DRAIN_SHARE);
         self.shards.drain(over);
         self.backend.begin_drain();

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::runtime::Handle;
 
 use crate::backend::Backend;
-use crate::broadcast::Broadcast;
+use crate::broadcast::{Broadcast, RedisXMetrics};
 use crate::config::Config;
 use crate::http::HttpMetrics;
 use crate::link::LinkState;
@@ -34,6 +34,7 @@ pub(super) struct Parts {
     pub draining: Arc<AtomicBool>,
     /// To Redis and NATS.
     pub links: Vec<Arc<LinkState>>,
+    pub redisx: Option<Arc<RedisXMetrics>>,
 }
 
 /// What a person would ask of a running server.

@@ -21,8 +21,8 @@ use crate::session;
 use crate::shard::{self, ListenerSettings, ProxyRules, SCRATCH_BYTES, Tokens, UserTimeouts};
 
 use super::StartError;
-use super::admin;
 use super::observe::Observer;
+use super::{admin, links};
 
 // Relations between limits of parts that do not know each other.
 const _: () = {
@@ -141,6 +141,7 @@ pub(super) fn shard(
             presence: config.streams.presence,
             turbo: secret(&secrets.turbo),
             cable_ready: secret(&secrets.cable_ready),
+            reserved: links::reserved(config),
         }),
         proxy: ProxyRules { headers: config.rpc.headers.clone(), cookies: config.rpc.cookies.clone(), token_param },
         closes_max: if config.admin.port.is_some() { CLOSES_MAX.div_ceil(shards) } else { 0 },

@@ -149,6 +149,7 @@ impl Assembly {
             listeners: Arc::clone(&listeners),
             draining: Arc::clone(&draining),
             links: links.states.clone(),
+            redisx: links.redisx.clone(),
         }));
         let ports = settings::ports(&plan.config, &plan.secrets, &core.broadcast, &observer, extra);
         let limits = settings::http_limits(&plan.config, plan.open_files);
@@ -187,7 +188,7 @@ impl Assembly {
         let other_http = http_ports.map(|port| port.serve(&self.runtime)).collect::<Result<_, _>>()?;
         self.observer.watch(self.runtime.handle());
         self.core.pipeline.keep_sweeping(self.runtime.handle());
-        let links = self.links.start(self.links_runtime, &self.core.pipeline)?;
+        let links = self.links.start(self.links_runtime, &self.core.pipeline, &self.core.broadcast)?;
         let Core { backend, settings, broadcast, .. } = self.core;
         let Plan { config, secrets, shards: shard_count, machine, capacity, outlook, .. } = self.plan;
         let scheme = settings.listeners.first().copied().unwrap_or_default().scheme;
