@@ -67,6 +67,9 @@ pub enum NatsError {
     /// It says what nobody understands.
     #[error(transparent)]
     Wire(#[from] WireError),
+    /// It wants TLS.
+    #[error("it wants TLS, and no certificate is trusted: name one by --nats-tls-ca-cert-path")]
+    NoTls,
     /// We cannot say who we are.
     #[error(transparent)]
     Login(#[from] LoginError),

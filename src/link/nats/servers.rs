@@ -30,8 +30,8 @@ pub struct Settings {
     pub servers: Vec<ServerUrl>,
     /// Try them in the order in which they are given.
     pub in_order: bool,
-    /// For servers that want TLS.
-    pub tls: Arc<ClientConfig>,
+    /// For servers that want TLS. None: no certificate is trusted.
+    pub tls: Option<Arc<ClientConfig>>,
 }
 
 /// The servers that are known.
@@ -142,7 +142,8 @@ impl Servers {
             // What came in the clear behind INFO is nothing that a server says.
             parser = Parser::default();
             let name = ServerName::try_from(place.name.clone()).map_err(std::io::Error::other)?;
-            let connector = TlsConnector::from(Arc::clone(&self.settings.tls));
+            let config = self.settings.tls.clone().ok_or(NatsError::NoTls)?;
+            let connector = TlsConnector::from(config);
             stream = Box::new(connector.connect(name, stream).await?);
         }
         let url = self.settings.servers.get(place.login);
