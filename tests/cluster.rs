@@ -12,6 +12,8 @@
 
 #[path = "limits/client.rs"]
 mod client;
+#[path = "cluster/crowd.rs"]
+mod crowd;
 #[path = "cluster/nodes.rs"]
 mod nodes;
 #[path = "cluster/redis_pubsub.rs"]
