@@ -4,6 +4,11 @@
 //! they hold is handed on through [`PublicationSink`]. A whisper comes from a session that has read it already, and
 //! enters by the same sink without waiting. Sources know nothing of each other and of what is behind the sink.
 
+mod fanout;
+mod nats;
+mod redis;
+mod redisx;
+
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -12,6 +17,11 @@ use std::sync::Arc;
 use crate::metrics;
 use crate::model::{Publication, RemoteDisconnect};
 use crate::proto::publication::{self, Incoming};
+
+pub use fanout::Fanout;
+pub use nats::NatsSource;
+pub use redis::RedisSource;
+pub use redisx::{RedisXMetrics, RedisXSource};
 
 /// The end of a hand-over; waits while there is no room.
 pub type Handover<'a> = Pin<Box<dyn Future<Output = Result<(), PublishError>> + Send + 'a>>;
@@ -29,6 +39,13 @@ pub trait PublicationSink: Send + Sync + 'static {
 
     /// Hands a remote disconnect over.
     fn disconnect(&self, disconnect: RemoteDisconnect) -> Handover<'_>;
+
+    /// Hands publications over to the clients of this node only, in this order, past history and cluster: every node has
+    /// them from elsewhere. Never empty.
+    fn publish_here(&self, publications: Vec<Publication>) -> Handover<'_>;
+
+    /// Hands a remote disconnect over to the clients of this node only.
+    fn disconnect_here(&self, disconnect: RemoteDisconnect) -> Handover<'_>;
 }
 
 /// Why a publication could not be handed over: our fault, or that of what is behind us.
@@ -43,6 +60,12 @@ pub enum Source {
     Http,
     /// The HTTP API.
     Api,
+    /// Pub/sub of Redis.
+    Redis,
+    /// A stream of Redis.
+    RedisX,
+    /// NATS.
+    Nats,
 }
 
 impl fmt::Display for Source {
@@ -50,6 +73,9 @@ impl fmt::Display for Source {
         f.write_str(match self {
             Source::Http => "http",
             Source::Api => "api",
+            Source::Redis => "redis",
+            Source::RedisX => "redisx",
+            Source::Nats => "nats",
         })
     }
 }
@@ -63,6 +89,10 @@ metrics! {
         failed_broadcast_msg_total: Counter,
         /// Remote commands taken from apps, unknown ones included.
         remote_commands_total: Counter,
+        /// Publications taken from apps that every node hears by itself (`redis`, `nats`); a batch counts as one.
+        fanout_publications_total: Counter,
+        /// Publications that every node hears by itself, dropped because clients are served too slowly.
+        fanout_overflow_total: Counter,
         /// Whispers dropped because too many publications waited to be delivered.
         whispers_dropped_total: Counter,
     }
@@ -93,36 +123,61 @@ impl Broadcast {
     /// # Errors
     /// What it holds could not be handed over. It is logged here.
     pub async fn take(&self, source: Source, payload: &[u8]) -> Result<(), PublishError> {
-        let handover = match publication::parse(payload) {
-            Ok(Incoming::Publications(publications)) => self.sink.publish(publications),
-            Ok(Incoming::PartOfBatch { publications, refused, first }) => {
-                self.metrics.failed_broadcast_msg_total.add(refused as u64);
-                let (first, taken) = (with_cause(&first), publications.len());
-                tracing::warn!(%source, refused, taken, "part of a broadcast ignored: {first}");
-                if publications.is_empty() {
-                    return Ok(());
-                }
+        let handover = match self.read(source, payload) {
+            Some(Incoming::Disconnect(disconnect)) => self.sink.disconnect(disconnect),
+            Some(Incoming::Publications(publications) | Incoming::PartOfBatch { publications, .. }) => {
                 self.sink.publish(publications)
             }
-            Ok(Incoming::Disconnect(disconnect)) => {
-                self.metrics.remote_commands_total.inc();
-                self.sink.disconnect(disconnect)
-            }
-            Ok(Incoming::UnknownCommand(command)) => {
-                self.metrics.remote_commands_total.inc();
+            Some(Incoming::UnknownCommand(_)) => {
                 self.metrics.publications_total.inc();
-                tracing::warn!(%source, command, "unknown remote command ignored; known are: disconnect");
                 return Ok(());
             }
-            Err(reason) => {
-                self.metrics.failed_broadcast_msg_total.inc();
-                tracing::warn!(%source, "broadcast ignored: {}", with_cause(&reason));
-                return Ok(());
-            }
+            None => return Ok(()),
         };
         handover.await.inspect_err(|error| tracing::error!(%source, %error, "broadcast failed"))?;
         self.metrics.publications_total.inc();
         Ok(())
+    }
+
+    /// The same for what every node hears by itself: it is for the clients of this node only.
+    async fn take_here(&self, source: Source, payload: &[u8]) {
+        let handover = match self.read(source, payload) {
+            Some(Incoming::Disconnect(disconnect)) => self.sink.disconnect_here(disconnect),
+            Some(Incoming::Publications(publications) | Incoming::PartOfBatch { publications, .. }) => {
+                self.sink.publish_here(publications)
+            }
+            Some(Incoming::UnknownCommand(_)) | None => return,
+        };
+        match handover.await {
+            Ok(()) => self.metrics.fanout_publications_total.inc(),
+            Err(error) => tracing::error!(%source, %error, "broadcast failed"),
+        }
+    }
+
+    /// Reads a payload; what is ignored of it is counted and logged. Never publications of which there are none.
+    fn read(&self, source: Source, payload: &[u8]) -> Option<Incoming> {
+        let incoming = publication::parse(payload);
+        match &incoming {
+            Ok(Incoming::Publications(_)) => {}
+            Ok(Incoming::PartOfBatch { publications, refused, first }) => {
+                self.metrics.failed_broadcast_msg_total.add(*refused as u64);
+                let (first, taken) = (with_cause(first), publications.len());
+                tracing::warn!(%source, refused, taken, "part of a broadcast ignored: {first}");
+                if publications.is_empty() {
+                    return None;
+                }
+            }
+            Ok(Incoming::Disconnect(_)) => self.metrics.remote_commands_total.inc(),
+            Ok(Incoming::UnknownCommand(command)) => {
+                self.metrics.remote_commands_total.inc();
+                tracing::warn!(%source, command, "unknown remote command ignored; known are: disconnect");
+            }
+            Err(reason) => {
+                self.metrics.failed_broadcast_msg_total.inc();
+                tracing::warn!(%source, "broadcast ignored: {}", with_cause(reason));
+            }
+        }
+        incoming.ok()
     }
 
     /// Takes what a client whispers. Without room it is dropped and counted: a session waits for nobody's delivery.
@@ -176,6 +231,14 @@ mod tests {
         fn disconnect(&self, disconnect: RemoteDisconnect) -> Handover<'_> {
             Box::pin(async move { self.take([format!("disconnect {}", disconnect.identifiers)]) })
         }
+
+        fn publish_here(&self, publications: Vec<Publication>) -> Handover<'_> {
+            Box::pin(async move { self.take(publications.iter().map(|publication| said(publication) + " here")) })
+        }
+
+        fn disconnect_here(&self, disconnect: RemoteDisconnect) -> Handover<'_> {
+            Box::pin(async move { self.take([format!("disconnect {} here", disconnect.identifiers)]) })
+        }
     }
 
     fn broadcast(full: bool) -> (Broadcast, Arc<Recorder>) {
@@ -190,6 +253,7 @@ mod tests {
             failed_broadcast_msg_total,
             remote_commands_total,
             whispers_dropped_total,
+            ..
         } = broadcast.metrics();
         [publications_total, failed_broadcast_msg_total, remote_commands_total, whispers_dropped_total]
             .map(|counter| counter.get())
@@ -226,6 +290,18 @@ mod tests {
         broadcast.take(Source::Http, batch.as_bytes()).await.unwrap();
         assert_eq!(*recorder.taken.lock().unwrap(), ["a=1", "c=\"hi \u{fffd}\""]);
         assert_eq!(counted(&broadcast), [1, 2, 0, 0]);
+    }
+
+    #[tokio::test]
+    async fn what_every_node_hears_is_for_the_clients_of_this_one() {
+        let (broadcast, recorder) = broadcast(false);
+        for payload in [r#"{"stream":"a","data":"1"}"#, r#"{"command":"disconnect","payload":{"identifier":"u"}}"#, "x"]
+        {
+            broadcast.take_here(Source::Redis, payload.as_bytes()).await;
+        }
+        assert_eq!(*recorder.taken.lock().unwrap(), ["a=1 here", "disconnect u here"]);
+        assert_eq!(counted(&broadcast), [0, 1, 1, 0]);
+        assert_eq!(broadcast.metrics().fanout_publications_total.get(), 2);
     }
 
     #[tokio::test]

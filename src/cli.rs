@@ -19,7 +19,8 @@ use std::thread;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::config::{
-    self, BrokerKind, Command, Config, ConfigError, Invocation, ListenOn, RpcImplementation, Secret, Secrets,
+    self, BroadcastAdapter, BrokerKind, Command, Config, ConfigError, Invocation, ListenOn, PubSub, RpcImplementation,
+    Secret, Secrets,
 };
 use crate::demo::{self, Demo, Site};
 use crate::node::{self, Node};
@@ -149,6 +150,21 @@ fn complain(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
+/// Leaves the demo to itself, whatever Redis the environment names, unless several nodes are asked for.
+fn alone(config: &mut Config) {
+    if config.cluster.pubsub == PubSub::Auto {
+        config.cluster.pubsub = PubSub::None;
+        config.broker.kind = BrokerKind::Memory;
+        config.broadcast.adapters = vec![BroadcastAdapter::Http];
+    } else if config.broker.kind == BrokerKind::None {
+        config.broker.kind = match config.pubsub() {
+            PubSub::Redis => BrokerKind::Redis,
+            PubSub::Nats => BrokerKind::Nats,
+            PubSub::None | PubSub::Auto => BrokerKind::Memory,
+        };
+    }
+}
+
 /// Serves the sample app and its page in front of it. A broadcast key is made if none is given: with one, broadcasts
 /// are taken on the main port, and pages of other sites cannot send any.
 fn serve_demo(mut config: Config, file: Option<&Path>, log: &Log) -> anyhow::Result<()> {
@@ -156,7 +172,7 @@ fn serve_demo(mut config: Config, file: Option<&Path>, log: &Log) -> anyhow::Res
     config.rpc.host = demo.rpc_address().to_string();
     config.rpc.implementation = RpcImplementation::Grpc;
     // The page goes on with its session after it has cut its network, and gets what it missed.
-    config.broker.kind = BrokerKind::Memory;
+    alone(&mut config);
     // Idle clients leave all at once. The app is in this process and loses nothing by hearing of it at once.
     config.disconnect.rate = 0;
     config.disconnect.backlog = config.disconnect.backlog.max(2 * demo::IDLE_CLIENTS_MAX);

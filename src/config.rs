@@ -7,6 +7,7 @@
 
 mod arguments;
 mod check;
+mod cluster;
 mod commands;
 mod completions;
 mod definition;
@@ -37,12 +38,15 @@ pub use error::{ConfigError, Problem};
 pub use file::SEARCHED;
 pub use man::man;
 pub use options::{
-    Admin, Api, App, Broadcast, Broker, Config, Disconnect, Jwt, Log, Metrics, Rpc, Server, Streams, Tcp, Ws, all,
+    Admin, Api, App, Broadcast, Broker, Cluster, Config, Disconnect, Jwt, Log, Metrics, Nats, Redis, Rpc, Server,
+    Streams, Tcp, Ws, all,
 };
 pub use reload::Reloaded;
 pub use resolved::{ListenOn, OPEN_BROADCAST_PORT};
 pub use secrets::Secrets;
-pub use setting::{BrokerKind, LogFormat, LogLevel, Reaping, RpcImplementation, Secret, Tags};
+pub use setting::{
+    BroadcastAdapter, BrokerKind, LogFormat, LogLevel, PubSub, Reaping, RpcImplementation, Secret, Tags,
+};
 pub use text::{help, sample};
 
 use arguments::{Arguments, Verb};
@@ -133,14 +137,17 @@ fn configure(
         layers.put(definition, Input::One(value), Origin::Flag(flag));
     }
     presets::apply(&mut layers, env);
+    presets::broadcasts(&mut layers);
     presets::reaping(&mut layers);
     let (mut effective, wrong) = layers.apply();
     problems.extend(wrong);
     let Layers { mut warnings, notes, .. } = layers;
     check::normalize(&mut effective.config, &mut warnings);
+    cluster::normalize(&mut effective, &mut warnings);
     // What is not there yet leaves nothing behind; after other mistakes, values would be found wrong that are not.
     if problems.iter().all(|problem| matches!(problem, Problem::NotThereYet { .. })) {
         problems.extend(check::check(&effective.config));
+        problems.extend(cluster::unreadable_files(&effective.config, read));
     }
     if !problems.is_empty() {
         return Err(ConfigError { problems });

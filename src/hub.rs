@@ -18,6 +18,15 @@ use members::{MemberSets, Members};
 
 pub use stream_key::{StreamHasher, StreamKey};
 
+/// A stream that a shard follows from now on, or no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamChange {
+    /// The key of its name.
+    pub key: StreamKey,
+    /// It is the only one with that key that the shard follows, or followed.
+    pub of_key: bool,
+}
+
 /// Streams and subscribers of one shard.
 pub struct Hub {
     hasher: StreamHasher,
@@ -47,9 +56,8 @@ impl Hub {
         shared.cloned().unwrap_or_else(|| Topic::new(identifier, stream))
     }
 
-    /// Adds a subscriber. A second time for the same topic changes nothing. Gives the stream's key if it is the first
-    /// that this shard follows with that key.
-    pub fn attach(&mut self, member: u32, topic: &Topic) -> Option<StreamKey> {
+    /// Adds a subscriber. A second time for the same topic changes nothing. Says so if it is the first of its stream.
+    pub fn attach(&mut self, member: u32, topic: &Topic) -> Option<StreamChange> {
         let Hub { hasher, identifier_hasher, streams, sets, attachments } = self;
         let groups = || Groups::One(Group { topic: topic.clone(), members: Members::One(member) });
         if let Some(known) = streams.find_or_add(topic.stream(), |stream| hasher.table_hash(stream), groups) {
@@ -59,12 +67,11 @@ impl Hub {
         }
         *attachments += 1;
         let key = hasher.key(topic.stream());
-        (self.streams_with(key) == 1).then_some(key)
+        Some(StreamChange { key, of_key: self.streams_with(key) == 1 })
     }
 
-    /// Removes a subscriber. A stream or group without subscribers is forgotten. Gives the stream's key if this shard
-    /// follows none with that key any more.
-    pub fn detach(&mut self, member: u32, topic: &Topic) -> Option<StreamKey> {
+    /// Removes a subscriber. A stream or group without subscribers is forgotten. Says so if it was the last of its stream.
+    pub fn detach(&mut self, member: u32, topic: &Topic) -> Option<StreamChange> {
         let Hub { hasher, identifier_hasher, streams, sets, attachments } = self;
         let groups = streams.find_mut(topic.stream(), |stream| hasher.table_hash(stream))?;
         let others = groups.remove(topic, member, |text| identifier_hasher.hash_one(text), sets)?;
@@ -74,7 +81,7 @@ impl Hub {
         }
         streams.remove(topic.stream(), |stream| hasher.table_hash(stream));
         let key = hasher.key(topic.stream());
-        (self.streams_with(key) == 0).then_some(key)
+        Some(StreamChange { key, of_key: self.streams_with(key) == 0 })
     }
 
     /// Visits the subscribers of a stream, group by group. `enter` is called once for a group and gives what `visit`
@@ -191,14 +198,14 @@ mod tests {
     }
 
     #[test]
-    fn the_first_and_the_last_subscriber_of_a_key_are_told() {
+    fn the_first_and_the_last_subscriber_of_a_stream_are_told() {
         let mut hub = hub();
         let (a, b) = (Topic::new("a", "room"), Topic::new("b", "room"));
-        let key = StreamHasher::new(7).key("room");
-        assert_eq!(hub.attach(1, &a), Some(key));
+        let change = StreamChange { key: StreamHasher::new(7).key("room"), of_key: true };
+        assert_eq!(hub.attach(1, &a), Some(change));
         assert_eq!((hub.attach(2, &a), hub.attach(1, &b)), (None, None));
         assert_eq!((hub.detach(1, &a), hub.detach(3, &b), hub.detach(1, &b)), (None, None, None));
-        assert_eq!(hub.detach(2, &a), Some(key));
+        assert_eq!(hub.detach(2, &a), Some(change));
         assert_eq!(hub.detach(2, &a), None);
     }
 
@@ -212,8 +219,9 @@ mod tests {
             .unwrap();
         let (one, other) = (Topic::new("i", &one), Topic::new("i", &other));
         let mut hub = hub();
-        assert!(hub.attach(1, &one).is_some());
-        assert_eq!((hub.attach(1, &other), hub.detach(1, &one)), (None, None));
-        assert!(hub.detach(1, &other).is_some());
+        let alone = |change: Option<StreamChange>| change.map(|change| change.of_key);
+        assert_eq!(alone(hub.attach(1, &one)), Some(true));
+        assert_eq!((alone(hub.attach(1, &other)), alone(hub.detach(1, &one))), (Some(false), Some(false)));
+        assert_eq!(alone(hub.detach(1, &other)), Some(true));
     }
 }

@@ -12,6 +12,7 @@ pub mod model;
 // Floor 1: languages and the machine.
 pub mod config;
 pub mod identity;
+pub mod link;
 pub mod os;
 pub mod proto;
 pub mod telemetry;

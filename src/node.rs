@@ -1,7 +1,7 @@
 //! Assembly: every thread, channel and listener is made here, and taken down again.
 //!
 //! A node is some shards (one thread each), beside them one thread that calls the app and one for ordinary HTTP, each
-//! with a tokio runtime. Answers go into the inbox of the shard that asked, publications into the inboxes of all
+//! with a tokio runtime; where there are links to Redis or NATS, a third keeps them. Answers go into the inbox of the shard that asked, publications into the inboxes of all
 //! shards that follow the stream, and sockets that turned out to be HTTP from the shards to the HTTP server.
 
 mod admin;
@@ -10,6 +10,7 @@ mod capacity;
 mod counts;
 mod dead_peers;
 mod followers;
+mod links;
 mod listeners;
 mod look;
 mod metrics;
@@ -40,13 +41,14 @@ use crate::backend::{Backend, BackendError};
 use crate::config::Config;
 use crate::http::HttpServer;
 
+use links::{RunningLinks, STOP_READING_TIMEOUT};
 use listeners::MainPort;
 use observe::Observer;
 use reload::MadeOf;
 use signals::{Asked, Signals};
 use start::{Assembly, Plan};
 use supervisor::Supervisor;
-use threads::{CallsThread, ShardThreads};
+use threads::{RuntimeThread, ShardThreads};
 
 pub use boot_log::first_line;
 pub use observe::Facts;
@@ -65,7 +67,9 @@ pub struct Node {
     // Dropped in this order: first whatever accepts or asks, last what answers.
     runtime: Runtime,
     shards: ShardThreads,
-    calls: CallsThread,
+    calls: RuntimeThread,
+    /// Keeps the links to Redis and NATS, if there are any.
+    links: Option<RunningLinks>,
     backend: Arc<Backend>,
     /// Copies of the shards' listeners, for their queues' length. Emptied when they are to close.
     listeners: Arc<Mutex<Vec<TcpListener>>>,
@@ -159,6 +163,7 @@ impl Node {
         self.runtime.shutdown_background();
         self.shards.detach();
         self.calls.detach();
+        self.links.into_iter().for_each(RunningLinks::detach);
         Ok(())
     }
 
@@ -174,6 +179,11 @@ impl Node {
         tokio::time::sleep(self.config.app.shutdown_delay).await;
 
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        if let Some(links) = &self.links
+            && tokio::time::timeout(STOP_READING_TIMEOUT, links.stop_reading()).await.is_err()
+        {
+            tracing::warn!("broadcasts that were read are not all handed over: another node takes those of redisx");
+        }
         let over = deadline.saturating_duration_since(Instant::now()).mul_f64(DRAIN_SHARE);
         self.shards.drain(over);
         self.backend.begin_drain();

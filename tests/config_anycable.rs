@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use cableway::config::{self, BrokerKind, Command, Config, ConfigError, Problem};
+use cableway::config::{self, BroadcastAdapter, BrokerKind, Command, Config, ConfigError, Problem, PubSub};
 
 struct Known {
     flag: &'static str,
@@ -27,6 +27,15 @@ fn anycable() -> Vec<Known> {
 /// The two defaults that differ, with the reason in their help.
 const DIFFERENT: [&str; 2] = ["broadcast_adapter", "metrics_http"];
 
+/// What the default means when it is given: an address of Redis, also the default one, says that there is a Redis.
+fn given(flag: &str) -> Config {
+    let mut config = Config::default();
+    if flag == "redis_url" {
+        config.broadcast.adapters = vec![BroadcastAdapter::Http, BroadcastAdapter::Redis];
+    }
+    config
+}
+
 fn serve(args: &[String], env: &BTreeMap<String, String>) -> Result<Config, ConfigError> {
     let no_file = |_: &std::path::Path| Err(std::io::ErrorKind::NotFound.into());
     match config::parse_with(args, env, &no_file)?.command {
@@ -42,7 +51,7 @@ fn all_137_options_are_known_by_flag_and_have_the_same_default() {
     for Known { flag, default, .. } in known.iter().filter(|known| !DIFFERENT.contains(&known.flag)) {
         for name in [format!("--{flag}"), format!("-{flag}"), format!("--{}", flag.replace('_', "-"))] {
             let config = serve(&[format!("{name}={default}")], &BTreeMap::new());
-            assert_eq!(config, Ok(Config::default()), "{name}={default}");
+            assert_eq!(config, Ok(given(flag)), "{name}={default}");
         }
     }
 }
@@ -53,7 +62,7 @@ fn all_137_options_are_known_in_the_environment() {
         let upper = flag.to_uppercase().replace('-', "_");
         for prefix in ["ANYCABLE", "CABLEWAY"] {
             let env = BTreeMap::from([(format!("{prefix}_{upper}"), (*default).to_owned())]);
-            assert_eq!(serve(&[], &env), Ok(Config::default()), "{prefix}_{upper}={default}");
+            assert_eq!(serve(&[], &env), Ok(given(flag)), "{prefix}_{upper}={default}");
         }
     }
 }
@@ -72,14 +81,15 @@ fn a_file_with_every_key_of_anycable_at_its_default_is_accepted() {
                     let read = |_: &std::path::Path| Ok(format!("{open}: \"{default}\"{close}\n"));
                     let invocation = config::parse_with(["--config", "x.yaml"], &BTreeMap::new(), &read);
                     let command = invocation.map(|invocation| invocation.command);
-                    assert_eq!(command, Ok(Command::Serve(Box::default())), "{key}");
+                    assert_eq!(command, Ok(Command::Serve(Box::new(given(flag)))), "{key}");
                 }
             }
         }
         if extension == "toml" {
             let read = |_: &std::path::Path| Ok(text.clone());
             let invocation = config::parse_with(["--config", "x.toml"], &BTreeMap::new(), &read);
-            assert_eq!(invocation.map(|invocation| invocation.command), Ok(Command::Serve(Box::default())));
+            let expected = Command::Serve(Box::new(given("redis_url")));
+            assert_eq!(invocation.map(|invocation| invocation.command), Ok(expected));
         }
     }
 }
@@ -99,7 +109,6 @@ fn what_is_not_there_yet_is_refused_by_name_with_what_to_do() {
         ("--sse", "sse"),
         ("--ds", "ds"),
         ("--embed_nats", "embed-nats"),
-        ("--pubsub=redis", "pubsub"),
         ("--statsd_host=a:1", "statsd-host"),
         ("--metrics_log", "metrics-log"),
         ("--enable_ws_compression", "enable-ws-compression"),
@@ -125,8 +134,6 @@ fn read(args: &[&str], env: &[(&str, &str)], file: Option<&str>) -> Result<confi
 #[test]
 fn what_only_tunes_something_that_is_not_there_yet_does_not_stop_the_start() {
     for argument in [
-        "--redis_url=redis://other",
-        "--nats_servers=nats://other",
         "--enats_addr=a:1",
         "--sse_path=/sse",
         "--metrics_log_filter=a",
@@ -147,22 +154,22 @@ fn what_only_tunes_something_that_is_not_there_yet_does_not_stop_the_start() {
     for both in [["--pusher_app_id=1", "--pusher_app_key=1"], ["--ssl_cert=/a.pem", "--ssl_key=/a.pem"]] {
         assert!(read(&both, &[], None).is_err(), "{both:?} would switch it on");
     }
-    let file = "[pusher]\nsecret = \"none\"\n[redis]\nurl = \"redis://a\"\ntls_verify = true\n[redis.new]\nkey = 1\n";
+    let file = "[pusher]\nsecret = \"none\"\n[embedded_nats]\nname = \"a\"\nroutes = [\"nats://b\"]\n[embedded_nats.new]\nkey = 1\n";
     let warnings = read(&[], &[], Some(file)).expect("good").warnings;
-    assert_eq!(warnings.iter().filter(|warning| warning.contains("Redis")).count(), 2, "{warnings:#?}");
+    assert_eq!(warnings.iter().filter(|warning| warning.contains("nats-server beside it")).count(), 2, "{warnings:#?}");
 }
 
 #[test]
 fn all_that_is_not_there_yet_is_named_at_once() {
-    let file = "broadcast_adapters = [\"http\", \"redisx\"]\n";
-    let args = ["--sse", "--pubsub=redis", "--xyzzy=1", "--plugh", "2"];
+    let file = "[ds]\nenabled = true\n";
+    let args = ["--sse", "--statsd-host=a:1", "--xyzzy=1", "--plugh", "2"];
     let error = read(&args[..2], &[("ANYCABLE_EMBED_NATS", "1")], Some(file)).expect_err("bad").to_string();
-    for name in ["--sse", "--pubsub", "--embed-nats", "--broadcast-adapter redisx"] {
+    for name in ["--sse", "--statsd-host", "--embed-nats", "--ds"] {
         assert!(error.contains(name), "{name}: {error}");
     }
     assert_eq!(error.lines().count(), 4, "{error}");
     let error = read(&args, &[], Some("prot = 1\n")).expect_err("bad").to_string();
-    for name in ["--sse", "--pubsub", "--xyzzy", "--plugh", "prot"] {
+    for name in ["--sse", "--statsd-host", "--xyzzy", "--plugh", "prot"] {
         assert!(error.contains(name), "{name}: {error}");
     }
     assert_eq!(error.lines().count(), 5, "{error}");
@@ -192,10 +199,8 @@ fn the_broker_is_set_up_as_anycables() {
     assert_eq!((broker.kind, broker.history_limit), (BrokerKind::Memory, 7));
     let seconds = [broker.history_ttl, broker.sessions_ttl, broker.presence_ttl].map(|ttl| ttl.as_secs());
     assert_eq!((seconds, config.streams.presence), ([60, 0, 20], false));
-    for kind in ["redis", "nats", "disk"] {
-        let error = read(&["--broker", kind], &[], None).expect_err("not there").to_string();
-        assert!(error.contains("memory"), "{error}");
-    }
+    let error = read(&["--broker=disk"], &[], None).expect_err("unknown").to_string();
+    assert!(error.contains("'memory' 'redis' 'nats'"), "{error}");
 }
 
 fn config_in(env: &[(&str, &str)], args: &[&str]) -> (Config, Vec<String>) {
@@ -222,7 +227,7 @@ fn the_machine_of_a_platform_is_known_by_its_environment() {
     assert_eq!(config.server.host, "0.0.0.0");
     assert_eq!(config.rpc.host, "dns:///ams.web.internal:50051");
     assert!(
-        matches!(&warnings[..], [only] if only.contains("preset fly") && only.contains("one machine")),
+        matches!(&warnings[..], [only] if only.contains("preset fly") && only.contains("nats-server")),
         "{warnings:?}"
     );
     let (_, warnings) = config_in(&[], &["--presets=nomad"]);
@@ -246,24 +251,155 @@ fn an_app_that_is_set_to_redis_while_the_server_is_not_is_noticed() {
     let (_, warnings) = config_in(&env, &["--broadcast-adapter=http"]);
     assert!(matches!(&warnings[..], [only] if only.contains("is not heard")), "{warnings:?}");
     assert_eq!(config_in(&[("ANYCABLE_BROADCAST_ADAPTER", "http")], &[]).1, Vec::<String>::new());
-    let (_, warnings) = config_in(&[("REDIS_URL", "redis://a")], &[]);
-    assert!(warnings[0].contains("what an app publishes there does not arrive"), "{warnings:?}");
 }
 
 #[test]
 fn what_is_not_there_yet_may_be_switched_off_or_left_at_its_default_in_any_spelling() {
-    for argument in ["--sse=false", "--sse=0", "--pubsub=none"] {
+    for argument in ["--sse=false", "--sse=0", "--embed-nats=0"] {
         assert_eq!(serve(&[argument.to_owned()], &BTreeMap::new()), Ok(Config::default()), "{argument}");
     }
 }
 
+fn words(adapters: &[BroadcastAdapter]) -> Vec<&'static str> {
+    adapters.iter().map(|adapter| adapter.word()).collect()
+}
+
 #[test]
-fn redis_broadcasts_are_refused_by_name_also_beside_http() {
-    for adapters in ["http,redis", "redisx", "nats,http"] {
-        let error = serve(&[format!("--broadcast_adapter={adapters}")], &BTreeMap::new()).expect_err(adapters);
-        let name = adapters.split(',').find(|name| *name != "http").expect("one");
-        assert!(error.to_string().contains(&format!("--broadcast-adapter {name} is known but not there yet")));
+fn broadcasts_over_redis_are_on_where_there_is_a_redis_or_they_are_named() {
+    for (env, args, expected) in [
+        (&[][..], &[][..], &["http"][..]),
+        (&[("REDIS_URL", "redis://a")], &[], &["http", "redis"]),
+        (&[("ANYCABLE_REDIS_URL", "redis://localhost:6379")], &[], &["http", "redis"]),
+        (&[], &["--redis-url=redis://mymaster", "--redis-sentinels=a:26379"], &["http", "redis"]),
+        (&[("REDIS_URL", "redis://a")], &["--broadcast_adapter=http"], &["http"]),
+        (&[("ANYCABLE_BROADCAST_ADAPTER", "redisx, nats,redisx")], &[], &["redisx", "nats"]),
+    ] {
+        let (config, warnings) = config_in(env, args);
+        assert_eq!((words(&config.broadcast.adapters).as_slice(), warnings), (expected, vec![]), "{env:?} {args:?}");
     }
-    let error = serve(&["--broadcast_adapter=htpp".to_owned()], &BTreeMap::new()).expect_err("unknown");
-    assert!(error.to_string().contains("'htpp' is unknown"), "{error}");
+    let error = serve(&["--broadcast_adapter=http,htpp".to_owned()], &BTreeMap::new()).expect_err("unknown");
+    assert!(error.to_string().contains("'htpp': it can be 'http' 'redis' 'redisx' 'nats'"), "{error}");
+}
+
+/// `contracts/pubsub-cluster.md` section 2.
+#[test]
+fn pubsub_is_chosen_as_anycable_does_unless_it_is_said() {
+    for (args, expected) in [
+        (&[][..], PubSub::None),
+        (&["--redis_url=redis://localhost:6379"], PubSub::None),
+        (&["--redis_url=redis://other"], PubSub::Redis),
+        (&["--redis_url=rediss://localhost:6379"], PubSub::Redis),
+        (&["--redis_url=redis://master", "--redis_sentinels=a,b"], PubSub::Redis),
+        (&["--broadcast_adapter=redisx"], PubSub::Redis),
+        (&["--broadcast_adapter=redis"], PubSub::None),
+        (&["--broadcast_adapter=nats"], PubSub::None),
+        (&["--broker=redis"], PubSub::Redis),
+        (&["--broker=nats", "--redis_url=redis://other"], PubSub::Nats),
+        (&["--nats_servers=nats://other"], PubSub::None),
+        (&["--redis_url=redis://other", "--pubsub=none"], PubSub::None),
+        (&["--redis_url=redis://other", "--pubsub=nats"], PubSub::Nats),
+        (&["--redis_url=redis://other", "--pubsub="], PubSub::Redis),
+    ] {
+        assert_eq!(config_in(&[], args).0.pubsub(), expected, "{args:?}");
+    }
+}
+
+#[test]
+fn a_broker_in_memory_beside_pubsub_is_one_for_all_nodes() {
+    for (args, expected) in [
+        (["--broker=memory", "--pubsub=redis"], BrokerKind::Redis),
+        (["--broker=memory", "--redis-url=redis://a"], BrokerKind::Redis),
+        (["--broker=memory", "--pubsub=nats"], BrokerKind::Nats),
+    ] {
+        let (config, warnings) = config_in(&[], &args);
+        assert_eq!(config.broker.kind, expected);
+        assert!(matches!(&warnings[..], [only] if only.contains("carried out as")), "{warnings:?}");
+    }
+    let (config, warnings) = config_in(&[], &["--broker=memory", "--redis-url=redis://a", "--pubsub=none"]);
+    assert_eq!((config.broker.kind, warnings), (BrokerKind::Memory, vec![]));
+    let (_, warnings) = config_in(&[], &["--broker=redis", "--pubsub=none"]);
+    assert!(matches!(&warnings[..], [only] if only.contains("only when they come back")), "{warnings:?}");
+    let (_, warnings) = config_in(&[], &["--broker=redis", "--broadcast-adapter=redis"]);
+    assert!(matches!(&warnings[..], [only] if only.contains("no history is kept")), "{warnings:?}");
+}
+
+/// `contracts/pubsub-cluster.md` section 7.
+#[test]
+fn presets_set_a_cluster_up_where_there_is_something_to_meet_at() {
+    let chosen = |env: &[(&str, &str)], args: &[&str]| {
+        let (config, warnings) = config_in(env, args);
+        (config.broker.kind.word(), words(&config.broadcast.adapters).join(","), config.pubsub().word(), warnings)
+    };
+    let silent = Vec::<String>::new();
+    let http = || "http".to_owned();
+    assert_eq!(chosen(&[], &["--presets=broker"]), ("memory", http(), "none", silent.clone()));
+    let redis = chosen(&[("REDIS_URL", "redis://a")], &["--presets=broker"]);
+    assert_eq!(redis, ("redis", "http,redisx,redis".into(), "redis", silent.clone()));
+    let nats = chosen(&[], &["--presets=broker", "--nats_servers=nats://a"]);
+    assert_eq!(nats, ("nats", "http,nats".into(), "nats", silent.clone()));
+    let own = chosen(&[("REDIS_URL", "redis://a")], &["--presets=broker", "--broker=none", "--broadcast_adapter=http"]);
+    assert_eq!(own, ("none", http(), "redis", silent.clone()));
+
+    const FLY: [(&str, &str); 3] = [("FLY_APP_NAME", "ws"), ("FLY_ALLOC_ID", "1"), ("FLY_REGION", "ams")];
+    let secret = "--secret=s";
+    assert_eq!(
+        chosen(&FLY, &[secret, "--nats_servers=nats://a"]),
+        ("none", "http,nats".into(), "nats", silent.clone())
+    );
+    assert_eq!(chosen(&FLY, &[secret, "--redis_url=redis://a"]), ("none", "http,redis".into(), "redis", silent));
+}
+
+#[test]
+fn what_cannot_be_together_in_a_cluster_is_refused_with_what_to_do() {
+    for (args, word) in [
+        (&["--redis_url=http://a"][..], "rediss://"),
+        (&["--redis_url=redis://a/x"], "number of a database"),
+        (&["--redis_url=redis://a,redis://b", "--redis_sentinels=c"], "no sentinels"),
+        (&["--redis_url=redis://a/1,redis://b/1"], "only database 0"),
+        (&["--redis_url=redis://a,rediss://b"], "all as rediss://"),
+        (&["--redis_sentinels=c:26379"], "master set"),
+        (&["--redis_url=redis://m", "--redis_sentinels=c:x"], "1 to 65535"),
+        (&["--redis_tls_client_cert_path=/a"], "belong together"),
+        (&["--redis_url=rediss://a", "--redis_tls_ca_cert_path=/no/such"], "cannot read /no/such"),
+        (&["--pubsub=nats", "--nats_tls_ca_cert_path=/no/such"], "cannot read /no/such"),
+        (&["--nats_servers=redis://a"], "tls://"),
+        (&["--nats_channel=a b"], "without blanks"),
+        (&["--nats_channel=__anycable_internal__", "--pubsub=nats", "--broadcast_adapter=nats"], "are the same"),
+        (&["--broker=redis", "--pubsub=nats"], "goes with"),
+        (&["--broker-prefix={a}"], "letters, digits"),
+        (&["--pubsub-prefix=a*"], "letters, digits"),
+        (&["--pubsub=kafka"], "'redis' 'nats'"),
+        (&["--embed_nats"], "run nats-server beside it"),
+    ] {
+        let error = read(args, &[], None).expect_err(&format!("{args:?}")).to_string();
+        assert!(error.contains(word), "{args:?}: {error}");
+    }
+}
+
+#[test]
+fn passwords_of_redis_and_nats_are_shown_nowhere() {
+    let urls = "redis://:wordx@a:1,redis://me:wordx@b:2";
+    let text = |args: &[&str]| match read(args, &[], None).expect("good").command {
+        Command::PrintConfig(text) => text,
+        other => panic!("{other:?}"),
+    };
+    let shown = text(&["config", "--redis-url", urls, "--nats-servers=nats://wordx@c"]);
+    assert!(!shown.contains("wordx"), "{shown}");
+    assert!(
+        shown.contains("# url = \"redis://***@a:1,redis://***@b:2\"") && shown.contains("nats://***@c:4222"),
+        "{shown}"
+    );
+    assert!(!format!("{:?}", config_in(&[], &["--redis-url", urls]).0).contains("wordx"));
+    for bad in ["http://:wordx@a", "redis://:wordx@a:b", "redis://:wo/rdx:wordx@a:b", "\"redis://:wordx@a\""] {
+        let error = read(&["--redis-url", bad], &[], None).expect_err(bad).to_string();
+        assert!(!error.contains("wordx"), "{error}");
+    }
+}
+
+#[test]
+fn pubsub_does_not_share_a_channel_with_broadcasts() {
+    let args = ["--redis_url=redis://a", "--redis-pubsub-channel=__anycable__"];
+    let (config, warnings) = config_in(&[], &args);
+    assert_eq!(config.cluster.redis_channel, "__anycable__-int");
+    assert!(matches!(&warnings[..], [only] if only.contains("__anycable__-int")), "{warnings:?}");
 }

@@ -195,9 +195,9 @@ fn unknown_names_are_refused_with_the_nearest_known_one() {
         refusal("", &[], Some("[metrics]\nhttp = \"/m\"\n")),
         "./cableway.toml: metrics.http is called metrics.http_path; rename it"
     );
-    let nested = Some(("./cableway.toml", "[redis_stream_broadcast.redis]\nurl = \"redis://a\"\n"));
+    let nested = Some(("./cableway.toml", "[embedded_nats.new]\nurl = \"redis://a\"\n"));
     let warnings = read("", &[], nested).expect("it switches nothing on").warnings.concat();
-    assert!(warnings.contains("redis_stream_broadcast.redis.url") && warnings.contains("no Redis"), "{warnings}");
+    assert!(warnings.contains("embedded_nats.new.url") && warnings.contains("nats-server"), "{warnings}");
 }
 
 #[test]
@@ -231,15 +231,13 @@ fn unknown_variables_with_our_prefix_are_reported_and_those_of_kubernetes_unders
         ("CABLEWAY_SERVICE_HOST", "10.0.0.1"),
         ("CABLEWAY_PORT_8080_TCP_ADDR", "10.0.0.1"),
         ("ANYCABLE_DISABLE_TELEMETRY", "true"),
-        ("REDIS_URL", "redis://app"),
     ];
     let warnings = read("", &env, None).expect("good").warnings;
     let about = |word: &str| warnings.iter().filter(|warning| warning.contains(word)).count();
-    assert_eq!(warnings.len(), 4, "{warnings:#?}");
+    assert_eq!(warnings.len(), 3, "{warnings:#?}");
     assert_eq!(about("CABLEWAY_PROT is no variable of this server and is not used; did you mean CABLEWAY_PORT?"), 1);
     assert_eq!(about("enableServiceLinks"), 1);
     assert_eq!(about("sends no usage data"), 1);
-    assert_eq!(about("REDIS_URL is not used"), 1);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// Modules by floor, bottom first. `ARCHITECTURE.md` says what each is for.
 const FLOORS: &[&[&str]] = &[
     &["model"],
-    &["proto", "os", "config", "telemetry"],
+    &["proto", "os", "config", "telemetry", "link"],
     &["session", "hub", "history", "presence", "identity", "doctor"],
     &["shard", "backend", "broadcast", "broker", "cluster"],
     &["http"],

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use cableway::hub::StreamKey;
+use cableway::hub::StreamChange;
 use cableway::model::{Call, Now, PresenceChange, Publication, Question, Reply, Request, SavedSession, Sid, SlotKey};
 use cableway::shard::{Accepted, Incoming, Interest, Machine, Received, Services, TcpInfo};
 
@@ -282,16 +282,20 @@ impl Services<Socket> for Seams {
         self.sim.borrow_mut().on_may_go_on(saved)
     }
 
-    fn follow(&mut self, stream: StreamKey) {
+    fn follow(&mut self, stream: &str, change: StreamChange) {
         let sim = &mut *self.sim.borrow_mut();
-        if !sim.sites[self.shard].followed.insert(stream) {
+        let site = &mut sim.sites[self.shard];
+        let key_is_new = site.followed.insert(change.key) == change.of_key;
+        if !site.followed_by_name.insert(stream.into()) || !key_is_new {
             sim.fail(format!("shard {}: {stream:?} followed twice", self.shard));
         }
     }
 
-    fn unfollow(&mut self, stream: StreamKey) {
+    fn unfollow(&mut self, stream: &str, change: StreamChange) {
         let sim = &mut *self.sim.borrow_mut();
-        if !sim.sites[self.shard].followed.remove(&stream) {
+        let site = &mut sim.sites[self.shard];
+        let key_was_there = !change.of_key || site.followed.remove(&change.key);
+        if !site.followed_by_name.remove(stream) || !key_was_there {
             sim.fail(format!("shard {}: {stream:?} is not followed", self.shard));
         }
     }

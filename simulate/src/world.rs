@@ -49,8 +49,10 @@ pub struct Site {
     pub wakes_at: Option<Duration>,
     /// Identifiers with a session on this shard.
     pub present: BTreeSet<String>,
-    /// Streams that this shard wants.
+    /// Keys of the streams that this shard wants.
     pub followed: HashSet<StreamKey>,
+    /// Their names.
+    pub followed_by_name: HashSet<String>,
     /// The shard has got the publications before this one.
     pub got: usize,
     /// The shard has delivered the publications before this one.
@@ -68,6 +70,7 @@ impl Site {
             wakes_at: None,
             present: BTreeSet::new(),
             followed: HashSet::new(),
+            followed_by_name: HashSet::new(),
             got: 0,
             delivered: 0,
         }

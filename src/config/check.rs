@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::cluster;
 use super::error::Problem;
 use super::options::{Config, Rpc};
 use super::resolved::{ListenOn, is_http};
 use super::secrets::Secrets;
-use super::setting::{RpcImplementation, Secret};
+use super::setting::{BroadcastAdapter, RpcImplementation, Secret};
 use crate::model::PathPattern;
 
 /// Most threads one process may be asked for; a slip of the finger is likelier than a machine this large.
@@ -43,6 +44,7 @@ pub(super) fn check(config: &Config) -> Vec<Problem> {
     check_ws(config, &mut problems);
     check_rpc(config, &mut problems);
     check_broadcasts(config, &mut problems);
+    cluster::check(config, &mut problems);
     check_tokens(config, &mut problems);
     check_app(config, &mut problems);
     check_metrics(config, &mut problems);
@@ -52,10 +54,10 @@ pub(super) fn check(config: &Config) -> Vec<Problem> {
 }
 
 /// What is wrong, as it is found.
-struct Problems(Vec<Problem>);
+pub(super) struct Problems(Vec<Problem>);
 
 impl Problems {
-    fn refuse(&mut self, wrong: bool, message: impl Into<String>) {
+    pub(super) fn refuse(&mut self, wrong: bool, message: impl Into<String>) {
         if wrong {
             self.0.push(Problem::Combination(message.into()));
         }
@@ -191,20 +193,7 @@ fn check_rpc(config: &Config, problems: &mut Problems) {
 
 fn check_broadcasts(config: &Config, problems: &mut Problems) {
     let broadcast = &config.broadcast;
-    problems.refuse(broadcast.adapters.is_empty(), "--broadcast-adapter needs a value; only http is there yet");
-    for adapter in &broadcast.adapters {
-        match adapter.as_str() {
-            "http" => {}
-            "redis" | "redisx" | "nats" => problems.refuse(
-                true,
-                format!(
-                    "--broadcast-adapter {adapter} is known but not there yet; use --broadcast-adapter http and \
-                     broadcast over HTTP (in the app: ANYCABLE_BROADCAST_ADAPTER=http)"
-                ),
-            ),
-            other => problems.refuse(true, format!("--broadcast-adapter '{other}' is unknown; only http is there yet")),
-        }
-    }
+    problems.refuse(broadcast.adapters.is_empty(), "--broadcast-adapter needs a value, such as http");
     let secrets = Secrets::resolve(config);
     problems.refuse(
         secrets.api_on && secrets.api.is_none() && secrets.broadcast.is_some(),
@@ -296,7 +285,9 @@ fn services(config: &Config) -> Vec<(&'static str, ListenOn, &str)> {
     services.push(("--health-path", main(), &config.server.health_path));
     services.extend(config.server.ready_path.iter().map(|path| ("--ready-path", main(), path.as_str())));
     services.extend(config.metrics.http_path.iter().map(|path| ("--metrics-http", config.metrics_on(), path.as_str())));
-    services.push(("--http-broadcast-path", config.broadcast_on(), &config.broadcast.http_path));
+    if config.broadcast.has(BroadcastAdapter::Http) {
+        services.push(("--http-broadcast-path", config.broadcast_on(), &config.broadcast.http_path));
+    }
     if Secrets::resolve(config).api_on {
         services.push(("--api-path", config.api_on(), &config.api.path));
     }
@@ -331,7 +322,8 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
         ListenOn::Own { port, .. } => port,
     };
     let is_reached = !config.app.public && !is_loopback(&config.server.host);
-    if is_reached && secrets.broadcast.is_none() && config.broadcast.key != Secret::Off {
+    let takes_http = config.broadcast.has(BroadcastAdapter::Http);
+    if takes_http && is_reached && secrets.broadcast.is_none() && config.broadcast.key != Secret::Off {
         let port = port_of(config.broadcast_on());
         warnings.push(format!("anybody who reaches port {port} can broadcast: set --secret or --broadcast-key"));
     }
@@ -340,6 +332,7 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
         warnings
             .push(format!("anybody who reaches port {port} can publish over the API: set --secret or --api-secret"));
     }
+    warnings.extend(cluster::warnings(config));
     warnings
 }
 
@@ -362,13 +355,13 @@ fn secrets_by_option(config: &Config) -> [(&'static str, &Secret); 9] {
 pub(super) fn app_elsewhere(config: &Config, env: &BTreeMap<String, String>) -> Option<String> {
     let name = "ANYCABLE_BROADCAST_ADAPTER";
     let of_app = env.get(name).filter(|value| !value.trim().is_empty())?;
-    let is_heard =
-        of_app.split(',').map(str::trim).any(|adapter| config.broadcast.adapters.iter().any(|a| a == adapter));
+    let adapters: Vec<&str> = config.broadcast.adapters.iter().map(|adapter| adapter.word()).collect();
+    let is_heard = of_app.split(',').map(str::trim).any(|adapter| adapters.contains(&adapter));
     (!is_heard).then(|| {
         format!(
             "{name}={of_app} is for the app, too, and this server takes broadcasts by {} only: an app with this setting is \
-             not heard; set it to http there",
-            config.broadcast.adapters.join(", ")
+             not heard; name it in --broadcast-adapter, or set one of these there",
+            adapters.join(", ")
         )
     })
 }

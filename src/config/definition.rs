@@ -103,6 +103,8 @@ pub(super) enum Shown {
     One(String),
     /// A list.
     Many(Vec<String>),
+    /// One value without the passwords that are in it.
+    Redacted(String),
     /// A secret that has a value, which is not shown.
     Hidden,
 }

@@ -278,10 +278,18 @@ fn follow_implications(effective: &mut Effective) {
 fn bad_value(assignment: &Assignment, why: String) -> Problem {
     let value = match &assignment.input {
         _ if assignment.definition.kind == Kind::Secret => "what it is".to_owned(),
-        Input::One(text) => format!("'{text}'"),
-        Input::Many(entries) => format!("[{}]", entries.join(", ")),
+        Input::One(text) => format!("'{}'", without_login(text)),
+        Input::Many(entries) => {
+            let entries: Vec<String> = entries.iter().map(|entry| without_login(entry)).collect();
+            format!("[{}]", entries.join(", "))
+        }
     };
     Problem::BadValue { option: assignment.definition.label(), origin: assignment.origin.to_string(), value, why }
+}
+
+/// What is in front of an `@` may be a password of a URL, also where the text is no URL because something in it is wrong.
+fn without_login(text: &str) -> String {
+    text.rsplit_once('@').map_or_else(|| text.to_owned(), |(_, rest)| format!("…@{rest}"))
 }
 
 /// Whether an option that is not there yet was set to its default, or to a word for "off".

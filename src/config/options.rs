@@ -3,7 +3,10 @@
 mod absent;
 mod broadcast;
 mod broker;
+mod cluster;
+mod nats;
 mod observe;
+mod redis;
 mod rpc;
 mod server;
 mod streams;
@@ -11,7 +14,10 @@ mod ws;
 
 pub use broadcast::{Api, Broadcast};
 pub use broker::Broker;
+pub use cluster::Cluster;
+pub use nats::Nats;
 pub use observe::{Admin, Log, Metrics};
+pub use redis::Redis;
 pub use rpc::{Disconnect, Rpc};
 pub use server::{App, Server, Tcp};
 pub use streams::{Jwt, Streams};
@@ -41,6 +47,12 @@ pub struct Config {
     pub api: Api,
     /// History, sessions and presence.
     pub broker: Broker,
+    /// Several nodes as one.
+    pub cluster: Cluster,
+    /// The connection to Redis.
+    pub redis: Redis,
+    /// The connection to NATS.
+    pub nats: Nats,
     /// Identity by token.
     pub jwt: Jwt,
     /// Streams without the app.
@@ -57,7 +69,7 @@ pub struct Config {
 
 /// Every option, in the order of the help.
 pub fn all() -> impl Iterator<Item = &'static Definition> {
-    let tables: [&'static [Definition]; 15] = [
+    let tables: [&'static [Definition]; 18] = [
         Server::DEFINITIONS,
         App::DEFINITIONS,
         Tcp::DEFINITIONS,
@@ -67,6 +79,9 @@ pub fn all() -> impl Iterator<Item = &'static Definition> {
         Broadcast::DEFINITIONS,
         Api::DEFINITIONS,
         Broker::DEFINITIONS,
+        Cluster::DEFINITIONS,
+        Redis::DEFINITIONS,
+        Nats::DEFINITIONS,
         Jwt::DEFINITIONS,
         Streams::DEFINITIONS,
         Log::DEFINITIONS,

@@ -1,14 +1,15 @@
 //! Presets: sets of options for a platform or a purpose, under the names that AnyCable gives them.
 //!
-//! A preset only sets what nobody else has set. What it would set up and is not there yet is named in a warning that says
-//! what will not work.
+//! A preset only sets what nobody else has set. Those of AnyCable that would embed a NATS server name in a warning what to
+//! run instead. Sources: `contracts/pubsub-cluster.md` sections 2 and 7.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::definition::Unit;
 use super::layers::{Layers, Origin};
-use super::setting::{Reaping, Setting};
+use super::setting::{Input, NatsServers, Reaping, RedisServers, SentinelServers, Setting};
+use super::{Nats, Redis};
 
 /// The variables by which a machine of the platform is known.
 const FLY: [&str; 3] = ["FLY_APP_NAME", "FLY_ALLOC_ID", "FLY_REGION"];
@@ -56,10 +57,47 @@ pub(super) fn apply(layers: &mut Layers, env: &BTreeMap<String, String>) {
         match preset.as_str() {
             "fly" => fly(layers, env),
             "heroku" => all_addresses(layers, "heroku"),
-            "broker" => layers.put_weakly("broker", "memory".to_owned(), Origin::Preset("broker")),
+            "broker" => broker(layers),
             "none" => {}
             other => layers.warnings.push(format!("unknown preset '{other}'; known are fly, heroku, broker and none")),
         }
+    }
+}
+
+/// Turns broadcasts over Redis on where it is said that there is a Redis, as AnyCable does everywhere: without that, every
+/// machine without a Redis would be told again and again that there is none.
+pub(super) fn broadcasts(layers: &mut Layers) {
+    let is_given = |option: &&str| layers.given(option).is_some_and(|input| *input != Input::One(String::new()));
+    let given = ["redis-url", "redis-sentinels"].into_iter().find(is_given);
+    if let Some(option) = given {
+        layers.put_weakly("broadcast-adapter", "http,redis".to_owned(), Origin::Implied(option));
+    }
+}
+
+/// A server that nodes can meet at, as far as the layers say. The same rule as [`Redis::is_given`] and [`Nats::is_given`].
+fn meeting_place(layers: &Layers) -> Option<&'static str> {
+    fn read<T: Setting>(layers: &Layers, option: &str) -> Option<T> {
+        // What is no URL is found wrong when the option itself is read.
+        layers.given(option).and_then(|input: &Input| T::parse(input, Unit::None).ok())
+    }
+    let mut redis = Redis::default();
+    redis.urls = read::<RedisServers>(layers, "redis-url").unwrap_or(redis.urls);
+    redis.sentinels = read::<SentinelServers>(layers, "redis-sentinels").unwrap_or(redis.sentinels);
+    let mut nats = Nats::default();
+    nats.servers = read::<NatsServers>(layers, "nats-servers").unwrap_or(nats.servers);
+    if redis.is_given() { Some("redis") } else { nats.is_given().then_some("nats") }
+}
+
+/// History for all nodes where there is something they can meet at, else for this one.
+fn broker(layers: &mut Layers) {
+    let place = meeting_place(layers);
+    let sets: &[(&str, &str)] = match place {
+        Some("redis") => &[("broker", "redis"), ("broadcast-adapter", "http,redisx,redis"), ("pubsub", "redis")],
+        Some(_) => &[("broker", "nats"), ("broadcast-adapter", "http,nats"), ("pubsub", "nats")],
+        None => &[("broker", "memory")],
+    };
+    for (option, value) in sets {
+        layers.put_weakly(option, (*value).to_owned(), Origin::Preset("broker"));
     }
 }
 
@@ -99,8 +137,18 @@ fn fly(layers: &mut Layers, env: &BTreeMap<String, String>) {
         let host = format!("dns:///{region}.{app}.internal:50051");
         layers.put_weakly("rpc-host", host, Origin::Preset("fly"));
     }
-    layers.warnings.push(
-        "the preset fly sets up no cluster yet: each machine delivers only what is published to itself, so run one machine"
-            .to_owned(),
-    );
+    match meeting_place(layers) {
+        Some("redis") => layers.put_weakly("pubsub", "redis".to_owned(), Origin::Preset("fly")),
+        Some(_) => {
+            layers.put_weakly("pubsub", "nats".to_owned(), Origin::Preset("fly"));
+            layers.put_weakly("broadcast-adapter", "http,nats".to_owned(), Origin::Preset("fly"));
+        }
+        None if layers.given("pubsub").is_some() => {}
+        None => layers.warnings.push(
+            "the preset fly of AnyCable embeds a NATS server, which this one cannot: run nats-server as an app of its own and \
+             set --nats-servers, or set --redis-url; until then each machine delivers only what is published to itself, so \
+             run one machine"
+                .to_owned(),
+        ),
+    }
 }

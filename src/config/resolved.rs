@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::{Config, RpcImplementation, Secrets};
+use super::{BroadcastAdapter, BrokerKind, Config, PubSub, RpcImplementation, Secrets};
 
 /// Port of HTTP broadcasts that nobody has to show a key for.
 pub const OPEN_BROADCAST_PORT: u16 = 8090;
@@ -72,7 +72,7 @@ impl Config {
         let mut paths = vec![self.server.health_path.clone()];
         paths.extend(self.server.ready_path.clone());
         paths.extend(self.metrics.http_path.clone().filter(|_| self.metrics_on() == ListenOn::Main));
-        if self.broadcast_on() == ListenOn::Main {
+        if self.broadcast.has(BroadcastAdapter::Http) && self.broadcast_on() == ListenOn::Main {
             paths.push(self.broadcast.http_path.clone());
         }
         if Secrets::resolve(self).api_on && self.api_on() == ListenOn::Main {
@@ -88,6 +88,32 @@ impl Config {
             RpcImplementation::Auto => RpcImplementation::Grpc,
             chosen => chosen,
         }
+    }
+
+    /// What carries publications from node to node: never [`PubSub::Auto`].
+    pub fn pubsub(&self) -> PubSub {
+        match (self.cluster.pubsub, self.broker.kind) {
+            (PubSub::Auto, BrokerKind::Redis) => PubSub::Redis,
+            (PubSub::Auto, BrokerKind::Nats) => PubSub::Nats,
+            (PubSub::Auto, _) if self.redis.is_given() || self.broadcast.has(BroadcastAdapter::RedisX) => PubSub::Redis,
+            (PubSub::Auto, _) => PubSub::None,
+            (chosen, _) => chosen,
+        }
+    }
+
+    /// Whether anything that is on needs Redis.
+    pub fn uses_redis(&self) -> bool {
+        self.pubsub() == PubSub::Redis
+            || self.broker.kind == BrokerKind::Redis
+            || self.broadcast.has(BroadcastAdapter::Redis)
+            || self.broadcast.has(BroadcastAdapter::RedisX)
+    }
+
+    /// Whether anything that is on needs NATS.
+    pub fn uses_nats(&self) -> bool {
+        self.pubsub() == PubSub::Nats
+            || self.broker.kind == BrokerKind::Nats
+            || self.broadcast.has(BroadcastAdapter::Nats)
     }
 
     /// Time configured for one request to the app, without retries. `None`: that of the transport.

@@ -9,7 +9,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::definition::{Definition, Kind, Shown, Unit};
-use crate::model::{DisconnectMode, PingPrecision};
+use crate::model::{DisconnectMode, PingPrecision, ServerUrl, UrlForm};
 
 /// A value on its way in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -436,6 +436,97 @@ words! {
     None = "none";
     /// This process, in its memory.
     Memory = "memory";
+    /// Redis, for all nodes.
+    Redis = "redis";
+    /// NATS with JetStream, for all nodes.
+    Nats = "nats";
+}
+
+words! {
+    /// What carries publications from node to node.
+    PubSub, default Auto;
+    /// What the rest of the configuration suggests; [`super::Config::pubsub`] knows.
+    Auto = "auto";
+    /// Nothing: a node alone.
+    None = "none";
+    /// Redis.
+    Redis = "redis";
+    /// NATS.
+    Nats = "nats";
+}
+
+words! {
+    /// A way for broadcasts to arrive.
+    BroadcastAdapter, default Http;
+    /// Requests over HTTP.
+    Http = "http";
+    /// Pub/sub of Redis, heard by every node.
+    Redis = "redis";
+    /// A stream of Redis, each entry read by one node.
+    RedisX = "redisx";
+    /// NATS, heard by every node.
+    Nats = "nats";
+}
+
+/// A list of words; one that is there twice counts once.
+impl<T: Words + PartialEq> Setting for Vec<T> {
+    const KIND: Kind = Kind::List;
+
+    fn parse(input: &Input, unit: Unit) -> Result<Self, String> {
+        let mut values: Vec<T> = Vec::new();
+        for word in Vec::<String>::parse(input, unit)? {
+            let value = T::parse(&Input::One(word.clone()), unit).map_err(|why| format!("of '{word}': {why}"))?;
+            if !values.contains(&value) {
+                values.push(value);
+            }
+        }
+        Ok(values)
+    }
+
+    fn show(&self, _: Unit) -> Shown {
+        Shown::Many(self.iter().map(|value| value.word().to_owned()).collect())
+    }
+}
+
+/// Declares a list of servers of one kind: URLs separated by commas. No text means none, which is the default where the
+/// default is none.
+macro_rules! servers {
+    ($($(#[doc = $doc:literal])+ $name:ident = $form:expr;)+) => {$(
+        $(#[doc = $doc])+
+        #[derive(Clone, Debug, PartialEq, Eq, Default)]
+        pub struct $name(pub Vec<ServerUrl>);
+
+        impl Setting for $name {
+            const KIND: Kind = Kind::Text;
+
+            fn parse(input: &Input, _: Unit) -> Result<Self, String> {
+                let entries: Vec<&str> = match input {
+                    Input::One(text) => text.split(',').collect(),
+                    Input::Many(entries) => entries.iter().map(String::as_str).collect(),
+                };
+                let entries = entries.into_iter().map(str::trim).filter(|entry| !entry.is_empty());
+                entries.map(|url| ServerUrl::parse(url, $form)).collect::<Result<_, _>>().map($name)
+            }
+
+            fn show(&self, _: Unit) -> Shown {
+                if self.0.iter().any(ServerUrl::has_login) {
+                    let urls: Vec<String> = self.0.iter().map(ServerUrl::to_string).collect();
+                    return Shown::Redacted(urls.join(","));
+                }
+                let urls: Vec<&str> = self.0.iter().map(ServerUrl::expose).collect();
+                Shown::One(urls.join(","))
+            }
+        }
+    )+};
+}
+
+servers! {
+    /// A Redis, or several nodes of a Redis Cluster.
+    RedisServers = UrlForm::REDIS;
+    /// Redis Sentinels.
+    SentinelServers = UrlForm::SENTINEL;
+    /// Servers of NATS.
+    NatsServers = UrlForm::NATS;
 }
 
 words! {

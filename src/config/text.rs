@@ -258,7 +258,7 @@ fn toml_value(shown: &Shown, definition: &Definition) -> String {
         Shown::Many(entries) => {
             format!("[{}]", entries.iter().map(|entry| quoted(entry)).collect::<Vec<_>>().join(", "))
         }
-        Shown::Hidden => String::new(),
+        Shown::Redacted(_) | Shown::Hidden => String::new(),
     }
 }
 
@@ -298,6 +298,7 @@ pub(super) fn effective(effective: &Effective) -> String {
                 Shown::One(text) if text.is_empty() && definition.kind == Kind::Secret => {
                     format!("# {} is unset", leaf(definition))
                 }
+                Shown::Redacted(text) => format!("# {} = {}", leaf(definition), quoted(text)),
                 shown => {
                     let safe = without_password(shown);
                     // What is not the whole value must not be taken for it when the text is used as a file.

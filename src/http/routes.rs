@@ -92,6 +92,8 @@ pub struct Check {
     pub name: &'static str,
     /// Whether it is.
     pub ok: bool,
+    /// Whether this server is not ready without it. Else it is only told.
+    pub needed: bool,
 }
 
 /// The metrics route.
@@ -228,7 +230,7 @@ fn by_name<S: Serializer>(checks: &[Check], serializer: S) -> Result<S::Ok, S::E
 }
 
 fn readiness(checks: &[Check]) -> Reply {
-    let ready = checks.iter().all(|check| check.ok);
+    let ready = checks.iter().all(|check| check.ok || !check.needed);
     // Names and truth values always make JSON.
     let mut body = serde_json::to_string(&Readiness { ready, checks }).unwrap_or_default();
     body.push('\n');

@@ -60,6 +60,14 @@ impl PublicationSink for Recorder {
     fn disconnect(&self, disconnect: RemoteDisconnect) -> Handover<'_> {
         self.take(vec![format!("disconnect {} {}", disconnect.identifiers, disconnect.reconnect)])
     }
+
+    fn publish_here(&self, publications: Vec<Publication>) -> Handover<'_> {
+        panic!("a request is for all nodes: {publications:?}");
+    }
+
+    fn disconnect_here(&self, disconnect: RemoteDisconnect) -> Handover<'_> {
+        panic!("a request is for all nodes: {disconnect:?}");
+    }
 }
 
 struct Fixture {
@@ -306,7 +314,10 @@ async fn health_and_metrics_answer_any_method() {
 #[tokio::test]
 async fn readiness_says_which_check_is_false() {
     for (backend, status) in [(true, 200), (false, 503)] {
-        let checks = move || vec![Check { name: "not_draining", ok: true }, Check { name: "backend", ok: backend }];
+        let check = |name, ok, needed| Check { name, ok, needed };
+        let checks = move || {
+            vec![check("not_draining", true, true), check("backend", backend, true), check("redis", false, false)]
+        };
         let fixture = fixture(|routes, _| routes.ready.as_mut().unwrap().checks = Box::new(checks));
         let answer = fixture.exchange(b"", b"GET /ready HTTP/1.1\r\nHost: h\r\n\r\n").await;
         assert_eq!(status_of(&answer), status);

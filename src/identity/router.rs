@@ -25,11 +25,21 @@ pub struct StreamSettings {
     pub turbo: Option<Secret>,
     /// `CableReady::Stream` is answered here, with this secret.
     pub cable_ready: Option<Secret>,
+    /// Names that no client may follow beside [`RESERVED`]: what channels of servers are called by the configuration.
+    pub reserved: Vec<String>,
 }
 
 impl Default for StreamSettings {
     fn default() -> StreamSettings {
-        StreamSettings { secret: None, public: false, whisper: false, presence: true, turbo: None, cable_ready: None }
+        StreamSettings {
+            secret: None,
+            public: false,
+            whisper: false,
+            presence: true,
+            turbo: None,
+            cable_ready: None,
+            reserved: Vec::new(),
+        }
     }
 }
 
@@ -96,7 +106,9 @@ impl StreamRouter {
 
     fn stream(&self, name: Option<String>, whisper: bool, presence: bool) -> Routed {
         match name {
-            Some(name) if !RESERVED.contains(&name.as_str()) => Routed::Stream { name, whisper, presence },
+            Some(name) if !RESERVED.contains(&name.as_str()) && !self.settings.reserved.contains(&name) => {
+                Routed::Stream { name, whisper, presence }
+            }
             _ => Routed::Rejected,
         }
     }

@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use crate::backend::{Backend, TransportKind};
-use crate::config::{BrokerKind, Config, ListenOn, Secrets};
+use crate::config::{BroadcastAdapter, BrokerKind, Config, ListenOn, PubSub, Secrets};
 use crate::identity::StreamRouter;
-use crate::model::Scheme;
+use crate::model::{Scheme, ServerUrl};
 
 use super::capacity::{Capacity, Outlook};
 use super::dead_peers;
@@ -57,14 +57,14 @@ pub(super) fn facts(
     machine(config, capacity, outlook);
     access(config, secrets, router);
     broker(config);
+    cluster(config);
     if secrets.broadcast_derived {
         tracing::info!("broadcast key: derived from the secret");
     }
     if secrets.http_rpc_derived && backend.transport() == Some(TransportKind::Http) {
         tracing::info!("HTTP RPC key: derived from the secret");
     }
-    let key = if secrets.broadcast.is_some() { "key needed" } else { "NO key needed" };
-    tracing::info!("broadcasts: {} (HTTP, {key})", main.at(&config.broadcast_on(), &config.broadcast.http_path));
+    broadcasts(config, secrets, main);
     tracing::info!("app: {}", backend.describe());
     endpoints(config, secrets, main);
 }
@@ -73,13 +73,33 @@ fn broker(config: &Config) {
     let broker = &config.broker;
     match broker.kind {
         BrokerKind::None => tracing::info!("broker: none (no history, no session restore, no presence)"),
-        BrokerKind::Memory => tracing::info!(
-            "broker: memory (history: {} messages a stream for {} s; sessions for {} s; presence for {} s)",
+        kind => tracing::info!(
+            "broker: {} (history: {} messages a stream for {} s; sessions for {} s; presence for {} s)",
+            kind.word(),
             broker.history_limit,
             broker.history_ttl.as_secs(),
             broker.sessions_ttl.as_secs(),
             broker.presence_ttl.as_secs(),
         ),
+    }
+}
+
+/// What crosses to other nodes, and where. URLs are shown without users and passwords.
+fn cluster(config: &Config) {
+    match config.pubsub() {
+        PubSub::Redis => tracing::info!("pub/sub: redis (among nodes: channel {})", config.cluster.redis_channel),
+        PubSub::Nats => tracing::info!("pub/sub: nats (among nodes: subject {})", config.cluster.nats_channel),
+        PubSub::None | PubSub::Auto => tracing::info!("pub/sub: none (a node alone)"),
+    }
+    let listed = |urls: &[ServerUrl]| urls.iter().map(ServerUrl::to_string).collect::<Vec<_>>().join(", ");
+    if config.uses_redis() {
+        let (urls, sentinels) = (listed(&config.redis.urls.0), listed(&config.redis.sentinels.0));
+        let by = if sentinels.is_empty() { String::new() } else { format!(", found by sentinels {sentinels}") };
+        let kind = if config.redis.urls.0.len() > 1 { " (cluster)" } else { "" };
+        tracing::info!("redis: {urls}{kind}{by}");
+    }
+    if config.uses_nats() {
+        tracing::info!("nats: {}", listed(&config.nats.servers.0));
     }
 }
 
@@ -93,6 +113,28 @@ fn machine(config: &Config, capacity: &Capacity, outlook: &Outlook) {
     outlook.failing.iter().for_each(|line| tracing::warn!("{line}"));
     tracing::info!("accept queue: {} connections a shard", outlook.accept_queue);
     dead_peers::log(config);
+}
+
+/// One line for each way in.
+fn broadcasts(config: &Config, secrets: &Secrets, main: Main) {
+    let broadcast = &config.broadcast;
+    for adapter in &broadcast.adapters {
+        match adapter {
+            BroadcastAdapter::Http => {
+                let key = if secrets.broadcast.is_some() { "key needed" } else { "NO key needed" };
+                tracing::info!("broadcasts: {} (HTTP, {key})", main.at(&config.broadcast_on(), &broadcast.http_path));
+            }
+            BroadcastAdapter::Redis => tracing::info!("broadcasts: channel {} of Redis", broadcast.redis_channel),
+            BroadcastAdapter::RedisX => {
+                tracing::info!(
+                    "broadcasts: stream {} of Redis, group {}",
+                    broadcast.redisx_stream,
+                    broadcast.redisx_group
+                );
+            }
+            BroadcastAdapter::Nats => tracing::info!("broadcasts: subject {} of NATS", broadcast.nats_channel),
+        }
+    }
 }
 
 /// Who is let in, and what needs no app.

@@ -56,7 +56,7 @@ impl Observer {
     /// All metrics in this form.
     pub(super) fn metrics_text(&self, form: Text) -> String {
         let config = self.config();
-        let Parts { shards, http, backend, broadcast, pipeline, listeners, .. } = &self.parts;
+        let Parts { shards, http, backend, broadcast, pipeline, listeners, links, redisx, .. } = &self.parts;
         let mut families = Families::new(config.metrics.tags.0.clone());
         for shard in shards.iter() {
             shard.collect(&[], &mut families);
@@ -67,6 +67,11 @@ impl Observer {
         pipeline.metrics.collect(&[], &mut families);
         pipeline.broker.measure();
         pipeline.broker.metrics.collect(&[], &mut families);
+        if let Some(exchange) = pipeline.cluster.exchange() {
+            exchange.measure().collect(&[], &mut families);
+        }
+        redisx.iter().for_each(|redisx| redisx.collect(&[], &mut families));
+        links.iter().for_each(|link| link.collect(&[], &mut families));
         self.node_metrics().collect(&[], &mut families);
         dead_peers::collect(&config, &mut families);
         for (at, listener) in listeners.lock().unwrap_or_else(PoisonError::into_inner).iter().enumerate() {

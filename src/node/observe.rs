@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::runtime::Handle;
 
 use crate::backend::Backend;
-use crate::broadcast::Broadcast;
+use crate::broadcast::{Broadcast, RedisXMetrics};
 use crate::config::Config;
 use crate::http::HttpMetrics;
+use crate::link::LinkState;
 use crate::os::process;
 use crate::shard::{Inbox, ShardMetrics};
 
@@ -31,6 +32,9 @@ pub(super) struct Parts {
     pub pipeline: Arc<Pipeline>,
     pub listeners: Arc<Mutex<Vec<TcpListener>>>,
     pub draining: Arc<AtomicBool>,
+    /// To Redis and NATS.
+    pub links: Vec<Arc<LinkState>>,
+    pub redisx: Option<Arc<RedisXMetrics>>,
 }
 
 /// What a person would ask of a running server.

@@ -43,7 +43,7 @@ fn places(publication: &Publication) -> u32 {
 /// Takes publications to the shards of this node that follow their streams.
 pub(super) struct Pipeline {
     pub(super) broker: Broker,
-    cluster: Cluster,
+    pub(super) cluster: Cluster,
     inboxes: Arc<[Arc<Inbox>]>,
     hasher: StreamHasher,
     pub(super) followers: Followers,
@@ -66,11 +66,12 @@ impl Pipeline {
         inboxes: Arc<[Arc<Inbox>]>,
         hasher: StreamHasher,
         memory: Option<MemorySettings>,
+        cluster: Cluster,
         clock: Clock,
     ) -> Pipeline {
         Pipeline {
             broker: Broker::new(memory),
-            cluster: Cluster::default(),
+            cluster,
             inboxes,
             hasher,
             followers: Followers::default(),
@@ -86,10 +87,15 @@ impl Pipeline {
         self.broker.in_order(publication, self.clock.now(), |publication| self.hand_over(publication, Some(permit)));
     }
 
-    /// Puts a publication that has its place into the inboxes; called under its stream's lock.
+    /// Puts a publication that has its place into the inboxes, and tells the other nodes; called under its stream's lock.
     fn hand_over(&self, publication: Publication, permit: Option<OwnedSemaphorePermit>) {
-        self.metrics.broadcast_msg_total.inc();
         self.cluster.announce(&publication);
+        self.deliver(publication, permit);
+    }
+
+    /// Puts a publication into the inbox of every shard that follows its stream.
+    fn deliver(&self, publication: Publication, permit: Option<OwnedSemaphorePermit>) {
+        self.metrics.broadcast_msg_total.inc();
         let stream = self.hasher.key(&publication.stream);
         let delivery = Arc::new(Delivery { publication, permit });
         self.followers.for_each(stream, |shard| {
@@ -97,6 +103,12 @@ impl Pipeline {
                 inbox.put(Message::Publication(Arc::clone(&delivery)));
             }
         });
+    }
+
+    /// Waits for room for a publication.
+    async fn room(&self, publication: &Publication) -> Result<OwnedSemaphorePermit, PublishError> {
+        let room = Arc::clone(&self.room).acquire_many_owned(places(publication)).await;
+        room.map_err(|error| PublishError(error.to_string()))
     }
 
     /// Changes who is present on a stream, and tells those who follow it. A join finds no room where too many publications
@@ -132,8 +144,8 @@ impl PublicationSink for Pipeline {
     fn publish(&self, publications: Vec<Publication>) -> Handover<'_> {
         Box::pin(async move {
             for publication in publications {
-                let room = Arc::clone(&self.room).acquire_many_owned(places(&publication)).await;
-                self.place(publication, room.map_err(|error| PublishError(error.to_string()))?);
+                let permit = self.room(&publication).await?;
+                self.place(publication, permit);
             }
             Ok(())
         })
@@ -146,8 +158,22 @@ impl PublicationSink for Pipeline {
     }
 
     fn disconnect(&self, disconnect: RemoteDisconnect) -> Handover<'_> {
-        self.metrics.broadcast_msg_total.inc();
         self.cluster.announce_disconnect(&disconnect);
+        self.disconnect_here(disconnect)
+    }
+
+    fn publish_here(&self, publications: Vec<Publication>) -> Handover<'_> {
+        Box::pin(async move {
+            for publication in publications {
+                let permit = self.room(&publication).await?;
+                self.deliver(publication, Some(permit));
+            }
+            Ok(())
+        })
+    }
+
+    fn disconnect_here(&self, disconnect: RemoteDisconnect) -> Handover<'_> {
+        self.metrics.broadcast_msg_total.inc();
         // Before the shards are told: whoever comes back to a session after that is refused, and before that sent away.
         if let Some(sessions) = self.broker.sessions() {
             sessions.send_away(&disconnect.identifiers, self.clock.now());
@@ -171,7 +197,7 @@ mod tests {
     fn pipeline(shards: usize) -> (Pipeline, Arc<[Arc<Inbox>]>) {
         let inboxes: Arc<[_]> = (0..shards).map(|_| Arc::new(Inbox::new().unwrap())).collect();
         let hasher = StreamHasher::new(1);
-        let pipeline = Pipeline::new(Arc::clone(&inboxes), hasher.clone(), None, Clock::start());
+        let pipeline = Pipeline::new(Arc::clone(&inboxes), hasher.clone(), None, Cluster::default(), Clock::start());
         for shard in 0..shards as u16 {
             ["s", "other"].into_iter().for_each(|stream| pipeline.followers.follow(hasher.key(stream), shard));
         }

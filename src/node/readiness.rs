@@ -17,12 +17,16 @@ impl Observer {
     /// What must be true for this server to get new clients.
     pub(super) fn checks(&self) -> Vec<Check> {
         let open = self.parts.counts.open();
-        vec![
-            Check { name: "not_draining", ok: !self.parts.draining.load(Relaxed) },
-            Check { name: "backend_reachable", ok: self.backend_reachable.load(Relaxed) },
-            Check { name: "calls_thread_turns", ok: self.calls_turn.load(Relaxed) },
-            Check { name: "room_for_clients", ok: open < self.parts.counts.open_max() },
-        ]
+        let needed = [
+            ("not_draining", !self.parts.draining.load(Relaxed)),
+            ("backend_reachable", self.backend_reachable.load(Relaxed)),
+            ("calls_thread_turns", self.calls_turn.load(Relaxed)),
+            ("room_for_clients", open < self.parts.counts.open_max()),
+        ];
+        let needed = needed.map(|(name, ok)| Check { name, ok, needed: true });
+        // Clients are served without them, too.
+        let links = self.parts.links.iter().map(|link| Check { name: link.name(), ok: link.is_up(), needed: false });
+        needed.into_iter().chain(links).collect()
     }
 
     /// Tries the app, and the thread that calls it, again and again; what changes is logged.

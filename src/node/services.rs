@@ -8,7 +8,7 @@ use crate::backend::Backend;
 use crate::broadcast::Broadcast;
 use crate::broker::{Departure, PRESENT_BYTES_MAX, Place, Resumption};
 use crate::http::HttpServer;
-use crate::hub::StreamKey;
+use crate::hub::StreamChange;
 use crate::model::{
     Answer, BrokerError, BrokerQuestion, BrokerReply, Call, PresenceChange, Publication, Question, Reply, Request,
     ResumeTicket, SavedSession, Sid, SlotKey,
@@ -138,12 +138,20 @@ impl Services<Socket> for NodeServices {
         self.shared.pipeline.broker.sessions().is_some_and(|sessions| sessions.may_go_on(saved))
     }
 
-    fn follow(&mut self, stream: StreamKey) {
-        self.shared.pipeline.followers.follow(stream, self.shard);
+    fn follow(&mut self, stream: &str, change: StreamChange) {
+        let Pipeline { followers, cluster, .. } = &*self.shared.pipeline;
+        if change.of_key {
+            followers.follow(change.key, self.shard);
+        }
+        cluster.follow(stream);
     }
 
-    fn unfollow(&mut self, stream: StreamKey) {
-        self.shared.pipeline.followers.unfollow(stream, self.shard);
+    fn unfollow(&mut self, stream: &str, change: StreamChange) {
+        let Pipeline { followers, cluster, .. } = &*self.shared.pipeline;
+        cluster.unfollow(stream);
+        if change.of_key {
+            followers.unfollow(change.key, self.shard);
+        }
     }
 
     fn identity_came(&mut self, identifiers: &str) {

@@ -7,7 +7,8 @@ use crate::backend::{self, GrpcTarget, Target, TlsSettings};
 use crate::broadcast::{Broadcast, Source};
 use crate::broker::{MemorySettings, SessionsSettings};
 use crate::config::{
-    BrokerKind, Config, Disconnect, ListenOn, Rpc, RpcImplementation, Secrets, Server, Ws, default_number,
+    BroadcastAdapter, BrokerKind, Config, Disconnect, ListenOn, Rpc, RpcImplementation, Secrets, Server, Ws,
+    default_number,
 };
 use crate::http::{self, AdminRoutes, Cors, MetricsRoute, PublishRoute, ReadyRoute, Routes};
 use crate::hub::StreamHasher;
@@ -20,8 +21,8 @@ use crate::session;
 use crate::shard::{self, ListenerSettings, ProxyRules, SCRATCH_BYTES, Tokens, UserTimeouts};
 
 use super::StartError;
-use super::admin;
 use super::observe::Observer;
+use super::{admin, links};
 
 // Relations between limits of parts that do not know each other.
 const _: () = {
@@ -140,6 +141,7 @@ pub(super) fn shard(
             presence: config.streams.presence,
             turbo: secret(&secrets.turbo),
             cable_ready: secret(&secrets.cable_ready),
+            reserved: links::reserved(config),
         }),
         proxy: ProxyRules { headers: config.rpc.headers.clone(), cookies: config.rpc.cookies.clone(), token_param },
         closes_max: if config.admin.port.is_some() { CLOSES_MAX.div_ceil(shards) } else { 0 },
@@ -279,19 +281,21 @@ pub(super) fn ports(
     extra: Option<ExtraRoutes>,
 ) -> Ports {
     let mut ports = Ports { main: Routes { extra, ..Routes::default() }, others: Vec::new() };
-    let origins = Origins::parse(&config.server.allowed_origins.join(","));
-    let cors = config.broadcast.http_cors.then(|| match origins.allow_all() {
-        true => Cors::Any,
-        false => Cors::Matching(Box::new(move |origin| origins.allow(Some(origin.as_bytes())))),
-    });
-    ports.on(config.broadcast_on()).broadcast = Some(PublishRoute {
-        path: config.broadcast.http_path.clone(),
-        key: secret(&secrets.broadcast),
-        cors,
-        broadcast: Arc::clone(broadcast),
-        source: Source::Http,
-        presence: None,
-    });
+    if config.broadcast.has(BroadcastAdapter::Http) {
+        let origins = Origins::parse(&config.server.allowed_origins.join(","));
+        let cors = config.broadcast.http_cors.then(|| match origins.allow_all() {
+            true => Cors::Any,
+            false => Cors::Matching(Box::new(move |origin| origins.allow(Some(origin.as_bytes())))),
+        });
+        ports.on(config.broadcast_on()).broadcast = Some(PublishRoute {
+            path: config.broadcast.http_path.clone(),
+            key: secret(&secrets.broadcast),
+            cors,
+            broadcast: Arc::clone(broadcast),
+            source: Source::Http,
+            presence: None,
+        });
+    }
     if secrets.api_on {
         ports.on(config.api_on()).api = Some(PublishRoute {
             path: config.api.path.clone(),

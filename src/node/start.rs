@@ -11,6 +11,7 @@ use tokio::runtime::Runtime;
 
 use crate::backend::Backend;
 use crate::broadcast::Broadcast;
+use crate::cluster::Cluster;
 use crate::config::{Config, Secrets};
 use crate::http::{ExtraRoutes, HttpMetrics, HttpServer, Routes};
 use crate::model::Answer;
@@ -22,12 +23,13 @@ use crate::shard::{self, Deal, Epoll, EpollSettings, Inbox, Message, Shard, Shar
 use super::boot_log::{self, Main};
 use super::capacity::{Capacity, Outlook};
 use super::counts::Counts;
+use super::links::Links;
 use super::listeners::{HttpPort, MainPort};
 use super::observe::{self, Observer};
 use super::publish::Pipeline;
 use super::reload::MadeOf;
 use super::services::{NodeServices, Shared};
-use super::threads::{CallsThread, ShardThreads};
+use super::threads::{RuntimeThread, ShardThreads};
 use super::{Node, StartError, capacity, settings};
 
 /// Threads for ordinary HTTP. Publications are few and short next to what becomes of them in the shards.
@@ -66,6 +68,8 @@ pub(super) struct Assembly {
     listeners: Arc<Mutex<Vec<TcpListener>>>,
     runtime: Runtime,
     calls: Runtime,
+    links: Links,
+    links_runtime: Option<Runtime>,
     core: Core,
     observer: Arc<Observer>,
     draining: Arc<AtomicBool>,
@@ -86,7 +90,7 @@ struct Core {
 }
 
 impl Core {
-    fn new(plan: &Plan, listeners: usize, calls: &Runtime) -> Result<Core, StartError> {
+    fn new(plan: &Plan, listeners: usize, calls: &Runtime, cluster: Cluster) -> Result<Core, StartError> {
         let Plan { config, secrets, .. } = plan;
         let inboxes: Arc<[Arc<Inbox>]> =
             (0..plan.shards).map(|_| Inbox::new().map(Arc::new)).collect::<Result<Vec<_>, _>>()?.into();
@@ -101,7 +105,7 @@ impl Core {
         let settings = Arc::new(settings::shard(config, secrets, plan.shards, plan.capacity.sockets_max, listeners)?);
         let memory = settings::broker(config);
         let hasher = settings.stream_hasher.clone();
-        let pipeline = Arc::new(Pipeline::new(Arc::clone(&inboxes), hasher, memory, Clock::start()));
+        let pipeline = Arc::new(Pipeline::new(Arc::clone(&inboxes), hasher, memory, cluster, Clock::start()));
         Ok(Core {
             metrics: (0..plan.shards as u16).map(|n| Arc::new(ShardMetrics::new(n))).collect(),
             broadcast: Arc::new(Broadcast::new(Arc::clone(&pipeline) as Arc<_>)),
@@ -125,9 +129,11 @@ impl Assembly {
             .thread_name("http")
             .enable_all()
             .build()?;
-        let calls = CallsThread::runtime()?;
+        let calls = RuntimeThread::runtime()?;
+        let links = Links::new(&plan.config)?;
+        let links_runtime = links.runtime()?;
         // The first shard has as many as any.
-        let core = Core::new(&plan, main_port.of_shards[0].len(), &calls)?;
+        let core = Core::new(&plan, main_port.of_shards[0].len(), &calls, links.cluster.clone())?;
         let draining = Arc::new(AtomicBool::new(false));
         let http_metrics = Arc::new(HttpMetrics::default());
         let observer = Arc::new(Observer::new(observe::Parts {
@@ -142,6 +148,8 @@ impl Assembly {
             pipeline: Arc::clone(&core.pipeline),
             listeners: Arc::clone(&listeners),
             draining: Arc::clone(&draining),
+            links: links.states.clone(),
+            redisx: links.redisx.clone(),
         }));
         let ports = settings::ports(&plan.config, &plan.secrets, &core.broadcast, &observer, extra);
         let limits = settings::http_limits(&plan.config, plan.open_files);
@@ -157,6 +165,8 @@ impl Assembly {
             listeners,
             runtime,
             calls,
+            links,
+            links_runtime,
             core,
             observer,
             draining,
@@ -168,7 +178,7 @@ impl Assembly {
 
     /// Starts the threads, and serves from then on.
     pub fn start(mut self) -> Result<Node, StartError> {
-        let calls = CallsThread::start(self.calls)?;
+        let calls = RuntimeThread::start("calls", self.calls)?;
         let machines = std::mem::take(&mut self.machines);
         let shards = start_shards(machines, &self.core, &self.main_http, &self.runtime)?;
         let admin_on = self.plan.config.admin_on();
@@ -178,6 +188,7 @@ impl Assembly {
         let other_http = http_ports.map(|port| port.serve(&self.runtime)).collect::<Result<_, _>>()?;
         self.observer.watch(self.runtime.handle());
         self.core.pipeline.keep_sweeping(self.runtime.handle());
+        let links = self.links.start(self.links_runtime, &self.core.pipeline, &self.core.broadcast)?;
         let Core { backend, settings, broadcast, .. } = self.core;
         let Plan { config, secrets, shards: shard_count, machine, capacity, outlook, .. } = self.plan;
         let scheme = settings.listeners.first().copied().unwrap_or_default().scheme;
@@ -191,6 +202,7 @@ impl Assembly {
             runtime: self.runtime,
             shards,
             calls,
+            links,
             backend,
             listeners: self.listeners,
             main_http: self.main_http,

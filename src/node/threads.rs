@@ -57,32 +57,32 @@ impl Drop for ShardThreads {
     }
 }
 
-/// The thread that calls the app. One, with a runtime of its own: all calls share a driver and a connection or two, so
-/// a second thread would only pass them to and fro, and publications must not hold answers up.
+/// A thread with a tokio runtime of its own. Dropping it gives up what runs there and waits for its end.
 ///
-/// Dropping it gives up all calls and waits for its end.
-pub(super) struct CallsThread {
+/// One calls the app: all calls share a driver and a connection or two, so a second thread would only pass them to and
+/// fro, and publications must not hold answers up. Where there are links to Redis or NATS, another keeps them.
+pub(super) struct RuntimeThread {
     /// Dropped to end the thread.
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl CallsThread {
-    /// The runtime for it. What is put on it waits for [`CallsThread::start`].
+impl RuntimeThread {
+    /// The runtime for it. What is put on it waits for [`RuntimeThread::start`].
     pub(super) fn runtime() -> io::Result<Runtime> {
         tokio::runtime::Builder::new_current_thread().enable_all().build()
     }
 
     /// Starts the thread.
-    pub(super) fn start(runtime: Runtime) -> io::Result<CallsThread> {
+    pub(super) fn start(name: &str, runtime: Runtime) -> io::Result<RuntimeThread> {
         let (stop, stopped) = oneshot::channel::<()>();
         let run = move || {
             let _ = runtime.block_on(stopped);
             // A name that is being resolved must not hold it up.
             runtime.shutdown_background();
         };
-        let thread = thread::Builder::new().name("calls".into()).spawn(run)?;
-        Ok(CallsThread { stop: Some(stop), thread: Some(thread) })
+        let thread = thread::Builder::new().name(name.into()).spawn(run)?;
+        Ok(RuntimeThread { stop: Some(stop), thread: Some(thread) })
     }
 
     /// Leaves the thread to the end of the process.
@@ -91,7 +91,7 @@ impl CallsThread {
     }
 }
 
-impl Drop for CallsThread {
+impl Drop for RuntimeThread {
     fn drop(&mut self) {
         self.stop = None;
         if let Some(thread) = self.thread.take() {

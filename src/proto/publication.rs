@@ -6,6 +6,8 @@
 //! character. An element of a batch that is no publication does not take the others along. Positions (`offset`, `epoch`)
 //! are not taken from apps.
 
+pub mod between_nodes;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
@@ -137,6 +139,11 @@ struct Payload<'a, const DATA_LAST: bool> {
     meta: Option<&'a RawValue>,
     command: Option<&'a RawValue>,
     payload: Option<&'a RawValue>,
+    /// What nodes add. Not judged by its kind where it comes from an app.
+    node: Option<&'a RawValue>,
+    seq: Option<&'a RawValue>,
+    offset: Option<&'a RawValue>,
+    epoch: Option<&'a RawValue>,
 }
 
 impl<'de, const DATA_LAST: bool> Fields<'de> for Payload<'de, DATA_LAST> {
@@ -153,6 +160,10 @@ impl<'de, const DATA_LAST: bool> Fields<'de> for Payload<'de, DATA_LAST> {
             "meta" => self.meta = map.next_value()?,
             "command" => self.command = map.next_value()?,
             "payload" => self.payload = map.next_value()?,
+            "node" => self.node = map.next_value()?,
+            "seq" => self.seq = map.next_value()?,
+            "offset" => self.offset = map.next_value()?,
+            "epoch" => self.epoch = map.next_value()?,
             _ => skip(map)?,
         }
         Ok(())

@@ -146,8 +146,8 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             Stage::Echo(_) => StageState::Echo,
             Stage::Session(mut session, _) | Stage::Orphan(mut session) => {
                 for topic in session.topics() {
-                    if let Some(stream) = self.hub.detach(index, topic) {
-                        self.services.unfollow(stream);
+                    if let Some(change) = self.hub.detach(index, topic) {
+                        self.services.unfollow(topic.stream(), change);
                     }
                 }
                 session.move_clock(now, 0);
@@ -274,8 +274,8 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     fn attach_all(&mut self, index: u32) {
         let Stage::Session(session, _) = &self.slots[index].stage else { return };
         for topic in session.topics() {
-            if let Some(stream) = self.hub.attach(index, topic) {
-                self.services.follow(stream);
+            if let Some(change) = self.hub.attach(index, topic) {
+                self.services.follow(topic.stream(), change);
             }
         }
     }

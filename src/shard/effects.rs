@@ -176,15 +176,15 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                 }
                 Effect::Spoken => self.spoken(index),
                 Effect::Attach(topic) if self.is_live(index) => {
-                    if let Some(stream) = self.hub.attach(index, &topic) {
-                        self.services.follow(stream);
+                    if let Some(change) = self.hub.attach(index, &topic) {
+                        self.services.follow(topic.stream(), change);
                     }
                 }
                 // An effect before this one has closed the connection, and nobody would detach it any more.
                 Effect::Attach(_) => {}
                 Effect::Detach(topic) => {
-                    if let Some(stream) = self.hub.detach(index, &topic) {
-                        self.services.unfollow(stream);
+                    if let Some(change) = self.hub.detach(index, &topic) {
+                        self.services.unfollow(topic.stream(), change);
                     }
                 }
                 Effect::Whisper { stream, message } => {

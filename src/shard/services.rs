@@ -1,7 +1,7 @@
 //! What the node gives to a shard: answers to questions, the way for publications, the HTTP server, and counts that
 //! all shards share.
 
-use crate::hub::StreamKey;
+use crate::hub::StreamChange;
 use crate::model::{PresenceChange, Publication, Question, Reply, Request, SavedSession, Sid, SlotKey};
 
 use super::Incoming;
@@ -40,11 +40,11 @@ pub trait Services<S> {
     /// Whether a session that was found may go on: not when the app has sent its client away meanwhile.
     fn may_go_on(&mut self, saved: &SavedSession) -> bool;
 
-    /// This shard wants publications of these streams. When it returns, every later publication comes here.
-    fn follow(&mut self, stream: StreamKey);
+    /// This shard wants publications of this stream. When it returns, every later publication of this node comes here.
+    fn follow(&mut self, stream: &str, change: StreamChange);
 
     /// This shard wants them no more.
-    fn unfollow(&mut self, stream: StreamKey);
+    fn unfollow(&mut self, stream: &str, change: StreamChange);
 
     /// The first session with these connection identifiers is on this shard.
     fn identity_came(&mut self, identifiers: &str);

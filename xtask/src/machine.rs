@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 pub enum Need {
     /// A program in the path, and the Debian package that holds it.
     Program { program: &'static str, package: &'static str },
+    /// The same of a program that not every Debian has.
+    NewerProgram { program: &'static str, package: &'static str },
     /// Node.js, new enough for the client libraries.
     Node,
     /// The npm packages of `tests/clients`, exactly as its lock file says.
@@ -44,6 +46,12 @@ pub const NGINX: Need = Need::Program { program: "nginx", package: "nginx-light"
 pub const HAPROXY: Need = Need::Program { program: "haproxy", package: "haproxy" };
 pub const PROMETHEUS: Need = Need::Program { program: "prometheus", package: "prometheus" };
 pub const PROMTOOL: Need = Need::Program { program: "promtool", package: "prometheus" };
+pub const REDIS: Need = Need::Program { program: "redis-server", package: "redis-server" };
+pub const REDIS_CLI: Need = Need::Program { program: "redis-cli", package: "redis-tools" };
+pub const SENTINEL: Need = Need::Program { program: "redis-sentinel", package: "redis-sentinel" };
+pub const NATS: Need = Need::Program { program: "nats-server", package: "nats-server" };
+pub const VALKEY: Need = Need::NewerProgram { program: "valkey-server", package: "valkey-server" };
+pub const VALKEY_SENTINEL: Need = Need::NewerProgram { program: "valkey-sentinel", package: "valkey-sentinel" };
 pub const VALGRIND: Need = Need::Program { program: "valgrind", package: "valgrind" };
 
 /// The oldest major version of Node.js that every package in the lock file takes.
@@ -53,7 +61,7 @@ impl Need {
     /// None when it is there, else what is wrong.
     pub fn missing(self, places: &Places) -> Option<String> {
         match self {
-            Need::Program { program, package } => {
+            Need::Program { program, package } | Need::NewerProgram { program, package } => {
                 (!in_path(program)).then(|| format!("{program} (Debian package {package})"))
             }
             Need::Node => match node_major(places) {
@@ -94,7 +102,7 @@ impl Need {
 
     /// Whether a machine may be unable to have it, in which case the steps that need it are left out.
     pub fn is_optional(self) -> bool {
-        matches!(self, Need::Advisories | Need::OldestRust)
+        matches!(self, Need::Advisories | Need::OldestRust | Need::NewerProgram { .. })
     }
 
     fn debian_package(self) -> Option<&'static str> {
@@ -110,10 +118,20 @@ impl Need {
 pub fn install(places: &Places, needs: &[Need]) {
     let missing: Vec<Need> = needs.iter().copied().filter(|need| need.missing(places).is_some()).collect();
     let packages: Vec<&str> = missing.iter().filter_map(|need| need.debian_package()).collect();
-    if !packages.is_empty() {
-        println!("installing Debian packages: {}", packages.join(" "));
+    // Each by itself: one that this Debian does not have must not keep the others away.
+    let newer = missing.iter().filter_map(|need| match need {
+        Need::NewerProgram { package, .. } => Some(*package),
+        _ => None,
+    });
+    let newer: Vec<&str> = newer.collect();
+    if !packages.is_empty() || !newer.is_empty() {
+        println!("installing Debian packages: {}", [packages.as_slice(), &newer].concat().join(" "));
         debian(places, &["update"]);
-        debian(places, &[&["install", "--yes", "--no-install-recommends"], packages.as_slice()].concat());
+        for packages in std::iter::once(packages).chain(newer.iter().map(|package| vec![*package])) {
+            if !packages.is_empty() {
+                debian(places, &[&["install", "--yes", "--no-install-recommends"], packages.as_slice()].concat());
+            }
+        }
     }
     for need in missing {
         match need {
@@ -162,15 +180,22 @@ pub fn install(places: &Places, needs: &[Need]) {
                     .args(["toolchain", "install", &version, "--profile", "minimal", "--no-self-update"])
                     .passes();
             }
-            Need::Program { .. } | Need::Node => {}
+            Need::Program { .. } | Need::NewerProgram { .. } | Need::Node => {}
         }
     }
 }
 
+/// Lets apt-get install, and no service start that comes with a package: the tests start their own.
+/// <https://people.debian.org/~hmh/invokerc.d-policyrc.d-specification.txt>: 101 is "not allowed".
+const APT: &str = "\
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then trap 'rm -f $policy' EXIT; printf '#!/bin/sh\\nexit 101\\n' > $policy; chmod 755 $policy; fi
+DEBIAN_FRONTEND=noninteractive apt-get \"$@\"";
+
 fn debian(places: &Places, args: &[&str]) {
     let root = Command::new("id", places).arg("-u").output().is_some_and(|id| id.trim() == "0");
-    let command = if root { Command::new("apt-get", places) } else { Command::new("sudo", places).arg("apt-get") };
-    command.env("DEBIAN_FRONTEND", "noninteractive").args(args).passes();
+    let command = if root { Command::new("sh", places) } else { Command::new("sudo", places).arg("sh") };
+    command.args(["-c", APT, "apt-get"]).args(args).passes();
 }
 
 fn in_path(program: &str) -> bool {

@@ -6,8 +6,8 @@ use crate::command::{Command, cargo};
 use crate::containers::{self, BUILDAH, HADOLINT, HELM, KUBERNETES_VALIDATE};
 use crate::debian::MMDEBSTRAP;
 use crate::machine::{
-    self, CHROMIUM, FISH, GROFF, HAPROXY, IP, MANDOC, NFT, NGINX, NPM, Need, PERL, PROMETHEUS, PROMTOOL, SYSTEMD,
-    VALGRIND, ZSH,
+    self, CHROMIUM, FISH, GROFF, HAPROXY, IP, MANDOC, NATS, NFT, NGINX, NPM, Need, PERL, PROMETHEUS, PROMTOOL, REDIS,
+    REDIS_CLI, SENTINEL, SYSTEMD, VALGRIND, VALKEY, VALKEY_SENTINEL, ZSH,
 };
 use crate::package::{self, CARGO_DEB, LINTIAN};
 use crate::smoke;
@@ -100,6 +100,18 @@ pub const ALL: &[Step] = &[
         what: "nginx and HAProxy in front of the real binary",
         needs: &[NGINX, HAPROXY],
         run: proxies,
+    },
+    Step {
+        name: "cluster",
+        what: "several nodes with real Redis, Sentinel, Redis Cluster and NATS, which die and come back",
+        needs: &[REDIS, REDIS_CLI, SENTINEL, NATS, Need::Node, NPM, Need::ClientPackages],
+        run: cluster,
+    },
+    Step {
+        name: "valkey",
+        what: "the same with Valkey in Redis's place, where this Debian has it",
+        needs: &[VALKEY, VALKEY_SENTINEL, NATS],
+        run: valkey,
     },
     Step {
         name: "prometheus",
@@ -306,6 +318,23 @@ fn proxies(places: &Places) -> Outcome {
     Outcome::Ran { passed, count }
 }
 
+fn cluster(places: &Places) -> Outcome {
+    let (passed, mut count) = cargo(places).args(["test", "--test", "cluster", "--", "--ignored"]).counts();
+    match node(places, vec![client_test(places, SENDERS_TEST)], &[]) {
+        Outcome::Ran { passed: also_passed, count: more } => {
+            count.add(more);
+            Outcome::Ran { passed: passed && also_passed, count }
+        }
+        other => other,
+    }
+}
+
+fn valkey(places: &Places) -> Outcome {
+    let test = cargo(places).args(["test", "--test", "cluster", "--", "--ignored"]);
+    let (passed, count) = test.env("CLUSTER_TEST_REDIS", "valkey").counts();
+    Outcome::Ran { passed, count }
+}
+
 fn shells(places: &Places) -> Outcome {
     let (passed, count) = cargo(places).args(["test", "--test", "shells", "--", "--ignored"]).counts();
     Outcome::Ran { passed, count }
@@ -397,8 +426,9 @@ const ADMIN_TEST: &str = "admin.test.mjs";
 const HEARTBEAT_TEST: &str = "heartbeat.test.mjs";
 const CUTS_TEST: &str = "cuts.test.mjs";
 const BROWSER_CUTS_TEST: &str = "browser-cuts.test.mjs";
+const SENDERS_TEST: &str = "senders.test.mjs";
 /// Those with a step of their own.
-const APART: [&str; 4] = [DEMO_TEST, ADMIN_TEST, CUTS_TEST, BROWSER_CUTS_TEST];
+const APART: [&str; 5] = [DEMO_TEST, ADMIN_TEST, CUTS_TEST, BROWSER_CUTS_TEST, SENDERS_TEST];
 
 fn clients(places: &Places) -> Outcome {
     let mut files = tuning::files(&places.root.join("tests/clients"), "mjs");

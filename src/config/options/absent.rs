@@ -36,9 +36,8 @@ const fn renamed(name: &'static str, toml: &'static str, kind: Kind, to: &'stati
     Definition::without_field(name, toml, "", kind, Status::Renamed { to }).group("Old names")
 }
 
-const REDIS: &str = "this release talks to no Redis, and what an app publishes there does not arrive; broadcast over HTTP (in the \
-                     app: ANYCABLE_BROADCAST_ADAPTER=http), and run one node";
-const NATS: &str = "this release talks to no NATS; broadcast over HTTP, and run one node";
+const EMBEDDED_NATS: &str = "a NATS server is a program in Go and cannot be inside of this one; run nats-server beside it, and set \
+                             --pubsub nats and --nats-servers (docs/cluster.md says how)";
 const TLS: &str = "this release speaks no TLS to clients; let a proxy in front do it";
 const SSE: &str = "this release has no server-sent events; use WebSockets";
 const DURABLE: &str = "this release has no durable streams; use WebSockets";
@@ -50,6 +49,7 @@ const PRO: &str = "it belongs to AnyCable Pro and is not in this release";
 const NO_BUFFERS: &str = "connections have no buffers of their own here";
 const NO_POOL: &str = "there is no such pool here";
 const NO_EFFECT: &str = "it has no effect in AnyCable either";
+const FOR_EVER: &str = "a lost connection is tried again for ever";
 const NO_MRUBY: &str = "there is no mruby here";
 
 pub(super) const DEFINITIONS: &[Definition] = &[
@@ -76,6 +76,14 @@ pub(super) const DEFINITIONS: &[Definition] = &[
     ignored("disable-telemetry", "", Kind::Text, "Cableway sends no usage data to anybody"),
     ignored("telemetry-url", "", Kind::Text, "Cableway sends no usage data to anybody"),
     ignored("telemetry-debug", "", Kind::Text, "Cableway sends no usage data to anybody"),
+    ignored(
+        "redis-disable-cache",
+        "redis.disable_cache",
+        Kind::Bool,
+        "this server never asks Redis to track what it caches",
+    ),
+    ignored("", "redis.max_reconnect_attempts", Kind::Number, FOR_EVER),
+    ignored("", "nats.max_reconnect_attempts", Kind::Number, FOR_EVER),
     ignored("memory-metrics", "", Kind::Text, "the metrics of Go's heap do not exist here"),
     // Not there yet.
     not_yet("ssl-cert", "server.ssl.cert_path", "", Kind::Text, TLS).needs("ssl-key"),
@@ -88,49 +96,20 @@ pub(super) const DEFINITIONS: &[Definition] = &[
         "this release does not compress; leave it off",
     ),
     not_yet("", "streams.pubsub_channel", "$pubsub", Kind::Text, "the name of the channel is fixed in this release"),
-    not_yet("pubsub", "pubsub_adapter", "", Kind::Text, "this release runs as one node; leave it empty"),
-    tunes("redis-channel", "redis_pubsub_broadcast.channel", "__anycable__", Kind::Text, REDIS),
-    tunes("redisx-stream", "redis_stream_broadcast.stream", "__anycable__", Kind::Text, REDIS),
-    tunes("redisx-group", "redis_stream_broadcast.group", "bx", Kind::Text, REDIS),
-    tunes(
-        "redisx-read-block-milliseconds",
-        "redis_stream_broadcast.stream_read_block_milliseconds",
-        "2000ms",
-        Kind::Number,
-        REDIS,
-    )
-    .unit(Unit::Milliseconds),
-    tunes("", "redis_pubsub.channel", "__anycable_internal__", Kind::Text, REDIS),
-    tunes("redis-url", "redis.url", "redis://localhost:6379", Kind::Text, REDIS).env(&["REDIS_URL"]),
-    tunes("redis-sentinels", "redis.sentinels", "", Kind::Text, REDIS),
-    tunes("redis-sentinel-discovery-interval", "redis.sentinel_discovery_interval", "30s", Kind::Number, REDIS)
-        .unit(Unit::Seconds),
-    tunes("redis-keepalive-interval", "redis.keepalive_ping_interval", "30s", Kind::Number, REDIS).unit(Unit::Seconds),
-    tunes("redis-tls-verify", "redis.tls_verify", "false", Kind::Bool, REDIS),
-    tunes("redis-tls-ca-cert-path", "redis.tls_ca_cert_path", "", Kind::Text, REDIS),
-    tunes("redis-tls-client-cert-path", "redis.tls_client_cert_path", "", Kind::Text, REDIS),
-    tunes("redis-tls-client-key-path", "redis.tls_client_key_path", "", Kind::Text, REDIS),
-    tunes("redis-disable-cache", "redis.disable_cache", "false", Kind::Bool, REDIS),
-    tunes("", "redis.max_reconnect_attempts", "5", Kind::Number, REDIS),
-    tunes("nats-channel", "nats_broadcast.channel", "__anycable__", Kind::Text, NATS),
-    tunes("", "nats_pubsub.channel", "__anycable_internal__", Kind::Text, NATS),
-    tunes("nats-servers", "nats.servers", "nats://127.0.0.1:4222", Kind::Text, NATS),
-    tunes("nats-dont-randomize-servers", "nats.dont_randomize_servers", "false", Kind::Bool, NATS),
-    tunes("", "nats.max_reconnect_attempts", "5", Kind::Number, NATS),
-    not_yet("embed-nats", "embedded_nats.enabled", "false", Kind::Bool, NATS),
-    tunes("enats-addr", "embedded_nats.service_addr", "nats://127.0.0.1:4222", Kind::Text, NATS),
-    tunes("enats-cluster", "embedded_nats.cluster_addr", "", Kind::Text, NATS),
-    tunes("enats-cluster-name", "embedded_nats.cluster_name", "anycable-cluster", Kind::Text, NATS),
-    tunes("enats-cluster-routes", "embedded_nats.routes", "", Kind::List, NATS),
-    tunes("enats-gateway", "embedded_nats.gateway_addr", "", Kind::Text, NATS),
-    tunes("enats-gateways", "embedded_nats.gateways", "", Kind::List, NATS),
-    tunes("enats-gateway-advertise", "embedded_nats.gateway_advertise", "", Kind::Text, NATS),
-    tunes("enats-store-dir", "embedded_nats.jetstream_store_dir", "", Kind::Text, NATS),
-    tunes("enats-server-name", "embedded_nats.name", "", Kind::Text, NATS),
-    tunes("enats-debug", "embedded_nats.debug", "false", Kind::Bool, NATS),
-    tunes("enats-trace", "embedded_nats.trace", "false", Kind::Bool, NATS),
-    tunes("enats-max-payload", "embedded_nats.max_payload", "0", Kind::Number, NATS).unit(Unit::Bytes),
-    tunes("", "embedded_nats.jetstream_ready_timeout", "30s", Kind::Number, NATS).unit(Unit::Seconds),
+    not_yet("embed-nats", "embedded_nats.enabled", "false", Kind::Bool, EMBEDDED_NATS),
+    tunes("enats-addr", "embedded_nats.service_addr", "nats://127.0.0.1:4222", Kind::Text, EMBEDDED_NATS),
+    tunes("enats-cluster", "embedded_nats.cluster_addr", "", Kind::Text, EMBEDDED_NATS),
+    tunes("enats-cluster-name", "embedded_nats.cluster_name", "anycable-cluster", Kind::Text, EMBEDDED_NATS),
+    tunes("enats-cluster-routes", "embedded_nats.routes", "", Kind::List, EMBEDDED_NATS),
+    tunes("enats-gateway", "embedded_nats.gateway_addr", "", Kind::Text, EMBEDDED_NATS),
+    tunes("enats-gateways", "embedded_nats.gateways", "", Kind::List, EMBEDDED_NATS),
+    tunes("enats-gateway-advertise", "embedded_nats.gateway_advertise", "", Kind::Text, EMBEDDED_NATS),
+    tunes("enats-store-dir", "embedded_nats.jetstream_store_dir", "", Kind::Text, EMBEDDED_NATS),
+    tunes("enats-server-name", "embedded_nats.name", "", Kind::Text, EMBEDDED_NATS),
+    tunes("enats-debug", "embedded_nats.debug", "false", Kind::Bool, EMBEDDED_NATS),
+    tunes("enats-trace", "embedded_nats.trace", "false", Kind::Bool, EMBEDDED_NATS),
+    tunes("enats-max-payload", "embedded_nats.max_payload", "0", Kind::Number, EMBEDDED_NATS).unit(Unit::Bytes),
+    tunes("", "embedded_nats.jetstream_ready_timeout", "30s", Kind::Number, EMBEDDED_NATS).unit(Unit::Seconds),
     not_yet("pusher-app-id", "pusher.app_id", "", Kind::Text, PUSHER).needs("pusher-app-key"),
     tunes("pusher-app-key", "pusher.app_key", "", Kind::Text, PUSHER),
     tunes("pusher-secret", "pusher.secret", "", Kind::Secret, PUSHER),

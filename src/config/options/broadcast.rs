@@ -1,14 +1,21 @@
 //! Options of the ways in for the app: broadcasts and the HTTP API.
 
+use std::time::Duration;
+
 use crate::config::definition::{Unit, options};
-use crate::config::setting::Secret;
+use crate::config::setting::{BroadcastAdapter, Secret};
 
 options! {
     /// Broadcasts from the app.
     Broadcast in broadcast, "Broadcasts";
 
-    /// How broadcasts arrive. Only `http` is there yet, and it is the default (AnyCable's is `http,redis`).
-    adapters: Vec<String> = "http", "broadcast-adapter", "broadcast_adapters";
+    /// How broadcasts arrive: `http`, `redisx` (a stream in Redis), `redis` (its pub/sub), `nats`; several separated by
+    /// commas.
+    ///
+    /// AnyCable's default is `http,redis`. Here it is that where `--redis-url` or `--redis-sentinels` says that there is a
+    /// Redis, and `http` otherwise. Every node gets what is published by `redis` and `nats`, and keeps no history of it; by
+    /// `http` and `redisx` one node gets it and tells the others by `--pubsub`.
+    adapters: Vec<BroadcastAdapter> = "http", "broadcast-adapter", "broadcast_adapters";
 
     /// Bearer key for HTTP broadcasts. Unset: derived from the secret; `none`: no key.
     key: Secret = "", "broadcast-key", "broadcast_key" [.live()];
@@ -26,6 +33,29 @@ options! {
     ///
     /// All bodies that are held at once have 256 MiB together; more is answered 503.
     max_size: usize = "8MiB", "broadcast-max-size", "http_broadcast.max_size" [.unit(Unit::Bytes)];
+
+    /// Channel of Redis that the adapter `redis` listens to.
+    redis_channel: String = "__anycable__", "redis-channel", "redis_pubsub_broadcast.channel";
+
+    /// Stream of Redis that the adapter `redisx` reads. An app adds entries with the field `payload`.
+    redisx_stream: String = "__anycable__", "redisx-stream", "redis_stream_broadcast.stream";
+
+    /// Group in which the nodes read it, each entry on one node.
+    redisx_group: String = "bx", "redisx-group", "redis_stream_broadcast.group";
+
+    /// How long one reading of it waits for an entry.
+    redisx_read_block: Duration = "2s", "redisx-read-block-milliseconds",
+        "redis_stream_broadcast.stream_read_block_milliseconds" [.unit(Unit::Milliseconds).hidden()];
+
+    /// Subject of NATS that the adapter `nats` listens to.
+    nats_channel: String = "__anycable__", "nats-channel", "nats_broadcast.channel";
+}
+
+impl Broadcast {
+    /// Whether broadcasts arrive this way.
+    pub fn has(&self, adapter: BroadcastAdapter) -> bool {
+        self.adapters.contains(&adapter)
+    }
 }
 
 options! {

@@ -9,11 +9,18 @@ options! {
     /// What is remembered for clients that come back.
     Broker in broker, "History, sessions and presence (broker)";
 
-    /// What keeps history, sessions and presence: `none`, or `memory` for this process alone.
+    /// What keeps history, sessions and presence: `none`, `memory` for this process alone, `redis` (6.2 or newer) or `nats`
+    /// (with JetStream) for all nodes.
+    ///
+    /// Beside pub/sub `memory` would keep for one node only, so it is carried out as `redis` or `nats` then.
     ///
     /// With it clients of @anycable/web and @anycable/core (protocol `actioncable-v1-ext-json`) miss nothing on a bad
     /// network: they get what was published while they were away, and go on with their session without a call to the app.
     kind: BrokerKind = "none", "broker", "broker.adapter";
+
+    /// Begins the name of everything that is kept in Redis or NATS: letters, digits, - and _. Clusters that share one need
+    /// different ones.
+    prefix: String = "cableway", "broker-prefix", "broker.prefix";
 
     /// Messages kept of each stream.
     history_limit: u32 = "100", "history-limit", "broker.history_limit";

@@ -1,0 +1,65 @@
+//! Broadcasts by pub/sub of Redis (adapter `redis`): every node listens to one channel and serves its own clients.
+//!
+//! What is published while the link is away is lost, as it is for everybody who listens to pub/sub.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use redis::{ErrorKind, RedisError, RedisResult};
+
+use super::{Broadcast, Fanout, Source};
+use crate::link::redis::{ANSWER_TIMEOUT, Redis, connect_pubsub, in_time};
+use crate::link::{LinkState, keep};
+
+/// How often the server is asked whether it is there.
+const PING_EVERY: Duration = Duration::from_secs(5);
+
+/// The source.
+pub struct RedisSource {
+    /// Where it is.
+    pub redis: Arc<Redis>,
+    /// How the link is doing.
+    pub state: Arc<LinkState>,
+    /// What to listen to (`--redis-channel`).
+    pub channel: String,
+    /// How often sentinels are asked for the master.
+    pub ask_sentinels_every: Duration,
+}
+
+impl RedisSource {
+    /// Listens for as long as the node runs.
+    pub async fn run(self, broadcast: Arc<Broadcast>) {
+        let fanout = Fanout::new(Source::Redis, broadcast);
+        let listen = || async { self.listen(&fanout).await.err().unwrap_or_else(closed) };
+        tokio::join!(keep(&self.state, listen), fanout.keep_delivering());
+    }
+
+    /// Listens until something fails.
+    async fn listen(&self, fanout: &Fanout) -> RedisResult<()> {
+        let server = self.redis.server().await?;
+        let (mut sink, mut messages) = connect_pubsub(&server).await?.split();
+        in_time(ANSWER_TIMEOUT, sink.subscribe(&self.channel)).await?;
+        self.state.came_up();
+        let read = async {
+            while let Some(message) = messages.next().await {
+                fanout.push(message.get_payload_bytes());
+            }
+            Err::<(), _>(closed())
+        };
+        let ping = async {
+            loop {
+                tokio::time::sleep(PING_EVERY).await;
+                if let Err(error) = in_time(ANSWER_TIMEOUT, sink.ping::<redis::Value>()).await {
+                    return Err::<(), _>(error);
+                }
+            }
+        };
+        let replaced = async { Err::<(), _>(self.redis.until_replaced(&server, self.ask_sentinels_every).await) };
+        tokio::try_join!(read, ping, replaced).map(|((), (), ())| ())
+    }
+}
+
+fn closed() -> RedisError {
+    (ErrorKind::Io, "the server has closed the connection").into()
+}

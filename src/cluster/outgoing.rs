@@ -1,0 +1,210 @@
+//! What waits to be sent to other nodes.
+//!
+//! Publishers put in while they hold their stream's lock, and go on at once. The link takes out in order. When it is away
+//! or too slow, the oldest go: what is live is worth most when it is new, and with a broker nobody depends on it.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::ClusterMetrics;
+use crate::model::{NameHasher, NodeId, Publication, RemoteDisconnect};
+use crate::proto::publication::between_nodes::{self, Origin};
+
+/// Messages that wait. A second's worth of what one node can publish.
+const MESSAGES_MAX: usize = 65_536;
+
+/// Bytes of messages that wait.
+const BYTES_MAX: usize = 32 << 20;
+
+/// Nobody is sent what is older: a client that sees it would take it for new.
+const AGE_MAX: Duration = Duration::from_secs(60);
+
+/// What a message costs beside its texts.
+const MESSAGE_BYTES: usize = 128;
+
+/// Streams of which the numbers are known, at least those published to last; twice as many at most.
+const COUNTERS: usize = 32_768;
+
+/// A message ready to be sent.
+#[derive(Clone, Debug)]
+pub struct Sent {
+    /// The stream it is for; none: a command for all nodes.
+    pub stream: Option<Box<str>>,
+    /// What goes over the link.
+    pub payload: String,
+}
+
+/// The queue.
+pub struct Outgoing {
+    node: NodeId,
+    /// Held to put one in or to take some out.
+    queue: Mutex<Queue>,
+    came: Notify,
+}
+
+#[derive(Default)]
+struct Queue {
+    messages: VecDeque<(Instant, Message)>,
+    bytes: usize,
+    counters: Counters,
+}
+
+enum Message {
+    Publication(Publication, u64),
+    Disconnect(RemoteDisconnect),
+    Command {
+        name: &'static str,
+        payload: String,
+    },
+    /// Was taken out, and the link was lost before it was certain that it is there.
+    Again(Sent),
+}
+
+impl Message {
+    fn bytes(&self) -> usize {
+        let texts = match self {
+            Message::Publication(publication, _) => publication.message.len() + publication.stream.len(),
+            Message::Disconnect(disconnect) => disconnect.identifiers.len(),
+            Message::Command { payload, .. } => payload.len(),
+            Message::Again(sent) => sent.payload.len(),
+        };
+        texts + MESSAGE_BYTES
+    }
+}
+
+impl Queue {
+    fn pop(&mut self) -> Option<(Instant, Message)> {
+        let popped = self.messages.pop_front()?;
+        self.bytes -= popped.1.bytes();
+        Some(popped)
+    }
+
+    fn push(&mut self, message: Message, metrics: &ClusterMetrics) {
+        self.bytes += message.bytes();
+        self.messages.push_back((Instant::now(), message));
+        while self.messages.len() > MESSAGES_MAX || self.bytes > BYTES_MAX {
+            self.pop();
+            metrics.cluster_dropped_total.inc();
+        }
+    }
+}
+
+impl Outgoing {
+    pub(super) fn new(node: NodeId) -> Outgoing {
+        Outgoing { node, queue: Mutex::default(), came: Notify::new() }
+    }
+
+    /// Messages that wait, and their bytes.
+    pub fn waiting(&self) -> (usize, usize) {
+        let queue = self.queue();
+        (queue.messages.len(), queue.bytes)
+    }
+
+    pub(super) fn publication(&self, publication: Publication, metrics: &ClusterMetrics) {
+        let mut queue = self.queue();
+        let seq = queue.counters.next(&publication.stream);
+        queue.push(Message::Publication(publication, seq), metrics);
+        drop(queue);
+        self.came.notify_one();
+    }
+
+    pub(super) fn disconnect(&self, disconnect: RemoteDisconnect, metrics: &ClusterMetrics) {
+        self.queue().push(Message::Disconnect(disconnect), metrics);
+        self.came.notify_one();
+    }
+
+    /// Gives the other nodes of ours a command; `payload` is JSON text.
+    pub fn command(&self, name: &'static str, payload: String, metrics: &ClusterMetrics) {
+        self.queue().push(Message::Command { name, payload }, metrics);
+        self.came.notify_one();
+    }
+
+    /// Waits for messages and takes up to `most` of them out, in their order, and no more than about `bytes_max`. Whoever
+    /// is dropped while it waits has taken none.
+    pub async fn next(&self, most: usize, bytes_max: usize, metrics: &ClusterMetrics) -> Vec<Sent> {
+        loop {
+            let taken = self.take(most, bytes_max, metrics);
+            if !taken.is_empty() {
+                return taken;
+            }
+            self.came.notified().await;
+        }
+    }
+
+    fn take(&self, most: usize, bytes_max: usize, metrics: &ClusterMetrics) -> Vec<Sent> {
+        let (mut taken, mut bytes) = (Vec::new(), 0);
+        let mut queue = self.queue();
+        while taken.len() < most && bytes < bytes_max {
+            let Some((came, message)) = queue.pop() else { break };
+            if came.elapsed() > AGE_MAX {
+                metrics.cluster_dropped_total.inc();
+                continue;
+            }
+            bytes += message.bytes();
+            taken.push(message);
+        }
+        drop(queue);
+        // Encoded here and not by the publishers, who hold locks.
+        taken.into_iter().map(|message| self.encode(message)).collect()
+    }
+
+    fn encode(&self, message: Message) -> Sent {
+        match message {
+            Message::Publication(publication, seq) => {
+                let payload = between_nodes::write(&publication, Origin { node: self.node, seq });
+                Sent { stream: Some(publication.stream), payload }
+            }
+            Message::Disconnect(disconnect) => {
+                Sent { stream: None, payload: between_nodes::write_disconnect(&disconnect, self.node) }
+            }
+            Message::Command { name, payload } => {
+                Sent { stream: None, payload: between_nodes::write_command(name, &payload, self.node) }
+            }
+            Message::Again(sent) => sent,
+        }
+    }
+
+    /// Puts messages back to the front, in their order: the link was lost before it was certain that they are there. One
+    /// that is there all the same comes twice, and nodes of ours drop it.
+    pub fn put_back(&self, messages: Vec<Sent>) {
+        let mut queue = self.queue();
+        for sent in messages.into_iter().rev() {
+            let message = Message::Again(sent);
+            queue.bytes += message.bytes();
+            let came = queue.messages.front().map_or_else(Instant::now, |(came, _)| *came);
+            queue.messages.push_front((came, message));
+        }
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What was published to each stream, counted. One that is forgotten begins anew at a number far away from its last.
+#[derive(Default)]
+struct Counters {
+    recent: HashMap<Box<str>, u64, NameHasher>,
+    older: HashMap<Box<str>, u64, NameHasher>,
+}
+
+impl Counters {
+    fn next(&mut self, stream: &str) -> u64 {
+        if let Some(last) = self.recent.get_mut(stream) {
+            *last += 1;
+            return *last;
+        }
+        // Below 2^53, which is what JSON holds everywhere, with room to count.
+        let first = || rand::random::<u64>() >> 12;
+        let next = self.older.remove(stream).map_or_else(first, |last| last + 1);
+        if self.recent.len() >= COUNTERS {
+            self.older = std::mem::take(&mut self.recent);
+        }
+        self.recent.insert(stream.into(), next);
+        next
+    }
+}

@@ -1,0 +1,305 @@
+//! Which streams this node follows, by name, and how far the link is with them.
+//!
+//! A stream is followed while a shard does. The link hears of the first and of the last: [`Streams::changes`] gives it what
+//! is to be subscribed to and what not any more. Unsubscribing waits for [`LEAVE_AFTER`], because a client that reloads its
+//! page is back by then, and costs nothing.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+
+use crate::model::{NameHasher, NodeId};
+use crate::proto::publication::between_nodes::Origin;
+
+/// How long a stream that nobody here follows any more stays subscribed to.
+const LEAVE_AFTER: Duration = Duration::from_secs(5);
+
+/// Nobody waits longer to hear that a stream is subscribed to.
+pub const WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// A power of two. Shards and the link rarely want the same lock.
+const BUCKETS: usize = 64;
+
+/// Nodes of which the numbers of one stream are kept. More publish to few streams, and then some gaps are not noticed.
+const NODES_MAX: usize = 32;
+
+/// Numbers that are further apart are none of one count: the other node has forgotten where it was.
+const JUMP_MAX: u64 = 1 << 20;
+
+/// Called once, by any thread; must not wait.
+pub type Then = Box<dyn FnOnce() + Send>;
+
+/// The table.
+pub struct Streams {
+    hasher: NameHasher,
+    /// Each taken for one look.
+    buckets: Box<[Mutex<HashMap<Arc<str>, Entry, NameHasher>>]>,
+    /// Never taken together with a bucket.
+    pending: Mutex<Pending>,
+    changed: Notify,
+    waiting: Notify,
+    up: AtomicBool,
+}
+
+#[derive(Default)]
+struct Entry {
+    shards: u32,
+    /// The server has acknowledged it.
+    subscribed: bool,
+    /// It stands in `Pending::leaving`.
+    leaving: bool,
+    waiting: Vec<Then>,
+    /// The last number of each node.
+    seen: Vec<(NodeId, u64)>,
+}
+
+/// What the link is to look at. Names stand here at most once each for each reason, so it is bounded by the table.
+#[derive(Default)]
+struct Pending {
+    wanted: Vec<Arc<str>>,
+    leaving: VecDeque<(Instant, Arc<str>)>,
+    /// Somebody waits for these to be subscribed to, until then.
+    awaited: VecDeque<(Instant, Arc<str>)>,
+}
+
+/// What is to be done by the link, in this order.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// Streams to unsubscribe from.
+    pub unsubscribe: Vec<Arc<str>>,
+    /// Streams to subscribe to. When the server has acknowledged it, [`Streams::subscribed`] is to be told.
+    pub subscribe: Vec<Arc<str>>,
+}
+
+/// What the number of a publication says.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// It is the next one, or the first that is seen.
+    Next,
+    /// It was seen before.
+    Again,
+    /// So many before it did not come.
+    After(u64),
+}
+
+impl Default for Streams {
+    fn default() -> Streams {
+        let hasher = NameHasher::default();
+        Streams {
+            hasher,
+            buckets: (0..BUCKETS).map(|_| Mutex::new(HashMap::with_hasher(hasher))).collect(),
+            pending: Mutex::default(),
+            changed: Notify::new(),
+            waiting: Notify::new(),
+            up: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Streams {
+    /// Streams in the table.
+    pub fn len(&self) -> usize {
+        self.buckets.iter().map(|bucket| lock(bucket).len()).sum()
+    }
+
+    /// Whether it is empty.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// One more shard follows a stream.
+    pub fn follow(&self, stream: &str) {
+        let mut bucket = self.bucket(stream);
+        if let Some(entry) = bucket.get_mut(stream) {
+            entry.shards += 1;
+            return;
+        }
+        let name: Arc<str> = stream.into();
+        bucket.insert(Arc::clone(&name), Entry { shards: 1, ..Entry::default() });
+        drop(bucket);
+        lock(&self.pending).wanted.push(name);
+        self.changed.notify_one();
+    }
+
+    /// One shard less follows it.
+    pub fn unfollow(&self, stream: &str) {
+        let mut bucket = self.bucket(stream);
+        let Some((name, _)) = bucket.get_key_value(stream) else { return };
+        let name = Arc::clone(name);
+        let Some(entry) = bucket.get_mut(stream) else { return };
+        entry.shards = entry.shards.saturating_sub(1);
+        if entry.shards > 0 || std::mem::replace(&mut entry.leaving, true) {
+            return;
+        }
+        drop(bucket);
+        lock(&self.pending).leaving.push_back((Instant::now() + LEAVE_AFTER, name));
+        self.changed.notify_one();
+    }
+
+    /// Calls `then` once the stream is subscribed to; see [`Cluster::when_subscribed`](super::Cluster::when_subscribed).
+    pub fn when_subscribed(&self, stream: &str, then: Then) {
+        let mut bucket = self.bucket(stream);
+        let name = bucket.get_key_value(stream).map(|(name, _)| Arc::clone(name));
+        let entry = bucket.get_mut(stream).filter(|entry| !entry.subscribed);
+        let (Some(name), Some(entry)) = (name, entry) else {
+            drop(bucket);
+            return then();
+        };
+        // Looked at with the bucket locked: `went_down` clears this first and then goes through the buckets.
+        if !self.up.load(Ordering::SeqCst) {
+            drop(bucket);
+            return then();
+        }
+        entry.waiting.push(then);
+        drop(bucket);
+        lock(&self.pending).awaited.push_back((Instant::now() + WAIT_MAX, name));
+        self.waiting.notify_one();
+    }
+
+    /// What a publication's number says, for a stream that is followed; it is remembered.
+    pub fn seen(&self, stream: &str, origin: Origin) -> Seen {
+        let mut bucket = self.bucket(stream);
+        let Some(entry) = bucket.get_mut(stream) else { return Seen::Next };
+        let Some((_, last)) = entry.seen.iter_mut().find(|(node, _)| *node == origin.node) else {
+            if entry.seen.len() == NODES_MAX {
+                entry.seen.remove(0);
+            }
+            entry.seen.push((origin.node, origin.seq));
+            return Seen::Next;
+        };
+        if *last >= origin.seq && *last - origin.seq < JUMP_MAX {
+            return Seen::Again;
+        }
+        let ahead = origin.seq.wrapping_sub(*last);
+        *last = origin.seq;
+        if (2..JUMP_MAX).contains(&ahead) { Seen::After(ahead - 1) } else { Seen::Next }
+    }
+
+    /// A link is up: gives everything that is to be subscribed to. Changes since then come by [`Self::changes`].
+    pub fn came_up(&self) -> Vec<Arc<str>> {
+        {
+            let mut pending = lock(&self.pending);
+            pending.wanted.clear();
+            pending.leaving.clear();
+        }
+        self.up.store(true, Ordering::SeqCst);
+        let mut names = Vec::new();
+        for bucket in &self.buckets {
+            let mut bucket = lock(bucket);
+            bucket.retain(|_, entry| entry.shards > 0);
+            names.extend(bucket.iter_mut().map(|(name, entry)| {
+                entry.leaving = false;
+                Arc::clone(name)
+            }));
+        }
+        names
+    }
+
+    /// The link is lost: nothing is subscribed to, and nobody waits for it.
+    pub fn went_down(&self) {
+        self.up.store(false, Ordering::SeqCst);
+        for bucket in &self.buckets {
+            let mut waiting = Vec::new();
+            for entry in lock(bucket).values_mut() {
+                entry.subscribed = false;
+                waiting.append(&mut entry.waiting);
+            }
+            waiting.into_iter().for_each(|then| then());
+        }
+    }
+
+    /// The server has acknowledged these.
+    pub fn subscribed(&self, names: &[Arc<str>]) {
+        for name in names {
+            let mut bucket = self.bucket(name);
+            let Some(entry) = bucket.get_mut(name) else { continue };
+            entry.subscribed = true;
+            let waiting = std::mem::take(&mut entry.waiting);
+            drop(bucket);
+            waiting.into_iter().for_each(|then| then());
+        }
+    }
+
+    /// Waits until there is something to do for the link. Whoever is dropped while it waits has taken nothing.
+    pub async fn changes(&self) -> Changes {
+        loop {
+            let (changes, next) = self.due();
+            if !(changes.subscribe.is_empty() && changes.unsubscribe.is_empty()) {
+                return changes;
+            }
+            notified_or_due(&self.changed, next).await;
+        }
+    }
+
+    fn due(&self) -> (Changes, Option<Instant>) {
+        let (wanted, left, next) = {
+            let mut pending = lock(&self.pending);
+            let left = take_due(&mut pending.leaving);
+            (std::mem::take(&mut pending.wanted), left, pending.leaving.front().map(|(due, _)| *due))
+        };
+        let mut changes = Changes::default();
+        for name in left {
+            let mut bucket = self.bucket(&name);
+            let Some(entry) = bucket.get_mut(&name).filter(|entry| entry.leaving) else { continue };
+            entry.leaving = false;
+            if entry.shards == 0 {
+                bucket.remove(&name);
+                changes.unsubscribe.push(name);
+            }
+        }
+        changes.subscribe = wanted
+            .into_iter()
+            .filter(|name| self.bucket(name).get(name).is_some_and(|entry| !entry.subscribed))
+            .collect();
+        (changes, next)
+    }
+
+    /// Lets nobody wait longer than [`WAIT_MAX`].
+    pub(super) async fn keep_releasing(&self) {
+        loop {
+            let (late, next) = {
+                let mut pending = lock(&self.pending);
+                (take_due(&mut pending.awaited), pending.awaited.front().map(|(due, _)| *due))
+            };
+            for name in late {
+                let waiting = self.bucket(&name).get_mut(&name).map(|entry| std::mem::take(&mut entry.waiting));
+                waiting.into_iter().flatten().for_each(|then| then());
+            }
+            notified_or_due(&self.waiting, next).await;
+        }
+    }
+
+    fn bucket(&self, stream: &str) -> MutexGuard<'_, HashMap<Arc<str>, Entry, NameHasher>> {
+        // Bits that the bucket's own table uses neither for places nor for tags.
+        lock(&self.buckets[(self.hasher.hash_one(stream) >> 32) as usize % BUCKETS])
+    }
+}
+
+fn take_due(list: &mut VecDeque<(Instant, Arc<str>)>) -> Vec<Arc<str>> {
+    let now = Instant::now();
+    let due = list.partition_point(|(due, _)| *due <= now);
+    list.drain(..due).map(|(_, name)| name).collect()
+}
+
+async fn notified_or_due(notify: &Notify, due: Option<Instant>) {
+    let due = async {
+        match due {
+            Some(due) => sleep_until(due).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = notify.notified() => {}
+        () = due => {}
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic cannot leave a table half changed, so a poisoned lock is used as it is.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

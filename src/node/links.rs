@@ -1,0 +1,217 @@
+//! The links of this node to Redis and NATS: what is kept over them, and the thread "links" on which all of it runs. A node
+//! without any has no such thread.
+
+mod nats;
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::broadcast::{Broadcast, PublicationSink, RedisSource, RedisXMetrics, RedisXSource};
+use crate::cluster::{self, Cluster, Incoming, Medium, RedisMedium, Work};
+use crate::config::{BroadcastAdapter, Config, PubSub};
+use crate::link::LinkState;
+use crate::link::redis::{Redis, RedisSettings, RedisSettingsError};
+use crate::model::{NodeId, Publication, RemoteDisconnect};
+use crate::proto::publication::between_nodes::Origin;
+
+use super::StartError;
+use super::publish::Pipeline;
+use super::threads::RuntimeThread;
+
+/// What reads broadcasts from a link until it is told to stop.
+type Source = Box<dyn FnOnce(Arc<Broadcast>, watch::Receiver<bool>) -> SourceWork + Send>;
+type SourceWork = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// What is to run on the thread.
+#[derive(Default)]
+pub(super) struct Links {
+    /// This node's end of the cluster.
+    pub cluster: Cluster,
+    /// How each link is doing.
+    pub states: Vec<Arc<LinkState>>,
+    /// What came by the stream of Redis, if it is read.
+    pub redisx: Option<Arc<RedisXMetrics>>,
+    medium: Option<Box<dyn Medium>>,
+    sources: Vec<Source>,
+}
+
+/// The thread, and the way to stop what it reads.
+pub(super) struct RunningLinks {
+    stop: watch::Sender<bool>,
+    /// Closed when all sources have ended.
+    sources: watch::Receiver<()>,
+    thread: RuntimeThread,
+}
+
+impl RunningLinks {
+    /// Has broadcasts read no more, and waits until what was read is handed over.
+    pub async fn stop_reading(&self) {
+        self.stop.send_replace(true);
+        // An error says that there are no sources any more.
+        while self.sources.clone().changed().await.is_ok() {}
+    }
+
+    /// Leaves the thread to the end of the process.
+    pub fn detach(self) {
+        self.thread.detach();
+    }
+}
+
+impl Links {
+    /// What the configuration asks for. Nothing is connected yet.
+    ///
+    /// # Errors
+    /// Files that are named cannot be read, or hold nothing that can be used.
+    pub fn new(config: &Config) -> Result<Links, StartError> {
+        let mut links = Links::default();
+        if config.pubsub() != PubSub::None {
+            links.cluster = Cluster::new(cluster::Settings { reserved: reserved(config) });
+        }
+        if config.uses_redis() {
+            let redis = redis_settings(config);
+            let redis =
+                Redis::new(&redis).map_err(|error: RedisSettingsError| StartError::Setting(with_cause(&error)))?;
+            links.add_redis(config, &Arc::new(redis));
+        }
+        if config.uses_nats() {
+            links.add_nats(config)?;
+        }
+        Ok(links)
+    }
+
+    fn add_redis(&mut self, config: &Config, redis: &Arc<Redis>) {
+        let ask_sentinels_every = config.redis.sentinel_discovery_interval;
+        if config.pubsub() == PubSub::Redis {
+            self.medium = Some(Box::new(RedisMedium {
+                redis: Arc::clone(redis),
+                state: self.state("redis_pubsub", redis.advice()),
+                prefix: config.cluster.prefix.clone(),
+                commands: config.cluster.redis_channel.clone(),
+                ask_sentinels_every,
+            }));
+        }
+        if config.broadcast.has(BroadcastAdapter::Redis) {
+            let source = RedisSource {
+                redis: Arc::clone(redis),
+                state: self.state("redis", redis.advice()),
+                channel: config.broadcast.redis_channel.clone(),
+                ask_sentinels_every,
+            };
+            self.sources.push(Box::new(|broadcast, stop| Box::pin(until_stopped(source.run(broadcast), stop))));
+        }
+        if config.broadcast.has(BroadcastAdapter::RedisX) {
+            let metrics = Arc::new(RedisXMetrics::default());
+            self.redisx = Some(Arc::clone(&metrics));
+            let source = RedisXSource {
+                redis: Arc::clone(redis),
+                state: self.state("redisx", redis.advice()),
+                stream: config.broadcast.redisx_stream.clone(),
+                group: config.broadcast.redisx_group.clone(),
+                consumer: NodeId::from_bits(rand::random()).to_string(),
+                read_block: config.broadcast.redisx_read_block,
+                metrics,
+            };
+            self.sources.push(Box::new(|broadcast, stop| Box::pin(source.run(broadcast, stop))));
+        }
+    }
+
+    fn state(&mut self, name: &'static str, advice: String) -> Arc<LinkState> {
+        let state = Arc::new(LinkState::new(name, advice));
+        self.states.push(Arc::clone(&state));
+        state
+    }
+
+    /// The runtime, where there is anything to run.
+    pub fn runtime(&self) -> io::Result<Option<Runtime>> {
+        let is_needed = self.medium.is_some() || !self.sources.is_empty();
+        is_needed.then(RuntimeThread::runtime).transpose()
+    }
+
+    /// Puts everything onto the runtime and starts its thread.
+    pub fn start(
+        self,
+        runtime: Option<Runtime>,
+        pipeline: &Arc<Pipeline>,
+        broadcast: &Arc<Broadcast>,
+    ) -> io::Result<Option<RunningLinks>> {
+        let Some(runtime) = runtime else { return Ok(None) };
+        if let (Some(exchange), Some(medium)) = (self.cluster.exchange(), self.medium) {
+            runtime.spawn(Arc::clone(exchange).run(medium, Arc::clone(pipeline) as Arc<_>));
+        }
+        let (stop, stopped) = watch::channel(false);
+        let (running, sources) = watch::channel(());
+        let mut reading = JoinSet::new();
+        for source in self.sources {
+            reading.spawn_on(source(Arc::clone(broadcast), stopped.clone()), runtime.handle());
+        }
+        runtime.spawn(async move {
+            let _running = running;
+            reading.join_all().await;
+        });
+        Ok(Some(RunningLinks { stop, sources, thread: RuntimeThread::start("links", runtime)? }))
+    }
+}
+
+async fn until_stopped(work: impl Future<Output = ()>, mut stop: watch::Receiver<bool>) {
+    tokio::select! {
+        () = work => {}
+        _ = stop.wait_for(|stop| *stop) => {}
+    }
+}
+
+/// Names of streams whose channels are those of servers.
+pub(super) fn reserved(config: &Config) -> Vec<String> {
+    let (broadcast, cluster) = (&config.broadcast, &config.cluster);
+    // Channels of broadcasts have no prefix. One that a stream's could be is what is left of it without.
+    let of_broadcasts = [&broadcast.redis_channel, &broadcast.nats_channel];
+    let of_broadcasts = of_broadcasts.into_iter().filter_map(|channel| channel.strip_prefix(&*cluster.prefix));
+    let of_commands = [&cluster.redis_channel, &cluster.nats_channel].into_iter().map(String::as_str);
+    of_broadcasts.chain(of_commands).map(str::to_owned).collect()
+}
+
+fn redis_settings(config: &Config) -> RedisSettings {
+    let redis = &config.redis;
+    let named = |path: &String| (!path.is_empty()).then(|| path.clone());
+    RedisSettings {
+        servers: redis.urls.0.clone(),
+        sentinels: redis.sentinels.0.clone(),
+        database: redis.database(),
+        keepalive: redis.keepalive_interval,
+        tls_verify: redis.tls_verify,
+        tls_ca: named(&redis.tls_ca),
+        tls_client: named(&redis.tls_client_cert).zip(named(&redis.tls_client_key)),
+    }
+}
+
+fn with_cause(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
+}
+
+/// How long a shutdown waits for what was read to be handed over.
+pub(super) const STOP_READING_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Incoming for Pipeline {
+    fn publication(&self, publication: Publication, _: Option<Origin>, own: bool) -> Work<'_> {
+        Box::pin(async move {
+            // This node's clients had it when it was published.
+            if !own {
+                // Fails when the node ends, and then nobody is there to have it.
+                let _ = self.publish_here(vec![publication]).await;
+            }
+        })
+    }
+
+    fn disconnect(&self, disconnect: RemoteDisconnect) {
+        drop(self.disconnect_here(disconnect));
+    }
+
+    fn command(&self, name: &str, _payload: &str, node: NodeId) {
+        tracing::debug!(name, %node, "a command of another node is not known");
+    }
+}

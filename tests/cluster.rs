@@ -1,0 +1,26 @@
+//! Several nodes as one, with the servers they meet at: real Redis (alone, with a password, with TLS, found by Sentinels, as
+//! a Redis Cluster) and real NATS with JetStream, which are killed, restarted and cut off.
+//!
+//! The Debian packages `redis-server`, `redis-sentinel`, `redis-tools` and `nats-server` hold them; `cargo xtask test cluster`
+//! installs them and runs this.
+
+#![allow(
+    clippy::disallowed_methods,
+    reason = "these tests wait for processes of their own, which have their own clock"
+)]
+#![allow(dead_code, reason = "not every test uses all of the harness, part of which is that of `limits`")]
+
+#[path = "limits/client.rs"]
+mod client;
+#[path = "cluster/crowd.rs"]
+mod crowd;
+#[path = "cluster/nodes.rs"]
+mod nodes;
+#[path = "cluster/redis_pubsub.rs"]
+mod redis_pubsub;
+#[path = "limits/server.rs"]
+mod server;
+#[path = "cluster/servers.rs"]
+mod servers;
+#[path = "cluster/servers_hold.rs"]
+mod servers_hold;
