@@ -12,6 +12,7 @@
 //! stream. So a message of this node that comes back is dropped, one that comes twice is dropped, and one that never
 //! comes is noticed.
 
+mod nats;
 mod outgoing;
 mod received;
 mod redis;
@@ -25,6 +26,7 @@ use crate::metrics;
 use crate::model::{NodeId, Publication, RemoteDisconnect};
 use crate::proto::publication::between_nodes::Origin;
 
+pub use nats::NatsMedium;
 pub use outgoing::{Outgoing, Sent};
 pub use received::Received;
 pub use redis::RedisMedium;

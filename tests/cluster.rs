@@ -14,8 +14,12 @@
 mod broker_redis;
 #[path = "limits/client.rs"]
 mod client;
+#[path = "cluster/crowd.rs"]
+mod crowd;
 #[path = "cluster/nodes.rs"]
 mod nodes;
+#[path = "cluster/redis_pubsub.rs"]
+mod redis_pubsub;
 #[path = "limits/server.rs"]
 mod server;
 #[path = "cluster/servers.rs"]

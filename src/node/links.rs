@@ -1,6 +1,8 @@
 //! The links of this node to Redis and NATS: what is kept over them, and the thread "links" on which all of it runs. A node
 //! without any has no such thread.
 
+mod nats;
+
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -81,6 +83,9 @@ impl Links {
             let redis =
                 Redis::new(&redis).map_err(|error: RedisSettingsError| StartError::Setting(with_cause(&error)))?;
             links.add_redis(config, &Arc::new(redis));
+        }
+        if config.uses_nats() {
+            links.add_nats(config)?;
         }
         Ok(links)
     }
