@@ -421,9 +421,9 @@ impl RedisStore {
     }
 
     fn stored(&self, result: RedisResult<Value>) -> RedisResult<Stored> {
-        let (epoch, offset, head) = <(String, Option<u64>, u64)>::from_redis_value(result?)?;
+        let (epoch, offset, head, is_again) = <(String, Option<u64>, u64, bool)>::from_redis_value(result?)?;
         let epoch = self.epoch(&epoch);
-        Ok(offset.map_or(Stored::Before(head), |offset| Stored::At { epoch, offset }))
+        Ok(offset.map_or(Stored::Before(head), |offset| Stored::At { epoch, offset, is_again }))
     }
 
     /// Ends the presence of everybody on a node. Gives who has gone.
