@@ -372,9 +372,12 @@ impl RedisStore {
     }
 
     async fn until_replaced(&self) -> RedisError {
-        match self.redis.server().await {
-            Ok(server) => self.redis.until_replaced(&server, self.settings.ask_sentinels_every).await,
-            Err(error) => error,
+        loop {
+            // Sentinels that cannot be asked say nothing against a master that answers.
+            if let Ok(server) = self.redis.server().await {
+                return self.redis.until_replaced(&server, self.settings.ask_sentinels_every).await;
+            }
+            sleep(self.settings.ask_sentinels_every).await;
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::backend::{self, GrpcTarget, Target, TlsSettings};
 use crate::broadcast::{Broadcast, Source};
-use crate::broker::{MemorySettings, RemoteSettings, SessionsSettings};
+use crate::broker::{COUNTER_TTLS, MemorySettings, RemoteSettings, SessionsSettings};
 use crate::config::{
     BroadcastAdapter, BrokerKind, Config, Disconnect, ListenOn, PubSub, Rpc, RpcImplementation, Secrets, Server, Ws,
     default_number,
@@ -192,6 +192,7 @@ pub(super) fn remote_broker(config: &Config) -> RemoteSettings {
         sessions_bytes_max: unlimited(broker.sessions_max_size),
         presence_ttl: broker.presence_ttl,
         presence_bytes_max: unlimited(broker.presence_max_size),
+        counters_ttl: broker.history_ttl * COUNTER_TTLS,
         store_announces: true,
     }
 }
