@@ -14,6 +14,8 @@
 mod client;
 #[path = "cluster/nodes.rs"]
 mod nodes;
+#[path = "cluster/redis_broadcasts.rs"]
+mod redis_broadcasts;
 #[path = "cluster/redis_pubsub.rs"]
 mod redis_pubsub;
 #[path = "limits/server.rs"]
