@@ -33,6 +33,18 @@ fn is_heard(nats: &Nats, subject: &str, nodes: usize) {
     until("subscribed", || nats.subscriptions().iter().filter(|one| *one == subject).count() == nodes);
 }
 
+/// Connects, follows a stream, and gives the connection identifiers too, in JSON.
+fn identified(node: &Server, stream: &str) -> (Client, Value) {
+    let mut client = crate::client::upgrade(node.address(), "/cable");
+    let welcome: Value = serde_json::from_str(&client.text()).expect("JSON");
+    client.follow(stream);
+    (client, json!({"sid": welcome["sid"].as_str().expect("a sid")}).to_string().into())
+}
+
+fn disconnect(identifiers: &Value, reconnect: bool) -> String {
+    json!({"command": "disconnect", "payload": {"identifier": identifiers, "reconnect": reconnect}}).to_string()
+}
+
 fn message(client: &mut Client) -> Value {
     let text = client.text();
     serde_json::from_str::<Value>(&text).unwrap_or_else(|error| panic!("{error}: {text}"))["message"].clone()
@@ -126,6 +138,7 @@ fn what_an_app_publishes_in_nats_reaches_the_clients_of_all_nodes() {
     let nats = Nats::start();
     let nodes = nodes(2, &nats.url(), &[]);
     let mut clients = nodes.followers(4, "room");
+    let (mut away, identifiers) = identified(&nodes.0[1], "other");
     let mut app = Plain::at(&nats);
     for n in 0..50 {
         app.publish(BROADCASTS, &json!({"stream": "room", "data": n.to_string()}).to_string());
@@ -135,16 +148,13 @@ fn what_an_app_publishes_in_nats_reaches_the_clients_of_all_nodes() {
     let batch: Vec<_> = (50..100).map(|n| json!({"stream": "room", "data": n.to_string()})).collect();
     app.publish(BROADCASTS, &Value::from(batch).to_string());
     each_gets(&mut clients, &numbers(0..100));
-    let disconnect = json!({"command": "disconnect", "payload": {"identifier": "{}", "reconnect": true}});
-    app.publish(BROADCASTS, &disconnect.to_string());
-    for client in &mut clients {
-        let text = client.text();
-        assert!(text.contains(r#""reason":"remote","reconnect":true"#), "{text}");
-    }
+    app.publish(BROADCASTS, &disconnect(&identifiers, true));
+    let text = away.text();
+    assert!(text.contains(r#""reason":"remote","reconnect":true"#), "{text}");
     for node in &nodes.0 {
-        let metrics = node.metrics();
-        let counted = ["fanout_publications", "failed_broadcast_msg", "cluster_sent", "remote_commands"];
-        assert_eq!(counted.map(|name| metrics.get(&format!("{name}_total"))), [52, 2, 0, 1]);
+        let metrics = node.metrics_until("all came", |metrics| metrics.get("remote_commands_total") == 1);
+        let counted = ["fanout_publications", "failed_broadcast_msg", "cluster_sent"];
+        assert_eq!(counted.map(|name| metrics.get(&format!("{name}_total"))), [52, 2, 0]);
     }
 }
 
@@ -158,13 +168,12 @@ fn whispers_and_remote_disconnects_cross() {
     let identifier = json_string(&crate::client::identifier("room"));
     clients[0].send(&format!("{{\"command\":\"whisper\",\"identifier\":{identifier},\"data\":{{\"n\":1}}}}"));
     assert_eq!(message(&mut clients[1]), json!({"n": 1}));
-    let disconnect = r#"{"command":"disconnect","payload":{"identifier":"{}","reconnect":true}}"#;
-    let response = http(nodes.0[0].address(), "POST", "/_broadcast", disconnect).expect("an answer");
+    let (mut away, identifiers) = identified(&nodes.0[1], "other");
+    let command = disconnect(&identifiers, true);
+    let response = http(nodes.0[0].address(), "POST", "/_broadcast", &command).expect("an answer");
     assert_eq!(response.status, 201);
-    for client in &mut clients {
-        let text = client.text();
-        assert!(text.contains(r#""reason":"remote","reconnect":true"#), "{text}");
-    }
+    let text = away.text();
+    assert!(text.contains(r#""reason":"remote","reconnect":true"#), "{text}");
     assert_eq!(nodes.0[0].metrics().get("broadcast_msg_total"), 2, "neither is carried out a second time");
 }
 
@@ -203,7 +212,7 @@ fn names_of_any_kind_cross_and_none_is_another() {
 fn a_node_of_anycable_and_ours_understand_each_other() {
     let nats = Nats::start();
     let nodes = nodes(1, &nats.url(), &[]);
-    let mut client = Client::following(nodes.0[0].address(), "room/7");
+    let (mut client, identifiers) = identified(&nodes.0[0], "room/7");
     is_heard(&nats, "room/7", 1);
     let mut other = Plain::at(&nats);
     let publication =
@@ -226,14 +235,13 @@ fn a_node_of_anycable_and_ours_understand_each_other() {
         (&*subject, &payload["stream"], &payload["data"], payload.get("meta")),
         ("room/7", &json!("room/7"), &json!("{\"b\": 2}"), None)
     );
-    let disconnect = r#"{"command":"disconnect","payload":{"identifier":"nobody","reconnect":true}}"#;
-    http(nodes.0[0].address(), "POST", "/_broadcast", disconnect).expect("an answer");
+    http(nodes.0[0].address(), "POST", "/_broadcast", &disconnect(&json!("nobody"), true)).expect("an answer");
     let (subject, payload) = other.message();
     let payload: Value = serde_json::from_str(&payload).expect("JSON");
     assert_eq!((&*subject, &payload["command"]), (COMMANDS, &json!("disconnect")));
     assert_eq!(payload["payload"], json!({"identifier": "nobody", "reconnect": true}));
     assert_eq!(message(&mut client), json!({"b": 2}));
-    other.publish(COMMANDS, r#"{"command":"disconnect","payload":{"identifier":"{}"}}"#);
+    other.publish(COMMANDS, &disconnect(&identifiers, false));
     let text = client.text();
     assert!(text.contains(r#""reason":"remote","reconnect":false"#), "{text}");
     nodes.0[0].metrics_until("counted", |metrics| {
@@ -391,6 +399,8 @@ fn a_message_that_nats_does_not_take_is_dropped_and_nothing_else() {
     let nodes = nodes(2, &nats.url(), &[]);
     let mut clients = nodes.followers(2, "room");
     is_heard(&nats, "room", 2);
+    nodes.0[0].broadcast("room", "1");
+    each_gets(&mut clients, &numbers(1..2));
     // A NATS takes 1 MiB unless it is told otherwise.
     let long = format!("\"{}\"", "x".repeat(1 << 20));
     publish(&nodes.0[0], "room", &long);
