@@ -7,6 +7,7 @@
 
 mod local;
 mod metrics;
+mod nats;
 mod redis;
 mod remote;
 mod sent_away;
@@ -17,6 +18,7 @@ use crate::presence;
 
 pub use local::{LocalBroker, MemorySettings};
 pub use metrics::BrokerMetrics;
+pub use nats::{NatsBrokerSettings, NatsStore};
 pub use redis::{Channels, RedisBrokerSettings, RedisStore};
 pub use remote::{Outlet, RemoteBroker, RemoteMetrics, RemoteSettings, Running};
 pub use sessions::{Departure, Place, Resumption, Sessions, SessionsSettings};

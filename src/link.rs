@@ -11,7 +11,6 @@ pub mod nats;
 pub mod redis;
 pub mod tls;
 
-
 use std::fmt::Display;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};

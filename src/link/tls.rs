@@ -36,9 +36,8 @@ fn error(error: impl std::fmt::Display) -> TlsError {
 /// A file cannot be read or used, or the system has no trusted certificates.
 pub fn client_config(settings: &TlsSettings) -> Result<ClientConfig, TlsError> {
     let provider = Arc::new(ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(error)?;
+    let builder =
+        ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().map_err(error)?;
     let verifier: Arc<dyn ServerCertVerifier> = if settings.verify {
         let roots = Arc::new(roots(settings.root_ca.as_deref())?);
         WebPkiServerVerifier::builder_with_provider(roots, provider).build().map_err(error)?

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::broadcast::{Broadcast, PublicationSink, RedisSource, RedisXMetrics, RedisXSource};
-use crate::broker::{Broker, Channels, Outlet, RedisBrokerSettings, RedisStore, RemoteBroker};
+use crate::broker::{Broker, Channels, Outlet, RedisBrokerSettings, RedisStore, RemoteBroker, RemoteSettings};
 use crate::cluster::{self, Cluster, Incoming, Medium, RedisMedium, Work};
 use crate::config::{BroadcastAdapter, BrokerKind, Config, PubSub};
 use crate::link::LinkState;
@@ -30,6 +30,9 @@ use super::threads::RuntimeThread;
 type Source = Box<dyn FnOnce(Arc<Broadcast>, watch::Receiver<bool>) -> SourceWork + Send>;
 type SourceWork = Pin<Box<dyn Future<Output = ()> + Send>>;
 
+/// Makes a broker, and what it runs beside the shards.
+type MakeBroker = Box<dyn FnOnce(RemoteSettings, Arc<dyn Outlet>) -> (RemoteBroker, Work<'static>) + Send>;
+
 /// What is to run on the thread.
 #[derive(Default)]
 pub(super) struct Links {
@@ -42,7 +45,7 @@ pub(super) struct Links {
     medium: Option<Box<dyn Medium>>,
     sources: Vec<Source>,
     /// What the broker keeps everything in.
-    store: Option<RedisStore>,
+    store: Option<MakeBroker>,
     broker: Option<Work<'static>>,
 }
 
@@ -113,7 +116,11 @@ impl Links {
                 ask_sentinels_every,
             };
             let node = self.node();
-            self.store = Some(RedisStore::new(Arc::clone(redis), state, settings, node));
+            let store = RedisStore::new(Arc::clone(redis), state, settings, node);
+            self.store = Some(Box::new(move |settings, outlet| {
+                let (broker, running) = RemoteBroker::new(store, settings, node, outlet);
+                (broker, Box::pin(running.run()))
+            }));
         }
         if config.broadcast.has(BroadcastAdapter::Redis) {
             let source = RedisSource {
@@ -142,10 +149,8 @@ impl Links {
 
     /// The broker, if it is on other machines; what it does waits for the thread.
     pub fn broker(&mut self, config: &Config, outlet: Arc<dyn Outlet>) -> Option<Broker> {
-        let store = self.store.take()?;
-        let node = store.node();
-        let (broker, running) = RemoteBroker::new(store, settings::remote_broker(config), node, outlet);
-        self.broker = Some(Box::pin(running.run()));
+        let (broker, running) = self.store.take()?(settings::remote_broker(config), outlet);
+        self.broker = Some(running);
         Some(Broker::Remote(broker))
     }
 

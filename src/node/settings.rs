@@ -7,7 +7,7 @@ use crate::backend::{self, GrpcTarget, Target, TlsSettings};
 use crate::broadcast::{Broadcast, Source};
 use crate::broker::{MemorySettings, RemoteSettings, SessionsSettings};
 use crate::config::{
-    BroadcastAdapter, BrokerKind, Config, Disconnect, ListenOn, Rpc, RpcImplementation, Secrets, Server, Ws,
+    BroadcastAdapter, BrokerKind, Config, Disconnect, ListenOn, PubSub, Rpc, RpcImplementation, Secrets, Server, Ws,
     default_number,
 };
 use crate::http::{self, AdminRoutes, Cors, MetricsRoute, PublishRoute, ReadyRoute, Routes};
@@ -192,7 +192,7 @@ pub(super) fn remote_broker(config: &Config) -> RemoteSettings {
         sessions_bytes_max: unlimited(broker.sessions_max_size),
         presence_ttl: broker.presence_ttl,
         presence_bytes_max: unlimited(broker.presence_max_size),
-        store_announces: true,
+        store_announces: broker.kind == BrokerKind::Redis && config.pubsub() == PubSub::Redis,
     }
 }
 

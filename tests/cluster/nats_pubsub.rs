@@ -184,8 +184,30 @@ fn names_of_any_kind_cross_and_none_is_another() {
     let nodes = nodes(2, &nats.url(), &[]);
     let long = "x".repeat(3000);
     let mut names = vec![
-        "a b", "a.b", "a*", "*", ">", "a.*", "a.>", "a/b", "über", "\u{1F600}", "\"quoted\"", "a\\b", "$x", "$SYS.>",
-        "_cw_.x", "a\tb", ".", "a..b", ".a", "a.", "_INBOX.x", "a\r\nPUB b 0\r\n", "a\u{a0}b", "$JS.API.INFO",
+        "a b",
+        "a.b",
+        "a*",
+        "*",
+        ">",
+        "a.*",
+        "a.>",
+        "a/b",
+        "über",
+        "\u{1F600}",
+        "\"quoted\"",
+        "a\\b",
+        "$x",
+        "$SYS.>",
+        "_cw_.x",
+        "a\tb",
+        ".",
+        "a..b",
+        ".a",
+        "a.",
+        "_INBOX.x",
+        "a\r\nPUB b 0\r\n",
+        "a\u{a0}b",
+        "$JS.API.INFO",
     ];
     names.push(&long);
     let mut client = Client::welcomed(nodes.0[1].address());
@@ -338,7 +360,8 @@ fn a_cut_wire_is_mended_and_another_server_is_found_meanwhile() {
 fn nats_with_tls_and_a_password_or_an_nkey() {
     let authority = Authority::new();
     let [ca, cert, key] = ["ca.pem", "client.pem", "client.key"].map(|name| authority.file(name));
-    let tls = ["--nats-tls-ca-cert-path", &ca, "--nats-tls-client-cert-path", &cert, "--nats-tls-client-key-path", &key];
+    let tls =
+        ["--nats-tls-ca-cert-path", &ca, "--nats-tls-client-cert-path", &cert, "--nats-tls-client-key-path", &key];
     // From the documentation of NATS.
     let public = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4";
     let seed = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY";
@@ -408,7 +431,10 @@ fn a_message_that_nats_does_not_take_is_dropped_and_nothing_else() {
     assert_eq!(message(&mut clients[0]).as_str().map(str::len), Some(1 << 20), "its own clients have it");
     assert_eq!((message(&mut clients[0]), message(&mut clients[1])), (json!(2), json!(2)));
     let metrics = nodes.0[0].metrics();
-    assert_eq!((metrics.get("cluster_dropped_total"), metrics.get("link_reconnects_total{link=\"nats_pubsub\"}")), (1, 0));
+    assert_eq!(
+        (metrics.get("cluster_dropped_total"), metrics.get("link_reconnects_total{link=\"nats_pubsub\"}")),
+        (1, 0)
+    );
     nodes.0[1].metrics_until("the gap is noticed", |metrics| metrics.get("cluster_missing_total") == 1);
 }
 

@@ -50,8 +50,8 @@ pub enum StoreError {
 /// What a store is to keep.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// The subject of what is kept, with a wildcard.
-    pub subjects: String,
+    /// The subjects of what is kept, with wildcards.
+    pub subjects: Vec<String>,
     /// Messages of a subject.
     pub per_subject: u64,
     /// How long. Zero: for ever.
@@ -152,7 +152,7 @@ impl JetStore {
         let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         let wanted = json!({
             "name": self.name,
-            "subjects": [limits.subjects],
+            "subjects": limits.subjects,
             "max_msgs_per_subject": limits.per_subject,
             "max_age": nanos(limits.age),
             "duplicate_window": nanos(limits.ids),
@@ -295,13 +295,15 @@ impl StoreInfo {
 /// Reads `2026-11-28T21:43:44.123456789Z` (RFC 3339, as servers write it).
 fn unix_time(text: &str) -> Option<Duration> {
     let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
-    let numbers = |text: &str, by: char| text.split(by).map(|number| number.parse::<u64>().ok()).collect::<Option<Vec<_>>>();
+    let numbers =
+        |text: &str, by: char| text.split(by).map(|number| number.parse::<u64>().ok()).collect::<Option<Vec<_>>>();
     let (time, fraction) = time.split_once('.').unwrap_or((time, "0"));
     let (date, time) = (numbers(date, '-')?, numbers(time, ':')?);
     let ([year, month @ 1..=12, day @ 1..=31], [hours, minutes, seconds]) = (&date[..], &time[..]) else { return None };
     // Years begin in March, so that the day that only some have is their last; 0000-03-01 is 719,468 days before 1970.
     let (year, month) = if *month > 2 { (*year, month - 3) } else { (year.checked_sub(1)?, month + 9) };
-    let days = (year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5 + day - 1).checked_sub(719_468)?;
+    let days =
+        (year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5 + day - 1).checked_sub(719_468)?;
     let nanos = format!("{fraction:0<9}").get(..9)?.parse().ok()?;
     Some(Duration::new(((days * 24 + hours) * 60 + minutes) * 60 + seconds, nanos))
 }

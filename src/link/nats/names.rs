@@ -87,7 +87,8 @@ mod tests {
     #[test]
     fn names_that_are_subjects_stay_as_they_are() {
         let names = Names::new("", &["__anycable__"]);
-        for name in ["room", "room:7", "a.b.c", "Z2lkOi8vYXBwL1Jvb20vNw", "raum/7", "ä.ö", "日本", "a*b", "x>", "😀"] {
+        for name in ["room", "room:7", "a.b.c", "Z2lkOi8vYXBwL1Jvb20vNw", "raum/7", "ä.ö", "日本", "a*b", "x>", "😀"]
+        {
             assert_eq!(names.subject(name), name);
         }
         assert_eq!(Names::new("p.", &[]).subject("room"), "p.room");
@@ -98,9 +99,34 @@ mod tests {
         let names = Names::new("", &["__anycable__", "__anycable_internal__"]);
         let long = "x".repeat(NAME_BYTES_MAX + 1);
         let others = [
-            "a b", " a", "a\tb", "a\r\nPUB b 0", "a\0", ".", "..", "a.", ".a", "a..b", "*", ">", "a.*", "a.*.b", "a.>",
-            "$SYS.x", "$JS.API.STREAM.PURGE.x", "$", "_INBOX.x.1", "_cw_", "_cw_.YQ", "_cw_h.x", "__anycable__",
-            "__anycable_internal__", "a\u{a0}b", "a\u{3000}", "a\u{85}b", "\u{7f}",
+            "a b",
+            " a",
+            "a\tb",
+            "a\r\nPUB b 0",
+            "a\0",
+            ".",
+            "..",
+            "a.",
+            ".a",
+            "a..b",
+            "*",
+            ">",
+            "a.*",
+            "a.*.b",
+            "a.>",
+            "$SYS.x",
+            "$JS.API.STREAM.PURGE.x",
+            "$",
+            "_INBOX.x.1",
+            "_cw_",
+            "_cw_.YQ",
+            "_cw_h.x",
+            "__anycable__",
+            "__anycable_internal__",
+            "a\u{a0}b",
+            "a\u{3000}",
+            "a\u{85}b",
+            "\u{7f}",
         ];
         let mut subjects = HashSet::new();
         for name in others {
