@@ -5,6 +5,7 @@
 //! enters by the same sink without waiting. Sources know nothing of each other and of what is behind the sink.
 
 mod fanout;
+mod nats;
 mod redis;
 mod redisx;
 
@@ -18,6 +19,7 @@ use crate::model::{Publication, RemoteDisconnect};
 use crate::proto::publication::{self, Incoming};
 
 pub use fanout::Fanout;
+pub use nats::NatsSource;
 pub use redis::RedisSource;
 pub use redisx::{RedisXMetrics, RedisXSource};
 
