@@ -14,6 +14,8 @@
 mod client;
 #[path = "cluster/nats_pubsub.rs"]
 mod nats_pubsub;
+#[path = "cluster/crowd.rs"]
+mod crowd;
 #[path = "cluster/nodes.rs"]
 mod nodes;
 #[path = "cluster/redis_broadcasts.rs"]
