@@ -12,10 +12,10 @@
 
 #[path = "limits/client.rs"]
 mod client;
-#[path = "cluster/nats_pubsub.rs"]
-mod nats_pubsub;
 #[path = "cluster/crowd.rs"]
 mod crowd;
+#[path = "cluster/nats_pubsub.rs"]
+mod nats_pubsub;
 #[path = "cluster/nodes.rs"]
 mod nodes;
 #[path = "cluster/redis_broadcasts.rs"]
