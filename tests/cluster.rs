@@ -14,8 +14,12 @@
 mod client;
 #[path = "cluster/crowd.rs"]
 mod crowd;
+#[path = "cluster/nats_pubsub.rs"]
+mod nats_pubsub;
 #[path = "cluster/nodes.rs"]
 mod nodes;
+#[path = "cluster/redis_broadcasts.rs"]
+mod redis_broadcasts;
 #[path = "cluster/redis_pubsub.rs"]
 mod redis_pubsub;
 #[path = "limits/server.rs"]

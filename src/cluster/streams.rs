@@ -7,12 +7,13 @@
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
+use super::Incoming;
 use crate::model::{NameHasher, NodeId};
 use crate::proto::publication::between_nodes::Origin;
 
@@ -44,6 +45,8 @@ pub struct Streams {
     changed: Notify,
     waiting: Notify,
     up: AtomicBool,
+    /// Who is told of each subscription. It has this, so not the other way round.
+    told: OnceLock<Weak<dyn Incoming>>,
 }
 
 #[derive(Default)]
@@ -97,6 +100,7 @@ impl Default for Streams {
             changed: Notify::new(),
             waiting: Notify::new(),
             up: AtomicBool::new(false),
+            told: OnceLock::new(),
         }
     }
 }
@@ -213,14 +217,22 @@ impl Streams {
         }
     }
 
+    /// Tells `incoming` of each subscription.
+    pub(super) fn tell(&self, incoming: &Arc<dyn Incoming>) {
+        // A second time there would be two media.
+        let _ = self.told.set(Arc::downgrade(incoming));
+    }
+
     /// The server has acknowledged these.
     pub fn subscribed(&self, names: &[Arc<str>]) {
+        let told = self.told.get().and_then(Weak::upgrade);
         for name in names {
             let mut bucket = self.bucket(name);
             let Some(entry) = bucket.get_mut(name) else { continue };
             entry.subscribed = true;
             let waiting = std::mem::take(&mut entry.waiting);
             drop(bucket);
+            told.iter().for_each(|told| told.subscribed(name));
             waiting.into_iter().for_each(|then| then());
         }
     }

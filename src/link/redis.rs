@@ -104,7 +104,7 @@ impl Redis {
             Kind::Sentinels { sentinels: of(&settings.sentinels, 0)?, name, server: only(servers)? }
         } else if servers.len() > 1 {
             description = format!("a cluster with {description}");
-            Kind::Cluster { nodes: std::mem::take(&mut servers), next: AtomicUsize::new(0) }
+            Kind::Cluster { nodes: std::mem::take(&mut servers), next: AtomicUsize::new(rand::random_range(..1 << 16)) }
         } else {
             Kind::One(only(servers)?)
         };

@@ -459,7 +459,12 @@ pub struct NatsStart<'a> {
     pub login: Option<(&'a str, &'a str)>,
     /// Speaks TLS only, and lets in only who shows a certificate.
     pub tls: Option<&'a Authority>,
+    /// The public key of the only user that is let in.
+    pub nkey: Option<&'a str>,
 }
+
+/// Where a NATS tells of itself, above its port.
+const MONITOR_PORT: u16 = 10_000;
 
 /// A NATS with JetStream.
 pub struct Nats {
@@ -475,7 +480,13 @@ impl Nats {
 
     pub fn start_as(start: NatsStart) -> Nats {
         let arguments = |port: u16, folder: &str| {
-            let mut line = format!("--addr 127.0.0.1 --port {port} --jetstream --store_dir {folder}");
+            let monitor = port + MONITOR_PORT;
+            let mut line = format!("-a 127.0.0.1 --port {port} -m {monitor} --jetstream --store_dir {folder}");
+            if let Some(key) = start.nkey {
+                let file = PathBuf::from(folder).join("nats.conf");
+                std::fs::write(&file, format!("authorization {{ users: [ {{ nkey: {key} }} ] }}")).expect("written");
+                line.push_str(&format!(" --config {}", file.display()));
+            }
             if let Some((user, password)) = start.login {
                 line.push_str(&format!(" --user {user} --pass {password}"));
             }
@@ -510,6 +521,27 @@ impl Nats {
         let scheme = if self.is_tls { "tls" } else { "nats" };
         let login = self.login.as_ref().map(|(user, password)| format!("{user}:{password}@")).unwrap_or_default();
         format!("{scheme}://{login}127.0.0.1:{}", self.port())
+    }
+
+    /// The subjects of all subscriptions, one for each connection that has it.
+    pub fn subscriptions(&self) -> Vec<String> {
+        let mut socket = TcpStream::connect(("127.0.0.1", self.port() + MONITOR_PORT)).expect("it listens");
+        socket.write_all(b"GET /subsz?subs=1&limit=100000 HTTP/1.0\r\n\r\n").expect("asked");
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).expect("answered");
+        let body = answer.split_once("\r\n\r\n").expect("a body").1;
+        let body: serde_json::Value = serde_json::from_str(body).expect("JSON");
+        let list = body["subscriptions_list"].as_array().cloned().unwrap_or_default();
+        list.iter().filter_map(|one| one["subject"].as_str().map(str::to_owned)).collect()
+    }
+
+    /// Stops it from doing anything, without closing a connection, until [`Nats::go_on`].
+    pub fn freeze(&self) {
+        self.process.signal("STOP");
+    }
+
+    pub fn go_on(&self) {
+        self.process.signal("CONT");
     }
 
     /// Ends it as a crash does.

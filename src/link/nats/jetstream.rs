@@ -50,8 +50,8 @@ pub enum StoreError {
 /// What a store is to keep.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// The subject of what is kept, with a wildcard.
-    pub subjects: String,
+    /// The subjects of what is kept, with wildcards.
+    pub subjects: Vec<String>,
     /// Messages of a subject.
     pub per_subject: u64,
     /// How long. Zero: for ever.
@@ -152,7 +152,7 @@ impl JetStore {
         let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         let wanted = json!({
             "name": self.name,
-            "subjects": [limits.subjects],
+            "subjects": limits.subjects,
             "max_msgs_per_subject": limits.per_subject,
             "max_age": nanos(limits.age),
             "duplicate_window": nanos(limits.ids),

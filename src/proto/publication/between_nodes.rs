@@ -94,7 +94,17 @@ fn number(raw: Option<&RawValue>) -> Option<u64> {
 
 /// The text of a publication for other nodes. `data` is the message's JSON text, which AnyCable splices in as we do.
 pub fn write(publication: &Publication, origin: Origin) -> String {
-    let Publication { stream, message, exclude, kind, transient, position } = publication;
+    let mut text = write_beginning(publication);
+    if let Some(Position { epoch, offset }) = &publication.position {
+        let _ = write!(text, ",\"offset\":{offset},\"epoch\":{}", json::string(epoch));
+    }
+    let _ = write!(text, ",\"node\":\"{}\",\"seq\":{}}}", origin.node, origin.seq);
+    text
+}
+
+/// All of it but the position, who sends it, and the brace at the end: for whoever adds those.
+pub fn write_beginning(publication: &Publication) -> String {
+    let Publication { stream, message, exclude, kind, transient, position: _ } = publication;
     // A message that is quoted as a whole has its own quotes escaped.
     let mut text = String::with_capacity(message.len() + message.len() / 4 + stream.len() + 128);
     let quoted = |text: &str| -> Cow<'static, str> { Cow::Owned(json::string(text)) };
@@ -106,10 +116,6 @@ pub fn write(publication: &Publication, origin: Origin) -> String {
     if !meta.is_empty() {
         let _ = write!(text, ",\"meta\":{{{}}}", meta.join(","));
     }
-    if let Some(Position { epoch, offset }) = position {
-        let _ = write!(text, ",\"offset\":{offset},\"epoch\":{}", quoted(epoch));
-    }
-    let _ = write!(text, ",\"node\":\"{}\",\"seq\":{}}}", origin.node, origin.seq);
     text
 }
 
