@@ -16,10 +16,6 @@ mod client;
 mod crowd;
 #[path = "cluster/nats_pubsub.rs"]
 mod nats_pubsub;
-#[path = "cluster/nats_pubsub.rs"]
-mod nats_pubsub;
-#[path = "cluster/crowd.rs"]
-mod crowd;
 #[path = "cluster/nodes.rs"]
 mod nodes;
 #[path = "cluster/redis_broadcasts.rs"]
