@@ -50,10 +50,12 @@ mod slots;
 mod wheel;
 mod write;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+
+use rustc_hash::FxHashMap;
 
 use crate::hub::{Hub, StreamHasher};
 use crate::identity::{ResumeTokens, StreamRouter};
@@ -233,8 +235,8 @@ pub struct Shard<M: Machine, N: Services<M::Socket>> {
     again: VecDeque<u32>,
     /// Publications and remote disconnects that wait; the node bounds how many.
     work: VecDeque<Work>,
-    /// Slots whose sessions catch up: publications may have to wait for them.
-    holding: HashSet<u32>,
+    /// Slots whose sessions catch up: publications may have to wait for them. With the bytes that are kept for that.
+    holding: FxHashMap<u32, usize>,
     /// Of those, some to whom everything is out that was sent to them.
     replays_due: Vec<u32>,
     fanout: Option<Fanout>,
@@ -294,7 +296,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             room: Vec::new(),
             again: VecDeque::new(),
             work: VecDeque::new(),
-            holding: HashSet::new(),
+            holding: FxHashMap::default(),
             replays_due: Vec::new(),
             fanout: None,
             spare_fanout: Fanout::default(),

@@ -12,8 +12,12 @@
 
 #[path = "cluster/broker_nats.rs"]
 mod broker_nats;
+#[path = "cluster/broker_redis.rs"]
+mod broker_redis;
 #[path = "limits/client.rs"]
 mod client;
+#[path = "cluster/crowd.rs"]
+mod crowd;
 #[path = "cluster/extended.rs"]
 mod extended;
 #[path = "cluster/nats_pubsub.rs"]

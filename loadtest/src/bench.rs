@@ -314,12 +314,12 @@ fn clients(
     };
     let target = Target { authority: address.to_string(), path: path.to_owned() };
     Engine::start(&engine::Settings {
-        server: address,
+        servers: vec![address],
         script: Script::new(protocol, &target, cookie_bytes, identifier),
         connections,
         first_number: 0,
         lanes: std::thread::available_parallelism().map_or(1, usize::from),
-        sources: Sources::for_server(address, connections),
+        sources: Sources::for_servers(&[address], connections),
         ready_timeout: Duration::from_secs(60),
         retry_after: None,
     })

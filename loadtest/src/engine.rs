@@ -34,8 +34,8 @@ use lane::Lane;
 /// What all connections of an engine have in common.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Where the server listens.
-    pub server: SocketAddr,
+    /// Where the servers listen: connection `n` goes to the one at `n` modulo their number. At least one.
+    pub servers: Vec<SocketAddr>,
     /// What clients say.
     pub script: Script,
     /// How many connections there can be: slots are made for these numbers.

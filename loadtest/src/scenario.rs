@@ -135,7 +135,7 @@ pub fn run(load: &Load, scenario: &Scenario) -> anyhow::Result<bool> {
     }
     // Outlives the run: the clients go before their servers.
     let fleet = Fleet::start(&load.fleet, load.connections, descriptors)?;
-    let target = options::target(load, fleet.as_ref())?;
+    let targets = options::targets(load, fleet.as_ref())?;
     let (mut pids, mut metrics) = (load.pids.clone(), load.server_metrics.clone());
     if let Some(fleet) = &fleet {
         findings.fact("server", fleet.words());
@@ -143,7 +143,7 @@ pub fn run(load: &Load, scenario: &Scenario) -> anyhow::Result<bool> {
         metrics.extend_from_slice(&fleet.metrics_urls);
     }
     let processes = load.processes.unwrap_or_else(|| workers::processes_needed(load.connections, descriptors));
-    let workers = Workers::start(&options::plan(load, &target)?, processes)?;
+    let workers = Workers::start(&options::plan(load, &targets)?, processes)?;
     let mut run = Run::begin(workers, load.connections, pids, &metrics)?;
     // Whatever a step ran into, what was seen until then is reported.
     if let Err(error) = steps::run(load, fleet.as_ref(), scenario, &mut run, &mut findings) {
@@ -153,7 +153,7 @@ pub fn run(load: &Load, scenario: &Scenario) -> anyhow::Result<bool> {
     let _ = run.collect(findings.published);
     run.clear_line();
     let report = Report::new(scenario.name(), &run, findings.facts, findings.latencies, findings.problems);
-    println!("{} on {target}\n{}", scenario.name(), report.text());
+    println!("{} on {}\n{}", scenario.name(), targets.join(", "), report.text());
     report.write(load.json.as_deref(), load.html.as_deref())?;
     Ok(report.problems.is_empty())
 }

@@ -39,8 +39,8 @@ const WORKER_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Plan {
     /// `ws://HOST:PORT/PATH`.
     pub target: String,
-    /// Where that is.
-    pub server: SocketAddr,
+    /// Where that is, and where other servers are that clients are spread over; see [`Settings::servers`].
+    pub servers: Vec<SocketAddr>,
     /// The dialect.
     pub protocol: Protocol,
     /// Length of the `Cookie` value; 0 for none.
@@ -67,13 +67,13 @@ impl Plan {
     fn settings(&self, all: u32) -> anyhow::Result<Settings> {
         let target = Target::parse(&self.target)?;
         let sources = match self.sources.is_empty() {
-            true => Sources::for_server(self.server, all),
+            true => Sources::for_servers(&self.servers, all),
             false => Sources::list(self.sources.clone()),
         };
         let mut script = Script::new(self.protocol, &target, self.cookie_bytes, self.identifier.as_deref());
         script.pongs = self.pongs;
         Ok(Settings {
-            server: self.server,
+            servers: self.servers.clone(),
             script,
             connections: self.connections,
             first_number: self.first_number,

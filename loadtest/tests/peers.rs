@@ -36,12 +36,12 @@ fn settings(server: SocketAddr, protocol: Protocol, connections: u32) -> Setting
         Protocol::Pusher | Protocol::Centrifugo => Some("room-{n}"),
     };
     Settings {
-        server,
+        servers: vec![server],
         script: Script::new(protocol, &target, 0, identifier),
         connections,
         first_number: 0,
         lanes: 2,
-        sources: Sources::for_server(server, connections),
+        sources: Sources::for_servers(&[server], connections),
         ready_timeout: Duration::from_secs(10),
         retry_after: None,
     }

@@ -148,12 +148,12 @@ impl Server {
 fn opened(server: SocketAddr) -> Engine {
     let target = Target { authority: server.to_string(), path: "/".into() };
     let engine = Engine::start(&Settings {
-        server,
+        servers: vec![server],
         script: Script::new(Protocol::ActionCableExt, &target, 0, Some(IDENTIFIER)),
         connections: CLIENTS,
         first_number: 0,
         lanes: 2,
-        sources: Sources::for_server(server, CLIENTS),
+        sources: Sources::for_servers(&[server], CLIENTS),
         ready_timeout: Duration::from_secs(10),
         retry_after: None,
     })

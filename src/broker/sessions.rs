@@ -15,6 +15,19 @@ use crate::model::{NameHasher, Now, ResumeTicket, SavedSession, Sid, SlotKey};
 use super::sent_away::SentAway;
 use super::{BrokerMetrics, STRIPES};
 
+<<<<<<< HEAD
+=======
+/// What the app said about a client before its session was saved has reached us, and perhaps not yet the shard that had
+/// the session. In seconds; it takes milliseconds.
+const ON_THE_WAY: u32 = 5;
+
+/// Identities that are known to have been sent away. With more than that, all saved sessions are dropped.
+const SENT_AWAY_MAX: usize = 1 << 20;
+
+/// Places of sessions that are gone which a stripe may have at any time.
+const ORDER_SPARE: usize = 64;
+
+>>>>>>> main
 /// What the configuration says of sessions that are over.
 #[derive(Clone, Debug)]
 pub struct SessionsSettings {
@@ -40,6 +53,28 @@ struct Stripe {
     entries: HashMap<Sid, Entry, NameHasher>,
     /// Saved sessions in the order in which they were saved, with when; some are gone by now.
     order: VecDeque<(u32, Sid)>,
+    /// How many are saved.
+    saved: usize,
+    /// What `order` had when those that are gone were taken out of it last.
+    tidied: usize,
+}
+
+impl Stripe {
+    /// Forgets the places of those that are gone once they are more than those that are there: clients that come and go
+    /// all the time would leave one each time.
+    fn tidy(&mut self) {
+        if self.order.len() > 2 * self.saved.max(self.tidied) + ORDER_SPARE {
+            let Stripe { entries, order, tidied, .. } = self;
+            order.retain(|(saved_at, sid)| is_saved(entries, *sid, *saved_at));
+            order.shrink_to(order.len() * 2);
+            *tidied = order.len();
+        }
+    }
+}
+
+/// Whether this session is kept since then.
+fn is_saved(entries: &HashMap<Sid, Entry, NameHasher>, sid: Sid, since: u32) -> bool {
+    matches!(entries.get(&sid), Some(Entry::Saved(saved)) if saved.saved_at == since)
 }
 
 enum Entry {
@@ -157,6 +192,8 @@ impl Sessions {
         self.saved.fetch_add(1, Ordering::Relaxed);
         stripe.order.push_back((saved.saved_at, sid));
         stripe.entries.insert(sid, Entry::Saved(saved));
+        stripe.saved += 1;
+        stripe.tidy();
         // The oldest go first, of those that share a lock with the newest.
         while self.bytes.load(Ordering::Relaxed) > self.bytes_max {
             let Some((saved_at, sid)) = stripe.order.pop_front() else { break };
@@ -211,6 +248,13 @@ impl Sessions {
         (entries.sum(), self.sent_away.len())
     }
 
+    /// Places in the queues of saved sessions.
+    #[cfg(test)]
+    pub(super) fn places(&self) -> usize {
+        let places = |stripe: &Mutex<Stripe>| stripe.lock().unwrap_or_else(PoisonError::into_inner).order.capacity();
+        self.stripes.iter().map(places).sum()
+    }
+
     /// Forgets what is over in one part.
     pub(super) fn sweep(&self, part: usize, now: Now) {
         if part.is_multiple_of(STRIPES) {
@@ -249,13 +293,13 @@ impl Sessions {
         let Some(Entry::Saved(saved)) = stripe.entries.remove(&sid) else { return None };
         self.bytes.fetch_sub(saved.bytes(), Ordering::Relaxed);
         self.saved.fetch_sub(1, Ordering::Relaxed);
+        stripe.saved -= 1;
         Some(saved)
     }
 
     /// Tells whether it was there.
     fn drop_saved(&self, stripe: &mut Stripe, sid: Sid, saved_at: u32) -> bool {
-        let is_it = matches!(stripe.entries.get(&sid), Some(Entry::Saved(saved)) if saved.saved_at == saved_at);
-        is_it && self.take(stripe, sid).is_some()
+        is_saved(&stripe.entries, sid, saved_at) && self.take(stripe, sid).is_some()
     }
 
     fn lock(&self, sid: Sid) -> MutexGuard<'_, Stripe> {

@@ -16,6 +16,12 @@ pub(super) struct Replay {
     left: VecDeque<Publication>,
 }
 
+impl Replay {
+    pub fn len(&self) -> usize {
+        self.left.len()
+    }
+}
+
 impl Session {
     /// Whether its client is being told what it missed: [`Session::go_on_replaying`] wants to be called when all that was
     /// sent to it is out.

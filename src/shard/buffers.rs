@@ -20,10 +20,12 @@ pub(super) enum Buffer {
     Stash,
     /// What clients have not taken yet.
     Outbox,
+    /// What clients are to be told of what they missed, and what waits until they are.
+    Missed,
 }
 
 impl Buffer {
-    pub const ALL: [Buffer; 4] = [Buffer::Head, Buffer::Message, Buffer::Stash, Buffer::Outbox];
+    pub const ALL: [Buffer; 5] = [Buffer::Head, Buffer::Message, Buffer::Stash, Buffer::Outbox, Buffer::Missed];
 
     /// The label in metrics.
     pub fn label(self) -> &'static str {
@@ -32,6 +34,7 @@ impl Buffer {
             Buffer::Message => "message",
             Buffer::Stash => "waiting_commands",
             Buffer::Outbox => "outbox",
+            Buffer::Missed => "missed",
         }
     }
 }
@@ -120,6 +123,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             Buffer::Message => slot.reader.heap_bytes(),
             Buffer::Stash => self.stashes.bytes(index),
             Buffer::Outbox => slot.outbox.as_ref().map_or(0, |outbox| outbox.counted()),
+            Buffer::Missed => self.holding.get(&index).copied().unwrap_or(0),
         }
     }
 
@@ -129,7 +133,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                 let response = handshake::unavailable(super::RETRY_AFTER_S).response;
                 self.refuse(index, &response, CloseCause::BuffersFull);
             }
-            Buffer::Message | Buffer::Stash => self.close(index, CloseCause::BuffersFull),
+            Buffer::Message | Buffer::Stash | Buffer::Missed => self.close(index, CloseCause::BuffersFull),
             // Told nothing, since it does not read.
             Buffer::Outbox if self.is_live(index) => {
                 self.metrics.counters.disconnected_slow_clients_total.inc();

@@ -75,6 +75,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             slot.stage = Stage::Orphan(session);
             slot.socket = None;
             self.forget_read(index);
+            self.forget_missed(index);
             drop(self.take_outbox(index));
             self.wheel.clear(&mut self.slots, index);
             return;
@@ -160,6 +161,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             self.session_input(index, |session, ctx| session.end(cause, ctx));
         }
         self.forget_read(index);
+        self.forget_missed(index);
     }
 
     fn uncount(&mut self, index: u32, cause: CloseCause, code: Option<u16>) {

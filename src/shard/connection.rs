@@ -134,6 +134,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             _ => 0,
         };
         self.unindex(index);
+        self.forget_missed(index);
         let stage = match std::mem::replace(&mut self.slots[index].stage, Stage::Closing { drained: 0 }) {
             Stage::Handshake(handshake) => {
                 self.handshakes -= 1;

@@ -4,6 +4,7 @@ use crate::model::{Answer, BrokerReply, CloseCause, Publication, Reply, ResumeTi
 use crate::proto::frame::Kind;
 use crate::session::{Context, Effect, Session, SessionCounter};
 
+use super::buffers::Buffer;
 use super::frame::Frame;
 use super::slots::Stage;
 use super::{Machine, Services, Shard};
@@ -59,20 +60,31 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         self.set_timer(index);
     }
 
-    /// Notes down whether publications may have to wait for this session.
+    /// Notes down whether publications may have to wait for this session, and what is kept for it.
     pub(super) fn note_holding(&mut self, index: u32) {
-        let is_holding = matches!(&self.slots[index].stage, Stage::Session(session, _) if session.is_holding());
-        if is_holding {
-            self.holding.insert(index);
-        } else if !self.holding.is_empty() {
-            self.holding.remove(&index);
+        match &self.slots[index].stage {
+            Stage::Session(session, _) if session.is_holding() => {
+                let kept = session.missed_bytes();
+                let before = self.holding.insert(index, kept).unwrap_or(0);
+                self.buffers.change(Buffer::Missed, before, kept);
+            }
+            _ => self.forget_missed(index),
+        }
+    }
+
+    /// Nothing waits for this session any more.
+    pub(super) fn forget_missed(&mut self, index: u32) {
+        if !self.holding.is_empty()
+            && let Some(kept) = self.holding.remove(&index)
+        {
+            self.buffers.change(Buffer::Missed, kept, 0);
         }
     }
 
     /// Everything is out that was sent to a client: if it is being told what it missed, the next piece follows.
     #[inline]
     pub(super) fn note_written(&mut self, index: u32) {
-        if !self.holding.is_empty() && self.holding.contains(&index) {
+        if !self.holding.is_empty() && self.holding.contains_key(&index) {
             self.replays_due.push(index);
         }
     }
@@ -98,7 +110,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     /// Whether a publication waits until this client has been told what it missed.
     #[inline]
     pub(super) fn is_withheld(&mut self, index: u32, topic: &Topic, publication: &Publication) -> bool {
-        !self.holding.is_empty() && self.holding.contains(&index) && self.withhold(index, topic, publication)
+        !self.holding.is_empty() && self.holding.contains_key(&index) && self.withhold(index, topic, publication)
     }
 
     #[cold]

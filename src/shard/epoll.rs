@@ -285,7 +285,8 @@ impl Machine for Epoll {
     }
 
     fn read(&mut self, socket: &Socket, buffer: &mut [u8]) -> io::Result<Received> {
-        let bytes = rustix::io::read(socket, &mut *buffer)?;
+        // Not read(2), which goes through the file layer: 0.4 us more.
+        let (bytes, _) = rustix::net::recv(socket, &mut *buffer, RecvFlags::empty())?;
         Ok(Received { bytes, maybe_more: bytes == buffer.len() })
     }
 

@@ -1,6 +1,6 @@
 //! What clients missed, when it is much.
 
-use crate::client::{Client, identifier, json_string};
+use crate::client::{Client, http, identifier, json_string};
 use crate::server::Start;
 
 #[test]
@@ -40,4 +40,35 @@ fn positions_of_streams_that_are_not_followed_are_passed_over() {
     client.send(&format!("{{\"command\":\"history\",\"identifier\":{identifier},\"history\":{history}}}"));
     assert!(client.text().contains("\"offset\":1}"));
     assert!(client.text().contains("confirm_history"));
+}
+
+#[test]
+fn what_many_clients_missed_is_bounded_together() {
+    // Aim: the list of what a client missed is kept until it has taken it, and a client that reads nothing takes nothing.
+    // Three lists of 40,000 are one too many for 12 MiB.
+    let server = Start::with(&["--broker", "memory", "--acceptors", "1", "--ws-write-timeout", "60s"])
+        .and(&["--history-limit", "40000", "--ws-max-buffers-size", "12MiB"])
+        .start();
+    let mut honest = Client::following(server.address(), "s");
+    let publication = format!("{{\"stream\":\"news\",\"data\":\"\\\"{}\\\"\"}}", "x".repeat(400));
+    let batch = format!("[{}]", vec![publication; 1000].join(","));
+    for _ in 0..40 {
+        assert_eq!(http(server.address(), "POST", "/_broadcast", &batch).unwrap().status, 201);
+    }
+    let news = json_string(&identifier("news"));
+    let ask = || {
+        let mut client = Client::welcomed(server.address());
+        client.send(&format!("{{\"command\":\"subscribe\",\"identifier\":{news},\"history\":{{\"since\":1}}}}"));
+        client
+    };
+    let two = [ask(), ask()];
+    server.metrics_until("two have missed much", |metrics| metrics.kept("missed") > 6 << 20);
+    let third = ask();
+    server.closed_for("buffers_full", 1);
+    let metrics = server.metrics_until("it is within the bound", |metrics| metrics.kept("missed") < 12 << 20);
+    assert_eq!(metrics.get("clients_num"), 3);
+    server.broadcast("s", "\"still here\"");
+    assert!(honest.text().contains("still here"));
+    drop((two, third));
+    server.metrics_until("nothing is kept for who is gone", |metrics| metrics.kept("missed") == 0);
 }

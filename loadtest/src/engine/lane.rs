@@ -71,7 +71,7 @@ struct Dropping {
 }
 
 pub(super) struct Lane {
-    server: SocketAddr,
+    servers: Vec<SocketAddr>,
     script: Script,
     sources: Sources,
     ready_timeout_ns: u64,
@@ -138,7 +138,7 @@ impl Lane {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &*wake, epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)?;
         Ok(Self {
-            server: settings.server,
+            servers: settings.servers.clone(),
             script: settings.script.clone(),
             sources: settings.sources.clone(),
             ready_timeout_ns: settings.ready_timeout.as_nanos() as u64,

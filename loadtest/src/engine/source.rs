@@ -17,18 +17,15 @@ impl Sources {
         Self(addresses)
     }
 
-    /// As many of 127.0.0.0/8 as `connections` need when the server is on IPv4 loopback; otherwise none.
-    pub fn for_server(server: SocketAddr, connections: u32) -> Self {
-        match server.ip() {
-            IpAddr::V4(address) if address.is_loopback() => {
-                let count = connections.div_ceil(CONNECTIONS_PER_ADDRESS).max(4);
-                // From 127.1.0.1 up; 250 a byte leaves out 0 and 255.
-                let address =
-                    |i: u32| Ipv4Addr::new(127, (1 + i / 62_500) as u8, (i / 250 % 250) as u8, (1 + i % 250) as u8);
-                Self((0..count).map(|i| IpAddr::V4(address(i))).collect())
-            }
-            _ => Self::default(),
+    /// As many of 127.0.0.0/8 as `connections` need when all servers are on IPv4 loopback; otherwise none.
+    pub fn for_servers(servers: &[SocketAddr], connections: u32) -> Self {
+        if !servers.iter().all(|server| matches!(server.ip(), IpAddr::V4(address) if address.is_loopback())) {
+            return Self::default();
         }
+        let count = connections.div_ceil(CONNECTIONS_PER_ADDRESS).max(4);
+        // From 127.1.0.1 up; 250 a byte leaves out 0 and 255.
+        let address = |i: u32| Ipv4Addr::new(127, (1 + i / 62_500) as u8, (i / 250 % 250) as u8, (1 + i % 250) as u8);
+        Self((0..count).map(|i| IpAddr::V4(address(i))).collect())
     }
 
     /// The address of connection `number`.
@@ -49,7 +46,7 @@ mod tests {
 
     #[test]
     fn a_million_connections_get_enough_loopback_addresses() {
-        let sources = Sources::for_server("127.0.0.1:80".parse().unwrap(), 1_000_000);
+        let sources = Sources::for_servers(&["127.0.0.1:80".parse().unwrap()], 1_000_000);
         assert_eq!(sources.count(), 125);
         let picked: std::collections::HashSet<_> = (0..1_000_000).map(|n| sources.pick(n).unwrap()).collect();
         assert_eq!(picked.len(), 125);
@@ -58,7 +55,8 @@ mod tests {
 
     #[test]
     fn a_server_elsewhere_is_reached_from_whatever_the_kernel_chooses() {
-        let sources = Sources::for_server("[::1]:80".parse().unwrap(), 1_000);
+        let sources =
+            Sources::for_servers(&["127.0.0.1:80", "[::1]:80"].map(|address| address.parse().unwrap()), 1_000);
         assert_eq!(sources.pick(7), None);
     }
 }

@@ -14,9 +14,9 @@ use crate::workers::Plan;
 /// What every scenario needs to know.
 #[derive(Debug, Clone, Args)]
 pub struct Load {
-    /// The server: ws://HOST:PORT/PATH.
-    #[arg(long, value_name = "URL", required_unless_present = "server", conflicts_with = "server")]
-    pub(super) target: Option<String>,
+    /// The server: ws://HOST:PORT/PATH; may be given several times, with the same path, and clients are spread over all.
+    #[arg(long = "target", value_name = "URL", required_unless_present = "server", conflicts_with = "server")]
+    pub(super) targets: Vec<String>,
     #[command(flatten)]
     pub(super) fleet: FleetOptions,
     /// Clients.
@@ -87,6 +87,9 @@ pub struct Publishing {
     /// that --server started are known.
     #[arg(long = "publish-url", value_name = "URL")]
     pub(super) publish_urls: Vec<String>,
+    /// Post each publication to the first server only: for nodes that tell each other.
+    #[arg(long)]
+    pub(super) publish_to_one: bool,
     /// The body of a publication; {mark} is where sequence number and time go [default: what Cableway, a Pusher server
     /// or Centrifugo take for the stream or channel "load"].
     #[arg(long, value_name = "TEXT")]
@@ -159,21 +162,26 @@ impl Publishing {
     }
 }
 
-/// Where clients connect: what was given, or the servers that were started.
-pub(super) fn target(load: &Load, fleet: Option<&Fleet>) -> anyhow::Result<String> {
-    let Some(fleet) = fleet else { return load.target.clone().context("no --target was given") };
+/// Where clients connect: what was given, or the servers that were started. At least one.
+pub(super) fn targets(load: &Load, fleet: Option<&Fleet>) -> anyhow::Result<Vec<String>> {
+    let Some(fleet) = fleet else {
+        ensure!(!load.targets.is_empty(), "no --target was given");
+        return Ok(load.targets.clone());
+    };
     let path = if load.protocol == Protocol::Raw { fleet::ECHO_PATH } else { "/cable" };
-    Ok(format!("ws://{}{path}", fleet.address))
+    Ok(vec![format!("ws://{}{path}", fleet.address)])
 }
 
-pub(super) fn plan(load: &Load, url: &str) -> anyhow::Result<Plan> {
-    let target = Target::parse(url)?;
-    let server: SocketAddr = target
-        .authority
-        .to_socket_addrs()
-        .with_context(|| format!("{} has no address", target.authority))?
-        .next()
-        .with_context(|| format!("{} has no address", target.authority))?;
+fn address_of(target: &Target) -> anyhow::Result<SocketAddr> {
+    let addresses = target.authority.to_socket_addrs();
+    let mut addresses = addresses.with_context(|| format!("{} has no address", target.authority))?;
+    addresses.next().with_context(|| format!("{} has no address", target.authority))
+}
+
+pub(super) fn plan(load: &Load, urls: &[String]) -> anyhow::Result<Plan> {
+    let targets = urls.iter().map(|url| Target::parse(url)).collect::<anyhow::Result<Vec<_>>>()?;
+    ensure!(targets.iter().all(|target| target.path == targets[0].path), "every --target needs the same path");
+    let servers = targets.iter().map(address_of).collect::<anyhow::Result<_>>()?;
     let subscription = match load.protocol {
         Protocol::Raw => None,
         Protocol::ActionCable | Protocol::ActionCableExt => Some(load.identifier()),
@@ -185,8 +193,8 @@ pub(super) fn plan(load: &Load, url: &str) -> anyhow::Result<Plan> {
         "what is subscribed to must not contain '~': marks of publications do"
     );
     Ok(Plan {
-        target: url.to_owned(),
-        server,
+        target: urls[0].clone(),
+        servers,
         protocol: load.protocol,
         cookie_bytes: load.cookie_bytes,
         identifier: subscription,

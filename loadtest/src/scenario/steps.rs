@@ -193,7 +193,8 @@ pub(super) fn publish(
     Ok(collected)
 }
 
-/// Posts every publication at its time, to all servers; how many were posted.
+/// Posts every publication at its time, to all servers or to the first one of those that tell each other; how many were
+/// posted.
 pub(super) fn post_all(
     load: &Load,
     fleet: Option<&Fleet>,
@@ -204,7 +205,9 @@ pub(super) fn post_all(
     let body = publishing.body(load)?;
     let credentials = publishing.credentials()?;
     let urls = publishing.publish_urls.iter().chain(fleet.iter().flat_map(|fleet| &fleet.publish_urls));
-    let mut publishers = urls.map(|url| Publisher::connect(url, &credentials)).collect::<anyhow::Result<Vec<_>>>()?;
+    let count = if publishing.publish_to_one { 1 } else { usize::MAX };
+    let mut publishers =
+        urls.take(count).map(|url| Publisher::connect(url, &credentials)).collect::<anyhow::Result<Vec<_>>>()?;
     let start_ns = now_ns();
     for message in 0..publishing.messages {
         // The time it should go out, whatever the server or this tool were busy with until then.

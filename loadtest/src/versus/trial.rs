@@ -179,12 +179,12 @@ fn clients(running: &Running, connections: u32) -> anyhow::Result<Engine> {
     let description = &running.description;
     let script = Script::new(description.protocol, &running.target, 0, description.channel.as_deref());
     Engine::start(&engine::Settings {
-        server: running.address,
+        servers: vec![running.address],
         script,
         connections,
         first_number: 0,
         lanes: std::thread::available_parallelism().map_or(1, usize::from),
-        sources: Sources::for_server(running.address, connections),
+        sources: Sources::for_servers(&[running.address], connections),
         ready_timeout: Duration::from_secs(60),
         retry_after: None,
     })

@@ -180,6 +180,17 @@ fn a_session_is_given_back_once_and_within_its_time() {
 }
 
 #[test]
+fn a_client_that_comes_and_goes_all_the_time_leaves_nothing_behind() {
+    let broker = memory();
+    for n in 0..100_000 {
+        assert_eq!(depart(&broker, Admission::Token, n / 400), None);
+        assert!(resumes(&broker, Some("me"), n / 400));
+    }
+    let places = broker.sessions().unwrap().places();
+    assert!(places < 2000, "{places} places for nobody");
+}
+
+#[test]
 fn a_session_is_given_only_to_whoever_is_still_let_in_as_it_was() {
     let broker = memory();
     for (admission, shown, gets) in [

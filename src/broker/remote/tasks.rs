@@ -302,7 +302,8 @@ impl<S: Store> Tasks<S> {
         if let Some(saved) = self.take(ticket, deadline).await? {
             return Ok(Some(saved));
         }
-        if self.shared.nodes() < 2 {
+        // Another one may have begun a moment ago.
+        if self.shared.nodes() < 2 && (self.lease().await.is_err() || self.shared.nodes() < 2) {
             return Ok(None);
         }
         // It may live on another node.
@@ -445,22 +446,26 @@ impl<S: Store> Tasks<S> {
         }
     }
 
+    /// Says that this node lives, and does what follows from the answer.
+    async fn lease(&self) -> Result<(), Trouble> {
+        let lease = self.store.keep_lease().await?;
+        self.shared.set_nodes(lease.nodes);
+        if !lease.was_known {
+            self.shared.people.tell_again();
+        }
+        for (stream, id) in lease.gone {
+            self.tell(event_of(&stream, &id, None, false));
+        }
+        Ok(())
+    }
+
     /// Says again and again that this node lives; at once when the link is back.
     async fn keep_lease(&self) {
         let mut reach = self.store.reach();
         loop {
             reach.mark_unchanged();
-            match self.store.keep_lease().await {
-                Ok(lease) => {
-                    self.shared.set_nodes(lease.nodes);
-                    if !lease.was_known {
-                        self.shared.people.tell_again();
-                    }
-                    for (stream, id) in lease.gone {
-                        self.tell(event_of(&stream, &id, None, false));
-                    }
-                }
-                Err(trouble) => tracing::debug!(%trouble, "the broker's server was not told that this node lives"),
+            if let Err(trouble) = self.lease().await {
+                tracing::debug!(%trouble, "the broker's server was not told that this node lives");
             }
             if matches!(timeout(LEASE_EVERY, reach.changed()).await, Ok(Err(_))) {
                 return;

@@ -64,7 +64,8 @@ impl Lane {
     }
 
     pub(super) fn begin_connect(&mut self, index: usize) -> Result<(), Errno> {
-        let family = if self.server.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let server = self.servers[self.number(index) as usize % self.servers.len()];
+        let family = if server.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let socket = net::socket_with(family, SocketType::STREAM, flags, None)?;
         if let Some(source) = self.sources.pick(self.number(index)) {
@@ -72,7 +73,7 @@ impl Lane {
             let _ = os::choose_port_at_connect(&socket);
             net::bind(&socket, &source)?;
         }
-        match net::connect(&socket, &self.server) {
+        match net::connect(&socket, &server) {
             Ok(()) | Err(Errno::INPROGRESS) => {}
             Err(error) => return Err(error),
         }
