@@ -24,6 +24,8 @@ mod extended;
 mod nats_pubsub;
 #[path = "cluster/nodes.rs"]
 mod nodes;
+#[path = "cluster/redis_broadcasts.rs"]
+mod redis_broadcasts;
 #[path = "cluster/redis_pubsub.rs"]
 mod redis_pubsub;
 #[path = "limits/server.rs"]

@@ -15,19 +15,9 @@ use crate::model::{NameHasher, Now, ResumeTicket, SavedSession, Sid, SlotKey};
 use super::sent_away::SentAway;
 use super::{BrokerMetrics, STRIPES};
 
-<<<<<<< HEAD
-=======
-/// What the app said about a client before its session was saved has reached us, and perhaps not yet the shard that had
-/// the session. In seconds; it takes milliseconds.
-const ON_THE_WAY: u32 = 5;
-
-/// Identities that are known to have been sent away. With more than that, all saved sessions are dropped.
-const SENT_AWAY_MAX: usize = 1 << 20;
-
 /// Places of sessions that are gone which a stripe may have at any time.
 const ORDER_SPARE: usize = 64;
 
->>>>>>> main
 /// What the configuration says of sessions that are over.
 #[derive(Clone, Debug)]
 pub struct SessionsSettings {
