@@ -523,16 +523,35 @@ impl Nats {
         format!("{scheme}://{login}127.0.0.1:{}", self.port())
     }
 
-    /// The subjects of all subscriptions, one for each connection that has it.
-    pub fn subscriptions(&self) -> Vec<String> {
+    /// What it tells of itself.
+    fn ask(&self, path: &str) -> serde_json::Value {
         let mut socket = TcpStream::connect(("127.0.0.1", self.port() + MONITOR_PORT)).expect("it listens");
-        socket.write_all(b"GET /subsz?subs=1&limit=100000 HTTP/1.0\r\n\r\n").expect("asked");
+        socket.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).expect("asked");
         let mut answer = String::new();
         socket.read_to_string(&mut answer).expect("answered");
-        let body = answer.split_once("\r\n\r\n").expect("a body").1;
-        let body: serde_json::Value = serde_json::from_str(body).expect("JSON");
-        let list = body["subscriptions_list"].as_array().cloned().unwrap_or_default();
+        serde_json::from_str(answer.split_once("\r\n\r\n").expect("a body").1).expect("JSON")
+    }
+
+    /// The subjects of all subscriptions, one for each connection that has it.
+    pub fn subscriptions(&self) -> Vec<String> {
+        let found = self.ask("/subsz?subs=1&limit=100000");
+        let list = found["subscriptions_list"].as_array().cloned().unwrap_or_default();
         list.iter().filter_map(|one| one["subject"].as_str().map(str::to_owned)).collect()
+    }
+
+    /// Deletes everything that it keeps; it must not run.
+    pub fn forget(&self) {
+        std::fs::remove_dir_all(self.process.folder.path().join("jetstream")).expect("deleted");
+    }
+
+    /// How many messages a store of JetStream has, and has had; none if there is no such store.
+    pub fn store(&self, name: &str) -> (u64, u64) {
+        let found = self.ask("/jsz?streams=1");
+        let accounts = found["account_details"].as_array().cloned().unwrap_or_default();
+        let mut stores =
+            accounts.iter().flat_map(|account| account["stream_detail"].as_array().cloned().unwrap_or_default());
+        let state = stores.find(|one| one["name"] == name).map(|one| one["state"].clone()).unwrap_or_default();
+        (state["messages"].as_u64().unwrap_or(0), state["last_seq"].as_u64().unwrap_or(0))
     }
 
     /// Stops it from doing anything, without closing a connection, until [`Nats::go_on`].
