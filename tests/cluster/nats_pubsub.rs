@@ -387,7 +387,8 @@ fn nats_with_tls_and_a_password_or_an_nkey() {
     // From the documentation of NATS.
     let public = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4";
     let seed = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY";
-    let secure = Nats::start_as(NatsStart { tls: Some(&authority), login: Some(("me", "wo:rd")), ..NatsStart::default() });
+    let secure =
+        Nats::start_as(NatsStart { tls: Some(&authority), login: Some(("me", "wo:rd")), ..NatsStart::default() });
     let by_key = Nats::start_as(NatsStart { nkey: Some(public), ..NatsStart::default() });
     let secure_url = secure.url().replace("wo:rd", "wo%3Ard");
     let by_key_url = format!("nats://{seed}@127.0.0.1:{}", by_key.port());

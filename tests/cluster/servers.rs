@@ -528,7 +528,9 @@ impl Nats {
         }
         let routes = |nats: &Nats| nats.ask("/routez")["num_routes"].as_u64().unwrap_or(0);
         until("the servers know each other", || servers.iter().all(|nats| routes(nats) >= 2));
-        until("JetStream has a leader", || servers.iter().any(|nats| nats.ask("/jsz")["meta_cluster"]["leader"].is_string()));
+        until("JetStream has a leader", || {
+            servers.iter().any(|nats| nats.ask("/jsz")["meta_cluster"]["leader"].is_string())
+        });
         servers
     }
 
