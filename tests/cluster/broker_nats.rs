@@ -188,6 +188,41 @@ fn a_history_that_is_gone_has_another_epoch() {
 
 #[test]
 #[ignore = "needs nats-server"]
+fn of_three_servers_one_may_be_gone() {
+    let mut servers = Nats::cluster();
+    let nodes = nodes(2, &servers[0], &[]);
+    let mut clients = nodes.followers(2, "room");
+    (0..10).for_each(|n: u64| nodes.0[n as usize % 2].broadcast("room", &n.to_string()));
+    let got: Vec<_> = clients.iter_mut().map(|client| (0..10).map(|_| message(client)).collect::<Vec<_>>()).collect();
+    assert_eq!(got[0], got[1]);
+    let (first, epoch) = (got[0][0].0, &got[0][0].1);
+    servers[0].kill();
+    nodes.0.iter().for_each(|node| {
+        node.metrics_until("it is at another server", |metrics| {
+            ["nats_broker", "nats_pubsub"].iter().all(|link| {
+                metrics.get(&format!("link_reconnects_total{{link=\"{link}\"}}")) > 0
+                    && metrics.get(&format!("link_up{{link=\"{link}\"}}")) == 1
+            })
+        });
+    });
+    // What is published while the servers elect may have no position.
+    let has_position = || {
+        nodes.0[0].broadcast("other", "1");
+        let mut client = Client::following(nodes.0[1].address(), "other");
+        nodes.0[0].broadcast("other", "2");
+        client.text().contains("offset")
+    };
+    until("positions are given again", has_position);
+    nodes.0[0].broadcast("room", "10");
+    for client in &mut clients {
+        assert_eq!(message(client), (first + 10, epoch.clone(), Value::from(10)));
+    }
+    assert_eq!(history(&mut clients[1], "room", &behind("room", epoch, first)), Some((1..=10).collect()));
+    are_zero(&nodes.0[1], &["cluster_lost_total", "broker_epochs_total"]);
+}
+
+#[test]
+#[ignore = "needs nats-server"]
 fn clients_are_served_without_positions_where_nats_is_gone_for_long() {
     let mut nats = Nats::start();
     let nodes = nodes(1, &nats, &[]);

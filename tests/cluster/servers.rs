@@ -461,10 +461,15 @@ pub struct NatsStart<'a> {
     pub tls: Option<&'a Authority>,
     /// The public key of the only user that is let in.
     pub nkey: Option<&'a str>,
+    /// One server of a cluster, of which it has to know one other, but for the first: the port of that.
+    pub cluster: Option<Option<u16>>,
 }
 
 /// Where a NATS tells of itself, above its port.
 const MONITOR_PORT: u16 = 10_000;
+
+/// Where it listens for the others of its cluster, above its port.
+const CLUSTER_PORT: u16 = 20_000;
 
 /// A NATS with JetStream.
 pub struct Nats {
@@ -487,6 +492,13 @@ impl Nats {
                 std::fs::write(&file, format!("authorization {{ users: [ {{ nkey: {key} }} ] }}")).expect("written");
                 line.push_str(&format!(" --config {}", file.display()));
             }
+            if let Some(other) = start.cluster {
+                let own = port + CLUSTER_PORT;
+                line.push_str(&format!(" --cluster_name c -n server-{port} --cluster nats://127.0.0.1:{own}"));
+                // The first names itself: it has to name somebody.
+                let route = other.unwrap_or(port) + CLUSTER_PORT;
+                line.push_str(&format!(" --routes nats://127.0.0.1:{route}"));
+            }
             if let Some((user, password)) = start.login {
                 line.push_str(&format!(" --user {user} --pass {password}"));
             }
@@ -505,6 +517,21 @@ impl Nats {
         let nats = Nats { process, login, is_tls: start.tls.is_some() };
         nats.is_ready(1);
         nats
+    }
+
+    /// Three that are one cluster.
+    pub fn cluster() -> Vec<Nats> {
+        let mut servers: Vec<Nats> = Vec::new();
+        for _ in 0..3 {
+            let other = servers.first().map(Nats::port);
+            servers.push(Nats::start_as(NatsStart { cluster: Some(other), ..NatsStart::default() }));
+        }
+        let routes = |nats: &Nats| nats.ask("/routez")["num_routes"].as_u64().unwrap_or(0);
+        until("the servers know each other", || servers.iter().all(|nats| routes(nats) >= 2));
+        until("JetStream has a leader", || {
+            servers.iter().any(|nats| nats.ask("/jsz")["meta_cluster"]["leader"].is_string())
+        });
+        servers
     }
 
     /// It says so in its log each time it has started.
@@ -537,6 +564,23 @@ impl Nats {
         let found = self.ask("/subsz?subs=1&limit=100000");
         let list = found["subscriptions_list"].as_array().cloned().unwrap_or_default();
         list.iter().filter_map(|one| one["subject"].as_str().map(str::to_owned)).collect()
+    }
+
+    /// The subjects that its own clients are subscribed to, one for each client that is.
+    pub fn subscriptions_of_clients(&self) -> Vec<String> {
+        self.subscriptions_of("connz", "connections")
+    }
+
+    /// The subjects that clients of other servers of its cluster are subscribed to, one for each server.
+    pub fn subscriptions_of_servers(&self) -> Vec<String> {
+        self.subscriptions_of("routez", "routes")
+    }
+
+    fn subscriptions_of(&self, what: &str, list: &str) -> Vec<String> {
+        let found = self.ask(&format!("/{what}?subs=1&limit=1000"));
+        let connections = found[list].as_array().cloned().unwrap_or_default();
+        let lists = connections.iter().filter_map(|connection| connection["subscriptions_list"].as_array());
+        lists.flatten().filter_map(|subject| subject.as_str().map(str::to_owned)).collect()
     }
 
     /// Deletes everything that it keeps; it must not run.
