@@ -46,6 +46,9 @@ pub trait Incoming: Send + Sync + 'static {
 
     /// Another node of ours gives a command that has this name; `payload` is JSON text.
     fn command(&self, name: &str, payload: &str, node: NodeId);
+
+    /// The server has acknowledged that this stream is subscribed to, for the first time or again.
+    fn subscribed(&self, stream: &str);
 }
 
 /// What carries messages between nodes.
@@ -149,6 +152,13 @@ impl Cluster {
         }
     }
 
+    /// Gives the other nodes of ours a command; `payload` is JSON text.
+    pub fn command(&self, name: &'static str, payload: String) {
+        if let Some(exchange) = &self.0 {
+            exchange.outgoing.command(name, payload, &exchange.metrics);
+        }
+    }
+
     /// One more shard follows this stream.
     pub fn follow(&self, stream: &str) {
         if let Some(exchange) = &self.0
@@ -178,6 +188,7 @@ impl Cluster {
 impl Exchange {
     /// Runs the medium and hands what comes to `incoming`, for as long as the node runs.
     pub async fn run(self: Arc<Self>, medium: Box<dyn Medium>, incoming: Arc<dyn Incoming>) {
+        self.streams.tell(&incoming);
         tokio::join!(
             medium.run(Arc::clone(&self)),
             self.received.keep_delivering(&*incoming),
@@ -192,6 +203,12 @@ impl Exchange {
         self.metrics.cluster_queue_bytes.set(bytes as i64);
         self.metrics.cluster_streams_num.set(self.streams.len() as i64);
         &self.metrics
+    }
+
+    /// Whether everything that was to be sent is sent or dropped.
+    pub fn has_sent_all(&self) -> bool {
+        let ended = self.metrics.cluster_sent_total.get() + self.metrics.cluster_dropped_total.get();
+        self.outgoing.put_in() == ended
     }
 
     /// Takes what the medium has received, whatever channel it came by.

@@ -228,16 +228,9 @@ impl Presence {
     pub fn write_info(&self, stream: &str, records: bool, out: &mut Vec<u8>) {
         let people = self.streams.find(stream.as_bytes(), |name| self.hasher.hash_one(name));
         let people = people.map_or(&[][..], |people| people.people.as_slice());
-        out.extend_from_slice(b"{\"type\":\"info\",\"total\":");
-        out.extend_from_slice(people.len().to_string().as_bytes());
-        for (n, person) in people.iter().filter(|_| records).enumerate() {
-            out.extend_from_slice(if n == 0 { b",\"records\":[{\"info\":" } else { b",{\"info\":" });
-            push_info(out, person.info.as_ref().map(SharedText::as_bytes));
-            out.extend_from_slice(b",\"id\":");
-            push_string(out, &person.id);
-            out.push(b'}');
-        }
-        out.extend_from_slice(if records && !people.is_empty() { b"]}" } else { b"}" });
+        let records = people.iter().filter(|_| records);
+        let records = records.map(|person| (person.id.as_str(), person.info.as_ref().map(SharedText::as_bytes)));
+        write_info(people.len(), records, out);
     }
 
     /// About what all of it takes, in bytes, with the allocator's share.
@@ -268,6 +261,22 @@ fn record_hash(hasher: NameHasher, stream: &[u8], sid: Sid) -> u64 {
 
 fn is_record(stream: &str, sid: Sid) -> impl Fn(&Record) -> bool {
     move |record| record.sid == sid && record.stream.as_bytes() == stream.as_bytes()
+}
+
+/// Appends who is present in a stream, of whom there are `total`: the `message` of the answer to a client, as JSON. Each
+/// record is an id and what is told about it, as JSON text.
+pub fn write_info<'a>(total: usize, records: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"{\"type\":\"info\",\"total\":");
+    out.extend_from_slice(total.to_string().as_bytes());
+    let begun = out.len();
+    for (id, info) in records {
+        out.extend_from_slice(if out.len() == begun { b",\"records\":[{\"info\":" } else { b",{\"info\":" });
+        push_info(out, info);
+        out.extend_from_slice(b",\"id\":");
+        push_string(out, id);
+        out.push(b'}');
+    }
+    out.extend_from_slice(if out.len() > begun { b"]}" } else { b"}" });
 }
 
 /// Appends what the others are told when somebody came, as JSON. Without info it is `null`, here as in

@@ -7,7 +7,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use cableway::broker::{Broker, Departure, MemorySettings, Place, Resumption, SWEEPS, SessionsSettings};
+use cableway::broker::{Departure, LocalBroker, MemorySettings, Place, Resumption, SWEEPS, SessionsSettings};
 use cableway::model::{
     BrokerError, BrokerQuestion, BrokerReply, HistoryRequest, Missed, NameHasher, Now, PresenceChange, Publication,
     Reply, ResumeTicket, SavedSession, Sid, SlotKey,
@@ -27,7 +27,7 @@ pub enum Outgoing {
 }
 
 /// The real broker and the second opinion about it.
-pub fn draw(rng: &mut Rng) -> (Rc<Broker>, Memory) {
+pub fn draw(rng: &mut Rng) -> (Rc<LocalBroker>, Memory) {
     let memory = Memory {
         history_limit: rng.pick(&[0, 1, 3, 10, 100, 100]),
         history_ttl: rng.pick(&[1, 5, 60, 300]),
@@ -45,7 +45,7 @@ pub fn draw(rng: &mut Rng) -> (Rc<Broker>, Memory) {
         presence_bytes_max: usize::MAX,
         sessions: SessionsSettings { ttl: seconds(memory.sessions_ttl), bytes_max: usize::MAX },
     };
-    (Rc::new(Broker::with_hasher(Some(settings), NameHasher::new(rng.next()))), memory)
+    (Rc::new(LocalBroker::with_hasher(Some(settings), NameHasher::new(rng.next()))), memory)
 }
 
 impl Sim {
@@ -223,7 +223,7 @@ impl Sim {
     /// A client asks for its session. `None`: it is told when whoever has it has given it up.
     fn resumes(
         &mut self,
-        broker: &Broker,
+        broker: &LocalBroker,
         key: SlotKey,
         c: usize,
         ticket: ResumeTicket,

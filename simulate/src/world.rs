@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cableway::broker::Broker;
+use cableway::broker::LocalBroker;
 use cableway::hub::StreamKey;
 use cableway::model::{BrokerQuestion, Call, PresenceChange, Publication, Reply, SlotKey};
 
@@ -92,7 +92,7 @@ pub struct Sim {
     /// Keys of questions that were canceled, and whose they were: an answer may still come.
     pub canceled: Vec<(SlotKey, usize, Open)>,
     /// The broker, in the runs that have one with memory.
-    pub broker: Option<Rc<Broker>>,
+    pub broker: Option<Rc<LocalBroker>>,
     /// What that must remember.
     pub memory: Memory,
     /// What the broker has for the shards, in order.

@@ -12,14 +12,8 @@ use std::time::Duration;
 
 use crate::model::{NameHasher, Now, ResumeTicket, SavedSession, Sid, SlotKey};
 
+use super::sent_away::SentAway;
 use super::{BrokerMetrics, STRIPES};
-
-/// What the app said about a client before its session was saved has reached us, and perhaps not yet the shard that had
-/// the session. In seconds; it takes milliseconds.
-const ON_THE_WAY: u32 = 5;
-
-/// Identities that are known to have been sent away. With more than that, all saved sessions are dropped.
-const SENT_AWAY_MAX: usize = 1 << 20;
 
 /// Places of sessions that are gone which a stripe may have at any time.
 const ORDER_SPARE: usize = 64;
@@ -41,8 +35,7 @@ pub struct Sessions {
     bytes_max: usize,
     bytes: AtomicUsize,
     saved: AtomicUsize,
-    /// When sessions with connection identifiers of this hash were sent away last.
-    sent_away: Mutex<HashMap<u64, u32>>,
+    sent_away: SentAway,
 }
 
 #[derive(Default)]
@@ -134,7 +127,7 @@ impl Sessions {
             bytes_max: settings.bytes_max,
             bytes: AtomicUsize::new(0),
             saved: AtomicUsize::new(0),
-            sent_away: Mutex::default(),
+            sent_away: SentAway::new(settings.ttl),
         }
     }
 
@@ -222,34 +215,27 @@ impl Sessions {
 
     /// The app sends everybody with these identifiers away: what was saved of them is not given out any more.
     pub fn send_away(&self, identifiers: &str, now: Now) {
-        if self.ttl == 0 {
+        if !self.sent_away.note(identifiers, now) {
             return;
         }
-        let mut sent_away = self.sent_away.lock().unwrap_or_else(PoisonError::into_inner);
-        if sent_away.len() >= SENT_AWAY_MAX {
-            for stripe in &self.stripes {
-                let mut stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
-                for (saved_at, sid) in std::mem::take(&mut stripe.order) {
-                    self.drop_saved(&mut stripe, sid, saved_at);
-                }
+        for stripe in &self.stripes {
+            let mut stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+            for (saved_at, sid) in std::mem::take(&mut stripe.order) {
+                self.drop_saved(&mut stripe, sid, saved_at);
             }
-            sent_away.clear();
         }
-        sent_away.insert(self.hasher.hash_one(identifiers), seconds(now));
     }
 
     /// Whether the app has not sent its client away since it was saved.
     pub fn may_go_on(&self, saved: &SavedSession) -> bool {
-        let sent_away = self.sent_away.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = sent_away.get(&self.hasher.hash_one(&*saved.identifiers));
-        at.is_none_or(|at| at.saturating_add(ON_THE_WAY) < saved.saved_at)
+        self.sent_away.may_go_on(saved)
     }
 
     /// How many sessions are listed, those that live included, and how many identities that were sent away.
     pub fn listed(&self) -> (usize, usize) {
         let entries =
             self.stripes.iter().map(|stripe| stripe.lock().unwrap_or_else(PoisonError::into_inner).entries.len());
-        (entries.sum(), self.sent_away.lock().unwrap_or_else(PoisonError::into_inner).len())
+        (entries.sum(), self.sent_away.len())
     }
 
     /// Places in the queues of saved sessions.
@@ -261,6 +247,9 @@ impl Sessions {
 
     /// Forgets what is over in one part.
     pub(super) fn sweep(&self, part: usize, now: Now) {
+        if part.is_multiple_of(STRIPES) {
+            self.sent_away.sweep(now);
+        }
         let now = seconds(now);
         let mut stripe = self.stripes[part % STRIPES].lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(&(saved_at, sid)) = stripe.order.front() {
@@ -273,11 +262,6 @@ impl Sessions {
         if stripe.entries.capacity() > 64 && stripe.entries.len() < stripe.entries.capacity() / 8 {
             stripe.entries.shrink_to_fit();
             stripe.order.shrink_to_fit();
-        }
-        drop(stripe);
-        if part.is_multiple_of(STRIPES) {
-            let mut sent_away = self.sent_away.lock().unwrap_or_else(PoisonError::into_inner);
-            sent_away.retain(|_, at| at.saturating_add(self.ttl).saturating_add(2 * ON_THE_WAY) >= now);
         }
     }
 

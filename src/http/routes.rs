@@ -18,6 +18,7 @@ use super::rooms::{Doing, Place};
 use super::{AdminRoutes, Reply, Shared, admin, publish};
 use crate::broadcast::{Broadcast, Source};
 use crate::identity::Secret;
+use crate::model::BrokerError;
 use crate::proto::handshake::Rules;
 use crate::telemetry::Text;
 
@@ -62,12 +63,15 @@ pub struct PublishRoute {
     pub broadcast: Arc<Broadcast>,
     /// What that is called in the log.
     pub source: Source,
-    /// Who is present on a stream, as JSON; `None` where that is not kept.
+    /// Who is present on a stream; `None` where nobody is asked.
     pub presence: Option<WhoIsPresent>,
 }
 
 /// Answers who is present on a stream.
-pub type WhoIsPresent = Box<dyn Fn(&str) -> Option<Vec<u8>> + Send + Sync>;
+pub type WhoIsPresent = Box<dyn Fn(&str) -> Present + Send + Sync>;
+
+/// Who is present, in the making: JSON text, or why it is not known. Must not wait for long.
+pub type Present = Pin<Box<dyn Future<Output = Result<Vec<u8>, BrokerError>> + Send>>;
 
 /// From which sites browsers may use a route.
 pub enum Cors {
@@ -144,7 +148,7 @@ pub(super) async fn answer(
             return publish::answer(shared, place, route, head, body).await;
         }
         if let Some(rest) = rest.strip_prefix("/presence/") {
-            return route.with_cors(&head.headers, presence(route, rest, head));
+            return route.with_cors(&head.headers, presence(route, rest, head).await);
         }
     }
     if place.is_reserve() {
@@ -197,7 +201,7 @@ const CORS_HEADERS: &str = "Origin, X-Requested-With, X-Request-ID, Content-Type
 
 /// `GET BASE/presence/STREAM/users` (`contracts/broadcast.md` section 4, checks in its order). A stream with a slash comes
 /// as `%2F`.
-fn presence(route: &PublishRoute, rest: &str, request: &Parts) -> Reply {
+async fn presence(route: &PublishRoute, rest: &str, request: &Parts) -> Reply {
     if request.method != Method::GET {
         return empty(StatusCode::UNPROCESSABLE_ENTITY);
     }
@@ -206,9 +210,11 @@ fn presence(route: &PublishRoute, rest: &str, request: &Parts) -> Reply {
     }
     let stream = rest.strip_suffix("/users").filter(|stream| !stream.is_empty() && !stream.contains('/'));
     let Some(stream) = stream.and_then(unescaped) else { return empty(StatusCode::NOT_FOUND) };
-    match route.presence.as_ref().and_then(|presence| presence(&stream)) {
-        Some(who) => with_body(StatusCode::OK, JSON, who),
-        None => empty(StatusCode::NOT_IMPLEMENTED),
+    let Some(presence) = &route.presence else { return empty(StatusCode::NOT_IMPLEMENTED) };
+    match presence(&stream).await {
+        Ok(who) => with_body(StatusCode::OK, JSON, who),
+        Err(BrokerError::NotKept) => empty(StatusCode::NOT_IMPLEMENTED),
+        Err(_) => empty(StatusCode::SERVICE_UNAVAILABLE),
     }
 }
 
@@ -217,22 +223,25 @@ fn unescaped(segment: &str) -> Option<String> {
     percent_encoding::percent_decode_str(segment).decode_utf8().ok().map(Cow::into_owned)
 }
 
-/// `{"ready":true,"checks":{"not_draining":true}}`
+/// `{"ready":true,"checks":{"not_draining":true},"links":{"redis":false}}`; without `links` where there are none.
 #[derive(Serialize)]
 struct Readiness<'a> {
     ready: bool,
     #[serde(serialize_with = "by_name")]
-    checks: &'a [Check],
+    checks: Vec<&'a Check>,
+    #[serde(serialize_with = "by_name", skip_serializing_if = "Vec::is_empty")]
+    links: Vec<&'a Check>,
 }
 
-fn by_name<S: Serializer>(checks: &[Check], serializer: S) -> Result<S::Ok, S::Error> {
+fn by_name<S: Serializer>(checks: &[&Check], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(checks.iter().map(|check| (check.name, check.ok)))
 }
 
 fn readiness(checks: &[Check]) -> Reply {
-    let ready = checks.iter().all(|check| check.ok || !check.needed);
+    let (checks, links): (Vec<&Check>, Vec<_>) = checks.iter().partition(|check| check.needed);
+    let ready = checks.iter().all(|check| check.ok);
     // Names and truth values always make JSON.
-    let mut body = serde_json::to_string(&Readiness { ready, checks }).unwrap_or_default();
+    let mut body = serde_json::to_string(&Readiness { ready, checks, links }).unwrap_or_default();
     body.push('\n');
     with_body(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, JSON, body)
 }

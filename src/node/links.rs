@@ -13,8 +13,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::broadcast::{Broadcast, PublicationSink, RedisSource, RedisXMetrics, RedisXSource};
-use crate::cluster::{self, Cluster, Incoming, Medium, RedisMedium, Work};
-use crate::config::{BroadcastAdapter, Config, PubSub};
+use crate::broker::{Broker, Channels, Outlet, RedisBrokerSettings, RedisStore, RemoteBroker, RemoteSettings};
+use crate::cluster::{self, Cluster, Exchange, Incoming, Medium, RedisMedium, Work};
+use crate::config::{BroadcastAdapter, BrokerKind, Config, PubSub};
 use crate::link::LinkState;
 use crate::link::redis::{Redis, RedisSettings, RedisSettingsError};
 use crate::model::{NodeId, Publication, RemoteDisconnect};
@@ -22,11 +23,15 @@ use crate::proto::publication::between_nodes::Origin;
 
 use super::StartError;
 use super::publish::Pipeline;
+use super::settings;
 use super::threads::RuntimeThread;
 
 /// What reads broadcasts from a link until it is told to stop.
 type Source = Box<dyn FnOnce(Arc<Broadcast>, watch::Receiver<bool>) -> SourceWork + Send>;
 type SourceWork = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Makes a broker, and what it runs beside the shards.
+type MakeBroker = Box<dyn FnOnce(RemoteSettings, Arc<dyn Outlet>) -> (RemoteBroker, Work<'static>) + Send>;
 
 /// What is to run on the thread.
 #[derive(Default)]
@@ -39,6 +44,9 @@ pub(super) struct Links {
     pub redisx: Option<Arc<RedisXMetrics>>,
     medium: Option<Box<dyn Medium>>,
     sources: Vec<Source>,
+    /// What the broker keeps everything in.
+    store: Option<MakeBroker>,
+    broker: Option<Work<'static>>,
 }
 
 /// The thread, and the way to stop what it reads.
@@ -46,15 +54,27 @@ pub(super) struct RunningLinks {
     stop: watch::Sender<bool>,
     /// Closed when all sources have ended.
     sources: watch::Receiver<()>,
+    exchange: Option<Arc<Exchange>>,
     thread: RuntimeThread,
 }
 
 impl RunningLinks {
-    /// Has broadcasts read no more, and waits until what was read is handed over.
-    pub async fn stop_reading(&self) {
+    /// Has broadcasts read no more, and waits until what was read is handed over and the other nodes know of it, for no
+    /// longer than [`FINISH_TIMEOUT`].
+    pub async fn finish(&self) {
         self.stop.send_replace(true);
-        // An error says that there are no sources any more.
-        while self.sources.clone().changed().await.is_ok() {}
+        let finished = async {
+            // An error says that there are no sources any more.
+            while self.sources.clone().changed().await.is_ok() {}
+            while self.exchange.as_ref().is_some_and(|exchange| !exchange.has_sent_all()) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if tokio::time::timeout(FINISH_TIMEOUT, finished).await.is_err() {
+            tracing::warn!(
+                "not all publications reached the other nodes; what is held of redisx is taken by another node"
+            );
+        }
     }
 
     /// Leaves the thread to the end of the process.
@@ -96,6 +116,24 @@ impl Links {
                 ask_sentinels_every,
             }));
         }
+        if config.broker.kind == BrokerKind::Redis {
+            let state = self.state("redis_broker", redis.advice());
+            let settings = RedisBrokerSettings {
+                prefix: config.broker.prefix.clone(),
+                history_limit: config.broker.history_limit,
+                history_ttl: config.broker.history_ttl,
+                sessions_ttl: config.broker.sessions_ttl,
+                channels: (config.pubsub() == PubSub::Redis)
+                    .then(|| Channels { prefix: config.cluster.prefix.clone(), reserved: reserved(config) }),
+                ask_sentinels_every,
+            };
+            let node = self.node();
+            let store = RedisStore::new(Arc::clone(redis), state, settings, node);
+            self.store = Some(Box::new(move |settings, outlet| {
+                let (broker, running) = RemoteBroker::new(store, settings, node, outlet);
+                (broker, Box::pin(running.run()))
+            }));
+        }
         if config.broadcast.has(BroadcastAdapter::Redis) {
             let source = RedisSource {
                 redis: Arc::clone(redis),
@@ -121,6 +159,17 @@ impl Links {
         }
     }
 
+    /// The broker, if it is on other machines; what it does waits for the thread.
+    pub fn broker(&mut self, config: &Config, outlet: Arc<dyn Outlet>) -> Option<Broker> {
+        let (broker, running) = self.store.take()?(settings::remote_broker(config), outlet);
+        self.broker = Some(running);
+        Some(Broker::Remote(broker))
+    }
+
+    fn node(&self) -> NodeId {
+        self.cluster.exchange().map_or_else(|| NodeId::from_bits(rand::random()), |exchange| exchange.node)
+    }
+
     fn state(&mut self, name: &'static str, advice: String) -> Arc<LinkState> {
         let state = Arc::new(LinkState::new(name, advice));
         self.states.push(Arc::clone(&state));
@@ -129,7 +178,7 @@ impl Links {
 
     /// The runtime, where there is anything to run.
     pub fn runtime(&self) -> io::Result<Option<Runtime>> {
-        let is_needed = self.medium.is_some() || !self.sources.is_empty();
+        let is_needed = self.medium.is_some() || self.broker.is_some() || !self.sources.is_empty();
         is_needed.then(RuntimeThread::runtime).transpose()
     }
 
@@ -141,9 +190,11 @@ impl Links {
         broadcast: &Arc<Broadcast>,
     ) -> io::Result<Option<RunningLinks>> {
         let Some(runtime) = runtime else { return Ok(None) };
-        if let (Some(exchange), Some(medium)) = (self.cluster.exchange(), self.medium) {
+        let exchange = self.cluster.exchange().cloned();
+        if let (Some(exchange), Some(medium)) = (&exchange, self.medium) {
             runtime.spawn(Arc::clone(exchange).run(medium, Arc::clone(pipeline) as Arc<_>));
         }
+        self.broker.into_iter().for_each(|broker| drop(runtime.spawn(broker)));
         let (stop, stopped) = watch::channel(false);
         let (running, sources) = watch::channel(());
         let mut reading = JoinSet::new();
@@ -154,7 +205,7 @@ impl Links {
             let _running = running;
             reading.join_all().await;
         });
-        Ok(Some(RunningLinks { stop, sources, thread: RuntimeThread::start("links", runtime)? }))
+        Ok(Some(RunningLinks { stop, sources, exchange, thread: RuntimeThread::start("links", runtime)? }))
     }
 }
 
@@ -193,16 +244,22 @@ fn with_cause(error: &dyn std::error::Error) -> String {
     error.source().map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
 }
 
-/// How long a shutdown waits for what was read to be handed over.
-pub(super) const STOP_READING_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a shutdown waits for what is on its way to other nodes. One reading of the stream of Redis takes up to 2 s.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(4);
 
 impl Incoming for Pipeline {
     fn publication(&self, publication: Publication, _: Option<Origin>, own: bool) -> Work<'_> {
         Box::pin(async move {
-            // This node's clients had it when it was published.
-            if !own {
-                // Fails when the node ends, and then nobody is there to have it.
-                let _ = self.publish_here(vec![publication]).await;
+            // Fails when the node ends, and then nobody is there to have it.
+            match &self.broker {
+                // It knows what this node's clients have, by the position.
+                Broker::Remote(remote) if publication.position.is_some() => {
+                    let room = self.room(&publication).await.ok();
+                    remote.received(publication, room);
+                }
+                // This node's clients had it when it was published.
+                _ if own => {}
+                _ => _ = self.publish_here(vec![publication]).await,
             }
         })
     }
@@ -211,7 +268,16 @@ impl Incoming for Pipeline {
         drop(self.disconnect_here(disconnect));
     }
 
-    fn command(&self, name: &str, _payload: &str, node: NodeId) {
-        tracing::debug!(name, %node, "a command of another node is not known");
+    fn command(&self, name: &str, payload: &str, node: NodeId) {
+        match &self.broker {
+            Broker::Remote(remote) => remote.command(name, payload),
+            Broker::Local(_) => tracing::debug!(name, %node, "a command of another node is not known"),
+        }
+    }
+
+    fn subscribed(&self, stream: &str) {
+        if let Broker::Remote(remote) = &self.broker {
+            remote.subscribed_again(stream);
+        }
     }
 }

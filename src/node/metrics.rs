@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError};
 
 use tokio::runtime::Handle;
 
+use crate::broker::Broker;
 use crate::metrics;
 use crate::os::{limits, listener, process};
 use crate::telemetry::{Collect, Families, LOG_LINES_DROPPED, Text};
@@ -66,7 +67,10 @@ impl Observer {
         broadcast.metrics().collect(&[], &mut families);
         pipeline.metrics.collect(&[], &mut families);
         pipeline.broker.measure();
-        pipeline.broker.metrics.collect(&[], &mut families);
+        pipeline.broker.metrics().collect(&[], &mut families);
+        if let Broker::Remote(remote) = &pipeline.broker {
+            remote.remote_metrics().collect(&[], &mut families);
+        }
         if let Some(exchange) = pipeline.cluster.exchange() {
             exchange.measure().collect(&[], &mut families);
         }

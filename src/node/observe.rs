@@ -8,9 +8,11 @@ use tokio::runtime::Handle;
 
 use crate::backend::Backend;
 use crate::broadcast::{Broadcast, RedisXMetrics};
+use crate::broker::Broker;
 use crate::config::Config;
 use crate::http::HttpMetrics;
 use crate::link::LinkState;
+use crate::model::BrokerError;
 use crate::os::process;
 use crate::shard::{Inbox, ShardMetrics};
 
@@ -109,9 +111,12 @@ impl Observer {
         }
     }
 
-    /// Who is present on a stream, as JSON, if that is kept.
-    pub(super) fn who_is_present(&self, stream: &str) -> Option<Vec<u8>> {
-        self.parts.pipeline.broker.present(stream, true, usize::MAX).ok()
+    /// Who is present on a stream, as JSON text.
+    pub(super) async fn who_is_present(self: Arc<Self>, stream: String) -> Result<Vec<u8>, BrokerError> {
+        match &self.parts.pipeline.broker {
+            Broker::Local(local) => local.present(&stream, true, usize::MAX),
+            Broker::Remote(remote) => remote.present(&stream).await,
+        }
     }
 
     /// Starts to measure and to warn about trouble.

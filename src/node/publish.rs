@@ -5,7 +5,8 @@
 //! delivered it. With a permit it goes to all those shards at once, so a busy shard does not delay the others until the
 //! bound is reached; then publishers wait, and with them the app's HTTP requests.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -13,11 +14,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::MissedTickBehavior;
 
 use crate::broadcast::{Handover, PublicationSink, PublishError};
-use crate::broker::{Broker, MemorySettings, SWEEPS};
+use crate::broker::{Broker, Outlet, Place, SWEEPS};
 use crate::cluster::Cluster;
-use crate::hub::StreamHasher;
+use crate::hub::{StreamChange, StreamHasher};
 use crate::metrics;
-use crate::model::{PresenceChange, Publication, RemoteDisconnect, Sid};
+use crate::model::{
+    Answer, BrokerError, BrokerReply, Now, PresenceChange, Publication, RemoteDisconnect, Reply, ResumeTicket, Sid,
+    SlotKey,
+};
 use crate::os::clock::Clock;
 use crate::shard::{Delivery, Inbox, Message};
 
@@ -34,6 +38,9 @@ const BYTES_PER_PLACE: usize = 256 << 10;
 /// The time in which everything that the broker keeps is looked through for what is over: so late, at most, is somebody
 /// reported as gone.
 const SWEEP_ALL: Duration = Duration::from_secs(1);
+
+/// A remote disconnect waits no longer for the broker's storage to know of it.
+const SEND_AWAY_MAX: Duration = Duration::from_secs(1);
 
 /// How many places of [`PUBLICATIONS_MAX`] a publication takes.
 fn places(publication: &Publication) -> u32 {
@@ -65,12 +72,12 @@ impl Pipeline {
     pub(super) fn new(
         inboxes: Arc<[Arc<Inbox>]>,
         hasher: StreamHasher,
-        memory: Option<MemorySettings>,
+        broker: Broker,
         cluster: Cluster,
         clock: Clock,
     ) -> Pipeline {
         Pipeline {
-            broker: Broker::new(memory),
+            broker,
             cluster,
             inboxes,
             hasher,
@@ -84,7 +91,11 @@ impl Pipeline {
     /// Gives a publication its position and puts it into the inbox of every shard that follows its stream, before the
     /// next publication of that stream.
     fn place(&self, publication: Publication, permit: OwnedSemaphorePermit) {
-        self.broker.in_order(publication, self.clock.now(), |publication| self.hand_over(publication, Some(permit)));
+        let unstored = match &self.broker {
+            Broker::Local(local) => local,
+            Broker::Remote(remote) => &remote.unstored,
+        };
+        unstored.in_order(publication, self.clock.now(), |publication| self.hand_over(publication, Some(permit)));
     }
 
     /// Puts a publication that has its place into the inboxes, and tells the other nodes; called under its stream's lock.
@@ -94,7 +105,7 @@ impl Pipeline {
     }
 
     /// Puts a publication into the inbox of every shard that follows its stream.
-    fn deliver(&self, publication: Publication, permit: Option<OwnedSemaphorePermit>) {
+    pub(super) fn deliver(&self, publication: Publication, permit: Option<OwnedSemaphorePermit>) {
         self.metrics.broadcast_msg_total.inc();
         let stream = self.hasher.key(&publication.stream);
         let delivery = Arc::new(Delivery { publication, permit });
@@ -106,25 +117,95 @@ impl Pipeline {
     }
 
     /// Waits for room for a publication.
-    async fn room(&self, publication: &Publication) -> Result<OwnedSemaphorePermit, PublishError> {
+    pub(super) async fn room(&self, publication: &Publication) -> Result<OwnedSemaphorePermit, PublishError> {
         let room = Arc::clone(&self.room).acquire_many_owned(places(publication)).await;
         room.map_err(|error| PublishError(error.to_string()))
+    }
+
+    /// A shard follows a stream.
+    pub(super) fn follow(self: &Arc<Self>, stream: &str, change: StreamChange, shard: u16) {
+        if change.of_key {
+            self.followers.follow(change.key, shard);
+        }
+        self.cluster.follow(stream);
+        if let Broker::Remote(remote) = &self.broker
+            && remote.follow(stream)
+        {
+            let (pipeline, name) = (Arc::downgrade(self), Box::<str>::from(stream));
+            self.cluster.when_subscribed(
+                stream,
+                Box::new(move || {
+                    if let Some(pipeline) = pipeline.upgrade()
+                        && let Broker::Remote(remote) = &pipeline.broker
+                    {
+                        remote.subscribed(&name);
+                    }
+                }),
+            );
+        }
+    }
+
+    /// A shard does not follow a stream any more.
+    pub(super) fn unfollow(&self, stream: &str, change: StreamChange, shard: u16) {
+        if let Broker::Remote(remote) = &self.broker {
+            remote.unfollow(stream);
+        }
+        self.cluster.unfollow(stream);
+        if change.of_key {
+            self.followers.unfollow(change.key, shard);
+        }
+    }
+
+    /// Whether what is published to these streams, on whichever node, comes here. Answers now, or later to who asked.
+    pub(super) fn ask_followed(&self, key: SlotKey, streams: &[Box<str>]) -> Option<Reply> {
+        // One more than there are: whoever is the last to count down answers, and that may be this call.
+        let left = Arc::new(AtomicUsize::new(streams.len() + 1));
+        for stream in streams {
+            let (left, inbox) = (Arc::clone(&left), self.inboxes.get(usize::from(key.shard)).cloned());
+            let then = move || {
+                if left.fetch_sub(1, Ordering::AcqRel) == 1
+                    && let Some(inbox) = inbox
+                {
+                    inbox.put(Message::Answer(Answer { key, reply: Reply::Followed }));
+                }
+            };
+            self.cluster.when_subscribed(stream, Box::new(then));
+        }
+        (left.fetch_sub(1, Ordering::AcqRel) == 1).then_some(Reply::Followed)
+    }
+
+    /// Gives the shard that asked the broker's answer.
+    pub(super) fn answer(&self, key: SlotKey, result: Result<BrokerReply, BrokerError>) {
+        if let Some(inbox) = self.inboxes.get(usize::from(key.shard)) {
+            inbox.put(Message::Answer(Answer::of_broker(key, result)));
+        }
+    }
+
+    /// A shard is to give up a session.
+    pub(super) fn ask_to_yield(&self, Place { shard, index }: Place, ticket: ResumeTicket) {
+        if let Some(inbox) = self.inboxes.get(usize::from(shard)) {
+            inbox.put(Message::Yield { index, ticket });
+        }
     }
 
     /// Changes who is present on a stream, and tells those who follow it. A join finds no room where too many publications
     /// wait to be delivered, like a whisper; that somebody has left is told all the same.
     pub(super) fn change_presence(&self, sid: Sid, stream: &str, change: PresenceChange) {
+        let local = match &self.broker {
+            Broker::Local(local) => local,
+            Broker::Remote(remote) => return remote.change_presence(sid, stream, change),
+        };
         let permit = Arc::clone(&self.room).try_acquire_owned().ok();
         if permit.is_none() && matches!(change, PresenceChange::Join { .. }) {
-            self.broker.metrics.presence_refused_total.inc();
+            local.metrics.presence_refused_total.inc();
             return;
         }
-        self.broker.change_presence(stream, sid, change, self.clock.now(), |event| self.hand_over(event, permit));
+        local.change_presence(stream, sid, change, self.clock.now(), |event| self.hand_over(event, permit));
     }
 
     /// Has the broker forget what is over, part after part, until the runtime ends or nobody publishes any more.
     pub(super) fn keep_sweeping(self: &Arc<Self>, runtime: &Handle) {
-        if self.broker.sessions().is_none() {
+        if !self.broker.remembers() {
             return;
         }
         let pipeline = Arc::downgrade(self);
@@ -134,7 +215,13 @@ impl Pipeline {
             for part in (0..SWEEPS).cycle() {
                 ticks.tick().await;
                 let Some(pipeline) = pipeline.upgrade() else { return };
-                pipeline.broker.sweep(part, pipeline.clock.now(), |event| pipeline.hand_over(event, None));
+                match &pipeline.broker {
+                    Broker::Local(local) => {
+                        local.sweep(part, pipeline.clock.now(), |event| pipeline.hand_over(event, None));
+                    }
+                    Broker::Remote(remote) if part == 0 => remote.sweep(),
+                    Broker::Remote(_) => {}
+                }
             }
         });
     }
@@ -143,9 +230,18 @@ impl Pipeline {
 impl PublicationSink for Pipeline {
     fn publish(&self, publications: Vec<Publication>) -> Handover<'_> {
         Box::pin(async move {
+            let mut stores = Vec::new();
             for publication in publications {
                 let permit = self.room(&publication).await?;
-                self.place(publication, permit);
+                match &self.broker {
+                    Broker::Remote(remote) if !publication.transient => {
+                        stores.push(remote.publish(publication, permit))
+                    }
+                    _ => self.place(publication, permit),
+                }
+            }
+            for store in stores {
+                store.await.map_err(|error| PublishError(error.to_string()))?;
             }
             Ok(())
         })
@@ -153,13 +249,27 @@ impl PublicationSink for Pipeline {
 
     fn try_publish(&self, publication: Publication) -> bool {
         let Ok(permit) = Arc::clone(&self.room).try_acquire_many_owned(places(&publication)) else { return false };
-        self.place(publication, permit);
+        match &self.broker {
+            // What becomes of it is waited for by nobody.
+            Broker::Remote(remote) if !publication.transient => drop(remote.publish(publication, permit)),
+            _ => self.place(publication, permit),
+        }
         true
     }
 
     fn disconnect(&self, disconnect: RemoteDisconnect) -> Handover<'_> {
-        self.cluster.announce_disconnect(&disconnect);
-        self.disconnect_here(disconnect)
+        let Broker::Remote(remote) = &self.broker else {
+            self.cluster.announce_disconnect(&disconnect);
+            return self.disconnect_here(disconnect);
+        };
+        // The storage knows before any node: whoever comes back, wherever, is refused from then on.
+        let known = remote.send_away(&disconnect.identifiers);
+        Box::pin(async move {
+            // Where the storage is away it is told when it is back. The clients do not wait for that.
+            let _ = tokio::time::timeout(SEND_AWAY_MAX, known).await;
+            self.cluster.announce_disconnect(&disconnect);
+            self.disconnect_here(disconnect).await
+        })
     }
 
     fn publish_here(&self, publications: Vec<Publication>) -> Handover<'_> {
@@ -175,13 +285,63 @@ impl PublicationSink for Pipeline {
     fn disconnect_here(&self, disconnect: RemoteDisconnect) -> Handover<'_> {
         self.metrics.broadcast_msg_total.inc();
         // Before the shards are told: whoever comes back to a session after that is refused, and before that sent away.
-        if let Some(sessions) = self.broker.sessions() {
-            sessions.send_away(&disconnect.identifiers, self.clock.now());
+        match &self.broker {
+            Broker::Local(local) => {
+                if let Some(sessions) = local.sessions() {
+                    sessions.send_away(&disconnect.identifiers, self.clock.now());
+                }
+            }
+            Broker::Remote(remote) => remote.sent_away_elsewhere(&disconnect.identifiers),
         }
         for inbox in self.inboxes.iter() {
             inbox.put(Message::Disconnect(disconnect.clone()));
         }
         Box::pin(async { Ok(()) })
+    }
+}
+
+/// What a remote broker gives to the pipeline that has it.
+pub(super) struct ToPipeline(pub Weak<Pipeline>);
+
+impl Outlet for ToPipeline {
+    fn deliver(&self, publication: Publication, permit: Option<OwnedSemaphorePermit>) {
+        if let Some(pipeline) = self.0.upgrade() {
+            pipeline.deliver(publication, permit);
+        }
+    }
+
+    fn nobody_follows(&self) {
+        if let Some(pipeline) = self.0.upgrade() {
+            pipeline.metrics.broadcast_msg_total.inc();
+        }
+    }
+
+    fn announce(&self, publication: &Publication) {
+        if let Some(pipeline) = self.0.upgrade() {
+            pipeline.cluster.announce(publication);
+        }
+    }
+
+    fn command(&self, name: &'static str, payload: String) {
+        if let Some(pipeline) = self.0.upgrade() {
+            pipeline.cluster.command(name, payload);
+        }
+    }
+
+    fn answer(&self, key: SlotKey, result: Result<BrokerReply, BrokerError>) {
+        if let Some(pipeline) = self.0.upgrade() {
+            pipeline.answer(key, result);
+        }
+    }
+
+    fn ask_to_yield(&self, place: Place, ticket: ResumeTicket) {
+        if let Some(pipeline) = self.0.upgrade() {
+            pipeline.ask_to_yield(place, ticket);
+        }
+    }
+
+    fn now(&self) -> Now {
+        self.0.upgrade().map_or_else(Now::default, |pipeline| pipeline.clock.now())
     }
 }
 
@@ -193,11 +353,18 @@ mod tests {
     use std::thread;
 
     use super::*;
+    use crate::broker::LocalBroker;
 
     fn pipeline(shards: usize) -> (Pipeline, Arc<[Arc<Inbox>]>) {
         let inboxes: Arc<[_]> = (0..shards).map(|_| Arc::new(Inbox::new().unwrap())).collect();
         let hasher = StreamHasher::new(1);
-        let pipeline = Pipeline::new(Arc::clone(&inboxes), hasher.clone(), None, Cluster::default(), Clock::start());
+        let pipeline = Pipeline::new(
+            Arc::clone(&inboxes),
+            hasher.clone(),
+            Broker::Local(LocalBroker::default()),
+            Cluster::default(),
+            Clock::start(),
+        );
         for shard in 0..shards as u16 {
             ["s", "other"].into_iter().for_each(|stream| pipeline.followers.follow(hasher.key(stream), shard));
         }

@@ -6,12 +6,12 @@ use tokio::runtime::Handle;
 
 use crate::backend::Backend;
 use crate::broadcast::Broadcast;
-use crate::broker::{Departure, PRESENT_BYTES_MAX, Place, Resumption};
+use crate::broker::{Broker, Departure, PRESENT_BYTES_MAX, Place, Resumption};
 use crate::http::HttpServer;
 use crate::hub::StreamChange;
 use crate::model::{
-    Answer, BrokerError, BrokerQuestion, BrokerReply, Call, PresenceChange, Publication, Question, Reply, Request,
-    ResumeTicket, SavedSession, Sid, SlotKey,
+    BrokerError, BrokerQuestion, BrokerReply, Call, PresenceChange, Publication, Question, Reply, Request,
+    SavedSession, Sid, SlotKey,
 };
 use crate::shard::{Inbox, Incoming, Message, Services, Socket};
 
@@ -42,6 +42,13 @@ impl NodeServices {
     /// publications that it covers.
     fn ask_broker(&self, key: SlotKey, question: BrokerQuestion) -> Option<Result<BrokerReply, BrokerError>> {
         let Pipeline { broker, clock, .. } = &*self.shared.pipeline;
+        let broker = match broker {
+            Broker::Local(local) => local,
+            Broker::Remote(remote) => {
+                remote.ask(key, question);
+                return None;
+            }
+        };
         let Some(sessions) = broker.sessions() else { return Some(Err(BrokerError::NotKept)) };
         let result = match question {
             BrokerQuestion::History { streams, since } => broker.history(&streams, &since, clock.now()),
@@ -51,30 +58,18 @@ impl NodeServices {
             BrokerQuestion::Resume(ticket) => match sessions.resume(ticket, key, clock.now(), &broker.metrics) {
                 Resumption::Now(saved) => Ok(BrokerReply::Resumed(saved)),
                 Resumption::AfterYield(place, ticket) => {
-                    self.ask_to_yield(place, ticket);
+                    self.shared.pipeline.ask_to_yield(place, ticket);
                     return None;
                 }
             },
         };
-        self.answer(key, result);
+        self.shared.pipeline.answer(key, result);
         None
-    }
-
-    fn answer(&self, key: SlotKey, result: Result<BrokerReply, BrokerError>) {
-        if let Some(inbox) = self.shared.inboxes.get(usize::from(key.shard)) {
-            inbox.put(Message::Answer(Answer::of_broker(key, result)));
-        }
-    }
-
-    fn ask_to_yield(&self, Place { shard, index }: Place, ticket: ResumeTicket) {
-        if let Some(inbox) = self.shared.inboxes.get(usize::from(shard)) {
-            inbox.put(Message::Yield { index, ticket });
-        }
     }
 
     fn tell_of(&self, departure: Option<Departure>) {
         if let Some(Departure { key, saved }) = departure {
-            self.answer(key, Ok(BrokerReply::Resumed(saved)));
+            self.shared.pipeline.answer(key, Ok(BrokerReply::Resumed(saved)));
         }
     }
 }
@@ -86,6 +81,7 @@ impl Services<Socket> for NodeServices {
                 self.shared.backend.submit(Call { key, sid, request }).err().map(|error| Reply::App(Err(error)))
             }
             Question::Broker(question) => self.ask_broker(key, question).map(Reply::Broker),
+            Question::Followed(streams) => self.shared.pipeline.ask_followed(key, &streams),
         }
     }
 
@@ -107,51 +103,58 @@ impl Services<Socket> for NodeServices {
     }
 
     fn resident(&mut self, sid: Sid, index: u32) {
-        if let Some(sessions) = self.shared.pipeline.broker.sessions() {
-            sessions.resident(sid, Place { shard: self.shard, index });
+        let place = Place { shard: self.shard, index };
+        match &self.shared.pipeline.broker {
+            Broker::Local(local) => local.sessions().iter().for_each(|sessions| sessions.resident(sid, place)),
+            Broker::Remote(remote) => remote.resident(sid, place),
         }
     }
 
     fn departed(&mut self, sid: Sid, saved: Option<Box<SavedSession>>) {
         let Pipeline { broker, clock, .. } = &*self.shared.pipeline;
-        let departure =
-            broker.sessions().and_then(|sessions| sessions.departed(sid, saved, clock.now(), &broker.metrics));
-        self.tell_of(departure);
+        match broker {
+            Broker::Local(local) => {
+                let sessions = local.sessions();
+                self.tell_of(sessions.and_then(|sessions| sessions.departed(sid, saved, clock.now(), &local.metrics)));
+            }
+            Broker::Remote(remote) => remote.departed(sid, saved),
+        }
     }
 
     fn stays(&mut self, sid: Sid) {
-        let broker = &self.shared.pipeline.broker;
-        let departure = broker.sessions().and_then(|sessions| sessions.stays(sid, &broker.metrics));
-        self.tell_of(departure);
+        match &self.shared.pipeline.broker {
+            Broker::Local(local) => {
+                self.tell_of(local.sessions().and_then(|sessions| sessions.stays(sid, &local.metrics)));
+            }
+            Broker::Remote(remote) => remote.stays(sid),
+        }
     }
 
     fn not_here(&mut self, sid: Sid, index: u32) {
         let from = Place { shard: self.shard, index };
-        match self.shared.pipeline.broker.sessions().and_then(|sessions| sessions.moved(sid, from)) {
-            Some((place, ticket)) => self.ask_to_yield(place, ticket),
-            // It has ended, and whoever waited has heard of that; or it is lost.
-            None => self.stays(sid),
+        match &self.shared.pipeline.broker {
+            Broker::Local(local) => match local.sessions().and_then(|sessions| sessions.moved(sid, from)) {
+                Some((place, ticket)) => self.shared.pipeline.ask_to_yield(place, ticket),
+                // It has ended, and whoever waited has heard of that; or it is lost.
+                None => self.stays(sid),
+            },
+            Broker::Remote(remote) => remote.not_here(sid, from),
         }
     }
 
     fn may_go_on(&mut self, saved: &SavedSession) -> bool {
-        self.shared.pipeline.broker.sessions().is_some_and(|sessions| sessions.may_go_on(saved))
+        match &self.shared.pipeline.broker {
+            Broker::Local(local) => local.sessions().is_some_and(|sessions| sessions.may_go_on(saved)),
+            Broker::Remote(remote) => remote.may_go_on(saved),
+        }
     }
 
     fn follow(&mut self, stream: &str, change: StreamChange) {
-        let Pipeline { followers, cluster, .. } = &*self.shared.pipeline;
-        if change.of_key {
-            followers.follow(change.key, self.shard);
-        }
-        cluster.follow(stream);
+        self.shared.pipeline.follow(stream, change, self.shard);
     }
 
     fn unfollow(&mut self, stream: &str, change: StreamChange) {
-        let Pipeline { followers, cluster, .. } = &*self.shared.pipeline;
-        cluster.unfollow(stream);
-        if change.of_key {
-            followers.unfollow(change.key, self.shard);
-        }
+        self.shared.pipeline.unfollow(stream, change, self.shard);
     }
 
     fn identity_came(&mut self, identifiers: &str) {

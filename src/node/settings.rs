@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use crate::backend::{self, GrpcTarget, Target, TlsSettings};
 use crate::broadcast::{Broadcast, Source};
-use crate::broker::{MemorySettings, SessionsSettings};
+use crate::broker::{MemorySettings, RemoteSettings, SessionsSettings};
 use crate::config::{
-    BroadcastAdapter, BrokerKind, Config, Disconnect, ListenOn, Rpc, RpcImplementation, Secrets, Server, Ws,
+    BroadcastAdapter, BrokerKind, Config, Disconnect, ListenOn, PubSub, Rpc, RpcImplementation, Secrets, Server, Ws,
     default_number,
 };
 use crate::http::{self, AdminRoutes, Cors, MetricsRoute, PublishRoute, ReadyRoute, Routes};
@@ -156,8 +156,11 @@ fn unlimited(n: usize) -> usize {
 
 /// What clients show to come back to their sessions, if sessions are kept.
 fn resume_tokens(config: &Config) -> Option<ResumeTokens> {
-    let key: [u64; 4] = rand::random();
-    let secret = Secret::new(&format!("{key:x?}"))?;
+    let of_app = config.app.secret.key().and_then(Secret::new).map(|app| app.hex_mac("resume-cable"));
+    let drawn: [u64; 4] = rand::random();
+    // What all nodes know, where a client may come back to another one.
+    let is_for_all = matches!(config.broker.kind, BrokerKind::Redis | BrokerKind::Nats);
+    let secret = Secret::new(&of_app.filter(|_| is_for_all).unwrap_or_else(|| format!("{drawn:x?}")))?;
     keeps_sessions(config).then_some(ResumeTokens { secret, by_sid: config.broker.restore_by_sid })
 }
 
@@ -181,6 +184,18 @@ pub(super) fn broker(config: &Config) -> Option<MemorySettings> {
     })
 }
 
+/// Settings of a broker on other machines.
+pub(super) fn remote_broker(config: &Config) -> RemoteSettings {
+    let broker = &config.broker;
+    RemoteSettings {
+        sessions_ttl: broker.sessions_ttl,
+        sessions_bytes_max: unlimited(broker.sessions_max_size),
+        presence_ttl: broker.presence_ttl,
+        presence_bytes_max: unlimited(broker.presence_max_size),
+        store_announces: broker.kind == BrokerKind::Redis && config.pubsub() == PubSub::Redis,
+    }
+}
+
 fn session(config: &Config) -> session::Rules {
     session::Rules {
         ping_interval_ms: config.ws.ping_interval.as_millis() as u64,
@@ -194,6 +209,7 @@ fn session(config: &Config) -> session::Rules {
         no_auth: config.app.noauth,
         disconnect_mode: config.disconnect.mode,
         broker: config.broker.kind != BrokerKind::None,
+        cluster: config.pubsub() != PubSub::None,
         sessions: keeps_sessions(config),
         replay_bytes: REPLAY_BYTES,
     }
@@ -305,7 +321,7 @@ pub(super) fn ports(
             source: Source::Api,
             presence: Some(Box::new({
                 let observer = Arc::clone(observer);
-                move |stream| observer.who_is_present(stream)
+                move |stream| Box::pin(Arc::clone(&observer).who_is_present(stream.to_owned()))
             })),
         });
     }

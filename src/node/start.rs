@@ -4,14 +4,14 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex, Weak, mpsc};
 use std::{io, thread};
 
 use tokio::runtime::Runtime;
 
 use crate::backend::Backend;
 use crate::broadcast::Broadcast;
-use crate::cluster::Cluster;
+use crate::broker::{Broker, LocalBroker};
 use crate::config::{Config, Secrets};
 use crate::http::{ExtraRoutes, HttpMetrics, HttpServer, Routes};
 use crate::model::Answer;
@@ -26,7 +26,7 @@ use super::counts::Counts;
 use super::links::Links;
 use super::listeners::{HttpPort, MainPort};
 use super::observe::{self, Observer};
-use super::publish::Pipeline;
+use super::publish::{Pipeline, ToPipeline};
 use super::reload::MadeOf;
 use super::services::{NodeServices, Shared};
 use super::threads::{RuntimeThread, ShardThreads};
@@ -90,7 +90,7 @@ struct Core {
 }
 
 impl Core {
-    fn new(plan: &Plan, listeners: usize, calls: &Runtime, cluster: Cluster) -> Result<Core, StartError> {
+    fn new(plan: &Plan, listeners: usize, calls: &Runtime, links: &mut Links) -> Result<Core, StartError> {
         let Plan { config, secrets, .. } = plan;
         let inboxes: Arc<[Arc<Inbox>]> =
             (0..plan.shards).map(|_| Inbox::new().map(Arc::new)).collect::<Result<Vec<_>, _>>()?.into();
@@ -103,9 +103,12 @@ impl Core {
         let backend = settings::backend(config, secrets)?;
         let backend = Arc::new(Backend::start(backend, calls.handle(), answers)?);
         let settings = Arc::new(settings::shard(config, secrets, plan.shards, plan.capacity.sockets_max, listeners)?);
-        let memory = settings::broker(config);
         let hasher = settings.stream_hasher.clone();
-        let pipeline = Arc::new(Pipeline::new(Arc::clone(&inboxes), hasher, memory, cluster, Clock::start()));
+        let pipeline = Arc::new_cyclic(|pipeline| {
+            let local = || Broker::Local(LocalBroker::new(super::settings::broker(config)));
+            let broker = links.broker(config, Arc::new(ToPipeline(Weak::clone(pipeline)))).unwrap_or_else(local);
+            Pipeline::new(Arc::clone(&inboxes), hasher, broker, links.cluster.clone(), Clock::start())
+        });
         Ok(Core {
             metrics: (0..plan.shards as u16).map(|n| Arc::new(ShardMetrics::new(n))).collect(),
             broadcast: Arc::new(Broadcast::new(Arc::clone(&pipeline) as Arc<_>)),
@@ -130,10 +133,10 @@ impl Assembly {
             .enable_all()
             .build()?;
         let calls = RuntimeThread::runtime()?;
-        let links = Links::new(&plan.config)?;
-        let links_runtime = links.runtime()?;
+        let mut links = Links::new(&plan.config)?;
         // The first shard has as many as any.
-        let core = Core::new(&plan, main_port.of_shards[0].len(), &calls, links.cluster.clone())?;
+        let core = Core::new(&plan, main_port.of_shards[0].len(), &calls, &mut links)?;
+        let links_runtime = links.runtime()?;
         let draining = Arc::new(AtomicBool::new(false));
         let http_metrics = Arc::new(HttpMetrics::default());
         let observer = Arc::new(Observer::new(observe::Parts {

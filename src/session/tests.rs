@@ -32,6 +32,7 @@ pub(super) fn rules() -> Rules {
         no_auth: false,
         disconnect_mode: DisconnectMode::Auto,
         broker: false,
+        cluster: false,
         replay_bytes: 64 << 10,
         sessions: false,
     }

@@ -2,14 +2,15 @@ use std::sync::mpsc;
 use std::thread;
 
 use super::*;
+use crate::broker::{Departure, Place, Resumption, SWEEPS};
 use crate::model::{Admission, ResumeTicket, SavedSession, SlotKey, State};
 
 fn at(seconds: u64) -> Now {
     Now { mono: Duration::from_secs(seconds), unix: Duration::from_secs(1_790_000_000 + seconds) }
 }
 
-fn memory() -> Broker {
-    Broker::new(Some(MemorySettings {
+fn memory() -> LocalBroker {
+    LocalBroker::new(Some(MemorySettings {
         epoch: "e".into(),
         history_limit: 3,
         history_ttl: Duration::from_secs(300),
@@ -20,19 +21,19 @@ fn memory() -> Broker {
     }))
 }
 
-fn publish(broker: &Broker, stream: &str, message: u64, seconds: u64) -> Option<u64> {
+fn publish(broker: &LocalBroker, stream: &str, message: u64, seconds: u64) -> Option<u64> {
     let publication = Publication::new(stream, message.to_string());
     broker.in_order(publication, at(seconds), |publication| publication.position).map(|position| position.offset)
 }
 
 /// The messages that a client gets who has them up to `offset`.
-fn after(broker: &Broker, stream: &str, epoch: &str, offset: u64) -> Result<(u64, Vec<String>), BrokerError> {
+fn after(broker: &LocalBroker, stream: &str, epoch: &str, offset: u64) -> Result<(u64, Vec<String>), BrokerError> {
     let positions = vec![(stream.into(), Position { epoch: epoch.into(), offset })];
     missed(broker, stream, HistoryRequest { since: 0, positions }, 10)
 }
 
 fn missed(
-    broker: &Broker,
+    broker: &LocalBroker,
     stream: &str,
     since: HistoryRequest,
     seconds: u64,
@@ -46,7 +47,7 @@ fn missed(
 fn a_publication_waits_for_the_one_before_it_in_its_stream_and_for_no_other_stream() {
     // Aim: order is kept for each stream, and a slow hand-over holds up its own stream only. The first hand-over is
     // kept open while a second thread publishes to the same stream and this one to another.
-    let broker = Broker::default();
+    let broker = LocalBroker::default();
     let other = (0..).map(|n| format!("other:{n}"));
     let mut other = other.filter(|name| !std::ptr::eq(broker.stripe_of(name), broker.stripe_of("s")));
     let other = other.next().unwrap();
@@ -74,7 +75,7 @@ fn a_publication_waits_for_the_one_before_it_in_its_stream_and_for_no_other_stre
 
 #[test]
 fn names_are_spread_over_the_locks() {
-    let broker = Broker::default();
+    let broker = LocalBroker::default();
     let mut used: Vec<_> = (0..4096).map(|n| std::ptr::from_ref(broker.stripe_of(&format!("room:{n}")))).collect();
     used.sort_unstable();
     used.dedup();
@@ -83,7 +84,7 @@ fn names_are_spread_over_the_locks() {
 
 #[test]
 fn without_memory_nothing_gets_a_position_and_every_question_is_answered() {
-    let broker = Broker::default();
+    let broker = LocalBroker::default();
     assert_eq!(publish(&broker, "s", 1, 0), None);
     assert_eq!(after(&broker, "s", "e", 1), Err(BrokerError::NotKept));
     assert_eq!(broker.present("s", true, 100), Err(BrokerError::NotKept));
@@ -152,14 +153,14 @@ fn ticket(identifiers: Option<&str>) -> ResumeTicket {
 }
 
 /// Whether a client with this ticket gets the session at this moment.
-fn resumes(broker: &Broker, identifiers: Option<&str>, seconds: u64) -> bool {
+fn resumes(broker: &LocalBroker, identifiers: Option<&str>, seconds: u64) -> bool {
     match broker.sessions().unwrap().resume(ticket(identifiers), NEWCOMER, at(seconds), &broker.metrics) {
         Resumption::Now(saved) => saved.is_some(),
         Resumption::AfterYield(..) => panic!("it lives"),
     }
 }
 
-fn depart(broker: &Broker, admission: Admission, seconds: u64) -> Option<Departure> {
+fn depart(broker: &LocalBroker, admission: Admission, seconds: u64) -> Option<Departure> {
     broker.sessions().unwrap().departed(ME, saved(ME, admission), at(seconds), &broker.metrics)
 }
 
@@ -258,7 +259,7 @@ fn a_session_that_still_lives_is_taken_over_by_the_first_who_may_have_it() {
 
 #[test]
 fn kept_sessions_are_bounded_and_the_oldest_go_first() {
-    let broker = Broker::new(memory().memory.map(|memory| MemorySettings {
+    let broker = LocalBroker::new(memory().memory.map(|memory| MemorySettings {
         sessions: SessionsSettings { ttl: Duration::from_secs(300), bytes_max: 10_000 },
         ..memory.settings
     }));

@@ -1,0 +1,65 @@
+-- Gives a publication its place in its stream and keeps it.
+--
+-- KEYS: the history, the counter, and the epoch where all keys are on one server.
+-- ARGV: node, number of the store, message, kind, session that is left out, messages to keep, milliseconds to keep them,
+--       epoch, channel to publish to ('' for none), beginning of what is published there
+-- Gives: epoch, offset (false: stored before, nobody knows where), the newest offset of the stream
+local history, counter = KEYS[1], KEYS[2]
+local node, seq = 'n:' .. ARGV[1], ARGV[2]
+local epoch = ARGV[8]
+if KEYS[3] then
+    epoch = redis.call('GET', KEYS[3])
+    if not epoch then
+        return redis.error_reply('NOEPOCH nothing of what was kept is there')
+    end
+end
+
+-- A node sends a store again when the answer was lost. Its stores of a stream come in order.
+local before = redis.call('HGET', counter, node)
+if before then
+    local known, offset = string.match(before, '^(%d+) (%d+)')
+    if tonumber(known) >= tonumber(seq) then
+        return { epoch, known == seq and offset or false, redis.call('HGET', counter, 'o') }
+    end
+end
+
+local time = redis.call('TIME')
+if redis.call('HEXISTS', counter, 'o') == 0 then
+    -- A counter that was forgotten must not give out a number again: it begins with the time in microseconds.
+    local base = time[1] .. string.format('%06d', time[2])
+    redis.call('HSET', counter, 'o', base, 'b', base)
+    redis.call('DEL', history)
+end
+local offset = string.format('%.0f', redis.call('HINCRBY', counter, 'o', 1))
+local limit, ttl = tonumber(ARGV[6]), tonumber(ARGV[7])
+if limit > 0 then
+    local entry = { 't', time[1], 'n', ARGV[1], 'q', seq, 'm', ARGV[3] }
+    if ARGV[4] ~= '' then
+        entry[#entry + 1] = 'k'
+        entry[#entry + 1] = ARGV[4]
+    end
+    if ARGV[5] ~= '' then
+        entry[#entry + 1] = 'x'
+        entry[#entry + 1] = ARGV[5]
+    end
+    redis.call('XADD', history, 'MAXLEN', '=', limit, offset .. '-0', unpack(entry))
+    redis.call('PEXPIRE', history, ttl)
+end
+
+redis.call('HSET', counter, node, seq .. ' ' .. offset .. ' ' .. time[1])
+redis.call('PEXPIRE', counter, 10 * ttl)
+if redis.call('HLEN', counter) > 32 then
+    -- Nodes that have not stored anything for long will not send it again.
+    local fields = redis.call('HGETALL', counter)
+    for i = 1, #fields, 2 do
+        local at = string.match(fields[i + 1], ' (%d+)$')
+        if string.sub(fields[i], 1, 2) == 'n:' and at and tonumber(at) + 600 < tonumber(time[1]) then
+            redis.call('HDEL', counter, fields[i])
+        end
+    end
+end
+
+if ARGV[9] ~= '' then
+    redis.call('PUBLISH', ARGV[9], ARGV[10] .. ',"offset":' .. offset .. ',"epoch":"' .. epoch .. '","node":"' .. ARGV[1] .. '"}')
+end
+return { epoch, offset, offset }
