@@ -20,6 +20,8 @@ mod client;
 mod crowd;
 #[path = "cluster/extended.rs"]
 mod extended;
+#[path = "cluster/mixed.rs"]
+mod mixed;
 #[path = "cluster/nats_pubsub.rs"]
 mod nats_pubsub;
 #[path = "cluster/nodes.rs"]

@@ -192,21 +192,25 @@ fn publications(options: &Options, count: usize) -> anyhow::Result<[f64; 2]> {
     // What many nodes cost by standing there is their threads; one each, so that ten are not forty.
     let one_shard = Options { acceptors: Some(options.acceptors.unwrap_or(1)), ..options.clone() };
     let nodes = (0..count).map(|_| meeting.node(&one_shard)).collect::<anyhow::Result<Vec<_>>>()?;
-    let subscribers = Subscribers::published_to(&nodes[0], &nodes[0].publish_url, 1)?;
-    subscribers.open()?;
+    let identifier = r#"{"channel":"$pubsub","stream_name":"followed"}"#;
+    let follower = super::clients(&nodes[0], Protocol::ActionCable, 1, 0, Some(identifier))?;
+    super::open_all(&follower, 1, Pace::Window(1))?;
+    follower.expect(0);
+    // Its answer says that the order was taken before anything is published.
+    follower.collect(0);
     let mut publisher = Publisher::connect(&nodes[0].publish_url, &Credentials::None)?;
     let mut sequence = 0;
     let mut post = |batches: u32| -> anyhow::Result<()> {
         for _ in 0..batches {
             let data = |number| json_string(&json_string(&protocol::mark(number, now_ns())));
             let texts: Vec<String> = (sequence..sequence + BATCH)
-                .map(|number| format!(r#"{{"stream":"room:0","data":{}}}"#, data(number)))
+                .map(|number| format!(r#"{{"stream":"followed","data":{}}}"#, data(number)))
                 .collect();
             publisher.post(&format!("[{}]", texts.join(",")))?;
             sequence += BATCH;
             let expected = u64::from(sequence);
-            let arrived = subscribers.engine.wait(TIMEOUT, |counts| counts.marked >= expected);
-            ensure!(arrived, "{} of {expected} publications came", subscribers.engine.counts().marked);
+            let arrived = follower.wait(TIMEOUT, |counts| counts.marked >= expected);
+            ensure!(arrived, "{} of {expected} publications came", follower.counts().marked);
         }
         Ok(())
     };
@@ -219,7 +223,7 @@ fn publications(options: &Options, count: usize) -> anyhow::Result<[f64; 2]> {
     let before = cost()?;
     post(batches)?;
     let after = cost()?;
-    let counts = subscribers.engine.counts();
+    let counts = follower.counts();
     ensure!(
         counts.marked == u64::from(sequence) && counts.skipped + counts.reordered + counts.duplicated == 0,
         "{} of {sequence} came; {} skipped, {} doubled, {} out of order",
