@@ -248,11 +248,7 @@ fn with_cause(error: &dyn std::error::Error) -> String {
 const FINISH_TIMEOUT: Duration = Duration::from_secs(4);
 
 impl Incoming for Pipeline {
-    fn publication(&self, mut publication: Publication, origin: Option<Origin>, own: bool) -> Work<'_> {
-        if origin.is_none() {
-            // A node of AnyCable, which counts for itself: its position means nothing to our clients, nor to what we keep.
-            publication.position = None;
-        }
+    fn publication(&self, publication: Publication, _: Option<Origin>, own: bool) -> Work<'_> {
         Box::pin(async move {
             // Fails when the node ends, and then nobody is there to have it.
             match &self.broker {

@@ -19,7 +19,8 @@ fn what_a_node_of_anycable_has_numbered_comes_without_its_position_and_between_o
     nodes.0[0].broadcast("room", "1");
     let firsts: Vec<_> = clients.iter_mut().map(message).collect();
     for (offset, epoch) in [(1, "Xk2p"), (firsts[0].0 + 7, firsts[0].1.as_str())] {
-        let text = format!("{{\"stream\":\"room\",\"data\":\"\\\"theirs\\\"\",\"offset\":{offset},\"epoch\":\"{epoch}\"}}");
+        let text =
+            format!("{{\"stream\":\"room\",\"data\":\"\\\"theirs\\\"\",\"offset\":{offset},\"epoch\":\"{epoch}\"}}");
         redis.cli(&["PUBLISH", "room", &text]);
         for client in &mut clients {
             let theirs = json(&client.text());
