@@ -24,7 +24,6 @@ pub use remote::{Outlet, RemoteBroker, RemoteMetrics, RemoteSettings, Running};
 pub use sessions::{Departure, Place, Resumption, Sessions, SessionsSettings};
 
 /// Where things are kept.
-#[expect(clippy::large_enum_variant, reason = "there is one for each node")]
 pub enum Broker {
     /// In this process, or nowhere.
     Local(LocalBroker),

@@ -14,6 +14,7 @@
 mod activity;
 mod answer;
 mod command;
+mod confirm;
 mod effect;
 mod heartbeat;
 mod hold;
@@ -34,7 +35,7 @@ use crate::model::{
 };
 use crate::proto::{Dialect, Language};
 
-use activity::{Activity, Asked, Doing, Wanted};
+use activity::{Activity, Asked, Confirmation, Doing, Said, Wanted};
 use subscription::{Answerer, Subscription, SubscriptionRef, Subscriptions};
 
 pub use effect::{Effect, LogEvent, SessionCounter};
@@ -70,6 +71,8 @@ pub struct Rules {
     pub disconnect_mode: DisconnectMode,
     /// Whether there is a broker to ask for history and presence.
     pub broker: bool,
+    /// Whether there may be other nodes, so that a stream has to be followed there too.
+    pub cluster: bool,
     /// Bytes of messages that a client missed and is sent at once; the rest follows when they are out.
     pub replay_bytes: usize,
     /// Whether the broker keeps sessions for clients that come back.

@@ -143,6 +143,7 @@ impl Scenario {
                     DisconnectMode::Never,
                 ]),
                 broker: has_broker,
+                cluster: rng.chance(500),
                 sessions: has_broker,
             },
             tokens: Tokens::default(),

@@ -241,6 +241,7 @@ impl Services<Socket> for Seams {
         match question {
             Question::App(request) => sim.on_call(Call { key, sid, request }).err().map(|error| Reply::App(Err(error))),
             Question::Broker(question) => sim.on_broker_question(key, sid, question),
+            Question::Followed(_) => Some(Reply::Followed),
         }
     }
 

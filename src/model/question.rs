@@ -17,6 +17,8 @@ pub enum Question {
     App(Request),
     /// Of the broker.
     Broker(BrokerQuestion),
+    /// Of the cluster: does this node get what is published to these streams, on whichever node?
+    Followed(Vec<Box<str>>),
 }
 
 /// What a session asks of the broker.
@@ -86,6 +88,8 @@ pub enum Reply {
     App(Result<AppReply, CallError>),
     /// The broker's answer, or why there is none.
     Broker(Result<BrokerReply, BrokerError>),
+    /// The cluster's answer: it does, or that cannot be waited for any longer.
+    Followed,
 }
 
 /// The broker's answer.

@@ -1,5 +1,7 @@
 //! Calls to the app and its answers, independent of how they travel (`contracts/rpc-grpc.md`).
 
+use serde::{Deserialize, Serialize};
+
 use super::state::StateChanges;
 use super::{ChannelIdentifier, Env, Sid, SlotKey, State};
 
@@ -149,7 +151,7 @@ pub struct CommandReply {
 }
 
 /// A presence event asked for by the app.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PresenceReply {
     /// `join` or `leave`.
     pub kind: String,

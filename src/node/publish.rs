@@ -5,6 +5,7 @@
 //! delivered it. With a permit it goes to all those shards at once, so a busy shard does not delay the others until the
 //! bound is reached; then publishers wait, and with them the app's HTTP requests.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -18,7 +19,8 @@ use crate::cluster::Cluster;
 use crate::hub::{StreamChange, StreamHasher};
 use crate::metrics;
 use crate::model::{
-    Answer, BrokerError, BrokerReply, Now, PresenceChange, Publication, RemoteDisconnect, ResumeTicket, Sid, SlotKey,
+    Answer, BrokerError, BrokerReply, Now, PresenceChange, Publication, RemoteDisconnect, Reply, ResumeTicket, Sid,
+    SlotKey,
 };
 use crate::os::clock::Clock;
 use crate::shard::{Delivery, Inbox, Message};
@@ -152,6 +154,24 @@ impl Pipeline {
         if change.of_key {
             self.followers.unfollow(change.key, shard);
         }
+    }
+
+    /// Whether what is published to these streams, on whichever node, comes here. Answers now, or later to who asked.
+    pub(super) fn ask_followed(&self, key: SlotKey, streams: &[Box<str>]) -> Option<Reply> {
+        // One more than there are: whoever is the last to count down answers, and that may be this call.
+        let left = Arc::new(AtomicUsize::new(streams.len() + 1));
+        for stream in streams {
+            let (left, inbox) = (Arc::clone(&left), self.inboxes.get(usize::from(key.shard)).cloned());
+            let then = move || {
+                if left.fetch_sub(1, Ordering::AcqRel) == 1
+                    && let Some(inbox) = inbox
+                {
+                    inbox.put(Message::Answer(Answer { key, reply: Reply::Followed }));
+                }
+            };
+            self.cluster.when_subscribed(stream, Box::new(then));
+        }
+        (left.fetch_sub(1, Ordering::AcqRel) == 1).then_some(Reply::Followed)
     }
 
     /// Gives the shard that asked the broker's answer.

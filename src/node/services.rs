@@ -81,6 +81,7 @@ impl Services<Socket> for NodeServices {
                 self.shared.backend.submit(Call { key, sid, request }).err().map(|error| Reply::App(Err(error)))
             }
             Question::Broker(question) => self.ask_broker(key, question).map(Reply::Broker),
+            Question::Followed(streams) => self.shared.pipeline.ask_followed(key, &streams),
         }
     }
 

@@ -209,6 +209,7 @@ fn session(config: &Config) -> session::Rules {
         no_auth: config.app.noauth,
         disconnect_mode: config.disconnect.mode,
         broker: config.broker.kind != BrokerKind::None,
+        cluster: config.pubsub() != PubSub::None,
         sessions: keeps_sessions(config),
         replay_bytes: REPLAY_BYTES,
     }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::rpc::PresenceReply;
 use crate::model::{ChannelIdentifier, CommandKind, HistoryRequest};
 
 use super::hold::Held;
@@ -60,6 +61,31 @@ pub(super) enum Asked {
     History { identifier: ChannelIdentifier },
     /// The broker, for who is present.
     Present { identifier: ChannelIdentifier },
+    /// The cluster, whether a subscription that stands gets everything.
+    Followed {
+        identifier: ChannelIdentifier,
+        confirmation: Confirmation,
+        /// What the client wants when it is confirmed.
+        then: Wanted,
+    },
+}
+
+/// What a client is told when its subscription stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) enum Confirmation {
+    /// This server's own words.
+    Here,
+    /// The app's.
+    App(Said),
+}
+
+/// What an app says to a client when the rest of its answer is carried out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Said {
+    pub transmissions: Vec<String>,
+    /// The connection is to be closed.
+    pub disconnect: bool,
+    pub presence: Option<PresenceReply>,
 }
 
 /// What a client asks for together with a subscription.

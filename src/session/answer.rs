@@ -7,7 +7,7 @@ use crate::model::{
 };
 
 use super::effect::word;
-use super::{Answerer, Asked, Context, Doing, Effect, LogEvent, Marks, Session, Wanted};
+use super::{Answerer, Asked, Confirmation, Context, Doing, Effect, LogEvent, Marks, Said, Session, Wanted};
 
 impl Session {
     /// The answer to the question that [`Session::awaits_answer`] is about.
@@ -41,6 +41,11 @@ impl Session {
                 ctx.emit(Effect::Log(LogEvent::BrokerFailed("presence", error)));
                 self.say(ctx, |language, out| language.write_presence_error(out, &identifier));
             }
+            (Asked::Followed { identifier, confirmation, then }, Reply::Followed) => {
+                if let Some(at) = self.subscriptions.find(&identifier) {
+                    self.confirm(at, confirmation, then, ctx);
+                }
+            }
             _ => ctx.fail(LogEvent::WrongAnswer),
         }
     }
@@ -63,7 +68,7 @@ impl Session {
             }
             Reply::App(Ok(AppReply::Connect(reply))) => return self.connected(reply, ctx),
             Reply::App(Err(error)) => LogEvent::CallFailed(word(None), error),
-            Reply::App(Ok(AppReply::Command(_))) | Reply::Broker(_) => LogEvent::WrongAnswer,
+            Reply::App(Ok(AppReply::Command(_))) | Reply::Broker(_) | Reply::Followed => LogEvent::WrongAnswer,
         };
         ctx.emit(Effect::Log(log));
         self.close(CloseCause::AuthError, ctx);
@@ -109,7 +114,10 @@ impl Session {
             CommandKind::Subscribe => self.subscribed(identifier, then, reply, ctx),
             CommandKind::Unsubscribe => self.unsubscribed(identifier, reply, ctx),
             CommandKind::Message => match self.subscriptions.find(identifier) {
-                Some(at) => self.apply(at, reply, ctx),
+                Some(at) => {
+                    let said = self.apply(at, reply, ctx);
+                    self.pass_on(at, said, ctx);
+                }
                 None => ctx.fail(LogEvent::NotSubscribed("message")),
             },
         }
@@ -121,17 +129,13 @@ impl Session {
         if reply.status == Status::Success {
             let first = reply.streams.first().map_or("", String::as_str);
             let at = self.record(identifier, first, Answerer::App, ctx);
-            let closes = reply.disconnect;
-            self.apply(at, reply, ctx);
-            if !closes {
-                self.give_wanted(at, then, ctx);
-            }
-            return;
+            let said = self.apply(at, reply, ctx);
+            return self.confirm_when_followed(at, Confirmation::App(said), then, ctx);
         }
         // A rejection lists streams when the app rejects after it began to stream: those are not for this
         // client. State of a channel that is not there goes nowhere either.
         self.merge_cstate(std::mem::take(&mut reply.cstate), ctx);
-        self.finish(reply, ctx);
+        self.finish(reply.transmissions, reply.disconnect, ctx);
     }
 
     fn unsubscribed(&mut self, identifier: &str, mut reply: CommandReply, ctx: &mut Context<'_>) {
@@ -139,12 +143,12 @@ impl Session {
             self.forget(at, ctx);
         }
         self.merge_cstate(std::mem::take(&mut reply.cstate), ctx);
-        self.finish(reply, ctx);
+        self.finish(reply.transmissions, reply.disconnect, ctx);
     }
 
-    /// Carries out an answer for a subscription that stands. All of it happens within one turn of the shard, so
-    /// no broadcast can come between a stream's attachment and the confirmation that follows.
-    fn apply(&mut self, at: usize, mut reply: CommandReply, ctx: &mut Context<'_>) {
+    /// Carries out an answer for a subscription that stands; what is to be said to its client is given back. All of it
+    /// happens within one turn of the shard, so no broadcast can come between a stream's attachment and what follows.
+    fn apply(&mut self, at: usize, mut reply: CommandReply, ctx: &mut Context<'_>) -> Said {
         let presence_stream = self.presence_stream(at, ctx);
         if reply.stop_streams {
             self.unfollow(at, |_| true, ctx);
@@ -157,17 +161,12 @@ impl Session {
         self.merge_istate(at, std::mem::take(&mut reply.istate), ctx);
         self.merge_cstate(std::mem::take(&mut reply.cstate), ctx);
         self.leave_old_presence(at, presence_stream, ctx);
-        // Who is sent away is not there.
-        let presence = reply.presence.take().filter(|_| !reply.disconnect);
-        self.finish(reply, ctx);
-        if let Some(presence) = presence {
-            self.presence_from_app(at, presence, ctx);
-        }
+        Said { transmissions: reply.transmissions, disconnect: reply.disconnect, presence: reply.presence }
     }
 
-    fn finish(&mut self, reply: CommandReply, ctx: &mut Context<'_>) {
-        reply.transmissions.into_iter().for_each(|text| ctx.emit(Effect::Send(text.into_bytes())));
-        if reply.disconnect {
+    pub(super) fn finish(&mut self, transmissions: Vec<String>, disconnect: bool, ctx: &mut Context<'_>) {
+        transmissions.into_iter().for_each(|text| ctx.emit(Effect::Send(text.into_bytes())));
+        if disconnect {
             self.admission = Admission::No;
             ctx.emit(Effect::Close(CloseCause::CommandDisconnect));
         }

@@ -8,8 +8,8 @@ use crate::proto::cable::Command;
 use crate::proto::frame::Message;
 
 use super::{
-    Answerer, Asked, Context, Doing, Effect, LogEvent, SUBSCRIPTIONS_MAX, Session, SessionCounter, Subscription,
-    Wanted, presence,
+    Answerer, Asked, Confirmation, Context, Doing, Effect, LogEvent, SUBSCRIPTIONS_MAX, Session, SessionCounter,
+    Subscription, Wanted, presence,
 };
 
 /// What a subscription takes beside its identifier and a stream's name of that length.
@@ -89,8 +89,7 @@ impl Session {
         match (ctx.route)(identifier) {
             Routed::Stream { name, whisper, presence } => {
                 let at = self.record(identifier, &name, Answerer::Here { whisper, presence }, ctx);
-                self.say(ctx, |language, out| language.write_confirm(out, identifier));
-                self.give_wanted(at, wanted, ctx);
+                self.confirm_when_followed(at, Confirmation::Here, wanted, ctx);
             }
             Routed::Backend if ctx.rules.has_backend => {
                 let call = AppCall {

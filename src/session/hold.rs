@@ -49,9 +49,9 @@ fn cost(publication: &Publication) -> usize {
 }
 
 impl Session {
-    /// Whether some of its subscriptions catch up.
+    /// Whether publications to some of its subscriptions are not to be delivered now.
     pub fn is_holding(&self) -> bool {
-        self.activity.as_ref().is_some_and(|activity| !activity.held.is_empty())
+        self.activity.as_ref().is_some_and(|activity| !activity.held.is_empty()) || self.awaits_confirmation()
     }
 
     /// Bytes of what its client is still to be told, and of what waits for that, without the messages: these are shared with
@@ -65,8 +65,12 @@ impl Session {
         (waiting.sum::<usize>() + left) * HELD_BYTES
     }
 
-    /// A publication under an identifier. Tells whether it waits; if not, it is to be delivered now.
+    /// A publication under an identifier. Tells whether it waits, or came before the subscription was confirmed and is not
+    /// for its client; if not, it is to be delivered now.
     pub fn withhold(&mut self, identifier: &str, publication: &Publication, ctx: &mut Context<'_>) -> bool {
+        if self.is_unconfirmed(identifier) {
+            return true;
+        }
         // What has no position is not in the history, and comes when it comes.
         if publication.position.is_none() {
             return false;

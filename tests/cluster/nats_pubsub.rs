@@ -357,6 +357,28 @@ fn a_cut_wire_is_mended_and_another_server_is_found_meanwhile() {
 
 #[test]
 #[ignore = "needs nats-server"]
+fn nodes_find_the_other_servers_of_a_cluster_when_theirs_is_gone() {
+    let mut servers = Nats::cluster();
+    let nodes = nodes(2, &servers[0].url(), &[]);
+    let mut clients = nodes.followers(2, "room");
+    is_heard(&servers[0], "room", 2);
+    nodes.0[0].broadcast("room", "1");
+    each_gets(&mut clients, &numbers(1..2));
+    servers[0].kill();
+    // Wherever each of them is now.
+    until("subscribed at others", || {
+        let own = |nats: &Nats| nats.subscriptions_of_clients().iter().filter(|one| *one == "room").count();
+        servers[1..].iter().map(own).sum::<usize>() == 2
+    });
+    // The servers tell each other of subscriptions, a little later.
+    let hears = |nats: &Nats| [nats.subscriptions_of_clients(), nats.subscriptions_of_servers()].concat();
+    until("heard by all", || servers[1..].iter().all(|nats| hears(nats).iter().any(|subject| subject == "room")));
+    nodes.0[1].broadcast("room", "2");
+    each_gets(&mut clients, &numbers(2..3));
+}
+
+#[test]
+#[ignore = "needs nats-server"]
 fn nats_with_tls_and_a_password_or_an_nkey() {
     let authority = Authority::new();
     let [ca, cert, key] = ["ca.pem", "client.pem", "client.key"].map(|name| authority.file(name));
@@ -365,7 +387,8 @@ fn nats_with_tls_and_a_password_or_an_nkey() {
     // From the documentation of NATS.
     let public = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4";
     let seed = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY";
-    let secure = Nats::start_as(NatsStart { tls: Some(&authority), login: Some(("me", "wo:rd")), nkey: None });
+    let secure =
+        Nats::start_as(NatsStart { tls: Some(&authority), login: Some(("me", "wo:rd")), ..NatsStart::default() });
     let by_key = Nats::start_as(NatsStart { nkey: Some(public), ..NatsStart::default() });
     let secure_url = secure.url().replace("wo:rd", "wo%3Ard");
     let by_key_url = format!("nats://{seed}@127.0.0.1:{}", by_key.port());

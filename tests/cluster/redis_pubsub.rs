@@ -154,7 +154,7 @@ fn a_message_that_comes_twice_is_dropped_and_one_that_does_not_come_is_noticed()
         ("bbbbbbbb", 5),
         ("aaaaaaaa", 11),
         ("aaaaaaaa", 14),
-        ("aaaaaaaa", 1 << 40),
+        ("aaaaaaaa", 1_u64 << 40),
         ("bbbbbbbb", 6),
     ] {
         let publication = json!({"stream": "room", "data": seq.to_string(), "node": node, "seq": seq});

@@ -302,7 +302,8 @@ impl<S: Store> Tasks<S> {
         if let Some(saved) = self.take(ticket, deadline).await? {
             return Ok(Some(saved));
         }
-        if self.shared.nodes() < 2 {
+        // Another one may have begun a moment ago.
+        if self.shared.nodes() < 2 && (self.lease().await.is_err() || self.shared.nodes() < 2) {
             return Ok(None);
         }
         // It may live on another node.
@@ -364,15 +365,21 @@ impl<S: Store> Tasks<S> {
         }
     }
 
-    /// Storage that has less than it had begins anew.
+    /// Storage that has less than it had begins anew. What was read of it may only have been overtaken by what came
+    /// meanwhile, so it is looked at again.
     async fn keep_doubting(&self, mut wanted: mpsc::UnboundedReceiver<Arc<str>>) {
         let mut names = Vec::new();
-        while wanted.recv_many(&mut names, usize::MAX).await > 0 {
-            tracing::debug!(streams = names.len(), first = &*names[0], "the storage has less than it had");
-            names.clear();
+        while wanted.recv_many(&mut names, HEADS_AT_ONCE).await > 0 {
+            let reached = names.drain(..).filter_map(|name| Some((self.shared.gate.last(&name)?, name)));
+            let (reached, streams): (Vec<u64>, Vec<Arc<str>>) = reached.unzip();
             // Where it is away it is checked when it is back.
-            if let Err(trouble) = self.store.begin_anew().await {
-                tracing::debug!(%trouble, "the storage could not begin anew");
+            let begun = match self.store.heads(&streams).await {
+                Ok(heads) if heads.iter().zip(&reached).all(|(head, reached)| head >= reached) => continue,
+                Ok(_) => self.store.begin_anew().await,
+                Err(trouble) => Err(trouble),
+            };
+            if let Err(trouble) = begun {
+                tracing::debug!(%trouble, "the storage has less than it had, and could not begin anew");
             }
         }
     }
@@ -445,22 +452,26 @@ impl<S: Store> Tasks<S> {
         }
     }
 
+    /// Says that this node lives, and does what follows from the answer.
+    async fn lease(&self) -> Result<(), Trouble> {
+        let lease = self.store.keep_lease().await?;
+        self.shared.set_nodes(lease.nodes);
+        if !lease.was_known {
+            self.shared.people.tell_again();
+        }
+        for (stream, id) in lease.gone {
+            self.tell(event_of(&stream, &id, None, false));
+        }
+        Ok(())
+    }
+
     /// Says again and again that this node lives; at once when the link is back.
     async fn keep_lease(&self) {
         let mut reach = self.store.reach();
         loop {
             reach.mark_unchanged();
-            match self.store.keep_lease().await {
-                Ok(lease) => {
-                    self.shared.set_nodes(lease.nodes);
-                    if !lease.was_known {
-                        self.shared.people.tell_again();
-                    }
-                    for (stream, id) in lease.gone {
-                        self.tell(event_of(&stream, &id, None, false));
-                    }
-                }
-                Err(trouble) => tracing::debug!(%trouble, "the broker's server was not told that this node lives"),
+            if let Err(trouble) = self.lease().await {
+                tracing::debug!(%trouble, "the broker's server was not told that this node lives");
             }
             if matches!(timeout(LEASE_EVERY, reach.changed()).await, Ok(Err(_))) {
                 return;

@@ -74,7 +74,8 @@ impl<S: Store> Writer<S> {
                 self.store_some().await;
                 continue;
             }
-            let patience = self.queue.front().map(|first| first.since + WAIT_MAX);
+            let first = self.queue.front().map(|first| first.since);
+            let patience = first.map(|since| down_since.unwrap_or(since).min(since) + WAIT_MAX);
             tokio::select! {
                 came = publications.recv() => match came {
                     Some(waiting) => self.queue.push_back(waiting),

@@ -24,6 +24,11 @@ const WRONG_LAST_SEQUENCE: u32 = 10071;
 const NO_MESSAGE: u32 = 10037;
 const NO_STORE: u32 = 10059;
 const NOT_DELETED: u32 = 10057;
+const TOO_FEW_SERVERS: u32 = 10005;
+const NOT_CLUSTERED: u32 = 10074;
+
+/// Servers of a cluster that keep the same: one of them may be gone.
+const REPLICAS: u32 = 3;
 
 /// Why something was not done.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -144,7 +149,8 @@ impl JetStore {
         JetStore { client, name: name.into() }
     }
 
-    /// Makes the store, or sets the limits of the one that is there; whatever else somebody has set of it stays.
+    /// Makes the store, on three servers of a cluster if there are as many; or sets the limits of the one that is there, and
+    /// whatever else somebody has set of it stays.
     ///
     /// # Errors
     /// The server does not want it, or cannot be reached.
@@ -164,9 +170,7 @@ impl JetStore {
         let mut config = match self.api("STREAM.INFO", &Value::Null).await {
             Ok(Answer { config: Some(Value::Object(config)), .. }) => config,
             Ok(_) => return Err(StoreError::Unreadable("a store without a configuration".to_owned())),
-            Err(StoreError::Api { err_code: NO_STORE, .. }) => {
-                return StoreInfo::of(self.api("STREAM.CREATE", &wanted).await?);
-            }
+            Err(StoreError::Api { err_code: NO_STORE, .. }) => return self.create(wanted).await,
             Err(error) => return Err(error),
         };
         let differing = |(key, value): &(&String, &Value)| key.as_str() != "storage" && config.get(*key) != Some(value);
@@ -182,6 +186,19 @@ impl JetStore {
         }
         config.extend(changes);
         StoreInfo::of(self.api("STREAM.UPDATE", &Value::Object(config)).await?)
+    }
+
+    async fn create(&self, mut config: Value) -> Result<StoreInfo, StoreError> {
+        if self.client.is_clustered() {
+            config["num_replicas"] = REPLICAS.into();
+            match self.api("STREAM.CREATE", &config).await {
+                Err(StoreError::Api { err_code: TOO_FEW_SERVERS | NOT_CLUSTERED, .. }) => {
+                    config["num_replicas"] = 1.into();
+                }
+                created => return StoreInfo::of(created?),
+            }
+        }
+        StoreInfo::of(self.api("STREAM.CREATE", &config).await?)
     }
 
     /// How it is doing; with the subjects that this one, which may have wildcards, matches.

@@ -78,6 +78,8 @@ pub struct Info {
     pub headers: bool,
     /// To be signed by who logs in with an nkey.
     pub nonce: Option<String>,
+    /// The name of its cluster; none where it is alone.
+    pub cluster: Option<String>,
     /// Other servers of its cluster, `host:port`.
     pub connect_urls: Vec<String>,
 }
