@@ -167,6 +167,15 @@ impl Transcript {
         self.input(|session, ctx| session.answer(Reply::App(result), ctx))
     }
 
+    /// Whether a publication is withheld, and what is done for it.
+    fn comes(&mut self, identifier: &str, stream: &str, offset: Option<u64>) -> (bool, Vec<String>) {
+        let position = offset.map(|offset| Position { epoch: "e".into(), offset });
+        let publication = Publication { position, ..Publication::new(stream, "1") };
+        let mut is_withheld = false;
+        let lines = self.input(|session, ctx| is_withheld = session.withhold(identifier, &publication, ctx));
+        (is_withheld, lines)
+    }
+
     fn broker(&mut self, result: Result<BrokerReply, BrokerError>) -> Vec<String> {
         self.input(|session, ctx| session.answer(Reply::Broker(result), ctx))
     }
@@ -303,6 +312,44 @@ fn our_own_channels_need_no_app() {
     assert_eq!(t.say(&command("whisper", OPEN, r#","data":{"a":1}"#))[1], r#"whisper open {"a":1}"#);
     assert_eq!(t.say(&command("subscribe", OPEN, ""))[1], "count FailedClientMessage", "it is there already");
     assert_eq!(t.say(&command("unsubscribe", OPEN, "")), ["count ClientMessage", "detach open"]);
+}
+
+#[test]
+fn among_several_nodes_a_subscription_is_confirmed_when_the_cluster_says_so() {
+    let mut t = Transcript::let_in();
+    t.rules = Rules { cluster: true, broker: true, ..rules() };
+    let asked = t.say(&command("subscribe", OPEN, r#","history":{"since":7}"#));
+    assert_eq!(asked[1..], ["attach open", r#"ask Followed(["open"])"#]);
+    assert!(t.session.is_waiting() && t.session.is_holding());
+    // What is published before that is not for this client, with a position or without.
+    assert_eq!(t.comes(OPEN, "open", None), (true, vec![]));
+    assert_eq!(t.comes(OPEN, "open", Some(1)), (true, vec![]));
+    assert_eq!(t.comes(ROOM, "room", None), (false, vec![]), "another one is not touched");
+    let answered = t.input(|session, ctx| session.answer(Reply::Followed, ctx));
+    assert_eq!(answered[0], about("confirm_subscription", OPEN));
+    assert!(answered[1].starts_with("ask Broker(History"), "{answered:?}");
+    assert_eq!(t.comes(OPEN, "open", None), (false, vec![]));
+
+    // What the app says to a new subscriber waits, too, and who is sent away by it is not given anything more.
+    for disconnect in [false, true] {
+        let mut t = Transcript::let_in();
+        t.rules = Rules { cluster: true, ..rules() };
+        t.say(&command("subscribe", ROOM, ""));
+        let asked = t.answer(Ok(success(|reply| {
+            reply.streams = vec!["room".into(), "lobby".into()];
+            reply.transmissions = vec!["confirmed".into()];
+            reply.disconnect = disconnect;
+        })));
+        assert_eq!(asked, ["attach room", "attach lobby", r#"ask Followed(["room", "lobby"])"#]);
+        let answered = t.input(|session, ctx| session.answer(Reply::Followed, ctx));
+        assert_eq!(answered[0], "send confirmed");
+        assert_eq!(answered.len(), if disconnect { 2 } else { 1 }, "{answered:?}");
+    }
+    // Without a stream there is nothing to wait for.
+    let mut t = Transcript::let_in();
+    t.rules = Rules { cluster: true, ..rules() };
+    t.say(&command("subscribe", ROOM, ""));
+    assert_eq!(t.answer(Ok(success(|reply| reply.transmissions = vec!["confirmed".into()]))), ["send confirmed"]);
 }
 
 #[test]

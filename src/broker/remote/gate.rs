@@ -8,6 +8,9 @@
 //! A stream stands here while a shard follows it. It opens at the counter of the stream, read when the cluster has
 //! acknowledged that this node gets what is published from then on; what comes meanwhile waits.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

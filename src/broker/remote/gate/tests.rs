@@ -1,0 +1,172 @@
+use super::*;
+use crate::broker::Place;
+use crate::model::{BrokerError, BrokerReply, NodeId, Now, ResumeTicket, SlotKey};
+
+/// Notes down what is delivered.
+#[derive(Default)]
+struct Noted(Mutex<Vec<String>>);
+
+impl Outlet for Noted {
+    fn deliver(&self, publication: Publication, _permit: Permit) {
+        self.0.lock().unwrap().push(publication.message.to_string());
+    }
+    fn nobody_follows(&self) {}
+    fn announce(&self, _publication: &Publication) {}
+    fn command(&self, _name: &'static str, _payload: String) {}
+    fn answer(&self, _key: SlotKey, _result: Result<BrokerReply, BrokerError>) {}
+    fn ask_to_yield(&self, _place: Place, _ticket: ResumeTicket) {}
+    fn now(&self) -> Now {
+        Now::default()
+    }
+}
+
+struct Fixture {
+    gate: Gate,
+    wanted: Wanted,
+    noted: Arc<Noted>,
+}
+
+fn at(offset: u64) -> Publication {
+    let position = Some(Position { epoch: "e".into(), offset });
+    Publication { position, ..Publication::new("s", offset.to_string()) }
+}
+
+fn entry(offset: u64) -> Entry {
+    Entry { publication: at(offset), origin: None }
+}
+
+fn filling(head: u64, kept: impl IntoIterator<Item = u64>) -> Option<Filling> {
+    Some(Filling { head, base: 0, entries: kept.into_iter().map(entry).collect() })
+}
+
+impl Fixture {
+    /// The stream `s` is followed, and is at 10.
+    fn open() -> Fixture {
+        let noted = Arc::new(Noted::default());
+        let (gate, wanted) = Gate::new(Arc::clone(&noted) as Arc<_>, Arc::default());
+        gate.set_epoch(&"e".into());
+        assert!(gate.follow("s"));
+        gate.opened([("s".into(), 10)]);
+        Fixture { gate, wanted, noted }
+    }
+
+    fn pass(&self, offset: u64) -> Passed {
+        self.gate.pass(at(offset), None)
+    }
+
+    fn delivered(&self) -> Vec<String> {
+        std::mem::take(&mut self.noted.0.lock().unwrap())
+    }
+
+    /// Filled, lost.
+    fn counted(&self) -> (u64, u64) {
+        let metrics = &self.gate.metrics;
+        (metrics.cluster_filled_total.get(), metrics.cluster_lost_total.get())
+    }
+}
+
+#[test]
+fn what_comes_by_several_ways_is_delivered_once_and_in_order() {
+    let mut f = Fixture::open();
+    assert_eq!(
+        [11, 11, 10, 3].map(|offset| f.pass(offset)),
+        [Passed::Delivered, Passed::Double, Passed::Double, Passed::Double]
+    );
+    // Two answers of our own stores overtake the message of another node.
+    assert_eq!([13, 14].map(|offset| f.pass(offset)), [Passed::Waits, Passed::Waits]);
+    assert_eq!(f.wanted.fill.try_recv().as_deref(), Ok("s"));
+    assert!(f.wanted.fill.try_recv().is_err(), "asked for once");
+    assert_eq!(f.pass(12), Passed::Delivered);
+    assert_eq!(f.delivered(), ["11", "12", "13", "14"]);
+    assert!(!f.gate.has_gap("s"));
+    assert_eq!(f.gate.pass(Publication { stream: "other".into(), ..at(1) }, None), Passed::NotFollowed);
+    assert_eq!(f.counted(), (0, 0));
+}
+
+#[test]
+fn a_gap_is_filled_from_the_history_and_what_is_not_there_any_more_is_counted() {
+    let f = Fixture::open();
+    f.pass(14);
+    f.gate.filled("s", None);
+    f.pass(15);
+    assert!(f.delivered().is_empty());
+    f.gate.filled("s", filling(15, [12, 13, 14, 15]));
+    assert_eq!(f.delivered(), ["12", "13", "14", "15"]);
+    assert_eq!(f.counted(), (2, 1), "12 and 13 came out of the history, 11 was gone");
+    // Nothing is kept, but what waits is there, and the counter has come further.
+    f.pass(18);
+    f.gate.filled("s", filling(20, []));
+    assert_eq!((f.delivered(), f.gate.last("s")), (vec!["18".to_owned()], Some(20)));
+    assert_eq!(f.counted(), (2, 5));
+    assert_eq!(f.pass(21), Passed::Delivered);
+}
+
+#[test]
+fn a_counter_that_was_forgotten_and_begins_again_has_lost_nothing() {
+    let f = Fixture::open();
+    f.pass(1001);
+    f.gate.filled("s", Some(Filling { head: 1001, base: 1000, entries: vec![entry(1001)] }));
+    assert_eq!((f.delivered(), f.counted()), (vec!["1001".to_owned()], (0, 0)));
+}
+
+#[test]
+fn a_stream_that_is_new_here_begins_where_it_is_or_with_what_has_come_meanwhile() {
+    let mut f = Fixture::open();
+    f.gate.unfollow("s");
+    assert_eq!(f.pass(11), Passed::NotFollowed);
+    assert!(f.gate.follow("s") && !f.gate.follow("s"));
+    f.gate.subscribed("s");
+    assert_eq!(f.wanted.open.try_recv().as_deref(), Ok("s"));
+    assert_eq!([12, 13].map(|offset| f.pass(offset)), [Passed::Waits, Passed::Waits]);
+    f.gate.opened([("s".into(), 14)]);
+    assert_eq!(
+        f.delivered(),
+        ["12", "13"],
+        "counted when the counter was read, and published after this node followed"
+    );
+    assert!(f.gate.has_gap("s"), "14 has not come");
+    f.gate.filled("s", filling(14, [14]));
+    assert_eq!((f.delivered(), f.gate.last("s")), (vec!["14".to_owned()], Some(14)));
+}
+
+#[test]
+fn an_answer_waits_until_all_that_it_covers_is_delivered() {
+    let f = Fixture::open();
+    assert!(f.gate.watch("s", 10).is_none(), "that is so");
+    let mut until = f.gate.watch("s", 12).unwrap();
+    // It was read from 12 on, so what is before has to come or to be read, too.
+    f.gate.offer("s", 12, &[entry(12)]);
+    assert!(until.try_recv().is_err() && f.delivered().is_empty());
+    f.gate.offer("s", 12, &[entry(11), entry(12)]);
+    assert_eq!((until.try_recv(), f.delivered()), (Ok(()), vec!["11".to_owned(), "12".to_owned()]));
+    let mut until = f.gate.watch("s", 13).unwrap();
+    f.gate.unfollow("s");
+    assert!(until.try_recv().is_err(), "nobody follows it any more");
+}
+
+#[test]
+fn what_was_served_without_a_position_is_not_delivered_again_when_it_is_found() {
+    let f = Fixture::open();
+    let store = StoreId { node: NodeId::from_bits(1), seq: 7 };
+    f.gate.pass_unstored(Publication::new("s", "unsure"), None, Some(store));
+    let found = Entry { origin: Some(store), ..entry(11) };
+    f.gate.filled("s", Some(Filling { head: 12, base: 0, entries: vec![found, entry(12)] }));
+    assert_eq!((f.delivered(), f.gate.last("s")), (vec!["unsure".to_owned(), "12".to_owned()], Some(12)));
+}
+
+#[test]
+fn storage_that_has_less_than_it_had_is_doubted_and_another_epoch_begins_anew() {
+    let mut f = Fixture::open();
+    f.gate.opened([("s".into(), 9)]);
+    assert_eq!(f.wanted.doubt.try_recv().as_deref(), Ok("s"));
+    f.pass(12);
+    f.gate.filled("s", filling(5, []));
+    assert_eq!(f.wanted.doubt.try_recv().as_deref(), Ok("s"));
+    assert!(f.gate.set_epoch(&"f".into()) && !f.gate.set_epoch(&"f".into()));
+    assert_eq!(f.wanted.open.try_recv().as_deref(), Ok("s"));
+    assert_eq!(f.pass(11), Passed::Double, "a position of the old epoch");
+    f.gate.opened([("s".into(), 3)]);
+    let next = Publication { position: Some(Position { epoch: "f".into(), offset: 4 }), ..at(4) };
+    assert_eq!(f.gate.pass(next, None), Passed::Delivered);
+    assert_eq!(f.delivered(), ["4"]);
+}
