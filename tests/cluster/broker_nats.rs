@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::client::{Client, http, identifier};
 use crate::extended::{all_come, behind, extended, history, json as read_json, message, publish_until};
+use crate::nats_pubsub::Plain;
 use crate::nodes::Nodes;
 use crate::server::Server;
 use crate::servers::{Nats, until};
@@ -183,6 +184,26 @@ fn a_history_that_is_gone_has_another_epoch() {
         assert!(got.iter().all(|(_, epoch, _)| *epoch != old && *epoch == got[0].1), "{old}, then {got:?}");
         assert_eq!(history(client, "room", &behind("room", &old, offset)), None);
         assert_eq!(history(client, "room", &behind("room", &got[0].1, got[0].0)), Some(vec![3, 4]));
+    }
+}
+
+#[test]
+#[ignore = "needs nats-server"]
+fn a_store_that_somebody_deletes_is_made_anew() {
+    let nats = Nats::start();
+    let nodes = nodes(2, &nats, &[]);
+    let mut clients = nodes.followers(2, "room");
+    nodes.0[0].broadcast("room", "1");
+    let before: Vec<_> = clients.iter_mut().map(message).collect();
+    let mut operator = Plain::at(&nats);
+    operator.publish("$JS.API.STREAM.DELETE.cableway_history", "");
+    operator.flush();
+    until("it is there again", || nats.store("cableway_history").1 == 0 && !nats.is_without("cableway_history"));
+    nodes.0.iter().for_each(links_are_up);
+    nodes.0[1].broadcast("room", "2");
+    for client in &mut clients {
+        let (_, epoch, said) = message(client);
+        assert_eq!((epoch == before[0].1, said), (false, Value::from(2)));
     }
 }
 

@@ -16,8 +16,8 @@ use serde_json::{Value, json};
 
 use super::{Client, Message, Outgoing, Refused};
 
-/// How long an answer is waited for. A server that keeps on disks can take a while.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an answer is waited for. A server that keeps on disks can take a while; less than a publisher waits.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Codes of errors (`err_code`) that mean something to us.
 const WRONG_LAST_SEQUENCE: u32 = 10071;
@@ -39,6 +39,9 @@ pub enum StoreError {
     /// The subject has got another message meanwhile.
     #[error("the subject has another message by now")]
     Outrun,
+    /// There is no such store.
+    #[error("JetStream does not have what it was told to keep: somebody has deleted it")]
+    Gone,
     /// The server says no.
     #[error("JetStream says: {description} ({err_code})")]
     Api {
@@ -170,7 +173,7 @@ impl JetStore {
         let mut config = match self.api("STREAM.INFO", &Value::Null).await {
             Ok(Answer { config: Some(Value::Object(config)), .. }) => config,
             Ok(_) => return Err(StoreError::Unreadable("a store without a configuration".to_owned())),
-            Err(StoreError::Api { err_code: NO_STORE, .. }) => return self.create(wanted).await,
+            Err(StoreError::Gone) => return self.create(wanted).await,
             Err(error) => return Err(error),
         };
         let differing = |(key, value): &(&String, &Value)| key.as_str() != "storage" && config.get(*key) != Some(value);
@@ -295,6 +298,7 @@ fn read_answer(message: &Message) -> Result<Answer, StoreError> {
         serde_json::from_slice(&message.payload).map_err(|error| StoreError::Unreadable(error.to_string()))?;
     match answer.error {
         Some(ApiError { err_code: WRONG_LAST_SEQUENCE, .. }) => Err(StoreError::Outrun),
+        Some(ApiError { err_code: NO_STORE, .. }) => Err(StoreError::Gone),
         Some(ApiError { err_code, description }) => Err(StoreError::Api { err_code, description }),
         None => Ok(answer),
     }
