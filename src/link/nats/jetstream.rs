@@ -320,7 +320,11 @@ fn unix_time(text: &str) -> Option<Duration> {
         |text: &str, by: char| text.split(by).map(|number| number.parse::<u64>().ok()).collect::<Option<Vec<_>>>();
     let (time, fraction) = time.split_once('.').unwrap_or((time, "0"));
     let (date, time) = (numbers(date, '-')?, numbers(time, ':')?);
-    let ([year, month @ 1..=12, day @ 1..=31], [hours, minutes, seconds]) = (&date[..], &time[..]) else { return None };
+    let ([year @ ..=9999, month @ 1..=12, day @ 1..=31], [hours @ ..=23, minutes @ ..=59, seconds @ ..=60]) =
+        (&date[..], &time[..])
+    else {
+        return None;
+    };
     // Years begin in March, so that the day that only some have is their last; 0000-03-01 is 719,468 days before 1970.
     let (year, month) = if *month > 2 { (*year, month - 3) } else { (year.checked_sub(1)?, month + 9) };
     let days =
@@ -344,7 +348,16 @@ mod tests {
         for (text, seconds, nanos) in cases {
             assert_eq!(unix_time(text), Some(Duration::new(seconds, nanos)), "{text}");
         }
-        for text in ["", "Z", "2026-11-28", "2026-13-01T00:00:00Z", "1969-12-31T00:00:00Z", "x-1-1T0:0:0Z"] {
+        for text in [
+            "",
+            "Z",
+            "2026-11-28",
+            "2026-13-01T00:00:00Z",
+            "1969-12-31T00:00:00Z",
+            "x-1-1T0:0:0Z",
+            "18446744073709551615-1-1T0:0:0Z",
+            "2026-1-1T18446744073709551615:0:0Z",
+        ] {
             assert_eq!(unix_time(text), None, "{text}");
         }
     }
