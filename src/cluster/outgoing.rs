@@ -177,7 +177,7 @@ impl Outgoing {
     }
 
     /// Puts messages back to the front, in their order: the link was lost before it was certain that they are there. One
-    /// that is there all the same comes twice, and nodes of ours drop it.
+    /// that is there all the same comes twice: nodes of ours drop it, those of AnyCable deliver it again.
     pub fn put_back(&self, messages: Vec<Sent>) {
         let mut queue = self.queue();
         for sent in messages.into_iter().rev() {
