@@ -65,7 +65,7 @@ const STRIPES: usize = 64;
 /// may have 1 MiB waiting (`--ws-max-pending-size`) could not take it.
 pub const PRESENT_BYTES_MAX: usize = 512 << 10;
 
-/// Parts that are swept one after the other by [`LocalLocalBroker::sweep`].
+/// Parts that are swept one after the other by [`LocalBroker::sweep`].
 pub const SWEEPS: usize = STRIPES;
 
 /// The publication that tells that somebody has come or gone.
