@@ -123,19 +123,47 @@ impl Broadcast {
     /// # Errors
     /// What it holds could not be handed over. It is logged here.
     pub async fn take(&self, source: Source, payload: &[u8]) -> Result<(), PublishError> {
-        let handover = match self.read(source, payload) {
-            Some(Incoming::Disconnect(disconnect)) => self.sink.disconnect(disconnect),
-            Some(Incoming::Publications(publications) | Incoming::PartOfBatch { publications, .. }) => {
-                self.sink.publish(publications)
+        self.take_all(source, [payload]).await
+    }
+
+    /// The same for several payloads, in this order. What they hold is handed over together, so that a wait for what is behind
+    /// the sink is paid once.
+    ///
+    /// # Errors
+    /// Something of it could not be handed over.
+    pub async fn take_all<'a>(
+        &self,
+        source: Source,
+        payloads: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Result<(), PublishError> {
+        let (mut together, mut taken) = (Vec::new(), 0);
+        for payload in payloads {
+            match self.read(source, payload) {
+                Some(Incoming::Publications(mut publications) | Incoming::PartOfBatch { mut publications, .. }) => {
+                    together.append(&mut publications);
+                    taken += 1;
+                }
+                Some(Incoming::Disconnect(disconnect)) => {
+                    if !together.is_empty() {
+                        let handover = self.sink.publish(std::mem::take(&mut together));
+                        self.handed_over(source, handover, std::mem::take(&mut taken)).await?;
+                    }
+                    self.handed_over(source, self.sink.disconnect(disconnect), 1).await?;
+                }
+                Some(Incoming::UnknownCommand(_)) => self.metrics.publications_total.inc(),
+                None => {}
             }
-            Some(Incoming::UnknownCommand(_)) => {
-                self.metrics.publications_total.inc();
-                return Ok(());
-            }
-            None => return Ok(()),
-        };
+        }
+        if together.is_empty() {
+            return Ok(());
+        }
+        self.handed_over(source, self.sink.publish(together), taken).await
+    }
+
+    /// Waits for a hand-over of so many payloads.
+    async fn handed_over(&self, source: Source, handover: Handover<'_>, payloads: u64) -> Result<(), PublishError> {
         handover.await.inspect_err(|error| tracing::error!(%source, %error, "broadcast failed"))?;
-        self.metrics.publications_total.inc();
+        self.metrics.publications_total.add(payloads);
         Ok(())
     }
 
@@ -290,6 +318,17 @@ mod tests {
         broadcast.take(Source::Http, batch.as_bytes()).await.unwrap();
         assert_eq!(*recorder.taken.lock().unwrap(), ["a=1", "c=\"hi \u{fffd}\""]);
         assert_eq!(counted(&broadcast), [1, 2, 0, 0]);
+    }
+
+    #[tokio::test]
+    async fn several_payloads_are_handed_on_in_order_with_commands_between_them() {
+        let (broadcast, recorder) = broadcast(false);
+        let disconnect = r#"{"command":"disconnect","payload":{"identifier":"u"}}"#;
+        let publication = |n: u32| format!("{{\"stream\":\"a\",\"data\":\"{n}\"}}");
+        let payloads = [publication(1), publication(2), "x".into(), disconnect.into(), publication(3)];
+        broadcast.take_all(Source::RedisX, payloads.iter().map(String::as_bytes)).await.unwrap();
+        assert_eq!(*recorder.taken.lock().unwrap(), ["a=1", "a=2", "disconnect u", "a=3"]);
+        assert_eq!(counted(&broadcast), [4, 1, 1, 0]);
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@
 
 mod local;
 mod metrics;
+mod nats;
 mod redis;
 mod remote;
 mod sent_away;
@@ -15,14 +16,13 @@ mod sessions;
 use crate::model::Publication;
 use crate::presence;
 
+pub use crate::history::COUNTER_TTLS;
 pub use local::{LocalBroker, MemorySettings};
 pub use metrics::BrokerMetrics;
+pub use nats::{NatsBrokerSettings, NatsStore};
 pub use redis::{Channels, RedisBrokerSettings, RedisStore};
 pub use remote::{Outlet, RemoteBroker, RemoteMetrics, RemoteSettings, Running};
 pub use sessions::{Departure, Place, Resumption, Sessions, SessionsSettings};
-
-/// The counter of a stream lives this many times as long as its messages (contract, section 4).
-pub const COUNTER_TTLS: u32 = 10;
 
 /// Where things are kept.
 pub enum Broker {
@@ -66,7 +66,7 @@ const STRIPES: usize = 64;
 /// may have 1 MiB waiting (`--ws-max-pending-size`) could not take it.
 pub const PRESENT_BYTES_MAX: usize = 512 << 10;
 
-/// Parts that are swept one after the other by [`LocalLocalBroker::sweep`].
+/// Parts that are swept one after the other by [`LocalBroker::sweep`].
 pub const SWEEPS: usize = STRIPES;
 
 /// The publication that tells that somebody has come or gone.

@@ -205,6 +205,12 @@ impl Exchange {
         &self.metrics
     }
 
+    /// Whether everything that was to be sent is sent or dropped.
+    pub fn has_sent_all(&self) -> bool {
+        let ended = self.metrics.cluster_sent_total.get() + self.metrics.cluster_dropped_total.get();
+        self.outgoing.put_in() == ended
+    }
+
     /// Takes what the medium has received, whatever channel it came by.
     pub fn receive(&self, payload: &[u8]) {
         self.received.take(payload, self);

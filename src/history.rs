@@ -63,7 +63,7 @@ pub struct StoredMessage {
 pub struct Gone;
 
 /// Counters live this many times as long as messages (contract, section 4).
-const COUNTER_TTLS: u32 = 10;
+pub const COUNTER_TTLS: u32 = 10;
 
 /// No stream.
 const NONE: u32 = u32::MAX;

@@ -13,13 +13,11 @@ pub mod tls;
 
 use std::fmt::Display;
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
-
-use crate::telemetry::{Collect, Counter, Families, Value};
 
 /// The wait before the first try to get a lost link back.
 const WAIT_FIRST: Duration = Duration::from_millis(250);
@@ -45,7 +43,7 @@ pub struct LinkState {
     /// Where it leads to, without secrets, and what to look at when it is away.
     advice: String,
     up: AtomicBool,
-    reconnects: Counter,
+    reconnects: AtomicU64,
     /// Held to copy it or to replace it.
     away: Mutex<Away>,
 }
@@ -66,7 +64,7 @@ impl LinkState {
             name,
             advice: advice.into(),
             up: AtomicBool::new(false),
-            reconnects: Counter::new(),
+            reconnects: AtomicU64::new(0),
             away: Mutex::default(),
         }
     }
@@ -79,6 +77,11 @@ impl LinkState {
     /// Whether it can be used.
     pub fn is_up(&self) -> bool {
         self.up.load(Relaxed)
+    }
+
+    /// How often it came back after it was away.
+    pub fn reconnects(&self) -> u64 {
+        self.reconnects.load(Relaxed)
     }
 
     /// Why it is away; empty if it is up or has not been tried.
@@ -94,7 +97,7 @@ impl LinkState {
         let away = std::mem::take(&mut *self.away());
         match away.since {
             Some(since) => {
-                self.reconnects.inc();
+                self.reconnects.fetch_add(1, Relaxed);
                 tracing::info!(link = self.name, away_for = ?since.elapsed(), "the link is back");
             }
             None => tracing::info!(link = self.name, to = self.advice, "the link is up"),
@@ -126,16 +129,6 @@ impl LinkState {
     }
 }
 
-impl Collect for LinkState {
-    fn collect(&self, labels: &[(&str, &str)], into: &mut Families) {
-        let labels: Vec<_> = labels.iter().copied().chain([("link", self.name)]).collect();
-        let up = Value::Gauge(f64::from(u8::from(self.is_up())));
-        into.put("link_up", "Whether the link to a server beside this one can be used.", &labels, up);
-        let help = "How often a link that was away came back.";
-        into.put("link_reconnects_total", help, &labels, (&self.reconnects).into());
-    }
-}
-
 /// Keeps a link for ever. `run` connects, tells `state` when it is up, works, and ends with the reason why it cannot go on;
 /// then it is called again after a while.
 pub async fn keep<E: Display, F: Future<Output = E>>(state: &LinkState, mut run: impl FnMut() -> F) {
@@ -158,7 +151,6 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::telemetry::Text;
 
     #[test]
     fn waits_double_up_to_their_bound_and_are_jittered_by_half() {
@@ -171,14 +163,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_link_is_tried_for_ever_and_its_state_is_told() {
         let state = Arc::new(LinkState::new("redis", "redis://localhost"));
-        let tries = Arc::new(Counter::new());
+        let tries = Arc::new(AtomicU64::new(0));
         let kept = {
             let (state, tries) = (Arc::clone(&state), Arc::clone(&tries));
             tokio::spawn(async move {
                 let run = || async {
-                    tries.inc();
                     // Every tenth try gets through, and is lost after a minute.
-                    if tries.get() % 10 == 0 {
+                    if tries.fetch_add(1, Relaxed) % 10 == 9 {
                         state.came_up();
                         tokio::time::sleep(Duration::from_secs(60)).await;
                         return "closed";
@@ -189,14 +180,10 @@ mod tests {
             })
         };
         tokio::time::sleep(Duration::from_secs(3600)).await;
-        assert!(tries.get() > 100, "{}", tries.get());
-        assert!(state.reconnects.get() > 10);
+        let tries = tries.load(Relaxed);
+        assert!(tries > 100 && state.reconnects() > 10, "{tries} {}", state.reconnects());
         let why = state.why();
         assert!(state.is_up() || why == "refused" || why == "closed", "{why}");
-        let mut families = Families::default();
-        state.collect(&[], &mut families);
-        let text = families.to_text("", Text::Prometheus);
-        assert!(text.contains("link_up{link=\"redis\"} "), "{text}");
         kept.abort();
     }
 }

@@ -41,7 +41,7 @@ use crate::backend::{Backend, BackendError};
 use crate::config::Config;
 use crate::http::HttpServer;
 
-use links::{RunningLinks, STOP_READING_TIMEOUT};
+use links::RunningLinks;
 use listeners::MainPort;
 use observe::Observer;
 use reload::MadeOf;
@@ -179,11 +179,6 @@ impl Node {
         tokio::time::sleep(self.config.app.shutdown_delay).await;
 
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        if let Some(links) = &self.links
-            && tokio::time::timeout(STOP_READING_TIMEOUT, links.stop_reading()).await.is_err()
-        {
-            tracing::warn!("broadcasts that were read are not all handed over: another node takes those of redisx");
-        }
         let over = deadline.saturating_duration_since(Instant::now()).mul_f64(DRAIN_SHARE);
         self.shards.drain(over);
         self.backend.begin_drain();
@@ -196,6 +191,9 @@ impl Node {
         tracing::info!(sent_away = clients, all_in_time, "clients sent away");
         let servers = std::iter::once(&self.main_http).chain(&self.other_http);
         servers.clone().for_each(HttpServer::drain);
+        if let Some(links) = &self.links {
+            links.finish().await;
+        }
         let report = self.backend.drain(deadline).await;
         tracing::info!(told = report.sent, failed = report.failed, left = report.left, "app told of ended sessions");
         for server in servers {

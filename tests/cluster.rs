@@ -10,14 +10,24 @@
 )]
 #![allow(dead_code, reason = "not every test uses all of the harness, part of which is that of `limits`")]
 
+#[path = "cluster/broker_nats.rs"]
+mod broker_nats;
 #[path = "cluster/broker_redis.rs"]
 mod broker_redis;
 #[path = "limits/client.rs"]
 mod client;
 #[path = "cluster/crowd.rs"]
 mod crowd;
+#[path = "cluster/extended.rs"]
+mod extended;
+#[path = "cluster/mixed.rs"]
+mod mixed;
+#[path = "cluster/nats_pubsub.rs"]
+mod nats_pubsub;
 #[path = "cluster/nodes.rs"]
 mod nodes;
+#[path = "cluster/redis_broadcasts.rs"]
+mod redis_broadcasts;
 #[path = "cluster/redis_pubsub.rs"]
 mod redis_pubsub;
 #[path = "limits/server.rs"]

@@ -12,6 +12,7 @@ mod handshake;
 mod idle;
 mod instructions;
 mod memory;
+mod nodes;
 mod publish;
 mod restore;
 mod server;
@@ -28,6 +29,7 @@ use serde::Serialize;
 pub use app::{App, CONNECTS_PATH, serve as serve_app};
 pub use commands::{ClientOptions, RelayOptions, bare_client, bare_relay};
 pub use instructions::{FunctionCount, InstructionCount, InstructionsOptions, instructions};
+pub use nodes::Medium;
 pub use server::{Running, Side, Want};
 
 use self::commands::Transport;
@@ -78,7 +80,9 @@ pub enum Name {
     Restore,
     /// Memory of a session that can be resumed.
     Resumable,
-    /// All of them; without a server those that compare one with itself are left out.
+    /// Several nodes that meet at Redis or NATS, beside one alone: latency, CPU, a storm of subscriptions.
+    Nodes,
+    /// All of them but nodes; without a server those that compare one with itself are left out.
     All,
 }
 
@@ -123,6 +127,9 @@ pub struct Options {
     /// Limit of concurrent calls given to the server in the commands comparison.
     #[arg(long, value_name = "N", default_value_t = 28)]
     pub rpc_concurrency: u32,
+    /// What the nodes of the nodes comparison meet at; a program of the path.
+    #[arg(long, value_enum, default_value = "redis")]
+    pub medium: Medium,
     /// Where the yardstick's binary is: this one, unless a test says otherwise.
     #[arg(long, value_name = "PATH", hide = true)]
     pub yardstick: Option<PathBuf>,
@@ -291,6 +298,7 @@ pub fn run(name: Name, options: &Options, report: &mut dyn FnMut(Figure)) -> any
         Name::History => stored::history(options),
         Name::Restore => restore::storm(options),
         Name::Resumable => restore::memory(options),
+        Name::Nodes => nodes::run(options),
         Name::All => unreachable!("handled above"),
     };
     for figure in figures.with_context(|| format!("bench {name:?} failed"))? {

@@ -19,6 +19,7 @@ fn small() -> Options {
         backlog: 4096,
         acceptors: None,
         rpc_concurrency: 28,
+        medium: bench::Medium::Redis,
         yardstick: Some(PathBuf::from(env!("CARGO_BIN_EXE_cableway-loadtest"))),
     }
 }

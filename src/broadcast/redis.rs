@@ -6,14 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use redis::{ErrorKind, RedisError, RedisResult};
+use redis::RedisResult;
 
 use super::{Broadcast, Fanout, Source};
-use crate::link::redis::{ANSWER_TIMEOUT, Redis, connect_pubsub, in_time};
+use crate::link::redis::{ANSWER_TIMEOUT, Redis, closed, connect_pubsub, in_time, until_silent};
 use crate::link::{LinkState, keep};
-
-/// How often the server is asked whether it is there.
-const PING_EVERY: Duration = Duration::from_secs(5);
 
 /// The source.
 pub struct RedisSource {
@@ -47,19 +44,8 @@ impl RedisSource {
             }
             Err::<(), _>(closed())
         };
-        let ping = async {
-            loop {
-                tokio::time::sleep(PING_EVERY).await;
-                if let Err(error) = in_time(ANSWER_TIMEOUT, sink.ping::<redis::Value>()).await {
-                    return Err::<(), _>(error);
-                }
-            }
-        };
+        let silent = async { Err::<(), _>(until_silent(sink).await) };
         let replaced = async { Err::<(), _>(self.redis.until_replaced(&server, self.ask_sentinels_every).await) };
-        tokio::try_join!(read, ping, replaced).map(|((), (), ())| ())
+        tokio::try_join!(read, silent, replaced).map(|((), (), ())| ())
     }
-}
-
-fn closed() -> RedisError {
-    (ErrorKind::Io, "the server has closed the connection").into()
 }

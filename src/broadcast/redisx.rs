@@ -11,7 +11,7 @@
 //!
 //! Back-pressure is that nothing is read while what was read is not handed over.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +28,10 @@ use crate::metrics;
 /// Entries of one reading. All of them are in hand while the first is handed over, so few; enough to read at a hundred
 /// times the rate of answers.
 const ENTRIES: usize = 100;
+
+/// Entries that are handed over and acknowledged together. Each wait for a broker on another machine is for so many; and a
+/// node that dies has handed over no more of them without a word.
+const TOGETHER: usize = 16;
 
 /// While more than these are handed over and not acknowledged, nothing is read.
 const ACKS_MAX: usize = 10 * ENTRIES;
@@ -235,30 +239,28 @@ impl Reader<'_> {
         Ok(claimed.into_iter().flatten().map(|(id, map)| StreamId { id, map, ..StreamId::default() }).collect())
     }
 
-    async fn hand_over(&self, entries: Vec<StreamId>, commands: &Connection) {
-        let mut hand: VecDeque<StreamId> = entries.into();
-        while let Some(entry) = hand.front() {
-            if self.acks.holds(&entry.id) {
-                // Handed over before the link was lost.
-                hand.pop_front();
-                continue;
-            }
-            let done = match entry.map.get("payload") {
-                Some(Value::BulkString(payload)) => {
-                    let taking = self.broadcast.take(Source::RedisX, payload);
-                    let taken = self.while_holding(&hand, commands.clone(), taking).await.is_ok();
-                    self.source.metrics.redisx_entries_total.add(u64::from(taken));
-                    // What failed stays pending, and is claimed again.
-                    taken
-                }
+    async fn hand_over(&self, mut entries: Vec<StreamId>, commands: &Connection) {
+        let metrics = &self.source.metrics;
+        // Handed over before the link was lost.
+        entries.retain(|entry| !self.acks.holds(&entry.id));
+        for begin in (0..entries.len()).step_by(TOGETHER) {
+            let (held, end) = (&entries[begin..], entries.len().min(begin + TOGETHER));
+            let together = &entries[begin..end];
+            let payloads = together.iter().filter_map(|entry| match entry.map.get("payload") {
+                Some(Value::BulkString(payload)) => Some(&**payload),
                 _ => {
-                    self.source.metrics.redisx_poison_total.inc();
+                    metrics.redisx_poison_total.inc();
                     tracing::warn!(id = entry.id, "an entry of the stream has no field \"payload\": it is dropped");
-                    true
+                    None
                 }
-            };
-            if let Some(entry) = hand.pop_front().filter(|_| done) {
-                self.acks.push(entry.id);
+            });
+            let payloads: Vec<&[u8]> = payloads.collect();
+            let count = payloads.len() as u64;
+            let taking = self.broadcast.take_all(Source::RedisX, payloads);
+            // What failed stays pending, and is claimed again.
+            if self.while_holding(held, commands.clone(), taking).await.is_ok() {
+                metrics.redisx_entries_total.add(count);
+                together.iter().for_each(|entry| self.acks.push(entry.id.clone()));
             }
         }
     }
@@ -266,7 +268,7 @@ impl Reader<'_> {
     /// Waits for `work`, and keeps the entries in hand from being claimed by others meanwhile.
     async fn while_holding<T>(
         &self,
-        hand: &VecDeque<StreamId>,
+        held: &[StreamId],
         mut connection: Connection,
         work: impl Future<Output = T>,
     ) -> T {
@@ -279,7 +281,7 @@ impl Reader<'_> {
             }
             let mut hold = self.source.command("XCLAIM");
             hold.arg(&self.source.consumer).arg(0);
-            hold.arg(hand.iter().map(|entry| &*entry.id).collect::<Vec<_>>()).arg("JUSTID");
+            hold.arg(held.iter().map(|entry| &*entry.id).collect::<Vec<_>>()).arg("JUSTID");
             let holding = hold.exec_async(&mut connection);
             tokio::select! {
                 done = &mut work => return done,

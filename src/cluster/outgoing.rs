@@ -50,6 +50,8 @@ pub struct Outgoing {
 struct Queue {
     messages: VecDeque<(Instant, Message)>,
     bytes: usize,
+    /// How many were put in since the node began.
+    put_in: u64,
     counters: Counters,
 }
 
@@ -84,6 +86,7 @@ impl Queue {
     }
 
     fn push(&mut self, message: Message, metrics: &ClusterMetrics) {
+        self.put_in += 1;
         self.bytes += message.bytes();
         self.messages.push_back((Instant::now(), message));
         while self.messages.len() > MESSAGES_MAX || self.bytes > BYTES_MAX {
@@ -102,6 +105,11 @@ impl Outgoing {
     pub fn waiting(&self) -> (usize, usize) {
         let queue = self.queue();
         (queue.messages.len(), queue.bytes)
+    }
+
+    /// How many were put in since the node began.
+    pub(super) fn put_in(&self) -> u64 {
+        self.queue().put_in
     }
 
     pub(super) fn publication(&self, publication: Publication, metrics: &ClusterMetrics) {
@@ -169,7 +177,7 @@ impl Outgoing {
     }
 
     /// Puts messages back to the front, in their order: the link was lost before it was certain that they are there. One
-    /// that is there all the same comes twice, and nodes of ours drop it.
+    /// that is there all the same comes twice: nodes of ours drop it, those of AnyCable deliver it again.
     pub fn put_back(&self, messages: Vec<Sent>) {
         let mut queue = self.queue();
         for sent in messages.into_iter().rev() {
@@ -206,5 +214,72 @@ impl Counters {
         }
         self.recent.insert(stream.into(), next);
         next
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::publication::between_nodes::{NodeMessage, parse};
+
+    fn outgoing() -> (Outgoing, ClusterMetrics) {
+        (Outgoing::new(NodeId::from_bits(7)), ClusterMetrics::default())
+    }
+
+    /// Message and number.
+    fn read(sent: &Sent) -> (String, u64) {
+        match parse(sent.payload.as_bytes()) {
+            Ok(NodeMessage::Publication(publication, Some(origin))) => (publication.message.to_string(), origin.seq),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn messages_leave_in_their_order_and_are_counted_for_each_stream() {
+        let (outgoing, metrics) = outgoing();
+        for n in 0..4 {
+            outgoing.publication(Publication::new(["a", "b"][n % 2], n.to_string()), &metrics);
+        }
+        let first = outgoing.next(3, usize::MAX, &metrics).await;
+        outgoing.put_back(first.clone());
+        let all = outgoing.next(10, usize::MAX, &metrics).await;
+        assert_eq!(first.iter().map(read).collect::<Vec<_>>(), all[..3].iter().map(read).collect::<Vec<_>>());
+        let read: Vec<_> = all.iter().map(read).collect();
+        assert_eq!(read.iter().map(|(message, _)| &**message).collect::<Vec<_>>(), ["0", "1", "2", "3"]);
+        assert_eq!((read[2].1 - read[0].1, read[3].1 - read[1].1), (1, 1));
+        assert_eq!((outgoing.waiting(), outgoing.put_in()), ((0, 0), 4));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_oldest_go_when_the_queue_is_full_and_when_they_are_too_old() {
+        let (outgoing, metrics) = outgoing();
+        for n in 0..MESSAGES_MAX + 10 {
+            outgoing.publication(Publication::new("a", n.to_string()), &metrics);
+        }
+        assert_eq!((outgoing.waiting().0, metrics.cluster_dropped_total.get()), (MESSAGES_MAX, 10));
+        let big = || Publication::new("a", format!("\"{}\"", "x".repeat(BYTES_MAX / 2)));
+        (0..3).for_each(|_| outgoing.publication(big(), &metrics));
+        assert_eq!(outgoing.waiting().0, 1);
+        tokio::time::advance(AGE_MAX + Duration::from_secs(1)).await;
+        outgoing.publication(Publication::new("a", "1"), &metrics);
+        let left = outgoing.next(10, usize::MAX, &metrics).await;
+        assert_eq!((left.len(), &*read(&left[0]).0), (1, "1"));
+        assert_eq!(metrics.cluster_dropped_total.get() + 1, outgoing.put_in());
+    }
+
+    #[test]
+    fn the_counters_of_streams_are_bounded_and_those_in_use_go_on() {
+        let mut counters = Counters::default();
+        let mut last = counters.next("busy");
+        for n in 0..5 * COUNTERS {
+            counters.next(&n.to_string());
+            if n % 1000 == 0 {
+                let next = counters.next("busy");
+                assert_eq!(next, last + 1);
+                last = next;
+            }
+        }
+        assert!(counters.recent.len() + counters.older.len() <= 2 * COUNTERS);
+        assert_ne!(counters.next("0"), 2, "one that was forgotten begins anywhere");
     }
 }

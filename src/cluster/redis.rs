@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use redis::aio::{MultiplexedConnection, PubSubSink, PubSubStream};
-use redis::{ErrorKind, RedisError, RedisResult};
+use redis::{RedisError, RedisResult};
 
 use super::{Exchange, Medium, Sent, Work};
-use crate::link::redis::{ANSWER_TIMEOUT, Redis, connect, connect_pubsub, in_time, is_of_link};
+use crate::link::redis::{
+    ANSWER_TIMEOUT, PING_EVERY, Redis, closed, connect, connect_pubsub, in_time, is_of_link, until_silent,
+};
 use crate::link::{LinkState, keep};
 
 /// Channels of one SUBSCRIBE. As many as AnyCable takes: a command of some KB, which holds Redis up for well under a
@@ -22,9 +24,6 @@ const CHANNELS_A_COMMAND: usize = 256;
 /// Messages and bytes that are published at once and waited for.
 const BATCH: usize = 256;
 const BATCH_BYTES: usize = 1 << 20;
-
-/// How often the server is asked whether it is there. A connection whose other end has vanished says nothing by itself.
-const PING_EVERY: Duration = Duration::from_secs(5);
 
 /// The medium.
 pub struct RedisMedium {
@@ -55,10 +54,6 @@ impl Medium for RedisMedium {
     }
 }
 
-fn closed() -> RedisError {
-    (ErrorKind::Io, "the server has closed the connection").into()
-}
-
 /// One life of the link.
 struct Connected<'a> {
     medium: &'a RedisMedium,
@@ -78,8 +73,8 @@ impl Connected<'_> {
         let ends = tokio::try_join!(
             self.read(stream),
             self.subscribe(sink.clone()),
-            self.publish(publishing.clone()),
-            ping(publishing, sink),
+            self.publish(publishing),
+            async { Err(until_silent(sink).await) },
             async { Err(self.medium.redis.until_replaced(&server, self.medium.ask_sentinels_every).await) },
         );
         ends.map(|((), (), (), (), ())| ())
@@ -122,7 +117,11 @@ impl Connected<'_> {
     async fn publish(&self, mut connection: MultiplexedConnection) -> RedisResult<()> {
         let Exchange { outgoing, metrics, .. } = self.exchange;
         loop {
-            let batch = outgoing.next(BATCH, BATCH_BYTES, metrics).await;
+            let waiting = tokio::time::timeout(PING_EVERY, outgoing.next(BATCH, BATCH_BYTES, metrics));
+            let Ok(batch) = waiting.await else {
+                redis::cmd("PING").exec_async(&mut connection).await?;
+                continue;
+            };
             let mut pipeline = redis::pipe();
             pipeline.ignore_errors();
             for Sent { stream, payload } in &batch {
@@ -147,13 +146,5 @@ impl Connected<'_> {
 
     fn keep_what_is_unsure(self) {
         self.exchange.outgoing.put_back(self.unsure.into_inner().unwrap_or_else(PoisonError::into_inner));
-    }
-}
-
-async fn ping(mut connection: MultiplexedConnection, mut sink: PubSubSink) -> RedisResult<()> {
-    loop {
-        tokio::time::sleep(PING_EVERY).await;
-        redis::cmd("PING").exec_async(&mut connection).await?;
-        in_time(ANSWER_TIMEOUT, sink.ping::<redis::Value>()).await?;
     }
 }

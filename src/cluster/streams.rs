@@ -39,7 +39,7 @@ pub type Then = Box<dyn FnOnce() + Send>;
 pub struct Streams {
     hasher: NameHasher,
     /// Each taken for one look.
-    buckets: Box<[Mutex<HashMap<Arc<str>, Entry, NameHasher>>]>,
+    buckets: Box<[Mutex<Bucket>]>,
     /// Never taken together with a bucket.
     pending: Mutex<Pending>,
     changed: Notify,
@@ -48,6 +48,8 @@ pub struct Streams {
     /// Who is told of each subscription. It has this, so not the other way round.
     told: OnceLock<Weak<dyn Incoming>>,
 }
+
+type Bucket = HashMap<Arc<str>, Entry, NameHasher>;
 
 #[derive(Default)]
 struct Entry {
@@ -286,7 +288,7 @@ impl Streams {
         }
     }
 
-    fn bucket(&self, stream: &str) -> MutexGuard<'_, HashMap<Arc<str>, Entry, NameHasher>> {
+    fn bucket(&self, stream: &str) -> MutexGuard<'_, Bucket> {
         // Bits that the bucket's own table uses neither for places nor for tags.
         lock(&self.buckets[(self.hasher.hash_one(stream) >> 32) as usize % BUCKETS])
     }
@@ -314,4 +316,120 @@ async fn notified_or_due(notify: &Notify, due: Option<Instant>) {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic cannot leave a table half changed, so a poisoned lock is used as it is.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    fn names(names: &[Arc<str>]) -> Vec<&str> {
+        names.iter().map(|name| &**name).collect()
+    }
+
+    /// Whether there is nothing to do now.
+    fn nothing(streams: &Streams) -> bool {
+        let (changes, _) = streams.due();
+        changes.subscribe.is_empty() && changes.unsubscribe.is_empty()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_link_hears_of_the_first_that_follows_and_of_the_last_only_after_a_while() {
+        let streams = Streams::default();
+        assert!(streams.came_up().is_empty());
+        (0..3).for_each(|_| streams.follow("a"));
+        let changes = streams.changes().await;
+        assert_eq!((names(&changes.subscribe), changes.unsubscribe.len()), (vec!["a"], 0));
+        streams.subscribed(&changes.subscribe);
+        // A client that is back soon costs nothing, however often.
+        for _ in 0..100 {
+            (0..3).for_each(|_| streams.unfollow("a"));
+            (0..3).for_each(|_| streams.follow("a"));
+        }
+        tokio::time::advance(2 * LEAVE_AFTER).await;
+        assert!(nothing(&streams));
+        (0..3).for_each(|_| streams.unfollow("a"));
+        assert!(nothing(&streams));
+        let begun = Instant::now();
+        assert_eq!(names(&streams.changes().await.unsubscribe), ["a"]);
+        assert!(begun.elapsed() >= LEAVE_AFTER && streams.is_empty());
+        assert!(lock(&streams.pending).leaving.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_link_that_is_back_subscribes_to_all_that_is_followed_still() {
+        let streams = Streams::default();
+        ["a", "b", "c"].iter().for_each(|name| streams.follow(name));
+        streams.unfollow("b");
+        let mut all = streams.came_up();
+        all.sort();
+        assert_eq!(names(&all), ["a", "c"]);
+        assert!(nothing(&streams), "what came before is in it");
+        streams.subscribed(&all);
+        streams.went_down();
+        streams.follow("d");
+        assert_eq!(streams.came_up().len(), 3);
+        tokio::time::advance(2 * LEAVE_AFTER).await;
+        assert!(nothing(&streams));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_a_subscription_is_called_when_it_is_there_or_the_link_is_away_or_it_takes_too_long() {
+        let streams = Arc::new(Streams::default());
+        let called = Arc::new(AtomicUsize::new(0));
+        let wait = |stream: &str| {
+            let called = Arc::clone(&called);
+            streams.when_subscribed(stream, Box::new(move || _ = called.fetch_add(1, Ordering::SeqCst)));
+            tokio::task::yield_now()
+        };
+        let calls = || called.load(Ordering::SeqCst);
+        let releasing = Arc::clone(&streams);
+        let releasing = tokio::spawn(async move { releasing.keep_releasing().await });
+        streams.follow("a");
+        wait("a").await;
+        assert_eq!(calls(), 1, "the link is away");
+        let all = streams.came_up();
+        wait("a").await;
+        assert_eq!(calls(), 1);
+        streams.subscribed(&all);
+        wait("a").await;
+        assert_eq!(calls(), 3, "when it was there, and at once");
+        streams.follow("b");
+        wait("b").await;
+        streams.went_down();
+        assert_eq!(calls(), 4);
+        streams.came_up();
+        wait("b").await;
+        tokio::time::sleep(WAIT_MAX + Duration::from_millis(10)).await;
+        assert_eq!(calls(), 5);
+        wait("nobody's").await;
+        assert_eq!(calls(), 6);
+        releasing.abort();
+    }
+
+    #[test]
+    fn numbers_of_other_nodes_tell_what_comes_twice_and_what_does_not_come() {
+        let streams = Streams::default();
+        let node = |n| NodeId::from_bits(n);
+        let seen = |n: u64, seq| streams.seen("a", Origin { node: node(n), seq });
+        assert_eq!(seen(1, 5), Seen::Next);
+        assert_eq!(seen(1, 5), Seen::Next, "nobody follows it");
+        streams.follow("a");
+        let with_first = [(5, Seen::Next), (6, Seen::Next), (6, Seen::Again), (9, Seen::After(2)), (8, Seen::Again)];
+        for (seq, expected) in with_first {
+            assert_eq!(seen(1, seq), expected, "{seq}");
+        }
+        assert_eq!(seen(2, 1), Seen::Next, "another node counts for itself");
+        let far = 9 + 2 * JUMP_MAX;
+        assert_eq!(
+            (seen(1, far), seen(1, far + 1), seen(1, 3), seen(1, 4)),
+            (Seen::Next, Seen::Next, Seen::Next, Seen::Next)
+        );
+        for n in 10..10 + 2 * NODES_MAX as u64 {
+            assert_eq!(seen(n, 1), Seen::Next);
+        }
+        let bucket = streams.bucket("a");
+        assert_eq!(bucket["a"].seen.len(), NODES_MAX);
+    }
 }

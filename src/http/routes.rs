@@ -223,22 +223,25 @@ fn unescaped(segment: &str) -> Option<String> {
     percent_encoding::percent_decode_str(segment).decode_utf8().ok().map(Cow::into_owned)
 }
 
-/// `{"ready":true,"checks":{"not_draining":true}}`
+/// `{"ready":true,"checks":{"not_draining":true},"links":{"redis":false}}`; without `links` where there are none.
 #[derive(Serialize)]
 struct Readiness<'a> {
     ready: bool,
     #[serde(serialize_with = "by_name")]
-    checks: &'a [Check],
+    checks: Vec<&'a Check>,
+    #[serde(serialize_with = "by_name", skip_serializing_if = "Vec::is_empty")]
+    links: Vec<&'a Check>,
 }
 
-fn by_name<S: Serializer>(checks: &[Check], serializer: S) -> Result<S::Ok, S::Error> {
+fn by_name<S: Serializer>(checks: &[&Check], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(checks.iter().map(|check| (check.name, check.ok)))
 }
 
 fn readiness(checks: &[Check]) -> Reply {
-    let ready = checks.iter().all(|check| check.ok || !check.needed);
+    let (checks, links): (Vec<&Check>, Vec<_>) = checks.iter().partition(|check| check.needed);
+    let ready = checks.iter().all(|check| check.ok);
     // Names and truth values always make JSON.
-    let mut body = serde_json::to_string(&Readiness { ready, checks }).unwrap_or_default();
+    let mut body = serde_json::to_string(&Readiness { ready, checks, links }).unwrap_or_default();
     body.push('\n');
     with_body(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, JSON, body)
 }

@@ -322,9 +322,8 @@ async fn readiness_says_which_check_is_false() {
         let answer = fixture.exchange(b"", b"GET /ready HTTP/1.1\r\nHost: h\r\n\r\n").await;
         assert_eq!(status_of(&answer), status);
         // What it can do without is told and does not decide.
-        let wanted = format!(
-            "{{\"ready\":{backend},\"checks\":{{\"not_draining\":true,\"backend\":{backend},\"redis\":false}}}}\n"
-        );
+        let checks = format!("{{\"not_draining\":true,\"backend\":{backend}}}");
+        let wanted = format!("{{\"ready\":{backend},\"checks\":{checks},\"links\":{{\"redis\":false}}}}\n");
         assert_eq!(answer.split_once("\r\n\r\n").unwrap().1, wanted, "in the order of the checks");
     }
 }

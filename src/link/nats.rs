@@ -121,6 +121,7 @@ struct Shared {
     /// Something was written.
     written: Notify,
     payload_max: usize,
+    is_clustered: bool,
     /// Answers to requests come to subjects that begin with this.
     inbox: String,
 }
@@ -150,6 +151,7 @@ impl Connection {
             wake: Notify::new(),
             written: Notify::new(),
             payload_max: opened.info.max_payload,
+            is_clustered: opened.info.cluster.is_some(),
             inbox: format!("_INBOX.{:032x}.", rand::random::<u128>()),
         };
         let client = Client(Arc::new(shared));
@@ -294,6 +296,11 @@ impl Shared {
 }
 
 impl Client {
+    /// Whether the server is one of a cluster.
+    pub fn is_clustered(&self) -> bool {
+        self.0.is_clustered
+    }
+
     /// Wants what is published to a subject, under a number other than 0. On a connection that is lost this does nothing.
     pub fn subscribe(&self, subject: &str, sid: u64) {
         wire::write_subscribe(&mut self.0.state().out, subject, sid);

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use redis::aio::{ConnectionLike, MultiplexedConnection, PubSub};
+use redis::aio::{ConnectionLike, MultiplexedConnection, PubSub, PubSubSink};
 use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
@@ -23,6 +23,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an answer may take where nothing is waited for. A Redis that loads its data from disk answers at once, with an
 /// error.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often a server that has nothing to say is asked whether it is there. It may also close a connection that is idle.
+pub const PING_EVERY: Duration = Duration::from_secs(5);
 
 /// Tries of one command in a Redis Cluster, whose slots may move meanwhile. More is the business of whoever has the link.
 const CLUSTER_RETRIES: u32 = 4;
@@ -104,7 +107,7 @@ impl Redis {
             Kind::Sentinels { sentinels: of(&settings.sentinels, 0)?, name, server: only(servers)? }
         } else if servers.len() > 1 {
             description = format!("a cluster with {description}");
-            Kind::Cluster { nodes: std::mem::take(&mut servers), next: AtomicUsize::new(0) }
+            Kind::Cluster { nodes: std::mem::take(&mut servers), next: AtomicUsize::new(rand::random_range(..1 << 16)) }
         } else {
             Kind::One(only(servers)?)
         };
@@ -184,6 +187,22 @@ pub async fn connect(server: &Client, answer_timeout: Duration) -> RedisResult<M
 /// It cannot be reached, or refuses us.
 pub async fn connect_pubsub(server: &Client) -> RedisResult<PubSub> {
     in_time(CONNECT_TIMEOUT, server.get_async_pubsub()).await
+}
+
+/// Asks a server again and again whether it is there, until it is not: a connection whose other end has vanished says
+/// nothing by itself.
+pub async fn until_silent(mut sink: PubSubSink) -> RedisError {
+    loop {
+        tokio::time::sleep(PING_EVERY).await;
+        if let Err(error) = in_time(ANSWER_TIMEOUT, sink.ping::<Value>()).await {
+            return error;
+        }
+    }
+}
+
+/// What a connection that was closed is reported as.
+pub fn closed() -> RedisError {
+    (ErrorKind::Io, "the server has closed the connection").into()
 }
 
 /// Lets something take no longer than this.

@@ -13,8 +13,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::broadcast::{Broadcast, PublicationSink, RedisSource, RedisXMetrics, RedisXSource};
-use crate::broker::{Broker, Channels, Outlet, RedisBrokerSettings, RedisStore, RemoteBroker};
-use crate::cluster::{self, Cluster, Incoming, Medium, RedisMedium, Work};
+use crate::broker::{Broker, Channels, Outlet, RedisBrokerSettings, RedisStore, RemoteBroker, RemoteSettings};
+use crate::cluster::{self, Cluster, Exchange, Incoming, Medium, RedisMedium, Work};
 use crate::config::{BroadcastAdapter, BrokerKind, Config, PubSub};
 use crate::link::LinkState;
 use crate::link::redis::{Redis, RedisSettings, RedisSettingsError};
@@ -30,6 +30,9 @@ use super::threads::RuntimeThread;
 type Source = Box<dyn FnOnce(Arc<Broadcast>, watch::Receiver<bool>) -> SourceWork + Send>;
 type SourceWork = Pin<Box<dyn Future<Output = ()> + Send>>;
 
+/// Makes a broker, and what it runs beside the shards.
+type MakeBroker = Box<dyn FnOnce(RemoteSettings, Arc<dyn Outlet>) -> (RemoteBroker, Work<'static>) + Send>;
+
 /// What is to run on the thread.
 #[derive(Default)]
 pub(super) struct Links {
@@ -42,7 +45,7 @@ pub(super) struct Links {
     medium: Option<Box<dyn Medium>>,
     sources: Vec<Source>,
     /// What the broker keeps everything in.
-    store: Option<RedisStore>,
+    store: Option<MakeBroker>,
     broker: Option<Work<'static>>,
 }
 
@@ -51,15 +54,27 @@ pub(super) struct RunningLinks {
     stop: watch::Sender<bool>,
     /// Closed when all sources have ended.
     sources: watch::Receiver<()>,
+    exchange: Option<Arc<Exchange>>,
     thread: RuntimeThread,
 }
 
 impl RunningLinks {
-    /// Has broadcasts read no more, and waits until what was read is handed over.
-    pub async fn stop_reading(&self) {
+    /// Has broadcasts read no more, and waits until what was read is handed over and the other nodes know of it, for no
+    /// longer than [`FINISH_TIMEOUT`].
+    pub async fn finish(&self) {
         self.stop.send_replace(true);
-        // An error says that there are no sources any more.
-        while self.sources.clone().changed().await.is_ok() {}
+        let finished = async {
+            // An error says that there are no sources any more.
+            while self.sources.clone().changed().await.is_ok() {}
+            while self.exchange.as_ref().is_some_and(|exchange| !exchange.has_sent_all()) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if tokio::time::timeout(FINISH_TIMEOUT, finished).await.is_err() {
+            tracing::warn!(
+                "not all publications reached the other nodes; what is held of redisx is taken by another node"
+            );
+        }
     }
 
     /// Leaves the thread to the end of the process.
@@ -113,7 +128,11 @@ impl Links {
                 ask_sentinels_every,
             };
             let node = self.node();
-            self.store = Some(RedisStore::new(Arc::clone(redis), state, settings, node));
+            let store = RedisStore::new(Arc::clone(redis), state, settings, node);
+            self.store = Some(Box::new(move |settings, outlet| {
+                let (broker, running) = RemoteBroker::new(store, settings, node, outlet);
+                (broker, Box::pin(running.run()))
+            }));
         }
         if config.broadcast.has(BroadcastAdapter::Redis) {
             let source = RedisSource {
@@ -142,10 +161,8 @@ impl Links {
 
     /// The broker, if it is on other machines; what it does waits for the thread.
     pub fn broker(&mut self, config: &Config, outlet: Arc<dyn Outlet>) -> Option<Broker> {
-        let store = self.store.take()?;
-        let node = store.node();
-        let (broker, running) = RemoteBroker::new(store, settings::remote_broker(config), node, outlet);
-        self.broker = Some(Box::pin(running.run()));
+        let (broker, running) = self.store.take()?(settings::remote_broker(config), outlet);
+        self.broker = Some(running);
         Some(Broker::Remote(broker))
     }
 
@@ -173,7 +190,8 @@ impl Links {
         broadcast: &Arc<Broadcast>,
     ) -> io::Result<Option<RunningLinks>> {
         let Some(runtime) = runtime else { return Ok(None) };
-        if let (Some(exchange), Some(medium)) = (self.cluster.exchange(), self.medium) {
+        let exchange = self.cluster.exchange().cloned();
+        if let (Some(exchange), Some(medium)) = (&exchange, self.medium) {
             runtime.spawn(Arc::clone(exchange).run(medium, Arc::clone(pipeline) as Arc<_>));
         }
         self.broker.into_iter().for_each(|broker| drop(runtime.spawn(broker)));
@@ -187,7 +205,7 @@ impl Links {
             let _running = running;
             reading.join_all().await;
         });
-        Ok(Some(RunningLinks { stop, sources, thread: RuntimeThread::start("links", runtime)? }))
+        Ok(Some(RunningLinks { stop, sources, exchange, thread: RuntimeThread::start("links", runtime)? }))
     }
 }
 
@@ -226,8 +244,8 @@ fn with_cause(error: &dyn std::error::Error) -> String {
     error.source().map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
 }
 
-/// How long a shutdown waits for what was read to be handed over.
-pub(super) const STOP_READING_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a shutdown waits for what is on its way to other nodes. One reading of the stream of Redis takes up to 2 s.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(4);
 
 impl Incoming for Pipeline {
     fn publication(&self, publication: Publication, _: Option<Origin>, own: bool) -> Work<'_> {

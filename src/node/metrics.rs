@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 use crate::broker::Broker;
 use crate::metrics;
 use crate::os::{limits, listener, process};
-use crate::telemetry::{Collect, Families, LOG_LINES_DROPPED, Text};
+use crate::telemetry::{Collect, Families, LOG_LINES_DROPPED, Text, Value};
 
 use super::dead_peers;
 use super::observe::{Observer, Parts};
@@ -75,14 +75,20 @@ impl Observer {
             exchange.measure().collect(&[], &mut families);
         }
         redisx.iter().for_each(|redisx| redisx.collect(&[], &mut families));
-        links.iter().for_each(|link| link.collect(&[], &mut families));
+        for link in links {
+            let labels = [("link", link.name())];
+            let up = Value::Gauge(f64::from(u8::from(link.is_up())));
+            families.put("link_up", "Whether a link to Redis or NATS can be used.", &labels, up);
+            let reconnects = Value::Counter(link.reconnects());
+            families.put("link_reconnects_total", "How often a link that was away came back.", &labels, reconnects);
+        }
         self.node_metrics().collect(&[], &mut families);
         dead_peers::collect(&config, &mut families);
         for (at, listener) in listeners.lock().unwrap_or_else(PoisonError::into_inner).iter().enumerate() {
             let Ok(queue) = listener::accept_queue(listener) else { continue };
             let at = at.to_string();
             let labels = [("listener", at.as_str())];
-            let gauge = |value: u32| crate::telemetry::Value::Gauge(f64::from(value));
+            let gauge = |value: u32| Value::Gauge(f64::from(value));
             families.put("accept_queue_length", "Connections waiting to be accepted.", &labels, gauge(queue.length));
             families.put(
                 "accept_queue_max",

@@ -193,7 +193,7 @@ pub(super) fn remote_broker(config: &Config) -> RemoteSettings {
         presence_ttl: broker.presence_ttl,
         presence_bytes_max: unlimited(broker.presence_max_size),
         counters_ttl: broker.history_ttl * COUNTER_TTLS,
-        store_announces: true,
+        store_announces: broker.kind == BrokerKind::Redis && config.pubsub() == PubSub::Redis,
     }
 }
 

@@ -36,6 +36,10 @@ impl Observer {
     /// Things that should not happen and what to do about each.
     fn troubles(&self) -> Vec<(u64, &'static str)> {
         let closed = |cause| self.parts.shards.iter().map(|shard| shard.closed_for(cause)).sum();
+        let cluster = self.parts.pipeline.cluster.exchange().map(|exchange| &exchange.metrics);
+        let dropped = cluster
+            .map_or(0, |metrics| metrics.cluster_dropped_total.get() + metrics.cluster_overflow_total.get())
+            + self.parts.broadcast.metrics().fanout_overflow_total.get();
         let (overflows, _) = limits::listen_overflows().unwrap_or_default();
         vec![
             (
@@ -69,6 +73,12 @@ impl Observer {
             (
                 self.parts.broadcast.metrics().whispers_dropped_total.get(),
                 "whispers dropped: more publications wait than are delivered",
+            ),
+            (
+                dropped,
+                "messages to or from other nodes, or broadcasts that every node hears, dropped: the link was away or too \
+                 slow, or clients are served too slowly (cluster_dropped_total, cluster_overflow_total, \
+                 fanout_overflow_total)",
             ),
             (
                 overflows,

@@ -19,8 +19,7 @@ impl Clock {
 
     /// The time.
     pub fn now(&self) -> Now {
-        let unix = wall().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        Now { mono: self.start.elapsed(), unix }
+        Now { mono: self.start.elapsed(), unix: unix() }
     }
 }
 
@@ -28,6 +27,11 @@ impl Clock {
 #[expect(clippy::disallowed_methods, reason = "this is the place that reads the clock")]
 pub fn wall() -> SystemTime {
     SystemTime::now()
+}
+
+/// The time of day since 1970, for comparing with what a server has written down.
+pub fn unix() -> Duration {
+    wall().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO)
 }
 
 /// `CLOCK_MONOTONIC` since the machine booted, in microseconds: what a supervisor compares with its own clock.

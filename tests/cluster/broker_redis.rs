@@ -1,15 +1,14 @@
 //! The broker in Redis: positions, history, sessions and presence that are the same on every node, through crashes of
 //! Redis and of nodes.
 
-use std::io::Write;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::client::{Client, connect, http, identifier, json_string, response_head};
+use crate::client::{Client, http, identifier, json_string};
+use crate::extended::{all_come, ask_history, behind, extended, history, json, message, publish_until};
 use crate::nodes::Nodes;
 use crate::server::Server;
 use crate::servers::{Redis, RedisCluster, RedisStart, Sentinels, Wire};
@@ -27,60 +26,6 @@ fn links_are_up(node: &Server) {
     node.metrics_until("its links are up", |metrics| {
         ["redis_broker", "redis_pubsub"].iter().all(|link| metrics.get(&format!("link_up{{link=\"{link}\"}}")) == 1)
     });
-}
-
-/// A client of the extended protocol, and the `sid` of its welcome.
-fn extended(address: SocketAddr, sid: Option<&str>) -> (Client, Value) {
-    let mut socket = connect(address);
-    let query = sid.map_or_else(String::new, |sid| format!("?sid={sid}"));
-    let request = format!(
-        "GET /cable{query} HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
-         Sec-WebSocket-Protocol: actioncable-v1-ext-json\r\n\r\n"
-    );
-    socket.write_all(request.as_bytes()).expect("sent");
-    let response = response_head(&mut socket).expect("an answer");
-    assert_eq!(response.status, 101);
-    let mut client = Client::on(socket, response.rest);
-    let welcome = json(&client.text());
-    assert_eq!(welcome["type"], "welcome");
-    (client, welcome)
-}
-
-fn json(text: &str) -> Value {
-    serde_json::from_str(text).expect("JSON")
-}
-
-/// The next message of a stream: its offset, its epoch, and what it says.
-fn message(client: &mut Client) -> (u64, String, Value) {
-    let text = client.text();
-    let mut message = json(&text);
-    let offset = message["offset"].as_u64().unwrap_or_else(|| panic!("no position: {text}"));
-    let epoch = message["epoch"].as_str().expect("an epoch").to_owned();
-    (offset, epoch, message["message"].take())
-}
-
-fn ask_history(client: &mut Client, stream: &str, history: &str) {
-    let identifier = json_string(&identifier(stream));
-    client.send(&format!("{{\"command\":\"history\",\"identifier\":{identifier},\"history\":{history}}}"));
-}
-
-/// What history gives: the messages' numbers; or none if it was rejected.
-fn history(client: &mut Client, stream: &str, history: &str) -> Option<Vec<u64>> {
-    ask_history(client, stream, history);
-    let mut messages = Vec::new();
-    loop {
-        let answer = json(&client.text());
-        match answer["type"].as_str() {
-            Some("confirm_history") => return Some(messages),
-            Some("reject_history") => return None,
-            _ => messages.push(answer["message"].as_u64().expect("a number")),
-        }
-    }
-}
-
-fn behind(stream: &str, epoch: &str, offset: u64) -> String {
-    format!("{{\"streams\":{{{}:{{\"epoch\":{},\"offset\":{offset}}}}}}}", json_string(stream), json_string(epoch))
 }
 
 #[test]
@@ -127,36 +72,6 @@ impl Drop for Stop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
-}
-
-/// Publishes numbers one after the other, every 40 ms, to one node, until it is told to stop; gives how many.
-fn publish_until(address: SocketAddr, stream: &str, first: u64, step: u64, stop: &AtomicBool) -> u64 {
-    let mut count = 0;
-    while !stop.load(Ordering::Relaxed) {
-        let n = first + count * step;
-        let body = format!("{{\"stream\":{},\"data\":\"{n}\"}}", json_string(stream));
-        let response = http(address, "POST", "/_broadcast", &body).expect("an answer");
-        assert_eq!(response.status, 201, "{response:?}");
-        count += 1;
-        thread::sleep(Duration::from_millis(40));
-    }
-    count
-}
-
-/// Reads until so many have come, and holds that each comes once, without a gap, and those of each publisher in order.
-fn all_come(client: &mut Client, per_publisher: [u64; 2]) {
-    let mut next = [0, 1];
-    let mut last = None;
-    for _ in 0..per_publisher[0] + per_publisher[1] {
-        let (offset, _, said) = message(client);
-        assert!(last.is_none_or(|last| offset == last + 1), "{last:?} then {offset}");
-        last = Some(offset);
-        let n = said.as_u64().expect("a number");
-        let publisher = n as usize % 2;
-        assert_eq!(n, next[publisher], "in the order of its publisher");
-        next[publisher] += 2;
-    }
-    assert_eq!(next, [2 * per_publisher[0], 2 * per_publisher[1] + 1]);
 }
 
 #[test]

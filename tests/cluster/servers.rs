@@ -459,7 +459,17 @@ pub struct NatsStart<'a> {
     pub login: Option<(&'a str, &'a str)>,
     /// Speaks TLS only, and lets in only who shows a certificate.
     pub tls: Option<&'a Authority>,
+    /// The public key of the only user that is let in.
+    pub nkey: Option<&'a str>,
+    /// One server of a cluster, of which it has to know one other, but for the first: the port of that.
+    pub cluster: Option<Option<u16>>,
 }
+
+/// Where a NATS tells of itself, above its port.
+const MONITOR_PORT: u16 = 10_000;
+
+/// Where it listens for the others of its cluster, above its port.
+const CLUSTER_PORT: u16 = 20_000;
 
 /// A NATS with JetStream.
 pub struct Nats {
@@ -475,7 +485,20 @@ impl Nats {
 
     pub fn start_as(start: NatsStart) -> Nats {
         let arguments = |port: u16, folder: &str| {
-            let mut line = format!("--addr 127.0.0.1 --port {port} --jetstream --store_dir {folder}");
+            let monitor = port + MONITOR_PORT;
+            let mut line = format!("-a 127.0.0.1 --port {port} -m {monitor} --jetstream --store_dir {folder}");
+            if let Some(key) = start.nkey {
+                let file = PathBuf::from(folder).join("nats.conf");
+                std::fs::write(&file, format!("authorization {{ users: [ {{ nkey: {key} }} ] }}")).expect("written");
+                line.push_str(&format!(" --config {}", file.display()));
+            }
+            if let Some(other) = start.cluster {
+                let own = port + CLUSTER_PORT;
+                line.push_str(&format!(" --cluster_name c -n server-{port} --cluster nats://127.0.0.1:{own}"));
+                // The first names itself: it has to name somebody.
+                let route = other.unwrap_or(port) + CLUSTER_PORT;
+                line.push_str(&format!(" --routes nats://127.0.0.1:{route}"));
+            }
             if let Some((user, password)) = start.login {
                 line.push_str(&format!(" --user {user} --pass {password}"));
             }
@@ -496,6 +519,21 @@ impl Nats {
         nats
     }
 
+    /// Three that are one cluster.
+    pub fn cluster() -> Vec<Nats> {
+        let mut servers: Vec<Nats> = Vec::new();
+        for _ in 0..3 {
+            let other = servers.first().map(Nats::port);
+            servers.push(Nats::start_as(NatsStart { cluster: Some(other), ..NatsStart::default() }));
+        }
+        let routes = |nats: &Nats| nats.ask("/routez")["num_routes"].as_u64().unwrap_or(0);
+        until("the servers know each other", || servers.iter().all(|nats| routes(nats) >= 2));
+        until("JetStream has a leader", || {
+            servers.iter().any(|nats| nats.ask("/jsz")["meta_cluster"]["leader"].is_string())
+        });
+        servers
+    }
+
     /// It says so in its log each time it has started.
     fn is_ready(&self, times: usize) {
         until("NATS is ready", || self.log().matches("Server is ready").count() >= times);
@@ -510,6 +548,72 @@ impl Nats {
         let scheme = if self.is_tls { "tls" } else { "nats" };
         let login = self.login.as_ref().map(|(user, password)| format!("{user}:{password}@")).unwrap_or_default();
         format!("{scheme}://{login}127.0.0.1:{}", self.port())
+    }
+
+    /// What it tells of itself.
+    fn ask(&self, path: &str) -> serde_json::Value {
+        let mut socket = TcpStream::connect(("127.0.0.1", self.port() + MONITOR_PORT)).expect("it listens");
+        socket.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).expect("asked");
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).expect("answered");
+        serde_json::from_str(answer.split_once("\r\n\r\n").expect("a body").1).expect("JSON")
+    }
+
+    /// The subjects of all subscriptions, one for each connection that has it.
+    pub fn subscriptions(&self) -> Vec<String> {
+        let found = self.ask("/subsz?subs=1&limit=100000");
+        let list = found["subscriptions_list"].as_array().cloned().unwrap_or_default();
+        list.iter().filter_map(|one| one["subject"].as_str().map(str::to_owned)).collect()
+    }
+
+    /// The subjects that its own clients are subscribed to, one for each client that is.
+    pub fn subscriptions_of_clients(&self) -> Vec<String> {
+        self.subscriptions_of("connz", "connections")
+    }
+
+    /// The subjects that clients of other servers of its cluster are subscribed to, one for each server.
+    pub fn subscriptions_of_servers(&self) -> Vec<String> {
+        self.subscriptions_of("routez", "routes")
+    }
+
+    fn subscriptions_of(&self, what: &str, list: &str) -> Vec<String> {
+        let found = self.ask(&format!("/{what}?subs=1&limit=1000"));
+        let connections = found[list].as_array().cloned().unwrap_or_default();
+        let lists = connections.iter().filter_map(|connection| connection["subscriptions_list"].as_array());
+        lists.flatten().filter_map(|subject| subject.as_str().map(str::to_owned)).collect()
+    }
+
+    /// Deletes everything that it keeps; it must not run.
+    pub fn forget(&self) {
+        std::fs::remove_dir_all(self.process.folder.path().join("jetstream")).expect("deleted");
+    }
+
+    /// How many messages a store of JetStream has, and has had; none if there is no such store.
+    pub fn store(&self, name: &str) -> (u64, u64) {
+        let state = self.store_state(name).unwrap_or_default();
+        (state["messages"].as_u64().unwrap_or(0), state["last_seq"].as_u64().unwrap_or(0))
+    }
+
+    /// Whether there is no such store.
+    pub fn is_without(&self, name: &str) -> bool {
+        self.store_state(name).is_none()
+    }
+
+    fn store_state(&self, name: &str) -> Option<serde_json::Value> {
+        let found = self.ask("/jsz?streams=1");
+        let accounts = found["account_details"].as_array().cloned().unwrap_or_default();
+        let mut stores =
+            accounts.iter().flat_map(|account| account["stream_detail"].as_array().cloned().unwrap_or_default());
+        stores.find(|one| one["name"] == name).map(|one| one["state"].clone())
+    }
+
+    /// Stops it from doing anything, without closing a connection, until [`Nats::go_on`].
+    pub fn freeze(&self) {
+        self.process.signal("STOP");
+    }
+
+    pub fn go_on(&self) {
+        self.process.signal("CONT");
     }
 
     /// Ends it as a crash does.

@@ -23,7 +23,7 @@ fn redis_and_nats_speak_tls_to_who_has_a_certificate() {
     let redis = Redis::start_as(RedisStart { tls: Some(&authority), ..RedisStart::default() });
     assert_eq!(redis.cli(&["ECHO", "a"]), "a");
     assert!(redis.url().starts_with("rediss://"));
-    let nats = Nats::start_as(NatsStart { tls: Some(&authority), login: Some(("me", "word")) });
+    let nats = Nats::start_as(NatsStart { tls: Some(&authority), login: Some(("me", "word")), ..NatsStart::default() });
     assert!(nats.url().starts_with("tls://me:word@") && nats.log().contains("TLS required"), "{}", nats.log());
 }
 

@@ -36,11 +36,20 @@ pub(super) struct Subscribers {
 impl Subscribers {
     /// Prepares them; client `n` follows stream `n` modulo `streams`. `bare` says that the server is the yardstick.
     pub fn new(server: &Running, bare: bool, connections: u32, streams: u32) -> anyhow::Result<Self> {
+        Self::with(server, &server.publish_url, bare, connections, streams)
+    }
+
+    /// Subscribers of one stream of a node; what reaches it is published to another one, or to itself.
+    pub fn published_to(node: &Running, publish_url: &str, connections: u32) -> anyhow::Result<Self> {
+        Self::with(node, publish_url, false, connections, 1)
+    }
+
+    fn with(server: &Running, publish_url: &str, bare: bool, connections: u32, streams: u32) -> anyhow::Result<Self> {
         let stream = format!("room:{{n%{}}}", streams.max(1));
         let identifier = format!(r#"{{"channel":"$pubsub","stream_name":"{stream}"}}"#);
         Ok(Self {
             engine: super::clients(server, Protocol::ActionCable, connections, 0, Some(&identifier))?,
-            publisher: Publisher::connect(&server.publish_url, &Credentials::None)?,
+            publisher: Publisher::connect(publish_url, &Credentials::None)?,
             connections,
             streams,
             bare,

@@ -60,6 +60,6 @@ if redis.call('HLEN', counter) > 32 then
 end
 
 if ARGV[9] ~= '' then
-    redis.call('PUBLISH', ARGV[9], ARGV[10] .. ',"offset":' .. offset .. ',"epoch":"' .. epoch .. '"}')
+    redis.call('PUBLISH', ARGV[9], ARGV[10] .. ',"offset":' .. offset .. ',"epoch":"' .. epoch .. '","node":"' .. ARGV[1] .. '"}')
 end
 return { epoch, offset, offset, 0 }

@@ -301,7 +301,7 @@ impl Gate {
             if offset <= last {
                 continue;
             }
-            self.lose(last.max(base), offset - 1);
+            self.go_on(stream, last, offset - 1, base);
             last = offset;
             if let Some(at) = origin.and_then(|origin| served.iter().position(|served| *served == origin)) {
                 served.swap_remove(at);
@@ -314,22 +314,22 @@ impl Gate {
             });
             self.outlet.deliver(publication, permit);
         }
-        // What is left up to the counter is not kept, but for what came by itself.
-        while last < head {
-            let next = stream.waiting.range(last + 1..=head).next().map(|(offset, _)| *offset);
-            self.lose(last.max(base), next.map_or(head, |next| next - 1));
-            last = next.unwrap_or(head);
+        self.go_on(stream, last, head, base);
+        stream.last = Some(last.max(head));
+        self.advance(&name, stream);
+    }
+
+    /// Of those behind `last` and up to `to` none is kept any more: delivers what has come by itself, and counts the others.
+    fn go_on(&self, stream: &mut Stream, mut last: u64, to: u64, base: u64) {
+        while last < to {
+            let next = stream.waiting.range(last + 1..=to).next().map(|(offset, _)| *offset);
+            let lost = next.map_or(to, |next| next - 1).saturating_sub(last.max(base));
+            self.metrics.cluster_lost_total.add(lost);
+            last = next.unwrap_or(to);
             if let Some((publication, permit)) = next.and_then(|next| stream.waiting.remove(&next)) {
                 self.outlet.deliver(publication, permit);
             }
         }
-        stream.last = Some(last);
-        self.advance(&name, stream);
-    }
-
-    /// Those behind `after` and up to `to` do not come any more.
-    fn lose(&self, after: u64, to: u64) {
-        self.metrics.cluster_lost_total.add(to.saturating_sub(after));
     }
 
     /// What was read of a stream for somebody else: the counter, and what is kept behind an offset that is any.

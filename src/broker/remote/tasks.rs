@@ -374,15 +374,21 @@ impl<S: Store> Tasks<S> {
         }
     }
 
-    /// Storage that has less than it had begins anew.
+    /// Storage that has less than it had begins anew. What was read of it may only have been overtaken by what came
+    /// meanwhile, so it is looked at again.
     async fn keep_doubting(&self, mut wanted: mpsc::UnboundedReceiver<Arc<str>>) {
         let mut names = Vec::new();
-        while wanted.recv_many(&mut names, usize::MAX).await > 0 {
-            tracing::debug!(streams = names.len(), first = &*names[0], "the storage has less than it had");
-            names.clear();
+        while wanted.recv_many(&mut names, HEADS_AT_ONCE).await > 0 {
+            let reached = names.drain(..).filter_map(|name| Some((self.shared.gate.last(&name)?, name)));
+            let (reached, streams): (Vec<u64>, Vec<Arc<str>>) = reached.unzip();
             // Where it is away it is checked when it is back.
-            if let Err(trouble) = self.store.begin_anew().await {
-                tracing::debug!(%trouble, "the storage could not begin anew");
+            let begun = match self.store.heads(&streams).await {
+                Ok(heads) if heads.iter().zip(&reached).all(|(head, reached)| head >= reached) => continue,
+                Ok(_) => self.store.begin_anew().await,
+                Err(trouble) => Err(trouble),
+            };
+            if let Err(trouble) = begun {
+                tracing::debug!(%trouble, "the storage has less than it had, and could not begin anew");
             }
         }
     }

@@ -16,14 +16,19 @@ use serde_json::{Value, json};
 
 use super::{Client, Message, Outgoing, Refused};
 
-/// How long an answer is waited for. A server that keeps on disks can take a while.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an answer is waited for. A server that keeps on disks can take a while; less than a publisher waits.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Codes of errors (`err_code`) that mean something to us.
 const WRONG_LAST_SEQUENCE: u32 = 10071;
 const NO_MESSAGE: u32 = 10037;
 const NO_STORE: u32 = 10059;
 const NOT_DELETED: u32 = 10057;
+const TOO_FEW_SERVERS: u32 = 10005;
+const NOT_CLUSTERED: u32 = 10074;
+
+/// Servers of a cluster that keep the same: one of them may be gone.
+const REPLICAS: u32 = 3;
 
 /// Why something was not done.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,6 +39,9 @@ pub enum StoreError {
     /// The subject has got another message meanwhile.
     #[error("the subject has another message by now")]
     Outrun,
+    /// There is no such store.
+    #[error("JetStream does not have what it was told to keep: somebody has deleted it")]
+    Gone,
     /// The server says no.
     #[error("JetStream says: {description} ({err_code})")]
     Api {
@@ -50,8 +58,8 @@ pub enum StoreError {
 /// What a store is to keep.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// The subject of what is kept, with a wildcard.
-    pub subjects: String,
+    /// The subjects of what is kept, with wildcards.
+    pub subjects: Vec<String>,
     /// Messages of a subject.
     pub per_subject: u64,
     /// How long. Zero: for ever.
@@ -144,7 +152,8 @@ impl JetStore {
         JetStore { client, name: name.into() }
     }
 
-    /// Makes the store, or sets the limits of the one that is there; whatever else somebody has set of it stays.
+    /// Makes the store, on three servers of a cluster if there are as many; or sets the limits of the one that is there, and
+    /// whatever else somebody has set of it stays.
     ///
     /// # Errors
     /// The server does not want it, or cannot be reached.
@@ -152,7 +161,7 @@ impl JetStore {
         let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         let wanted = json!({
             "name": self.name,
-            "subjects": [limits.subjects],
+            "subjects": limits.subjects,
             "max_msgs_per_subject": limits.per_subject,
             "max_age": nanos(limits.age),
             "duplicate_window": nanos(limits.ids),
@@ -164,9 +173,7 @@ impl JetStore {
         let mut config = match self.api("STREAM.INFO", &Value::Null).await {
             Ok(Answer { config: Some(Value::Object(config)), .. }) => config,
             Ok(_) => return Err(StoreError::Unreadable("a store without a configuration".to_owned())),
-            Err(StoreError::Api { err_code: NO_STORE, .. }) => {
-                return StoreInfo::of(self.api("STREAM.CREATE", &wanted).await?);
-            }
+            Err(StoreError::Gone) => return self.create(wanted).await,
             Err(error) => return Err(error),
         };
         let differing = |(key, value): &(&String, &Value)| key.as_str() != "storage" && config.get(*key) != Some(value);
@@ -182,6 +189,19 @@ impl JetStore {
         }
         config.extend(changes);
         StoreInfo::of(self.api("STREAM.UPDATE", &Value::Object(config)).await?)
+    }
+
+    async fn create(&self, mut config: Value) -> Result<StoreInfo, StoreError> {
+        if self.client.is_clustered() {
+            config["num_replicas"] = REPLICAS.into();
+            match self.api("STREAM.CREATE", &config).await {
+                Err(StoreError::Api { err_code: TOO_FEW_SERVERS | NOT_CLUSTERED, .. }) => {
+                    config["num_replicas"] = 1.into();
+                }
+                created => return StoreInfo::of(created?),
+            }
+        }
+        StoreInfo::of(self.api("STREAM.CREATE", &config).await?)
     }
 
     /// How it is doing; with the subjects that this one, which may have wildcards, matches.
@@ -278,6 +298,7 @@ fn read_answer(message: &Message) -> Result<Answer, StoreError> {
         serde_json::from_slice(&message.payload).map_err(|error| StoreError::Unreadable(error.to_string()))?;
     match answer.error {
         Some(ApiError { err_code: WRONG_LAST_SEQUENCE, .. }) => Err(StoreError::Outrun),
+        Some(ApiError { err_code: NO_STORE, .. }) => Err(StoreError::Gone),
         Some(ApiError { err_code, description }) => Err(StoreError::Api { err_code, description }),
         None => Ok(answer),
     }
@@ -299,7 +320,11 @@ fn unix_time(text: &str) -> Option<Duration> {
         |text: &str, by: char| text.split(by).map(|number| number.parse::<u64>().ok()).collect::<Option<Vec<_>>>();
     let (time, fraction) = time.split_once('.').unwrap_or((time, "0"));
     let (date, time) = (numbers(date, '-')?, numbers(time, ':')?);
-    let ([year, month @ 1..=12, day @ 1..=31], [hours, minutes, seconds]) = (&date[..], &time[..]) else { return None };
+    let ([year @ ..=9999, month @ 1..=12, day @ 1..=31], [hours @ ..=23, minutes @ ..=59, seconds @ ..=60]) =
+        (&date[..], &time[..])
+    else {
+        return None;
+    };
     // Years begin in March, so that the day that only some have is their last; 0000-03-01 is 719,468 days before 1970.
     let (year, month) = if *month > 2 { (*year, month - 3) } else { (year.checked_sub(1)?, month + 9) };
     let days =
@@ -323,7 +348,16 @@ mod tests {
         for (text, seconds, nanos) in cases {
             assert_eq!(unix_time(text), Some(Duration::new(seconds, nanos)), "{text}");
         }
-        for text in ["", "Z", "2026-11-28", "2026-13-01T00:00:00Z", "1969-12-31T00:00:00Z", "x-1-1T0:0:0Z"] {
+        for text in [
+            "",
+            "Z",
+            "2026-11-28",
+            "2026-13-01T00:00:00Z",
+            "1969-12-31T00:00:00Z",
+            "x-1-1T0:0:0Z",
+            "18446744073709551615-1-1T0:0:0Z",
+            "2026-1-1T18446744073709551615:0:0Z",
+        ] {
             assert_eq!(unix_time(text), None, "{text}");
         }
     }

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use crate::broadcast::NatsSource;
+use crate::broker::{NatsBrokerSettings, NatsStore, RemoteBroker};
 use crate::cluster::NatsMedium;
-use crate::config::{BroadcastAdapter, Config, PubSub};
+use crate::config::{BroadcastAdapter, BrokerKind, Config, PubSub};
 use crate::link::nats::{Names, Servers, Settings};
 use crate::link::tls::{self, TlsSettings};
 use crate::node::StartError;
@@ -25,6 +26,20 @@ impl Links {
                 state: self.state("nats_pubsub", advice.clone()),
                 names: Names::new(&cluster.prefix, &[&commands, &config.broadcast.nats_channel]),
                 commands,
+            }));
+        }
+        if config.broker.kind == BrokerKind::Nats {
+            let broker = NatsBrokerSettings {
+                prefix: config.broker.prefix.clone(),
+                history_limit: config.broker.history_limit,
+                history_ttl: config.broker.history_ttl,
+                sessions_ttl: config.broker.sessions_ttl,
+            };
+            let (node, state) = (self.node(), self.state("nats_broker", advice.clone()));
+            let store = NatsStore::new(servers(), state, broker, node);
+            self.store = Some(Box::new(move |settings, outlet| {
+                let (broker, running) = RemoteBroker::new(store, settings, node, outlet);
+                (broker, Box::pin(running.run()))
             }));
         }
         if config.broadcast.has(BroadcastAdapter::Nats) {

@@ -17,7 +17,7 @@ use crate::proto::json::{self, UNKNOWN_NAME_CHARS, text_of};
 /// What a node said.
 #[derive(Debug)]
 pub enum NodeMessage {
-    /// To be delivered. Its position is that of the node that published it.
+    /// To be delivered. It has a position only if a node of ours gave it one.
     Publication(Publication, Option<Origin>),
     /// Somebody is to be disconnected, says a node (none: one that is not ours).
     Disconnect(RemoteDisconnect, Option<NodeId>),
@@ -66,7 +66,9 @@ impl<const DATA_LAST: bool> Payload<'_, DATA_LAST> {
     fn node_message(&self) -> Result<NodeMessage, BadPublication> {
         let node = self.node.and_then(text_of).and_then(|text| NodeId::parse(&text));
         if let Some(stream) = self.stream() {
-            let publication = Publication { position: self.position(), ..self.publication(stream)? };
+            // A node of AnyCable counts for itself: its position means nothing to our clients, nor to what we keep.
+            let position = node.and_then(|_| self.position());
+            let publication = Publication { position, ..self.publication(stream)? };
             let seq = number(self.seq);
             let origin = node.zip(seq).map(|(node, seq)| Origin { node, seq });
             return Ok(NodeMessage::Publication(publication, origin));
@@ -168,7 +170,7 @@ mod tests {
         let text = r#"{"stream":"room:7","data":"hi","meta":{"exclude_socket":"x"},"offset":41,"epoch":"Xk2p"}"#;
         let NodeMessage::Publication(read, None) = parse(text.as_bytes()).unwrap() else { panic!() };
         assert_eq!((&*read.message, read.exclude), ("\"hi\"", None));
-        assert_eq!(read.position, Some(Position { epoch: "Xk2p".into(), offset: 41 }));
+        assert_eq!(read.position, None, "it counts for itself");
         let text = r#"{"command":"disconnect","payload":{"identifier":"u","reconnect":true}}"#;
         let NodeMessage::Disconnect(read, None) = parse(text.as_bytes()).unwrap() else { panic!() };
         assert_eq!((&*read.identifiers, read.reconnect), ("u", true));
