@@ -1,27 +1,34 @@
 //! Whatever a client or an app says, it is read or refused; what was read holds no more than was sent, and everything
 //! that we send on because of it is JSON.
 
-use cableway::model::Publication;
+use cableway::model::{NodeId, Publication};
 use cableway::proto::Language;
 use cableway::proto::cable::{self, BadCommand, Command};
+use cableway::proto::publication::between_nodes::{self, NodeMessage, Origin};
 use cableway::proto::publication::{self, Incoming};
 use serde_json::value::RawValue;
 
 /// How far a bounded quote of the peer goes, in characters.
 const QUOTE_CHARS_MAX: usize = 32;
 
-/// What was made of some bytes, by either reader.
+/// What was made of some bytes, by each reader.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Read {
     /// A client would have been understood.
     pub as_command: bool,
     /// An app would have been understood.
     pub as_publication: bool,
+    /// Another node would have been understood.
+    pub as_node_message: bool,
 }
 
-/// Gives the same bytes to both readers: they differ in whom they trust, not in what may arrive.
+/// Gives the same bytes to all readers: they differ in whom they trust, not in what may arrive.
 pub fn check(data: &[u8]) -> Read {
-    Read { as_command: check_command(data), as_publication: check_publication(data) }
+    Read {
+        as_command: check_command(data),
+        as_publication: check_publication(data),
+        as_node_message: check_node_message(data),
+    }
 }
 
 fn check_command(data: &[u8]) -> bool {
@@ -119,6 +126,34 @@ fn check_publication(data: &[u8]) -> bool {
         Ok(Incoming::UnknownCommand(name)) => {
             assert!(name.chars().count() <= QUOTE_CHARS_MAX);
             false
+        }
+        Err(error) => {
+            assert!(!error.to_string().is_empty());
+            false
+        }
+    }
+}
+
+fn check_node_message(data: &[u8]) -> bool {
+    match between_nodes::parse(data) {
+        Ok(NodeMessage::Publication(publication, origin)) => {
+            check_publications(std::slice::from_ref(&publication), data);
+            let origin = origin.unwrap_or_else(|| Origin { node: NodeId::from_bits(7), seq: 1 });
+            let told = between_nodes::write(&publication, origin);
+            let Ok(NodeMessage::Publication(read, from)) = between_nodes::parse(told.as_bytes()) else {
+                panic!("the next node does not understand {told}");
+            };
+            assert_eq!((read, from), (publication, Some(origin)), "the next node understands something else");
+            true
+        }
+        Ok(NodeMessage::Disconnect(disconnect, _)) => {
+            assert!(disconnect.identifiers.len() <= REPLACED_FACTOR * data.len());
+            true
+        }
+        Ok(NodeMessage::Command { name, payload, .. }) => {
+            assert!(name.chars().count() <= QUOTE_CHARS_MAX);
+            look_at_json(&payload);
+            true
         }
         Err(error) => {
             assert!(!error.to_string().is_empty());

@@ -40,7 +40,7 @@ use super::remote::store::{
     From, LEASE, Lease, Person, Presence, Reach, Read, Remembered, Store, Stored, Trouble, Unstored,
 };
 use super::sent_away::ON_THE_WAY;
-use crate::link::nats::{Client, Connection, JetStore, Limits, NatsError, OURS, Servers, StoreError};
+use crate::link::nats::{Client, Connection, JetStore, Limits, NatsError, OURS, Refused, Servers, StoreError};
 use crate::link::{LinkState, keep};
 use crate::model::{NodeId, ResumeTicket, SavedSession};
 use crate::os::clock;
@@ -97,6 +97,8 @@ pub struct NatsStore {
     living: Mutex<Option<BTreeSet<String>>>,
     /// Another node has set a new epoch.
     epoch_came: Notify,
+    /// A store was found to be gone.
+    gone: Notify,
 }
 
 #[derive(Default)]
@@ -141,12 +143,8 @@ impl NatsStore {
             heads: Mutex::default(),
             living: Mutex::default(),
             epoch_came: Notify::new(),
+            gone: Notify::new(),
         }
-    }
-
-    /// This process.
-    pub fn node(&self) -> NodeId {
-        self.node
     }
 
     fn link(&self) -> MutexGuard<'_, Link> {
@@ -182,12 +180,7 @@ impl NatsStore {
                 return NatsError::Closed(Some(error.to_string()));
             }
             self.state.came_up();
-            loop {
-                self.epoch_came.notified().await;
-                if let Err(trouble) = self.look_at_epoch().await {
-                    tracing::debug!(%trouble, "the epoch could not be read, and will be with the next lease");
-                }
-            }
+            self.until_gone().await
         };
         let why = tokio::select! {
             why = connection.run(|_| self.epoch_came.notify_one()) => why,
@@ -197,6 +190,33 @@ impl NatsStore {
             self.reach.send_replace(Reach::Down(Instant::now()));
         }
         why
+    }
+
+    /// Looks at the epoch whenever another node has set one; ends when a store is gone, which is made anew then.
+    async fn until_gone(&self) -> NatsError {
+        loop {
+            tokio::select! {
+                () = self.epoch_came.notified() => {
+                    if let Err(trouble) = self.look_at_epoch().await {
+                        tracing::debug!(%trouble, "the epoch could not be read, and will be with the next lease");
+                    }
+                }
+                () = self.gone.notified() => return NatsError::Closed(Some(StoreError::Gone.to_string())),
+            }
+        }
+    }
+
+    /// What an error means: where nobody has answered, perhaps it was done.
+    fn trouble(&self, error: StoreError) -> Trouble {
+        match error {
+            StoreError::Link(refused @ Refused::TooLong(_)) => Trouble::Refused(refused.to_string()),
+            StoreError::Link(refused) => Trouble::Away(refused.to_string()),
+            StoreError::Gone => {
+                self.gone.notify_one();
+                Trouble::Refused(StoreError::Gone.to_string())
+            }
+            error => Trouble::Refused(error.to_string()),
+        }
     }
 
     /// Makes the stores, and sees whether they have what they had.
@@ -288,9 +308,9 @@ impl NatsStore {
 
     async fn look_at_epoch(&self) -> Result<(), Trouble> {
         let stores = self.stores()?;
-        let found = stores.history.info("").await.map_err(trouble)?;
+        let found = stores.history.info("").await.map_err(|error| self.trouble(error))?;
         let epoch = self.epoch_unless(&stores, &found.created, |epoch| epoch.history != found.created).await;
-        let epoch = epoch.map_err(trouble)?;
+        let epoch = epoch.map_err(|error| self.trouble(error))?;
         if self.link().epoch != epoch {
             *self.heads() = Heads::default();
             self.adopt(&epoch, None);
@@ -336,22 +356,22 @@ impl Store for NatsStore {
 
     async fn read(&self, stream: &str, from: From) -> Result<Read, Trouble> {
         let history = self.stores()?.history;
-        self.read_stream(&history, stream, from).await.map_err(trouble)
+        self.read_stream(&history, stream, from).await.map_err(|error| self.trouble(error))
     }
 
     async fn begin_anew(&self) -> Result<(), Trouble> {
         let stores = self.stores()?;
         let known = Arc::clone(&self.link().epoch);
-        let found = stores.history.info("").await.map_err(trouble)?;
+        let found = stores.history.info("").await.map_err(|error| self.trouble(error))?;
         let epoch = self.epoch_unless(&stores, &found.created, |epoch| *epoch.epoch == *known).await;
-        self.adopt(&epoch.map_err(trouble)?, None);
+        self.adopt(&epoch.map_err(|error| self.trouble(error))?, None);
         Ok(())
     }
 
     async fn heads(&self, streams: &[Arc<str>]) -> Result<Vec<u64>, Trouble> {
         let history = self.stores()?.history;
         let heads = streams.iter().map(|stream| self.head(&history, stream));
-        let heads = try_join_all(heads).await.map_err(trouble)?;
+        let heads = try_join_all(heads).await.map_err(|error| self.trouble(error))?;
         Ok(heads.into_iter().map(|head| head.map_or(0, |head| head.offset)).collect())
     }
 
@@ -359,13 +379,13 @@ impl Store for NatsStore {
         let stores = self.stores()?;
         let in_time = sessions.iter().filter(|(_, age)| *age < self.settings.sessions_ttl);
         let saved = join_all(in_time.map(|(session, age)| self.save_one(&stores, session, *age))).await;
-        saved.into_iter().collect::<Result<(), _>>().map_err(trouble)
+        saved.into_iter().collect::<Result<(), _>>().map_err(|error| self.trouble(error))
     }
 
     async fn take(&self, ticket: &ResumeTicket) -> Result<Option<(SavedSession, Duration)>, Trouble> {
         let sessions = self.stores()?.sessions;
         let subject = self.subject('s', &format!(".{}", ticket.sid));
-        let Some(kept) = sessions.newest(&subject).await.map_err(trouble)? else { return Ok(None) };
+        let Some(kept) = sessions.newest(&subject).await.map_err(|error| self.trouble(error))? else { return Ok(None) };
         let Ok(session) = rmp_serde::from_slice::<SavedSession>(&kept.message.payload) else {
             tracing::warn!(sid = %ticket.sid, "a session could not be read: another version of this server kept it");
             return Ok(None);
@@ -380,38 +400,45 @@ impl Store for NatsStore {
         if now_age > self.settings.sessions_ttl || !session.may_be_resumed_by(ticket) {
             return Ok(None);
         }
-        let sent_away = sessions.newest(&self.sent_away_subject(&session.identifiers)).await.map_err(trouble)?;
+        let sent_away = sessions
+            .newest(&self.sent_away_subject(&session.identifiers))
+            .await
+            .map_err(|error| self.trouble(error))?;
         let on_the_way = Duration::from_secs(ON_THE_WAY.into());
         if sent_away.is_some_and(|sent_away| sent_away.at + on_the_way >= was_over) {
             return Ok(None);
         }
         // Whoever deletes it has it.
-        let is_mine = sessions.delete(kept.seq).await.map_err(trouble)?;
+        let is_mine = sessions.delete(kept.seq).await.map_err(|error| self.trouble(error))?;
         Ok(is_mine.then_some((session, now_age)))
     }
 
     async fn send_away(&self, identifiers: &str) -> Result<(), Trouble> {
         let sessions = self.stores()?.sessions;
-        sessions.put(&self.sent_away_subject(identifiers), None, &[], b"").await.map(drop).map_err(trouble)
+        sessions
+            .put(&self.sent_away_subject(identifiers), None, &[], b"")
+            .await
+            .map(drop)
+            .map_err(|error| self.trouble(error))
     }
 
     async fn change_presence(&self, changes: &[Presence]) -> Result<Vec<bool>, Trouble> {
         let presence = self.stores()?.presence;
-        self.change_people(&presence, changes).await.map_err(trouble)
+        self.change_people(&presence, changes).await.map_err(|error| self.trouble(error))
     }
 
     async fn present(&self, stream: &str) -> Result<Vec<Person>, Trouble> {
         let presence = self.stores()?.presence;
-        self.people_of(&presence, stream).await.map_err(trouble)
+        self.people_of(&presence, stream).await.map_err(|error| self.trouble(error))
     }
 
     async fn keep_lease(&self) -> Result<Lease, Trouble> {
         self.look_at_epoch().await?;
         let stores = self.stores()?;
         let own = self.subject('n', &format!(".{}", self.node));
-        let was_known = stores.nodes.newest(&own).await.map_err(trouble)?.is_some();
-        stores.nodes.put(&own, None, &[], b"").await.map_err(trouble)?;
-        let found = stores.nodes.info(&self.subject('n', ".*")).await.map_err(trouble)?;
+        let was_known = stores.nodes.newest(&own).await.map_err(|error| self.trouble(error))?.is_some();
+        stores.nodes.put(&own, None, &[], b"").await.map_err(|error| self.trouble(error))?;
+        let found = stores.nodes.info(&self.subject('n', ".*")).await.map_err(|error| self.trouble(error))?;
         let living: BTreeSet<String> =
             found.subjects.keys().filter_map(|subject| Some(subject.rsplit_once('.')?.1.to_owned())).collect();
         let nodes = living.len();
@@ -420,20 +447,12 @@ impl Store for NatsStore {
         // One is enough, and all know which.
         let is_first = living.first().is_some_and(|first| *first == self.node.to_string());
         let gone = if some_died && is_first {
-            self.sweep(&stores.presence, &living).await.map_err(trouble)?
+            self.sweep(&stores.presence, &living).await.map_err(|error| self.trouble(error))?
         } else {
             Vec::new()
         };
         *lock(&self.living) = Some(living);
         Ok(Lease { was_known, nodes, gone })
-    }
-}
-
-/// What an error means: where nobody has answered, perhaps it was done.
-fn trouble(error: StoreError) -> Trouble {
-    match error {
-        StoreError::Link(refused) => Trouble::Away(refused.to_string()),
-        error => Trouble::Refused(error.to_string()),
     }
 }
 

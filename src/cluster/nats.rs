@@ -58,7 +58,7 @@ struct Connected<'a> {
     exchange: &'a Exchange,
     hasher: NameHasher,
     /// What was sent and not acknowledged yet.
-    unsure: Mutex<Vec<Sent>>,
+    unsure: Mutex<Arc<Vec<Sent>>>,
 }
 
 impl Connected<'_> {
@@ -113,15 +113,14 @@ impl Connected<'_> {
     async fn publish(&self, client: &Client) -> Result<(), Refused> {
         let Exchange { outgoing, metrics, .. } = self.exchange;
         loop {
-            let batch = outgoing.next(BATCH, BATCH_BYTES, metrics).await;
+            let batch = Arc::new(outgoing.next(BATCH, BATCH_BYTES, metrics).await);
             // Kept first: what follows may be given up at each wait.
-            let texts: Vec<_> = batch.iter().map(|sent| (self.subject(sent), sent.payload.clone())).collect();
-            *self.unsure.lock().unwrap_or_else(PoisonError::into_inner) = batch;
-            for (subject, payload) in &texts {
-                self.publish_one(client, subject, payload).await?;
+            self.set_unsure(Arc::clone(&batch));
+            for sent in &*batch {
+                self.publish_one(client, &self.subject(sent), &sent.payload).await?;
             }
             client.flush().await?;
-            self.unsure.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            self.set_unsure(Arc::default());
         }
     }
 
@@ -144,7 +143,12 @@ impl Connected<'_> {
         Ok(())
     }
 
+    fn set_unsure(&self, batch: Arc<Vec<Sent>>) {
+        *self.unsure.lock().unwrap_or_else(PoisonError::into_inner) = batch;
+    }
+
     fn keep_what_is_unsure(self) {
-        self.exchange.outgoing.put_back(self.unsure.into_inner().unwrap_or_else(PoisonError::into_inner));
+        let unsure = self.unsure.into_inner().unwrap_or_else(PoisonError::into_inner);
+        self.exchange.outgoing.put_back(Arc::unwrap_or_clone(unsure));
     }
 }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::client::{Client, http, identifier};
 use crate::extended::{all_come, behind, extended, history, json as read_json, message, publish_until};
+use crate::nats_pubsub::Plain;
 use crate::nodes::Nodes;
 use crate::server::Server;
 use crate::servers::{Nats, until};
@@ -183,6 +184,51 @@ fn a_history_that_is_gone_has_another_epoch() {
         assert!(got.iter().all(|(_, epoch, _)| *epoch != old && *epoch == got[0].1), "{old}, then {got:?}");
         assert_eq!(history(client, "room", &behind("room", &old, offset)), None);
         assert_eq!(history(client, "room", &behind("room", &got[0].1, got[0].0)), Some(vec![3, 4]));
+    }
+}
+
+#[test]
+#[ignore = "needs nats-server"]
+fn what_is_sent_again_because_no_answer_came_is_kept_once() {
+    let nats = Nats::start();
+    let nodes = nodes(2, &nats, &[]);
+    let mut clients = nodes.followers(2, "room");
+    nodes.0[0].broadcast("room", "1");
+    let (first, epoch, _) = message(&mut clients[0]);
+    nats.freeze();
+    thread::scope(|scope| {
+        scope.spawn(|| nodes.0[0].broadcast("room", "2"));
+        // Longer than an answer is waited for, and less than the publisher waits. What was sent waits in the server's socket.
+        thread::sleep(Duration::from_millis(3500));
+        nats.go_on();
+    });
+    nodes.0[1].broadcast("room", "3");
+    assert_eq!(message(&mut clients[1]).2, Value::from(1));
+    for client in &mut clients {
+        let got: Vec<_> = (1..3).map(|n| (first + n, epoch.clone(), Value::from(n + 1))).collect();
+        assert_eq!((0..2).map(|_| message(client)).collect::<Vec<_>>(), got);
+    }
+    assert_eq!(nats.store("cableway_history").0, 3);
+    are_zero(&nodes.0[0], &["broker_unstored_total"]);
+}
+
+#[test]
+#[ignore = "needs nats-server"]
+fn a_store_that_somebody_deletes_is_made_anew() {
+    let nats = Nats::start();
+    let nodes = nodes(2, &nats, &[]);
+    let mut clients = nodes.followers(2, "room");
+    nodes.0[0].broadcast("room", "1");
+    let before: Vec<_> = clients.iter_mut().map(message).collect();
+    let mut operator = Plain::at(&nats);
+    operator.publish("$JS.API.STREAM.DELETE.cableway_history", "");
+    operator.flush();
+    until("it is there again", || nats.store("cableway_history").1 == 0 && !nats.is_without("cableway_history"));
+    nodes.0.iter().for_each(links_are_up);
+    nodes.0[1].broadcast("room", "2");
+    for client in &mut clients {
+        let (_, epoch, said) = message(client);
+        assert_eq!((epoch == before[0].1, said), (false, Value::from(2)));
     }
 }
 

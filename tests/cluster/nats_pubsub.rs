@@ -61,13 +61,13 @@ fn publish(node: &Server, stream: &str, data: &str) {
 }
 
 /// A client of NATS that shares nothing with the one under test.
-struct Plain {
+pub struct Plain {
     socket: TcpStream,
     lines: BufReader<TcpStream>,
 }
 
 impl Plain {
-    fn at(nats: &Nats) -> Plain {
+    pub fn at(nats: &Nats) -> Plain {
         let socket = connect(([127, 0, 0, 1], nats.port()).into());
         let lines = BufReader::new(socket.try_clone().expect("twice"));
         let mut plain = Plain { socket, lines };
@@ -88,12 +88,12 @@ impl Plain {
     }
 
     /// Waits until the server has done everything.
-    fn flush(&mut self) {
+    pub fn flush(&mut self) {
         self.say("PING\r\n");
         assert_eq!(self.line(), "PONG");
     }
 
-    fn publish(&mut self, subject: &str, payload: &str) {
+    pub fn publish(&mut self, subject: &str, payload: &str) {
         self.say(&format!("PUB {subject} {}\r\n{payload}\r\n", payload.len()));
     }
 

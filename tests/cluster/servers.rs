@@ -590,12 +590,21 @@ impl Nats {
 
     /// How many messages a store of JetStream has, and has had; none if there is no such store.
     pub fn store(&self, name: &str) -> (u64, u64) {
+        let state = self.store_state(name).unwrap_or_default();
+        (state["messages"].as_u64().unwrap_or(0), state["last_seq"].as_u64().unwrap_or(0))
+    }
+
+    /// Whether there is no such store.
+    pub fn is_without(&self, name: &str) -> bool {
+        self.store_state(name).is_none()
+    }
+
+    fn store_state(&self, name: &str) -> Option<serde_json::Value> {
         let found = self.ask("/jsz?streams=1");
         let accounts = found["account_details"].as_array().cloned().unwrap_or_default();
         let mut stores =
             accounts.iter().flat_map(|account| account["stream_detail"].as_array().cloned().unwrap_or_default());
-        let state = stores.find(|one| one["name"] == name).map(|one| one["state"].clone()).unwrap_or_default();
-        (state["messages"].as_u64().unwrap_or(0), state["last_seq"].as_u64().unwrap_or(0))
+        stores.find(|one| one["name"] == name).map(|one| one["state"].clone())
     }
 
     /// Stops it from doing anything, without closing a connection, until [`Nats::go_on`].

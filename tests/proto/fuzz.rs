@@ -138,7 +138,7 @@ fn object(random: &mut StdRng, depth: u32, into: &mut String) {
         "disconnect",
         "no such command, and a long name at that",
     ];
-    const FIELDS: [(&str, &str); 15] = [
+    const FIELDS: [(&str, &str); 19] = [
         ("identifier", r#""{\"channel\":\"A\"}""#),
         ("data", r#""{\"action\":\"b\"}""#),
         ("stream", r#""room:7""#),
@@ -154,6 +154,10 @@ fn object(random: &mut StdRng, depth: u32, into: &mut String) {
         ("reconnect", "false"),
         ("return_records", "false"),
         ("\\u0064ata", "1"),
+        ("node", r#""0aZ45678""#),
+        ("seq", "7"),
+        ("offset", "41"),
+        ("epoch", r#""Xk2p""#),
     ];
     into.push('{');
     if random.random_bool(0.7) {
@@ -174,6 +178,7 @@ fn object(random: &mut StdRng, depth: u32, into: &mut String) {
 fn the_cable_checks_hold_on_random_json() {
     let mut commands = 0;
     let mut publications = 0;
+    let mut of_nodes = 0;
     for seed in 0..20_000 {
         let mut random = StdRng::seed_from_u64(seed);
         let mut text = String::new();
@@ -194,9 +199,11 @@ fn the_cable_checks_hold_on_random_json() {
         let read = cable::check(&data);
         commands += usize::from(read.as_command);
         publications += usize::from(read.as_publication);
+        of_nodes += usize::from(read.as_node_message);
     }
     assert!(commands > 1000, "only {commands} were commands");
     assert!(publications > 500, "only {publications} were publications");
+    assert!(of_nodes > 500, "only {of_nodes} were messages of nodes");
 }
 
 #[test]

@@ -151,7 +151,7 @@ impl NatsStore {
                 }
                 Err(error) => {
                     self.heads().forget(stream);
-                    return Err(super::trouble(error));
+                    return Err(self.trouble(error));
                 }
             }
         }

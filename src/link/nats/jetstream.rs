@@ -16,8 +16,8 @@ use serde_json::{Value, json};
 
 use super::{Client, Message, Outgoing, Refused};
 
-/// How long an answer is waited for. A server that keeps on disks can take a while.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an answer is waited for. A server that keeps on disks can take a while; less than a publisher waits.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Codes of errors (`err_code`) that mean something to us.
 const WRONG_LAST_SEQUENCE: u32 = 10071;
@@ -39,6 +39,9 @@ pub enum StoreError {
     /// The subject has got another message meanwhile.
     #[error("the subject has another message by now")]
     Outrun,
+    /// There is no such store.
+    #[error("JetStream does not have what it was told to keep: somebody has deleted it")]
+    Gone,
     /// The server says no.
     #[error("JetStream says: {description} ({err_code})")]
     Api {
@@ -170,7 +173,7 @@ impl JetStore {
         let mut config = match self.api("STREAM.INFO", &Value::Null).await {
             Ok(Answer { config: Some(Value::Object(config)), .. }) => config,
             Ok(_) => return Err(StoreError::Unreadable("a store without a configuration".to_owned())),
-            Err(StoreError::Api { err_code: NO_STORE, .. }) => return self.create(wanted).await,
+            Err(StoreError::Gone) => return self.create(wanted).await,
             Err(error) => return Err(error),
         };
         let differing = |(key, value): &(&String, &Value)| key.as_str() != "storage" && config.get(*key) != Some(value);
@@ -295,6 +298,7 @@ fn read_answer(message: &Message) -> Result<Answer, StoreError> {
         serde_json::from_slice(&message.payload).map_err(|error| StoreError::Unreadable(error.to_string()))?;
     match answer.error {
         Some(ApiError { err_code: WRONG_LAST_SEQUENCE, .. }) => Err(StoreError::Outrun),
+        Some(ApiError { err_code: NO_STORE, .. }) => Err(StoreError::Gone),
         Some(ApiError { err_code, description }) => Err(StoreError::Api { err_code, description }),
         None => Ok(answer),
     }
@@ -316,7 +320,11 @@ fn unix_time(text: &str) -> Option<Duration> {
         |text: &str, by: char| text.split(by).map(|number| number.parse::<u64>().ok()).collect::<Option<Vec<_>>>();
     let (time, fraction) = time.split_once('.').unwrap_or((time, "0"));
     let (date, time) = (numbers(date, '-')?, numbers(time, ':')?);
-    let ([year, month @ 1..=12, day @ 1..=31], [hours, minutes, seconds]) = (&date[..], &time[..]) else { return None };
+    let ([year @ ..=9999, month @ 1..=12, day @ 1..=31], [hours @ ..=23, minutes @ ..=59, seconds @ ..=60]) =
+        (&date[..], &time[..])
+    else {
+        return None;
+    };
     // Years begin in March, so that the day that only some have is their last; 0000-03-01 is 719,468 days before 1970.
     let (year, month) = if *month > 2 { (*year, month - 3) } else { (year.checked_sub(1)?, month + 9) };
     let days =
@@ -340,7 +348,16 @@ mod tests {
         for (text, seconds, nanos) in cases {
             assert_eq!(unix_time(text), Some(Duration::new(seconds, nanos)), "{text}");
         }
-        for text in ["", "Z", "2026-11-28", "2026-13-01T00:00:00Z", "1969-12-31T00:00:00Z", "x-1-1T0:0:0Z"] {
+        for text in [
+            "",
+            "Z",
+            "2026-11-28",
+            "2026-13-01T00:00:00Z",
+            "1969-12-31T00:00:00Z",
+            "x-1-1T0:0:0Z",
+            "18446744073709551615-1-1T0:0:0Z",
+            "2026-1-1T18446744073709551615:0:0Z",
+        ] {
             assert_eq!(unix_time(text), None, "{text}");
         }
     }

@@ -262,6 +262,9 @@ pub fn write_unsubscribe(out: &mut BytesMut, sid: u64) {
 
 #[cfg(test)]
 mod tests {
+    use rand::rngs::StdRng;
+    use rand::{RngExt, SeedableRng};
+
     use super::*;
 
     fn read(parser: &mut Parser, bytes: &[u8]) -> Vec<Op> {
@@ -313,6 +316,31 @@ mod tests {
             let mut parser = Parser::default();
             parser.buffer.extend_from_slice(case);
             assert!(parser.next().is_err(), "{:?}", String::from_utf8_lossy(&case[..case.len().min(80)]));
+        }
+    }
+
+    #[test]
+    fn whatever_comes_is_read_or_refused() {
+        let mut rng = StdRng::seed_from_u64(7);
+        for _ in 0..20_000 {
+            let mut bytes = TALK.to_vec();
+            for _ in 0..rng.random_range(1..6) {
+                let at = rng.random_range(0..bytes.len());
+                match rng.random_range(0..4) {
+                    0 => bytes[at] = rng.random(),
+                    1 if bytes.len() > 1 => drop(bytes.remove(at)),
+                    2 => bytes.insert(at, b"0 9-\r\n"[rng.random_range(0..6)]),
+                    3 => bytes.truncate(at.max(1)),
+                    _ => {}
+                }
+            }
+            let mut parser = Parser::default();
+            parser.buffer.extend_from_slice(&bytes);
+            while let Ok(Some(op)) = parser.next() {
+                if let Op::Message(message) = op {
+                    let _ = (message.status(), message.header("A"));
+                }
+            }
         }
     }
 
