@@ -23,6 +23,9 @@ pub use redis::{Channels, RedisBrokerSettings, RedisStore};
 pub use remote::{Outlet, RemoteBroker, RemoteMetrics, RemoteSettings, Running};
 pub use sessions::{Departure, Place, Resumption, Sessions, SessionsSettings};
 
+/// The counter of a stream lives this many times as long as its messages (contract, section 4).
+pub const COUNTER_TTLS: u32 = 10;
+
 /// Where things are kept.
 pub enum Broker {
     /// In this process, or nowhere.
