@@ -23,6 +23,9 @@ pub use redis::{Channels, RedisBrokerSettings, RedisStore};
 pub use remote::{Outlet, RemoteBroker, RemoteMetrics, RemoteSettings, Running};
 pub use sessions::{Departure, Place, Resumption, Sessions, SessionsSettings};
 
+/// The counter of a stream lives this many times as long as its messages (contract, section 4).
+pub const COUNTER_TTLS: u32 = 10;
+
 /// Where things are kept.
 pub enum Broker {
     /// In this process, or nowhere.
@@ -65,7 +68,7 @@ const STRIPES: usize = 64;
 /// may have 1 MiB waiting (`--ws-max-pending-size`) could not take it.
 pub const PRESENT_BYTES_MAX: usize = 512 << 10;
 
-/// Parts that are swept one after the other by [`LocalLocalBroker::sweep`].
+/// Parts that are swept one after the other by [`LocalBroker::sweep`].
 pub const SWEEPS: usize = STRIPES;
 
 /// The publication that tells that somebody has come or gone.

@@ -244,7 +244,7 @@ impl LocalBroker {
         Ok(message)
     }
 
-    /// Forgets what is over in one of [`SWEEPS`] parts, and tells those who are still there who has gone.
+    /// Forgets what is over in one of [`SWEEPS`](crate::broker::SWEEPS) parts, and tells those who are still there who has gone.
     pub fn sweep(&self, part: usize, now: Now, mut hand_over: impl FnMut(Publication)) {
         let Some(memory) = &self.memory else { return };
         memory.sessions.sweep(part, now);

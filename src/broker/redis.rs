@@ -372,9 +372,12 @@ impl RedisStore {
     }
 
     async fn until_replaced(&self) -> RedisError {
-        match self.redis.server().await {
-            Ok(server) => self.redis.until_replaced(&server, self.settings.ask_sentinels_every).await,
-            Err(error) => error,
+        loop {
+            // Sentinels that cannot be asked say nothing against a master that answers.
+            if let Ok(server) = self.redis.server().await {
+                return self.redis.until_replaced(&server, self.settings.ask_sentinels_every).await;
+            }
+            sleep(self.settings.ask_sentinels_every).await;
         }
     }
 
@@ -421,9 +424,9 @@ impl RedisStore {
     }
 
     fn stored(&self, result: RedisResult<Value>) -> RedisResult<Stored> {
-        let (epoch, offset, head) = <(String, Option<u64>, u64)>::from_redis_value(result?)?;
+        let (epoch, offset, head, is_again) = <(String, Option<u64>, u64, bool)>::from_redis_value(result?)?;
         let epoch = self.epoch(&epoch);
-        Ok(offset.map_or(Stored::Before(head), |offset| Stored::At { epoch, offset }))
+        Ok(offset.map_or(Stored::Before(head), |offset| Stored::At { epoch, offset, is_again }))
     }
 
     /// Ends the presence of everybody on a node. Gives who has gone.

@@ -87,6 +87,8 @@ pub struct RemoteSettings {
     pub presence_ttl: Duration,
     /// Bytes of presence of this node's own people (`--presence-max-size`).
     pub presence_bytes_max: usize,
+    /// How long the storage knows how far a stream has come, after its last publication.
+    pub counters_ttl: Duration,
     /// The storage hands publications that it has stored to all nodes. If not, they are announced.
     pub store_announces: bool,
 }
@@ -174,7 +176,7 @@ impl RemoteBroker {
     ) -> (RemoteBroker, Running<S>) {
         let ((publications, stores), (jobs, job)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
         let remote_metrics = Arc::new(RemoteMetrics::default());
-        let (gate, wanted) = Gate::new(Arc::clone(&outlet), Arc::clone(&remote_metrics));
+        let (gate, wanted) = Gate::new(Arc::clone(&outlet), Arc::clone(&remote_metrics), settings.counters_ttl);
         let shared = Arc::new(Shared {
             node,
             gate,
@@ -183,7 +185,7 @@ impl RemoteBroker {
             saves: Saves::new(settings.sessions_bytes_max),
             yields: Yields::default(),
             people: People::new(&settings),
-            recent: Recent::default(),
+            recent: Recent::new(settings.counters_ttl),
             nodes: AtomicUsize::new(0),
             metrics: BrokerMetrics::default(),
             remote_metrics,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::backend::{self, GrpcTarget, Target, TlsSettings};
 use crate::broadcast::{Broadcast, Source};
-use crate::broker::{MemorySettings, RemoteSettings, SessionsSettings};
+use crate::broker::{COUNTER_TTLS, MemorySettings, RemoteSettings, SessionsSettings};
 use crate::config::{
     BroadcastAdapter, BrokerKind, Config, Disconnect, ListenOn, PubSub, Rpc, RpcImplementation, Secrets, Server, Ws,
     default_number,
@@ -193,6 +193,7 @@ pub(super) fn remote_broker(config: &Config) -> RemoteSettings {
         presence_ttl: broker.presence_ttl,
         presence_bytes_max: unlimited(broker.presence_max_size),
         store_announces: broker.kind == BrokerKind::Redis && config.pubsub() == PubSub::Redis,
+        counters_ttl: broker.history_ttl * COUNTER_TTLS,
     }
 }
 

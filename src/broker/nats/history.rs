@@ -187,13 +187,14 @@ impl NatsStore {
         };
         let epoch = Arc::clone(&self.link().epoch);
         if !ack.was_there {
-            let stored = Stored::At { epoch, offset };
+            let stored = Stored::At { epoch, offset, is_again: false };
             return Ok(Outcome::Stored(stored, Head { offset, base, seq: ack.seq, before }));
         }
         // It was stored when it was sent before; others may have come since.
         let newest = self.head(history, &publication.stream).await?.ok_or(StoreError::Outrun)?;
         let first = history.at(ack.seq).await?.as_ref().and_then(Head::of);
-        let stored = first.map_or(Stored::Before(newest.offset), |first| Stored::At { epoch, offset: first.offset });
+        let at = |first: Head| Stored::At { epoch, offset: first.offset, is_again: true };
+        let stored = first.map_or(Stored::Before(newest.offset), at);
         Ok(Outcome::Stored(stored, newest))
     }
 

@@ -3,7 +3,7 @@
 -- KEYS: the history, the counter, and the epoch where all keys are on one server.
 -- ARGV: node, number of the store, message, kind, session that is left out, messages to keep, milliseconds to keep them,
 --       epoch, channel to publish to ('' for none), beginning of what is published there
--- Gives: epoch, offset (false: stored before, nobody knows where), the newest offset of the stream
+-- Gives: epoch, offset (false: stored before, nobody knows where), the newest offset of the stream, 1 if it was stored before
 local history, counter = KEYS[1], KEYS[2]
 local node, seq = 'n:' .. ARGV[1], ARGV[2]
 local epoch = ARGV[8]
@@ -19,7 +19,7 @@ local before = redis.call('HGET', counter, node)
 if before then
     local known, offset = string.match(before, '^(%d+) (%d+)')
     if tonumber(known) >= tonumber(seq) then
-        return { epoch, known == seq and offset or false, redis.call('HGET', counter, 'o') }
+        return { epoch, known == seq and offset or false, redis.call('HGET', counter, 'o'), 1 }
     end
 end
 
@@ -62,4 +62,4 @@ end
 if ARGV[9] ~= '' then
     redis.call('PUBLISH', ARGV[9], ARGV[10] .. ',"offset":' .. offset .. ',"epoch":"' .. epoch .. '","node":"' .. ARGV[1] .. '"}')
 end
-return { epoch, offset, offset }
+return { epoch, offset, offset, 0 }

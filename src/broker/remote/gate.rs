@@ -13,8 +13,10 @@ mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::store::{Entry, StoreId};
 use super::{Outlet, RemoteMetrics};
@@ -39,8 +41,18 @@ pub struct Gate {
     fill: mpsc::UnboundedSender<Arc<str>>,
     /// Streams of which the storage has less than it had.
     doubt: mpsc::UnboundedSender<Arc<str>>,
+    /// Something has come with another epoch than is known.
+    pub unknown_epoch: Notify,
+    /// How long the storage remembers how far a stream is.
+    counters_ttl: Duration,
     outlet: Arc<dyn Outlet>,
     metrics: Arc<RemoteMetrics>,
+}
+
+/// For how long the storage is expected to know how far a stream is that it keeps the counter of for `counters_ttl`: its clock
+/// is not ours.
+pub fn remembered_for(counters_ttl: Duration) -> Duration {
+    counters_ttl.mul_f64(0.9)
 }
 
 #[derive(Default)]
@@ -49,6 +61,8 @@ struct State {
     /// Stores of this node whose clients were served without a position, because nobody knew whether they were kept.
     served: Vec<StoreId>,
     epoch: Option<Arc<str>>,
+    /// What has come with another epoch: that of storage that has begun anew, which is not known yet, or an old one.
+    strays: Vec<(Publication, Permit)>,
 }
 
 #[derive(Default)]
@@ -59,6 +73,8 @@ struct Stream {
     last: Option<u64>,
     /// It has come at least this far.
     head: u64,
+    /// When it came that far.
+    came: Option<Instant>,
     waiting: BTreeMap<u64, (Publication, Permit)>,
     /// It stands in `fill`.
     is_filling: bool,
@@ -101,10 +117,11 @@ pub struct Filling {
 
 impl Gate {
     /// One through which nothing passes yet.
-    pub fn new(outlet: Arc<dyn Outlet>, metrics: Arc<RemoteMetrics>) -> (Gate, Wanted) {
+    pub fn new(outlet: Arc<dyn Outlet>, metrics: Arc<RemoteMetrics>, counters_ttl: Duration) -> (Gate, Wanted) {
         let ((open, opens), (fill, fills)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
         let (doubt, doubts) = mpsc::unbounded_channel();
-        let gate = Gate { state: Mutex::default(), open, fill, doubt, outlet, metrics };
+        let unknown_epoch = Notify::new();
+        let gate = Gate { state: Mutex::default(), open, fill, doubt, unknown_epoch, counters_ttl, outlet, metrics };
         (gate, Wanted { open: opens, fill: fills, doubt: doubts })
     }
 
@@ -135,11 +152,11 @@ impl Gate {
         }
     }
 
-    /// All of them that are open, and how far each is.
+    /// Those that are open and that the storage has to know, and how far each is.
     pub fn offsets(&self) -> Vec<(Arc<str>, u64)> {
         let state = self.lock();
-        let open = state.streams.iter().filter_map(|(name, stream)| Some((Arc::clone(name), stream.last?)));
-        open.collect()
+        let known = state.streams.iter().filter(|(_, stream)| self.is_remembered(stream));
+        known.filter_map(|(name, stream)| Some((Arc::clone(name), stream.last?))).collect()
     }
 
     /// This is the generation of the storage. Tells whether there was another one before: what is delivered has other
@@ -149,12 +166,20 @@ impl Gate {
         if state.epoch.as_ref() == Some(epoch) || state.epoch.replace(Arc::clone(epoch)).is_none() {
             return false;
         }
-        state.served.clear();
-        for (name, stream) in &mut state.streams {
+        let State { streams, served, strays, .. } = &mut *state;
+        served.clear();
+        for (name, stream) in streams.iter_mut() {
             stream.last = None;
             stream.head = 0;
             stream.waiting.clear();
             let _ = self.open.send(Arc::clone(name));
+        }
+        for (publication, permit) in std::mem::take(strays) {
+            let at = publication.position.as_ref().filter(|position| position.epoch == *epoch);
+            let offset = at.map(|position| position.offset);
+            if let (Some(offset), Some(stream)) = (offset, streams.get_mut(&*publication.stream)) {
+                stream.waiting.insert(offset, (publication, permit));
+            }
         }
         true
     }
@@ -178,9 +203,11 @@ impl Gate {
                     stream.last = Some(head.min(first));
                     self.advance(&name, stream);
                 }
-                Some(last) if head < last => {
+                Some(last) if head < last && self.is_remembered(stream) => {
                     let _ = self.doubt.send(Arc::clone(&name));
                 }
+                // Nothing was published for so long that the storage has forgotten the stream.
+                Some(last) if head < last => (stream.last, stream.head) = (Some(head), head),
                 Some(_) => {}
             }
             self.reach(&name, stream, head);
@@ -200,7 +227,11 @@ impl Gate {
         let Some(stream) = state.streams.get_mut(&name) else { return Passed::NotFollowed };
         if !is_current {
             self.metrics.cluster_old_epoch_total.inc();
-            return Passed::Double;
+            if state.strays.len() < WAITING_MAX {
+                state.strays.push((publication, permit));
+            }
+            self.unknown_epoch.notify_one();
+            return Passed::Waits;
         }
         match stream.last {
             Some(last) if offset <= last => Passed::Double,
@@ -241,7 +272,9 @@ impl Gate {
     }
 
     fn reach(&self, name: &Arc<str>, stream: &mut Stream, head: u64) {
-        stream.head = stream.head.max(head);
+        if head > stream.head {
+            (stream.head, stream.came) = (head, Some(Instant::now()));
+        }
         if stream.last.is_some_and(|last| last < head) {
             self.want_filling(name, stream);
         }
@@ -257,7 +290,9 @@ impl Gate {
         stream.is_filling = false;
         let (Some(Filling { head, base, entries }), Some(before)) = (read, stream.last) else { return };
         if head < before {
-            let _ = self.doubt.send(name);
+            if self.is_remembered(stream) {
+                let _ = self.doubt.send(name);
+            }
             return;
         }
         let mut last = before;
@@ -349,6 +384,9 @@ impl Gate {
             }
         }
         stream.last = Some(last);
+        if last > stream.head {
+            (stream.head, stream.came) = (last, Some(Instant::now()));
+        }
         if stream.watchers.is_empty() {
             return;
         }
@@ -358,6 +396,11 @@ impl Gate {
             // Perhaps it has not waited for this long.
             let _ = watcher.send(());
         }
+    }
+
+    /// Whether the storage has to know how far a stream is.
+    fn is_remembered(&self, stream: &Stream) -> bool {
+        stream.came.is_some_and(|came| came.elapsed() < remembered_for(self.counters_ttl))
     }
 
     fn want_filling(&self, name: &Arc<str>, stream: &mut Stream) {

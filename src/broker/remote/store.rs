@@ -46,6 +46,8 @@ pub enum Stored {
         epoch: Arc<str>,
         /// The place.
         offset: u64,
+        /// It was kept there when it was sent before.
+        is_again: bool,
     },
     /// It was kept when it was sent before, nobody knows where; the stream has come to this offset since.
     Before(u64),

@@ -9,7 +9,7 @@ use futures_util::future::{join_all, try_join_all};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::gate::Filling;
+use super::gate::{Filling, remembered_for};
 use super::store::{From, LEASE_EVERY, Presence, Reach, Read, Remembered, Store, Trouble};
 use super::writer::Writer;
 use super::{Job, Running, Shared, WAIT_MAX, YIELD, YieldRequest};
@@ -41,28 +41,37 @@ const AFTER_REFUSAL: Duration = Duration::from_millis(500);
 /// Streams whose last store is remembered, to see whether the storage remembers it, too.
 const RECENT_MAX: usize = 64;
 
-/// The streams that this node stored to last, and how far they were.
-#[derive(Default)]
-pub struct Recent(Mutex<VecDeque<(Arc<str>, u64)>>);
+/// The streams that this node stored to last, how far they were, and when.
+pub struct Recent {
+    counters_ttl: Duration,
+    stores: Mutex<VecDeque<(Arc<str>, u64, Instant)>>,
+}
 
 impl Recent {
+    /// None. `counters_ttl`: how long the storage remembers how far a stream is.
+    pub fn new(counters_ttl: Duration) -> Recent {
+        Recent { counters_ttl, stores: Mutex::default() }
+    }
+
     /// A store was acknowledged.
     pub fn note(&self, stream: &str, offset: u64) {
-        let mut recent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = recent.iter().position(|(name, _)| **name == *stream);
-        let name = known.and_then(|at| recent.remove(at)).map_or_else(|| stream.into(), |(name, _)| name);
-        recent.push_back((name, offset));
+        let mut recent = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = recent.iter().position(|(name, ..)| **name == *stream);
+        let name = known.and_then(|at| recent.remove(at)).map_or_else(|| stream.into(), |(name, ..)| name);
+        recent.push_back((name, offset, Instant::now()));
         if recent.len() > RECENT_MAX {
             recent.pop_front();
         }
     }
 
     fn list(&self) -> Vec<(Arc<str>, u64)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        let recent = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = recent.iter().filter(|(.., at)| at.elapsed() < remembered_for(self.counters_ttl));
+        known.map(|(name, offset, _)| (Arc::clone(name), *offset)).collect()
     }
 
     fn clear(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.stores.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
 
@@ -473,8 +482,11 @@ impl<S: Store> Tasks<S> {
             if let Err(trouble) = self.lease().await {
                 tracing::debug!(%trouble, "the broker's server was not told that this node lives");
             }
-            if matches!(timeout(LEASE_EVERY, reach.changed()).await, Ok(Err(_))) {
-                return;
+            tokio::select! {
+                changed = reach.changed() => if changed.is_err() { return },
+                () = sleep(LEASE_EVERY) => {}
+                // The answer says which epoch it is now.
+                () = self.shared.gate.unknown_epoch.notified() => sleep(FILL_AFTER).await,
             }
         }
     }

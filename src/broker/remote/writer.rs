@@ -147,7 +147,8 @@ impl<S: Store> Writer<S> {
     fn stored(&self, waiting: Waiting, stored: Stored) {
         let Waiting { mut publication, permit, done, .. } = waiting;
         match stored {
-            Stored::At { epoch, offset } => {
+            Stored::At { epoch, offset, is_again } => {
+                self.shared.remote_metrics.broker_doubles_total.add(is_again.into());
                 self.shared.recent.note(&publication.stream, offset);
                 publication.position = Some(Position { epoch, offset });
                 if !self.shared.settings.store_announces {
