@@ -76,8 +76,7 @@ fn carry_out(Invocation { command, warnings, notes, file }: Invocation) -> ExitC
             let level = log::level(config.log.level);
             serve(*config, tell_of_config, level, Stream::Stdout, |config, log| {
                 let node = Node::start(config, file.as_deref(), None)?;
-                log.limit();
-                Ok(node.run_until_signalled(|node| reload(node, log))?)
+                Ok(node.run_until_signalled(|| log.limit(), |node| reload(node, log))?)
             })
         }
         Command::Demo(config) => {
@@ -209,7 +208,6 @@ fn serve_demo(mut config: Config, file: Option<&Path>, log: &Log) -> anyhow::Res
             uptime: clock.now().mono,
         }
     })?;
-    log.limit();
     // The log of a demo tells what is wrong only.
     let first_line = (!tracing::enabled!(tracing::Level::INFO)).then(|| {
         let facts = node.observer().facts();
@@ -221,6 +219,11 @@ fn serve_demo(mut config: Config, file: Option<&Path>, log: &Log) -> anyhow::Res
         complain("The Cableway demo is running; Ctrl-C ends it. Open this page in two tabs:");
         let _ = writeln!(io::stdout(), "http://{address}/");
     };
-    thread::Builder::new().name("tell".into()).spawn(tell)?;
-    Ok(node.run_until_signalled(|_| tracing::info!("SIGHUP ignored: the demo reads nothing again"))?)
+    let ready = || {
+        log.limit();
+        if let Err(error) = thread::Builder::new().name("tell".into()).spawn(tell) {
+            tracing::error!(%error, "cannot tell where the demo is");
+        }
+    };
+    Ok(node.run_until_signalled(ready, |_| tracing::info!("SIGHUP ignored: the demo reads nothing again"))?)
 }

@@ -104,8 +104,8 @@ impl LinkState {
         }
     }
 
-    /// It cannot be used any more, or could not be made.
-    pub fn went_down(&self, why: &dyn Display) {
+    /// It cannot be used any more, or could not be made. Tells whether it was up.
+    pub fn went_down(&self, why: &dyn Display) -> bool {
         let was_up = self.up.swap(false, Relaxed);
         let mut away = self.away();
         away.why = why.to_string();
@@ -122,6 +122,7 @@ impl LinkState {
                 self.advice
             );
         }
+        was_up
     }
 
     fn away(&self) -> std::sync::MutexGuard<'_, Away> {
@@ -136,9 +137,8 @@ pub async fn keep<E: Display, F: Future<Output = E>>(state: &LinkState, mut run:
     loop {
         let begun = Instant::now();
         let why = run().await;
-        state.went_down(&why);
-        // One that lasted is a new loss and no further failure.
-        if begun.elapsed() > WAIT_MAX {
+        // One that was up for as long as it was waited for is a new loss and no further failure.
+        if state.went_down(&why) && begun.elapsed() >= wait(tries, 0.5) {
             tries = 0;
         }
         tokio::time::sleep(wait(tries, rand::random())).await;

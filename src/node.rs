@@ -41,6 +41,7 @@ use crate::backend::{Backend, BackendError};
 use crate::config::Config;
 use crate::http::HttpServer;
 
+use boot_log::ToTell;
 use links::RunningLinks;
 use listeners::MainPort;
 use observe::Observer;
@@ -62,6 +63,8 @@ const DRAIN_SHARE: f64 = 0.8;
 /// A running server. One that is dropped closes its ports and its connections, and waits for its threads.
 pub struct Node {
     config: Arc<Config>,
+    /// For the log, when it runs.
+    to_tell: Option<ToTell>,
     /// What it was made of beside the configuration, to take over a new one.
     made_of: MadeOf,
     // Dropped in this order: first whatever accepts or asks, last what answers.
@@ -136,16 +139,22 @@ impl Node {
     }
 
     /// Serves until SIGINT or SIGTERM, then shuts down in good order; a second signal ends it at once. For SIGHUP `reload` is
-    /// called, which may give the node a new configuration by [`Node::reload`].
+    /// called, which may give the node a new configuration by [`Node::reload`]. `ready` is called when signals are listened for
+    /// and the log says so.
     ///
     /// # Errors
     /// Signals cannot be listened for.
-    pub fn run_until_signalled(mut self, mut reload: impl FnMut(&mut Node)) -> io::Result<()> {
+    pub fn run_until_signalled(mut self, ready: impl FnOnce(), mut reload: impl FnMut(&mut Node)) -> io::Result<()> {
         let handle = self.runtime.handle().clone();
         let mut signals = {
             let _runtime = handle.enter();
             Signals::listen()?
         };
+        // Not before: who reads that it serves may signal it at once.
+        if let Some(to_tell) = self.to_tell.take() {
+            boot_log::facts(&self.config, &to_tell, &self.backend, &self.made_of.settings.router);
+        }
+        ready();
         let supervisor = Arc::new(Supervisor::from_env());
         handle.spawn(Arc::clone(&supervisor).keep_told(Arc::clone(&self.observer)));
         while handle.block_on(signals.next()) == Asked::Reload {

@@ -99,7 +99,7 @@ pub enum Problem {
         why: String,
     },
     /// An option that this release does not have.
-    #[error("{option} (from {origin}) is known but not there yet: {instead}")]
+    #[error("{option} (from {origin}) is known and not in this release: {instead}")]
     NotThereYet {
         /// The option, with its value if that is what is not there.
         option: String,

@@ -44,16 +44,17 @@ pub(super) fn first_lines(open_files: u64, shards: usize, file: Option<&Path>) {
     }
 }
 
+/// What was found out at the start.
+pub(super) struct ToTell {
+    pub secrets: Secrets,
+    pub capacity: Capacity,
+    pub outlook: Outlook,
+    pub main: Main,
+}
+
 /// Logs everything else, in the order of `contracts/ops.md` section 1.
-pub(super) fn facts(
-    config: &Config,
-    secrets: &Secrets,
-    capacity: &Capacity,
-    outlook: &Outlook,
-    backend: &Backend,
-    main: Main,
-    router: &StreamRouter,
-) {
+pub(super) fn facts(config: &Config, to_tell: &ToTell, backend: &Backend, router: &StreamRouter) {
+    let ToTell { secrets, capacity, outlook, main } = to_tell;
     machine(config, capacity, outlook);
     access(config, secrets, router);
     broker(config);
@@ -64,9 +65,9 @@ pub(super) fn facts(
     if secrets.http_rpc_derived && backend.transport() == Some(TransportKind::Http) {
         tracing::info!("HTTP RPC key: derived from the secret");
     }
-    broadcasts(config, secrets, main);
+    broadcasts(config, secrets, *main);
     tracing::info!("app: {}", backend.describe());
-    endpoints(config, secrets, main);
+    endpoints(config, secrets, *main);
 }
 
 fn broker(config: &Config) {

@@ -20,7 +20,7 @@ use crate::os::facts::Facts;
 use crate::os::limits;
 use crate::shard::{self, Deal, Epoll, EpollSettings, Inbox, Message, Shard, ShardMetrics};
 
-use super::boot_log::{self, Main};
+use super::boot_log::{Main, ToTell};
 use super::capacity::{Capacity, Outlook};
 use super::counts::Counts;
 use super::links::Links;
@@ -196,10 +196,10 @@ impl Assembly {
         let Plan { config, secrets, shards: shard_count, machine, capacity, outlook, .. } = self.plan;
         let scheme = settings.listeners.first().copied().unwrap_or_default().scheme;
         let main = Main { address: self.address, scheme, admin };
-        boot_log::facts(&config, &secrets, &capacity, &outlook, &backend, main, &settings.router);
         self.observer.keep_probing(self.runtime.handle());
         let sockets_max = capacity.sockets_max;
         Ok(Node {
+            to_tell: Some(ToTell { secrets, capacity, outlook, main }),
             config,
             made_of: MadeOf { machine, shards: shard_count, sockets_max, settings, broadcast },
             runtime: self.runtime,

@@ -41,3 +41,13 @@ fn a_signal_that_comes_twice_at_once_is_one() {
     // A machine so busy that a second went by between the two proves nothing.
     assert!(!soon_enough || !server.log.text().contains("second signal"), "{}", server.log.text());
 }
+
+#[test]
+fn who_reads_that_it_serves_may_end_it_at_once() {
+    for _ in 0..20 {
+        let mut server = Start::with(&["--acceptors", "1"]).spawn();
+        server.log.wait_for(|line| line.starts_with("capacity: ")).expect("it says so");
+        server.signal("TERM");
+        assert_eq!(server.wait(SOON).code(), Some(0));
+    }
+}
