@@ -21,37 +21,30 @@
 //! follows are no shorter than they were. Redis loses an end and nothing in between, so if they are there, all is. If one is
 //! not, the storage gets a new epoch, and no position of the old one is taken any more.
 
+mod link;
+
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use futures_util::future::join_all;
-use redis::aio::ConnectionLike;
-use redis::{Cmd, FromRedisValue, Pipeline, RedisError, RedisResult, Script, Value};
+use redis::{FromRedisValue, RedisError, RedisResult, Script, Value};
 use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
+
+use link::{Call, Link, new_epoch};
 
 use super::remote::store::{
     Entry, From, LEASE, Lease, Person, Presence, Reach, Read, Remembered, Store, StoreId, Stored, Trouble, Unstored,
 };
 use super::sent_away::ON_THE_WAY;
-use crate::link::redis::{Connection, Redis, is_of_link};
+use crate::link::redis::{Connection, Redis};
 use crate::link::{LinkState, keep};
 use crate::model::{Admission, NodeId, Position, Publication, ResumeTicket, SavedSession, Sid};
 use crate::proto::json;
 use crate::proto::publication::between_nodes;
-
-/// How long an answer may take. Less than a publisher waits for the link.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// How often the server is asked whether it is there, when nothing else is asked.
-const PING_EVERY: Duration = Duration::from_secs(5);
-
-/// Characters of an epoch, six bits each.
-const EPOCH_BYTES: usize = 6;
 
 /// What the broker in Redis is told by the configuration.
 #[derive(Clone, Debug)]
@@ -123,50 +116,8 @@ pub struct RedisStore {
     broken: Notify,
 }
 
-#[derive(Default)]
-struct Link {
-    connection: Option<Connection>,
-    /// How often it was made.
-    made: u64,
-    epoch: Arc<str>,
-    why: Option<RedisError>,
-    remembered: Option<Arc<dyn Remembered>>,
-}
-
-/// A call of a script.
-struct Call<'a> {
-    script: &'a Script,
-    keys: Vec<String>,
-    args: Vec<Vec<u8>>,
-}
-
-impl<'a> Call<'a> {
-    fn new(script: &'a Script, keys: Vec<String>) -> Call<'a> {
-        Call { script, keys, args: Vec::new() }
-    }
-
-    fn arg(mut self, arg: impl AsRef<[u8]>) -> Self {
-        self.args.push(arg.as_ref().to_vec());
-        self
-    }
-
-    fn number(self, arg: impl ToString) -> Self {
-        self.arg(arg.to_string())
-    }
-
-    fn command(&self) -> Cmd {
-        let mut command = redis::cmd("EVALSHA");
-        command.arg(self.script.get_hash()).arg(self.keys.len()).arg(&self.keys).arg(&self.args);
-        command
-    }
-}
-
 fn millis(time: Duration) -> u64 {
     time.as_millis() as u64
-}
-
-fn new_epoch() -> String {
-    URL_SAFE_NO_PAD.encode(rand::random::<[u8; EPOCH_BYTES]>())
 }
 
 fn bad_answer() -> RedisError {
@@ -191,10 +142,6 @@ impl RedisStore {
     /// This process.
     pub fn node(&self) -> NodeId {
         self.node
-    }
-
-    fn link(&self) -> MutexGuard<'_, Link> {
-        self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn key(&self, kind: char, name: &str) -> String {
@@ -224,161 +171,6 @@ impl RedisStore {
         let channels = self.settings.channels.as_ref();
         let channels = channels.filter(|channels| !channels.reserved.iter().any(|reserved| reserved == stream));
         channels.map_or_else(String::new, |channels| format!("{}{stream}", channels.prefix))
-    }
-
-    fn connection(&self) -> Result<Connection, Trouble> {
-        let link = self.link();
-        let away = || Trouble::Away(link.why.as_ref().map_or_else(|| "not connected yet".into(), ToString::to_string));
-        link.connection.clone().ok_or_else(away)
-    }
-
-    /// What an error means. One of the link ends it.
-    fn trouble(&self, error: RedisError) -> Trouble {
-        let text = error.to_string();
-        // What was kept is gone, and it has to be found out what else is.
-        let is_empty = error.code() == Some("NOEPOCH");
-        if !is_empty && !is_of_link(&error) {
-            return Trouble::Refused(text);
-        }
-        let mut link = self.link();
-        if link.connection.take().is_some() {
-            link.why = Some(error);
-            drop(link);
-            self.reach.send_replace(Reach::Down(Instant::now()));
-            self.broken.notify_one();
-        }
-        if is_empty { Trouble::Refused(text) } else { Trouble::Away(text) }
-    }
-
-    /// Sends commands of which some are for the same keys, each with the place of its group; commands of one group are
-    /// carried out in order.
-    async fn send(&self, connection: &Connection, commands: Vec<(usize, Cmd)>) -> Vec<RedisResult<Value>> {
-        let count = commands.len();
-        if matches!(connection, Connection::One(_)) {
-            let commands = commands.into_iter().map(|(_, command)| command).collect();
-            return send_together(connection.clone(), commands).await;
-        }
-        // On a cluster, what is sent together must be for one server.
-        let mut groups: Vec<(Vec<usize>, Vec<Cmd>)> = Vec::new();
-        groups.resize_with(count, Default::default);
-        for (place, (group, command)) in commands.into_iter().enumerate() {
-            groups[group].0.push(place);
-            groups[group].1.push(command);
-        }
-        let mut results: Vec<_> = (0..count).map(|_| Ok(Value::Nil)).collect();
-        let sent = groups.into_iter().filter(|(places, _)| !places.is_empty());
-        let sent = sent.map(|(places, commands)| async { (places, send_together(connection.clone(), commands).await) });
-        for (places, values) in join_all(sent).await {
-            places.into_iter().zip(values).for_each(|(place, value)| results[place] = value);
-        }
-        results
-    }
-
-    /// Calls a script, and has it loaded if the server does not know it.
-    async fn call<T: FromRedisValue>(&self, connection: &Connection, call: Call<'_>) -> RedisResult<T> {
-        let mut connection = connection.clone();
-        match call.command().query_async(&mut connection).await {
-            Err(error) if error.code() == Some("NOSCRIPT") => {
-                self.load(&mut connection).await?;
-                call.command().query_async(&mut connection).await
-            }
-            result => result,
-        }
-    }
-
-    async fn asked<T: FromRedisValue>(&self, call: Call<'_>) -> Result<T, Trouble> {
-        let connection = self.connection()?;
-        self.call(&connection, call).await.map_err(|error| self.trouble(error))
-    }
-
-    async fn load(&self, connection: &mut Connection) -> RedisResult<()> {
-        let Scripts { store, read, epoch, save, take, send_away, presence, sweep, lease } = &self.scripts;
-        for script in [store, read, epoch, save, take, send_away, presence, sweep, lease] {
-            script.load_async(connection).await?;
-        }
-        Ok(())
-    }
-
-    /// Connects and works until the link is lost; gives why.
-    async fn work(&self, remembered: &Arc<dyn Remembered>) -> RedisError {
-        if let Err(error) = self.connect(remembered).await {
-            return error;
-        }
-        self.state.came_up();
-        let why = tokio::select! {
-            why = self.until_broken() => why,
-            why = self.until_replaced() => why,
-        };
-        let mut link = self.link();
-        let was_up = link.connection.take().is_some();
-        let why = link.why.take().unwrap_or(why);
-        drop(link);
-        if was_up {
-            self.reach.send_replace(Reach::Down(Instant::now()));
-        }
-        why
-    }
-
-    async fn connect(&self, remembered: &Arc<dyn Remembered>) -> RedisResult<()> {
-        let mut connection = self.redis.connection(ANSWER_TIMEOUT).await?;
-        self.load(&mut connection).await?;
-        let epoch = self.checked_epoch(&mut connection, remembered).await?;
-        remembered.epoch(&epoch);
-        let mut link = self.link();
-        link.made += 1;
-        let made = link.made;
-        *link = Link { connection: Some(connection), made, epoch, why: None, remembered: Some(Arc::clone(remembered)) };
-        drop(link);
-        self.reach.send_replace(Reach::Up(made));
-        Ok(())
-    }
-
-    /// The epoch; a new one if the storage does not have what it had.
-    async fn checked_epoch(
-        &self,
-        connection: &mut Connection,
-        remembered: &Arc<dyn Remembered>,
-    ) -> RedisResult<Arc<str>> {
-        let reached = remembered.reached();
-        let mut is_whole = true;
-        for part in reached.chunks(1024) {
-            let streams: Vec<_> = part.iter().map(|(stream, _)| Arc::clone(stream)).collect();
-            let heads = self.heads_by(connection, &streams).await?;
-            is_whole &= part.iter().zip(heads).all(|((_, reached), head)| head >= *reached);
-        }
-        let known = self.link().epoch.to_string();
-        // Nothing is over for a node that has just begun.
-        let over = if is_whole { "" } else { &known };
-        let call = Call::new(&self.scripts.epoch, vec![self.epoch_key()]).arg(over).arg(new_epoch());
-        self.call::<String>(connection, call).await.map(Arc::from)
-    }
-
-    async fn until_broken(&self) -> RedisError {
-        loop {
-            tokio::select! {
-                () = self.broken.notified() => {}
-                () = sleep(PING_EVERY) => {
-                    if let Ok(mut connection) = self.connection()
-                        && let Err(error) = redis::cmd("PING").exec_async(&mut connection).await
-                    {
-                        self.trouble(error);
-                    }
-                }
-            }
-            if self.connection().is_err() {
-                return (redis::ErrorKind::Io, "the connection is lost").into();
-            }
-        }
-    }
-
-    async fn until_replaced(&self) -> RedisError {
-        loop {
-            // Sentinels that cannot be asked say nothing against a master that answers.
-            if let Ok(server) = self.redis.server().await {
-                return self.redis.until_replaced(&server, self.settings.ask_sentinels_every).await;
-            }
-            sleep(self.settings.ask_sentinels_every).await;
-        }
     }
 
     async fn heads_by(&self, connection: &Connection, streams: &[Arc<str>]) -> RedisResult<Vec<u64>> {
@@ -458,24 +250,6 @@ impl RedisStore {
     /// The key for whether identifiers were sent away. They are hashed because they may be long.
     fn sent_away_key(&self, identifiers: &str) -> String {
         self.key('x', &URL_SAFE_NO_PAD.encode(&Sha256::digest(identifiers.as_bytes())[..16]))
-    }
-}
-
-/// Sends commands in one piece and gives the answer to each.
-async fn send_together(mut connection: Connection, commands: Vec<Cmd>) -> Vec<RedisResult<Value>> {
-    let count = commands.len();
-    let mut pipeline = Pipeline::with_capacity(count);
-    commands.into_iter().for_each(|command| _ = pipeline.add_command(command));
-    match connection.req_packed_commands(&pipeline, 0, count).await {
-        Ok(values) if values.len() == count => values
-            .into_iter()
-            .map(|value| match value {
-                Value::ServerError(error) => Err(error.into()),
-                value => Ok(value),
-            })
-            .collect(),
-        Ok(_) => (0..count).map(|_| Err(bad_answer())).collect(),
-        Err(error) => (0..count).map(|_| Err(error.clone())).collect(),
     }
 }
 
