@@ -128,7 +128,12 @@ impl<S: Store> Writer<S> {
                 Err(Trouble::Away(_)) => left.push_back(waiting),
                 Err(Trouble::Refused(why)) => {
                     self.shared.remote_metrics.broker_refused_total.inc();
-                    tracing::debug!(stream = &*waiting.publication.stream, why, "a publication was not stored");
+                    let stream = &*waiting.publication.stream;
+                    tracing::warn!(
+                        stream,
+                        why,
+                        "the broker's server refuses to store a publication, which is tried again for 5 s"
+                    );
                     // It has no effect, so the next try is another store.
                     waiting.sent_as = None;
                     is_refused = true;
