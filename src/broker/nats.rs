@@ -206,7 +206,7 @@ impl NatsStore {
     /// What an error means: where nobody has answered, perhaps it was done.
     fn trouble(&self, error: StoreError) -> Trouble {
         match error {
-            StoreError::Link(refused @ Refused::TooLong(_)) => Trouble::Refused(refused.to_string()),
+            StoreError::Link(refused @ Refused::TooLong(_)) => Trouble::Never(refused.to_string()),
             StoreError::Link(refused) => Trouble::Away(refused.to_string()),
             StoreError::Gone => {
                 self.gone.notify_one();

@@ -294,6 +294,24 @@ fn clients_are_served_without_positions_where_nats_is_gone_for_long() {
 
 #[test]
 #[ignore = "needs nats-server"]
+fn a_message_that_nats_will_never_take_is_delivered_here_and_holds_nothing_up() {
+    let nats = Nats::start();
+    let nodes = nodes(1, &nats, &[]);
+    let node = &nodes.0[0];
+    let mut client = Client::following(node.address(), "room");
+    // NATS takes 1 MiB.
+    node.broadcast("room", &format!("\"{}\"", "x".repeat(1_200_000)));
+    node.broadcast("room", "2");
+    let long = client.text();
+    assert!(long.len() > 1_200_000 && !long.contains("\"offset\""), "{}", &long[long.len() - 100..]);
+    assert_eq!(message(&mut client).2, 2);
+    let metrics = node.metrics();
+    let counted = ["broker_refused_total", "broker_unstored_total"].map(|name| metrics.get(name));
+    assert_eq!(counted, [1, 1], "it is tried once");
+}
+
+#[test]
+#[ignore = "needs nats-server"]
 fn a_session_is_resumed_on_another_node_once_and_never_by_who_was_sent_away() {
     let nats = Nats::start();
     let nodes = nodes(2, &nats, &[]);

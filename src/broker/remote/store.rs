@@ -62,6 +62,9 @@ pub enum Trouble {
     /// The server says no: it was not done.
     #[error("{0}")]
     Refused(String),
+    /// The server would say no each time: it was not done, and is not to be tried again.
+    #[error("{0}")]
+    Never(String),
 }
 
 /// From where on a stream is read.

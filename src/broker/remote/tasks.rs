@@ -185,7 +185,7 @@ impl<S: Store> Tasks<S> {
                 }
                 let _ = reach.wait_for(is_up).await;
             }
-            Trouble::Refused(why) => {
+            Trouble::Refused(why) | Trouble::Never(why) => {
                 tracing::warn!(why, "the broker's server refuses something, which is tried again");
                 sleep(AFTER_REFUSAL).await;
             }
@@ -421,7 +421,7 @@ impl<S: Store> Tasks<S> {
                     self.after(&trouble).await;
                     continue;
                 }
-                Err(Trouble::Refused(why)) => {
+                Err(Trouble::Refused(why) | Trouble::Never(why)) => {
                     tracing::warn!(why, sessions = sessions.len(), "sessions were not stored, and cannot be resumed");
                 }
             }
@@ -445,7 +445,7 @@ impl<S: Store> Tasks<S> {
                     }
                 }
                 Err(trouble @ Trouble::Away(_)) => self.after(&trouble).await,
-                Err(Trouble::Refused(why)) => {
+                Err(Trouble::Refused(why) | Trouble::Never(why)) => {
                     tracing::warn!(why, "changes of presence were not stored");
                     people.told(&changes);
                 }

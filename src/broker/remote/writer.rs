@@ -94,14 +94,19 @@ impl<S: Store> Writer<S> {
         while let Some(first) = self.queue.front()
             && (is_long_gone || now.duration_since(first.since) >= WAIT_MAX)
         {
-            let Some(Waiting { publication, permit, done, sent_as, .. }) = self.queue.pop_front() else { return };
-            self.shared.remote_metrics.broker_unstored_total.inc();
-            let unsure = sent_as.map(|seq| StoreId { node: self.shared.node, seq });
-            self.shared.outlet.announce(&publication);
-            self.shared.gate.pass_unstored(publication, Some(permit), unsure);
-            // Whoever published may have given up.
-            let _ = done.send(());
+            let Some(first) = self.queue.pop_front() else { return };
+            self.deliver_unstored(first);
         }
+    }
+
+    fn deliver_unstored(&self, waiting: Waiting) {
+        let Waiting { publication, permit, done, sent_as, .. } = waiting;
+        self.shared.remote_metrics.broker_unstored_total.inc();
+        let unsure = sent_as.map(|seq| StoreId { node: self.shared.node, seq });
+        self.shared.outlet.announce(&publication);
+        self.shared.gate.pass_unstored(publication, Some(permit), unsure);
+        // Whoever published may have given up.
+        let _ = done.send(());
     }
 
     async fn store_some(&mut self) {
@@ -138,6 +143,13 @@ impl<S: Store> Writer<S> {
                     waiting.sent_as = None;
                     is_refused = true;
                     left.push_back(waiting);
+                }
+                Err(Trouble::Never(why)) => {
+                    self.shared.remote_metrics.broker_refused_total.inc();
+                    let stream = &*waiting.publication.stream;
+                    tracing::warn!(stream, why, "a publication is delivered on this node without being stored");
+                    waiting.sent_as = None;
+                    self.deliver_unstored(waiting);
                 }
             }
         }
