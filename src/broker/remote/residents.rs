@@ -29,8 +29,11 @@ pub enum Found {
 #[derive(Debug)]
 struct Resident {
     place: Place,
-    waiter: Option<(Asker, ResumeTicket)>,
+    /// Nearly nobody has one, and there is a resident for each session.
+    waiter: Option<Box<(Asker, ResumeTicket)>>,
 }
+
+const _: () = assert!(size_of::<(Sid, Resident)>() <= 32);
 
 /// The table. One lock: it is taken once when a client is let in and once when it goes.
 #[derive(Default)]
@@ -46,7 +49,7 @@ impl Residents {
     pub fn ask(&self, ticket: &ResumeTicket, asker: Asker) -> Found {
         match self.lock().get_mut(&ticket.sid) {
             Some(Resident { place, waiter: waiter @ None }) => {
-                *waiter = Some((asker, ticket.clone()));
+                *waiter = Some(Box::new((asker, ticket.clone())));
                 Found::Here(*place)
             }
             Some(_) => Found::Taken,
@@ -56,18 +59,18 @@ impl Residents {
 
     /// A session is over. Gives who has asked for it.
     pub fn departed(&self, sid: Sid) -> Option<(Asker, ResumeTicket)> {
-        self.lock().remove(&sid)?.waiter
+        self.lock().remove(&sid)?.waiter.map(|waiter| *waiter)
     }
 
     /// A session is not given up. Gives who has asked for it.
     pub fn stays(&self, sid: Sid) -> Option<Asker> {
-        self.lock().get_mut(&sid)?.waiter.take().map(|(asker, _)| asker)
+        self.lock().get_mut(&sid)?.waiter.take().map(|waiter| waiter.0)
     }
 
     /// A session is not where it was asked for. Gives where else to ask, if it has moved.
     pub fn moved(&self, sid: Sid, from: Place) -> Option<(Place, ResumeTicket)> {
         match self.lock().get(&sid) {
-            Some(Resident { place, waiter: Some((_, ticket)) }) if *place != from => Some((*place, ticket.clone())),
+            Some(Resident { place, waiter: Some(waiter) }) if *place != from => Some((*place, waiter.1.clone())),
             _ => None,
         }
     }
