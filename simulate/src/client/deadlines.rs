@@ -218,6 +218,7 @@ impl Sim {
             || self.sites[client.shard].drained_by.is_some()
             || self.evicted.iter().any(|(evicted, _)| *evicted == identifiers)
             || self.any_too_slow
+            || client.taken_over
             || client.silent
             || client.left
             || client.saw_close
