@@ -23,8 +23,10 @@ mod settings;
 mod signals;
 mod sorted_runs;
 mod start;
+mod state;
 mod supervisor;
 mod threads;
+mod upgrade;
 mod warnings;
 
 use std::io;
@@ -55,6 +57,7 @@ pub use boot_log::first_line;
 pub use observe::Facts;
 pub use reload::ReloadError;
 pub use settings::ExtraRoutes;
+pub use upgrade::{Understood, UpgradeError, Upgraded};
 
 /// Part of the time a shutdown may take that clients are spread over; the rest is for their last bytes and for telling
 /// the app.
