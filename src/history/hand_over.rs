@@ -158,7 +158,7 @@ impl History {
 
     /// Streams from the newest on, while they are wanted.
     fn from_newest(&self, is_wanted: fn(&Stream) -> bool) -> impl Iterator<Item = &Stream> {
-        let at = |place: u32| self.streams.as_slice().get(place as usize).filter(|stream| is_wanted(stream));
+        let at = move |place: u32| self.streams.as_slice().get(place as usize).filter(|stream| is_wanted(stream));
         std::iter::successors(at(self.newest), move |stream| at(stream.older))
     }
 }
