@@ -7,6 +7,7 @@
 //! What travels over a link is none of its business: it knows no publications. Everything here runs on the thread "links",
 //! where tokio's timers are the clock.
 
+pub mod local;
 pub mod nats;
 pub mod redis;
 pub mod tls;
