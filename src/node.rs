@@ -7,6 +7,7 @@
 mod admin;
 mod boot_log;
 mod capacity;
+mod child;
 mod counts;
 mod dead_peers;
 mod followers;
@@ -15,6 +16,7 @@ mod listeners;
 mod look;
 mod metrics;
 mod observe;
+mod parent;
 mod publish;
 mod readiness;
 mod reload;

@@ -5,6 +5,7 @@
 pub mod allocator;
 pub mod clock;
 pub mod facts;
+pub mod family;
 pub mod hand_over;
 pub mod limits;
 pub mod listener;

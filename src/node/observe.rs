@@ -19,6 +19,7 @@ use crate::shard::{Inbox, ShardMetrics};
 use super::counts::Counts;
 use super::metrics::Measured;
 use super::publish::Pipeline;
+use super::state::Inherited;
 
 /// Where everything that is observed lives.
 pub(super) struct Parts {
@@ -37,6 +38,8 @@ pub(super) struct Parts {
     /// To Redis and NATS.
     pub links: Vec<Arc<LinkState>>,
     pub redisx: Option<Arc<RedisXMetrics>>,
+    /// Of the processes before this one.
+    pub inherited: Arc<Inherited>,
 }
 
 /// What a person would ask of a running server.
