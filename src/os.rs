@@ -4,6 +4,7 @@
 
 pub mod allocator;
 pub mod clock;
+pub mod control_socket;
 pub mod facts;
 pub mod limits;
 pub mod listener;

@@ -57,12 +57,13 @@ impl Observer {
     /// All metrics in this form.
     pub(super) fn metrics_text(&self, form: Text) -> String {
         let config = self.config();
-        let Parts { shards, http, backend, broadcast, pipeline, listeners, links, redisx, .. } = &self.parts;
+        let Parts { shards, http, backend, broadcast, pipeline, listeners, links, redisx, control, .. } = &self.parts;
         let mut families = Families::new(config.metrics.tags.0.clone());
         for shard in shards.iter() {
             shard.collect(&[], &mut families);
         }
         http.collect(&[], &mut families);
+        control.collect(&[], &mut families);
         backend.metrics().collect(&[], &mut families);
         broadcast.metrics().collect(&[], &mut families);
         pipeline.metrics.collect(&[], &mut families);

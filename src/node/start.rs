@@ -153,6 +153,7 @@ impl Assembly {
             draining: Arc::clone(&draining),
             links: links.states.clone(),
             redisx: links.redisx.clone(),
+            control: Arc::default(),
         }));
         let ports = settings::ports(&plan.config, &plan.secrets, &core.broadcast, &observer, extra);
         let limits = settings::http_limits(&plan.config, plan.open_files);
@@ -213,6 +214,7 @@ impl Assembly {
             observer: self.observer,
             draining: self.draining,
             address: self.address,
+            control: None,
         })
     }
 }
