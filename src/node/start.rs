@@ -154,6 +154,7 @@ impl Assembly {
             links: links.states.clone(),
             redisx: links.redisx.clone(),
             inherited: Arc::default(),
+            control: Arc::default(),
         }));
         let ports = settings::ports(&plan.config, &plan.secrets, &core.broadcast, &observer, extra);
         let limits = settings::http_limits(&plan.config, plan.open_files);
@@ -214,6 +215,7 @@ impl Assembly {
             observer: self.observer,
             draining: self.draining,
             address: self.address,
+            control: None,
         })
     }
 }
