@@ -82,6 +82,7 @@ use wheel::Wheel;
 use write::SPARE_OUTBOXES;
 
 pub use crate::os::tcp::TcpInfo;
+pub use crate::session::Asks;
 pub use closes::{ClosedConnection, Origin, Served, Who};
 pub use connection::{BadState, FORMAT, TakenApart};
 pub use epoll::{Deal, Epoll, EpollSettings, Socket};

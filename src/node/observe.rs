@@ -21,6 +21,7 @@ use super::counts::Counts;
 use super::metrics::Measured;
 use super::publish::Pipeline;
 use super::state::Inherited;
+use super::upgrade::UpgradeMetrics;
 
 /// Where everything that is observed lives.
 pub(super) struct Parts {
@@ -42,6 +43,7 @@ pub(super) struct Parts {
     /// Of the processes before this one.
     pub inherited: Arc<Inherited>,
     pub control: Arc<ControlMetrics>,
+    pub upgrades: Arc<UpgradeMetrics>,
 }
 
 /// What a person would ask of a running server.

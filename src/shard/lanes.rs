@@ -14,6 +14,7 @@ use serde_bytes::Bytes;
 
 use crate::model::SlotKey;
 use crate::os::hand_over::{Channel, DESCRIPTORS_MAX, INLINE_MAX};
+use crate::session::Asks;
 
 use super::epoll::{Epoll, Socket};
 use super::slots::Stage;
@@ -105,8 +106,8 @@ pub enum LaneError {
 pub struct Arrived {
     /// How much.
     pub copied: Copied,
-    /// Old and new keys of those who wait for an answer.
-    pub waiting: Vec<(SlotKey, SlotKey)>,
+    /// Old and new keys of those who wait for an answer, and whose. What the cluster is asked it is asked again here.
+    pub waiting: Vec<(SlotKey, SlotKey, Asks)>,
 }
 
 /// A part of what an old shard has.
@@ -202,8 +203,10 @@ impl<N: Services<Socket>> Shard<Epoll, N> {
                 arrived.copied.sockets += usize::from(has_socket);
                 arrived.copied.connections += 1;
                 arrived.copied.bytes += state.len();
-                if self.awaits_answer(key.index) {
-                    arrived.waiting.push((SlotKey { shard, index, generation }, key));
+                match self.asks(key.index) {
+                    Some(Asks::Cluster) => self.ask_again(key.index),
+                    Some(asks) => arrived.waiting.push((SlotKey { shard, index, generation }, key, asks)),
+                    None => {}
                 }
             }
             if sockets.next().is_some() {
@@ -213,10 +216,10 @@ impl<N: Services<Socket>> Shard<Epoll, N> {
         Ok(arrived)
     }
 
-    fn awaits_answer(&self, index: u32) -> bool {
+    fn asks(&self, index: u32) -> Option<Asks> {
         match &self.slots[index].stage {
-            Stage::Session(session, _) | Stage::Orphan(session) => session.awaits_answer(),
-            _ => false,
+            Stage::Session(session, _) | Stage::Orphan(session) => session.asks(),
+            _ => None,
         }
     }
 }

@@ -8,7 +8,7 @@
 //! Then it may be copied: nothing of it changes as long as nobody takes a turn with it. It goes on as if nothing had been, or
 //! is dropped, which neither closes nor counts a connection that somebody else has too.
 
-use crate::model::Reply;
+use crate::model::{Answer, Reply};
 
 use super::slots::{Stage, flag};
 use super::{Accepting, Machine, Message, Services, Shard};
@@ -19,13 +19,15 @@ pub(super) struct Still<S> {
     messages: Vec<Message<S>>,
     /// Connections that cannot be watched. They have not ended as long as somebody else may have them.
     unwatched: Vec<u32>,
+    /// Sessions that wait for the cluster, which was asked elsewhere.
+    unasked: Vec<u32>,
 }
 
 impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     /// Stands still from now on.
     pub fn stop(&mut self) {
         if self.still.is_none() {
-            self.still = Some(Still { messages: Vec::new(), unwatched: Vec::new() });
+            self.still = Some(Still { messages: Vec::new(), unwatched: Vec::new(), unasked: Vec::new() });
             if matches!(self.accepting, Accepting::Yes) {
                 self.machine.pause_listening();
             }
@@ -55,7 +57,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
 
     /// Goes on. In a turn.
     pub fn go_on(&mut self) {
-        let Some(Still { messages, unwatched }) = self.still.take() else { return };
+        let Some(Still { messages, unwatched, unasked }) = self.still.take() else { return };
         if matches!(self.accepting, Accepting::Yes) {
             self.machine.resume_listening();
         }
@@ -70,7 +72,21 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                 self.go_on_reading(index);
             }
         }
+        for index in unasked {
+            let Stage::Session(session, _) = &self.slots[index].stage else { continue };
+            let (sid, key) = (session.sid(), self.slots.key(index));
+            if let Some(question) = session.cluster_question()
+                && let Some(reply) = self.services.ask(key, sid, question)
+            {
+                self.answer(Answer { key, reply });
+            }
+        }
         messages.into_iter().for_each(|message| self.receive(message));
+    }
+
+    /// A session waits for the cluster, which is asked when the shard goes on.
+    pub(super) fn ask_again(&mut self, index: u32) {
+        self.still.iter_mut().for_each(|still| still.unasked.push(index));
     }
 
     /// What it was given and has not carried out, to be carried out by whoever has its connections now.
