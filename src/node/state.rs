@@ -41,6 +41,9 @@ pub enum BadNodeState {
     /// It cannot be read.
     #[error("the state of the old process cannot be read: {0}")]
     Unreadable(#[from] rmp_serde::decode::Error),
+    /// Not all of it is there.
+    #[error("the state of the old process ends too early")]
+    Truncated,
     /// Another version wrote it.
     #[error("the state of the old process has format {0}, and {STATE_FORMAT} is understood here")]
     Format(u16),
@@ -105,7 +108,7 @@ impl Given {
     }
 }
 
-/// What may be large, as it was before the node stopped: a head, and behind it any number of pieces.
+/// What may be large, as it was before the node stopped: a head, and behind it any number of pieces, each behind its length.
 pub(super) struct Snapshot {
     bytes: Vec<u8>,
     /// When it was begun.
@@ -133,8 +136,9 @@ pub(super) struct ReadSnapshot(Vec<Piece>);
 impl Snapshot {
     /// Of a running node. Takes its time; everything goes on meanwhile, and it is noted what changes.
     pub fn take(parts: &Parts) -> Snapshot {
-        let (mut bytes, since) = (written(&Head { format: STATE_FORMAT }), parts.pipeline.clock.now());
-        let mut put = |piece: Piece| put(&mut bytes, &piece);
+        let (mut bytes, since) = (Vec::new(), parts.pipeline.clock.now());
+        put_framed(&mut bytes, &Head { format: STATE_FORMAT });
+        let mut put = |piece: Piece| put_framed(&mut bytes, &piece);
         if let Broker::Local(local) = &parts.pipeline.broker {
             for part in local.snapshot() {
                 put(Piece { local: Some(part), ..Piece::default() });
@@ -160,12 +164,13 @@ impl Snapshot {
     /// # Errors
     /// See [`BadNodeState`].
     pub fn from_bytes(bytes: &[u8]) -> Result<ReadSnapshot, BadNodeState> {
-        check_format(bytes)?;
-        let mut reader = rmp_serde::Deserializer::from_read_ref(bytes);
-        Head::deserialize(&mut reader)?;
+        let (head, mut rest) = framed(bytes)?;
+        check_format(head)?;
         let mut pieces = Vec::new();
-        while (reader.position() as usize) < bytes.len() {
-            pieces.push(Piece::deserialize(&mut reader)?);
+        while !rest.is_empty() {
+            let (piece, behind) = framed(rest)?;
+            pieces.push(rmp_serde::from_slice(piece)?);
+            rest = behind;
         }
         Ok(ReadSnapshot(pieces))
     }
@@ -257,6 +262,24 @@ fn written(plain: &impl Serialize) -> Vec<u8> {
 fn put(bytes: &mut Vec<u8>, plain: &impl Serialize) {
     let mut writer = rmp_serde::Serializer::new(bytes).with_struct_map();
     plain.serialize(&mut writer).expect("plain data can be written");
+}
+
+/// In front of a piece stands its length.
+const LENGTH_BYTES: usize = size_of::<u64>();
+
+fn put_framed(bytes: &mut Vec<u8>, plain: &impl Serialize) {
+    let begin = bytes.len();
+    bytes.extend([0; LENGTH_BYTES]);
+    put(bytes, plain);
+    let length = (bytes.len() - begin - LENGTH_BYTES) as u64;
+    bytes[begin..begin + LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
+}
+
+/// The first piece, and what is behind it.
+fn framed(bytes: &[u8]) -> Result<(&[u8], &[u8]), BadNodeState> {
+    let (length, rest) = bytes.split_first_chunk::<LENGTH_BYTES>().ok_or(BadNodeState::Truncated)?;
+    let length = usize::try_from(u64::from_le_bytes(*length)).map_err(|_| BadNodeState::Truncated)?;
+    rest.split_at_checked(length).ok_or(BadNodeState::Truncated)
 }
 
 fn check_format(bytes: &[u8]) -> Result<(), BadNodeState> {
