@@ -7,6 +7,7 @@
 mod admin;
 mod boot_log;
 mod capacity;
+mod child;
 pub(crate) mod control;
 mod counts;
 mod dead_peers;
@@ -16,6 +17,7 @@ mod listeners;
 mod look;
 mod metrics;
 mod observe;
+mod parent;
 mod publish;
 mod readiness;
 mod reload;

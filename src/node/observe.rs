@@ -20,6 +20,7 @@ use super::control::{ControlMetrics, talk};
 use super::counts::Counts;
 use super::metrics::Measured;
 use super::publish::Pipeline;
+use super::state::Inherited;
 
 /// Where everything that is observed lives.
 pub(super) struct Parts {
@@ -38,6 +39,8 @@ pub(super) struct Parts {
     /// To Redis and NATS.
     pub links: Vec<Arc<LinkState>>,
     pub redisx: Option<Arc<RedisXMetrics>>,
+    /// Of the processes before this one.
+    pub inherited: Arc<Inherited>,
     pub control: Arc<ControlMetrics>,
 }
 

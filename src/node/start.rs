@@ -153,6 +153,7 @@ impl Assembly {
             draining: Arc::clone(&draining),
             links: links.states.clone(),
             redisx: links.redisx.clone(),
+            inherited: Arc::default(),
             control: Arc::default(),
         }));
         let ports = settings::ports(&plan.config, &plan.secrets, &core.broadcast, &observer, extra);

@@ -2,14 +2,14 @@
 
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
-import { mkdtempSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, test } from 'node:test';
 import { promisify } from 'node:util';
 import { App } from './harness/app.mjs';
 import { Cableway } from './harness/cableway.mjs';
 import { Child } from './harness/child.mjs';
+import { temporaryFolder } from './harness/folder.mjs';
 import { Socket } from './harness/socket.mjs';
 
 const guide = readFileSync(new URL('../../deploy/anycable.md', import.meta.url), 'utf8');
@@ -43,7 +43,7 @@ turbo = true
 describe('an app that was set up for AnyCable', () => {
   for (const rpc of ['host = "http://localhost:3000/_anycable"', 'host = "localhost:50051"', 'implementation = "none"']) {
     test(`starts with its files unchanged: ${rpc}`, async () => {
-      const app = mkdtempSync(join(tmpdir(), 'rails-app-'));
+      const app = temporaryFolder('rails-app');
       writeFileSync(join(app, 'anycable.toml'), generated(rpc));
       mkdirSync(join(app, 'bin/dist'), { recursive: true });
       symlinkSync(process.env.CABLEWAY_BIN, join(app, 'bin/dist/anycable-go'));

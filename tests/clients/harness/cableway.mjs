@@ -4,11 +4,9 @@
 // CABLEWAY_BIN names the binary. It has to be set: a test run that silently tested nothing would be worse than a failing one.
 
 import { createServer } from 'node:net';
-import { mkdtempSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { Child } from './child.mjs';
 import { DEADLINE_MS, within } from './deadline.mjs';
+import { temporaryFolder } from './folder.mjs';
 
 export const BROADCAST_KEY = 'only-the-tests-know';
 
@@ -57,7 +55,7 @@ export class Cableway {
     const options = ['serve', '--port', String(port), '--host', host, '--log-format', 'json'];
     if (key !== null) options.push('--broadcast-key', key);
     // An empty directory: no configuration file of the machine is picked up.
-    const cwd = mkdtempSync(join(tmpdir(), 'cableway-clients-'));
+    const cwd = temporaryFolder('clients');
     const child = new Child('cableway', binary, [...options, ...args], { env: cleanEnvironment(env), cwd });
     const server = new Cableway(child, { args, env, key, host });
     const url = await child.line('the WebSocket endpoint in the boot log', (line) => /wss?:\/\/[^\s"',]+/.exec(line)?.[0]);

@@ -2,16 +2,12 @@
 // Debian packages: redis-server, redis-tools, nats-server.
 
 import { execFile, execFileSync } from 'node:child_process';
-import { mkdtempSync } from 'node:fs';
 import { connect } from 'node:net';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { Child } from './child.mjs';
 import { withPort } from './cableway.mjs';
 import { within } from './deadline.mjs';
-
-const folder = (name) => mkdtempSync(join(tmpdir(), `cableway-${name}-`));
+import { temporaryFolder } from './folder.mjs';
 
 /** Resolves when something listens there, and fails when the program has ended instead. */
 async function listens(child, port) {
@@ -34,7 +30,7 @@ async function listens(child, port) {
 export class Redis {
   static async start() {
     const [redis] = await withPort(async (port) => {
-      const args = ['--port', String(port), '--bind', '127.0.0.1', '--dir', folder('redis'), '--save', ''];
+      const args = ['--port', String(port), '--bind', '127.0.0.1', '--dir', temporaryFolder('redis'), '--save', ''];
       const child = new Child('redis', 'redis-server', args);
       await listens(child, port);
       return new Redis(child, port);
@@ -84,7 +80,7 @@ export class Redis {
 export class Nats {
   static async start() {
     const [nats] = await withPort(async (port) => {
-      const args = ['--addr', '127.0.0.1', '--port', String(port), '--jetstream', '--store_dir', folder('nats')];
+      const args = ['--addr', '127.0.0.1', '--port', String(port), '--jetstream', '--store_dir', temporaryFolder('nats')];
       const child = new Child('nats', 'nats-server', args);
       await listens(child, port);
       return new Nats(child, port);
