@@ -225,7 +225,9 @@ impl Assembly {
         // As many shards as there have a lane each.
         let senders = predecessor.as_ref().map(Predecessor::shards).filter(|&shards| shards != machines.len());
         let (lanes, arriving) = match &predecessor {
-            Some(_) => upgrade::lanes(machines.len(), senders.unwrap_or(1)).map(|(lanes, arriving)| (lanes, Some(arriving)))?,
+            Some(_) => {
+                upgrade::lanes(machines.len(), senders.unwrap_or(1)).map(|(lanes, arriving)| (lanes, Some(arriving)))?
+            }
             None => (Vec::new(), None),
         };
         let shards = start_shards(machines, lanes, &self.core, &self.main_http, &self.runtime)?;
