@@ -247,11 +247,10 @@ pub(super) fn forget_changes(parts: &Parts) {
 }
 
 /// All connections are put together: whoever was known by an old key, such as a client that waits for its session, is known
-/// by a new one. Called once, behind [`NodeState::apply`] and before anything runs.
-pub(super) fn renamed(parts: &Parts, moved: &Moved) {
-    if let Some(calls) = parts.inherited.calls.get() {
-        calls.make(&parts.backend, moved);
-    }
+/// by a new one. Called once, behind [`NodeState::apply`] and before anything runs. Gives the old keys of those whose calls are
+/// made here now: the old process does not answer them.
+pub(super) fn renamed(parts: &Parts, moved: &Moved) -> Vec<SlotKey> {
+    parts.inherited.calls.get().map(|calls| calls.make(&parts.backend, moved)).unwrap_or_default()
 }
 
 fn written(plain: &impl Serialize) -> Vec<u8> {

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::backend::{Backend, HeldCalls};
-use crate::model::Call;
+use crate::model::{Call, SlotKey};
 
 use super::Moved;
 
@@ -18,18 +18,22 @@ impl GivenCalls {
         GivenCalls(backend.held())
     }
 
-    /// Makes them. Those of sessions that are not here are forgotten: nobody waits for their answers.
-    pub fn make(&self, backend: &Backend, moved: &Moved) {
+    /// Makes them; gives the old keys of their sessions. Those of sessions that are not here are forgotten: nobody waits for
+    /// their answers.
+    pub fn make(&self, backend: &Backend, moved: &Moved) -> Vec<SlotKey> {
+        let mut made = Vec::new();
         for call in &self.0.disconnects {
             // A full queue has counted it as dropped.
             let _ = backend.disconnect(call.clone());
         }
         for Call { key, sid, request } in &self.0.of_sessions {
-            let Some(&key) = moved.get(key) else { continue };
+            let Some(&new) = moved.get(key) else { continue };
             // Two processes with one configuration have room for equally many.
-            if let Err(error) = backend.submit(Call { key, sid: *sid, request: request.clone() }) {
-                tracing::warn!(%error, %sid, "a call of the process before this one is not made");
+            match backend.submit(Call { key: new, sid: *sid, request: request.clone() }) {
+                Ok(()) => made.push(*key),
+                Err(error) => tracing::warn!(%error, %sid, "a call of the process before this one is not made"),
             }
         }
+        made
     }
 }

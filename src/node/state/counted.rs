@@ -7,11 +7,13 @@ use crate::telemetry::{self, Collect, Families, LOG_LINES_DROPPED, Value};
 /// Everything that the parts of a node count for themselves, and how they are doing. What is asked of the machine is not
 /// among it.
 pub(in crate::node) fn collect(parts: &Parts, families: &mut Families) {
-    let Parts { shards, http, backend, broadcast, pipeline, links, redisx, .. } = parts;
+    let Parts { shards, http, backend, broadcast, pipeline, links, redisx, control, upgrades, .. } = parts;
     for shard in shards.iter() {
         shard.collect(&[], families);
     }
     http.collect(&[], families);
+    control.collect(&[], families);
+    upgrades.collect(&[], families);
     backend.metrics().collect(&[], families);
     broadcast.metrics().collect(&[], families);
     pipeline.metrics.collect(&[], families);
