@@ -339,13 +339,15 @@ impl Node {
         let all_in_time = tokio::time::timeout_at(deadline, all_out).await.is_ok();
         tracing::info!(sent_away = clients, all_in_time, "clients sent away");
         self.http_servers().for_each(HttpServer::drain);
-        if let Some(links) = &self.links {
-            links.finish().await;
-        }
+        self.links.iter().for_each(RunningLinks::stop_reading);
         let report = self.backend.drain(deadline).await;
         tracing::info!(told = report.sent, failed = report.failed, left = report.left, "app told of ended sessions");
         for server in self.http_servers() {
             let _ = tokio::time::timeout_at(deadline, server.drained()).await;
+        }
+        // Now nothing comes any more that other nodes are to know of.
+        if let Some(links) = &self.links {
+            links.finish(deadline).await;
         }
     }
 }
