@@ -47,6 +47,9 @@ const SWEEP_ALL: Duration = Duration::from_secs(1);
 /// A remote disconnect waits no longer for the broker's storage to know of it.
 const SEND_AWAY_MAX: Duration = Duration::from_secs(1);
 
+/// Whoever has the pipeline stand still waits no longer for answers of the broker. What is not answered by then is later.
+const ANSWERS_MAX: Duration = Duration::from_millis(500);
+
 /// How many places of [`PUBLICATIONS_MAX`] a publication takes.
 fn places(publication: &Publication) -> u32 {
     (publication.message.len().div_ceil(BYTES_PER_PLACE)).clamp(1, PUBLICATIONS_MAX) as u32
@@ -174,6 +177,9 @@ impl Pipeline {
         frozen.sending_away = Some(Arc::clone(&self.sending_away).write_owned().await);
         self.frozen.store(true, Ordering::Release);
         frozen.permits = Arc::clone(&self.room).acquire_many_owned(PUBLICATIONS_MAX as u32).await.ok();
+        if let Broker::Remote(remote) = &self.broker {
+            remote.questions_answered(ANSWERS_MAX).await;
+        }
         for turns in list(&self.workers) {
             frozen.held.push(turns.hold().await);
         }
