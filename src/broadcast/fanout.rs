@@ -153,7 +153,10 @@ mod tests {
 
     fn waiting(fanout: &Fanout) -> String {
         let queue = fanout.queue();
-        assert_eq!(queue.bytes, queue.payloads.iter().map(|waiting| waiting.payload.len() + PAYLOAD_BYTES).sum::<usize>());
+        assert_eq!(
+            queue.bytes,
+            queue.payloads.iter().map(|waiting| waiting.payload.len() + PAYLOAD_BYTES).sum::<usize>()
+        );
         queue.payloads.iter().map(|waiting| String::from_utf8_lossy(&waiting.payload).into_owned()).collect()
     }
 

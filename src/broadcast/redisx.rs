@@ -119,12 +119,7 @@ const HASTY_BLOCK: Duration = Duration::from_millis(50);
 impl RedisXSource {
     /// Reads for as long as the node runs, or until `stop` says so: then what is in hand is finished first.
     pub async fn run(self, broadcast: Arc<Broadcast>, mut stop: watch::Receiver<bool>) {
-        let reader = tokio::sync::Mutex::new(Reader {
-            source: &self,
-            broadcast,
-            claim_from: None,
-            stop: stop.clone(),
-        });
+        let reader = tokio::sync::Mutex::new(Reader { source: &self, broadcast, claim_from: None, stop: stop.clone() });
         let left = Notify::new();
         let work = || async {
             match reader.lock().await.work().await {

@@ -29,8 +29,8 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::sent_away::SentAway;
-use crate::link::Turns;
 use super::{BrokerMetrics, LocalBroker, Place};
+use crate::link::Turns;
 use crate::metrics;
 use crate::model::{
     BrokerError, BrokerQuestion, BrokerReply, NodeId, Now, PresenceChange, Publication, ResumeTicket, SavedSession,

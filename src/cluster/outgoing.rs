@@ -205,13 +205,9 @@ impl Outgoing {
         let queue = self.queue();
         let messages = queue.messages.iter().map(|(_, message)| match message {
             Message::Again(sent) => sent.clone(),
-            Message::Publication(publication, seq) => {
-                self.encode(Message::Publication(publication.clone(), *seq))
-            }
+            Message::Publication(publication, seq) => self.encode(Message::Publication(publication.clone(), *seq)),
             Message::Disconnect(disconnect) => self.encode(Message::Disconnect(disconnect.clone())),
-            Message::Command { name, payload } => {
-                self.encode(Message::Command { name, payload: payload.clone() })
-            }
+            Message::Command { name, payload } => self.encode(Message::Command { name, payload: payload.clone() }),
         });
         let Counters { recent, older } = &queue.counters;
         let counters = older.iter().chain(recent).map(|(stream, last)| (stream.clone(), *last));

@@ -18,8 +18,8 @@ use crate::shard::{Inbox, ShardMetrics};
 
 use super::control::{ControlMetrics, talk};
 use super::counts::Counts;
-use super::metrics::Measured;
 use super::links::HandedLinks;
+use super::metrics::Measured;
 use super::publish::Pipeline;
 use super::state::Inherited;
 use super::upgrade::UpgradeMetrics;

@@ -221,7 +221,13 @@ impl NodeState {
             Broker::Local(local) => local.changes(snapshot.since),
             Broker::Remote(_) => BrokerPart::default(),
         };
-        NodeState { format: STATE_FORMAT, local, calls: GivenCalls::of(&parts.backend), totals: counted::totals(parts), links: parts.handed.state(&parts.pipeline) }
+        NodeState {
+            format: STATE_FORMAT,
+            local,
+            calls: GivenCalls::of(&parts.backend),
+            totals: counted::totals(parts),
+            links: parts.handed.state(&parts.pipeline),
+        }
     }
 
     /// To be sent.

@@ -163,9 +163,8 @@ impl HandedLinks {
         let mut marked_at = None;
         loop {
             let not_up = wanted().find(|state| !state.is_up()).map(|state| state.name());
-            let unmarked = self.fanouts.iter().find(|(name, fanout)| {
-                !fanout.seam.is_marked() && up.iter().any(|up| up == *name)
-            });
+            let unmarked =
+                self.fanouts.iter().find(|(name, fanout)| !fanout.seam.is_marked() && up.iter().any(|up| up == *name));
             let not_followed = pipeline.cluster.exchange().filter(|exchange| {
                 up.iter().any(|name| name.ends_with("_pubsub")) && {
                     let now = clock.now().mono;
