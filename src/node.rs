@@ -64,6 +64,9 @@ pub use settings::ExtraRoutes;
 use upgrade::{Following, Predecessor, ToSuccessor};
 pub use upgrade::{Understood, UpgradeError, Upgraded};
 
+/// How long a process that was succeeded waits for the next request on connections that their senders keep.
+const LEAVE_MAX: Duration = Duration::from_secs(2);
+
 /// Part of the time a shutdown may take that clients are spread over; the rest is for their last bytes and for telling
 /// the app.
 const DRAIN_SHARE: f64 = 0.8;
@@ -293,8 +296,17 @@ impl Node {
     /// Waits until what this process has begun and another one goes on with is finished, at most `--shutdown-timeout`.
     async fn outlive(&self) {
         let deadline = Instant::now() + self.config.app.shutdown_timeout;
-        self.http_servers().for_each(HttpServer::drain);
+        // Senders that keep connections hear of it by an answer, so that none of their requests meets a closed connection.
+        self.http_servers().for_each(HttpServer::leave);
         let finished = async {
+            let left = async {
+                for server in self.http_servers() {
+                    server.drained().await;
+                }
+            };
+            if tokio::time::timeout(LEAVE_MAX, left).await.is_err() {
+                self.http_servers().for_each(HttpServer::drain);
+            }
             for server in self.http_servers() {
                 server.drained().await;
             }

@@ -114,7 +114,7 @@ impl RedisXInHand {
 }
 
 /// See [`RedisXInHand::set_hasty`].
-const HASTY_BLOCK: Duration = Duration::from_millis(50);
+const HASTY_BLOCK: Duration = Duration::from_millis(10);
 
 impl RedisXSource {
     /// Reads for as long as the node runs, or until `stop` says so: then what is in hand is finished first.
