@@ -64,13 +64,12 @@ pub use settings::ExtraRoutes;
 use upgrade::{Following, Predecessor, ToSuccessor};
 pub use upgrade::{Understood, UpgradeError, Upgraded};
 
+/// How long a process that was succeeded waits for the next request on connections that their senders keep.
+const LEAVE_MAX: Duration = Duration::from_secs(2);
+
 /// Part of the time a shutdown may take that clients are spread over; the rest is for their last bytes and for telling
 /// the app.
 const DRAIN_SHARE: f64 = 0.8;
-
-/// How long a connection of ordinary HTTP is kept for one more request, which is told that it is the last, once another process
-/// serves. One that is closed without that may be closed over a request.
-const HTTP_IDLE_MAX: Duration = Duration::from_secs(5);
 
 /// How long the last of what is forwarded to another process may take to be sent.
 const FORWARD_MAX: Duration = Duration::from_secs(1);
@@ -297,12 +296,17 @@ impl Node {
     /// Waits until what this process has begun and another one goes on with is finished, at most `--shutdown-timeout`.
     async fn outlive(&self) {
         let deadline = Instant::now() + self.config.app.shutdown_timeout;
+        // Senders that keep connections hear of it by an answer, so that none of their requests meets a closed connection.
+        self.http_servers().for_each(HttpServer::leave);
         let finished = async {
-            let idle_until = Instant::now() + HTTP_IDLE_MAX;
-            for server in self.http_servers() {
-                let _ = tokio::time::timeout_at(idle_until, server.drained()).await;
+            let left = async {
+                for server in self.http_servers() {
+                    server.drained().await;
+                }
+            };
+            if tokio::time::timeout(LEAVE_MAX, left).await.is_err() {
+                self.http_servers().for_each(HttpServer::drain);
             }
-            self.http_servers().for_each(HttpServer::drain);
             for server in self.http_servers() {
                 server.drained().await;
             }
@@ -312,9 +316,6 @@ impl Node {
             self.backend.drain(deadline).await;
             if let Some(predecessor) = &self.predecessor {
                 predecessor.ended().await;
-            }
-            if let Some(links) = &self.links {
-                links.finish().await;
             }
         };
         let in_time = tokio::time::timeout_at(deadline, finished).await.is_ok();
@@ -347,13 +348,15 @@ impl Node {
         let all_in_time = tokio::time::timeout_at(deadline, all_out).await.is_ok();
         tracing::info!(sent_away = clients, all_in_time, "clients sent away");
         self.http_servers().for_each(HttpServer::drain);
-        if let Some(links) = &self.links {
-            links.finish().await;
-        }
+        self.links.iter().for_each(RunningLinks::stop_reading);
         let report = self.backend.drain(deadline).await;
         tracing::info!(told = report.sent, failed = report.failed, left = report.left, "app told of ended sessions");
         for server in self.http_servers() {
             let _ = tokio::time::timeout_at(deadline, server.drained()).await;
+        }
+        // Now nothing comes any more that other nodes are to know of.
+        if let Some(links) = &self.links {
+            links.finish(deadline).await;
         }
     }
 }

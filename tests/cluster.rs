@@ -18,6 +18,8 @@ mod broker_redis;
 mod client;
 #[path = "cluster/crowd.rs"]
 mod crowd;
+#[path = "cluster/engine.rs"]
+mod engine;
 #[path = "cluster/extended.rs"]
 mod extended;
 #[path = "cluster/mixed.rs"]
@@ -30,9 +32,13 @@ mod nodes;
 mod redis_broadcasts;
 #[path = "cluster/redis_pubsub.rs"]
 mod redis_pubsub;
+#[path = "cluster/restart.rs"]
+mod restart;
 #[path = "limits/server.rs"]
 mod server;
 #[path = "cluster/servers.rs"]
 mod servers;
 #[path = "cluster/servers_hold.rs"]
 mod servers_hold;
+#[path = "cluster/upgrade.rs"]
+mod upgrade;

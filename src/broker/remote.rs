@@ -12,6 +12,7 @@
 //! * Of presence every node knows its own people, and tells them again when the storage has forgotten them.
 
 mod gate;
+mod hand_over;
 mod people;
 mod residents;
 mod saved;
@@ -20,7 +21,7 @@ mod tasks;
 mod writer;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -29,13 +30,16 @@ use tokio::time::Instant;
 
 use super::sent_away::SentAway;
 use super::{BrokerMetrics, LocalBroker, Place};
+use crate::link::Turns;
 use crate::metrics;
 use crate::model::{
     BrokerError, BrokerQuestion, BrokerReply, NodeId, Now, PresenceChange, Publication, ResumeTicket, SavedSession,
     Sid, SlotKey,
 };
 
-use gate::{Gate, Wanted};
+use gate::Gate;
+pub use gate::Then;
+pub use hand_over::GivenRemote;
 use people::People;
 use residents::{Asker, Found, Residents};
 use saved::{Saves, Yields};
@@ -130,8 +134,22 @@ struct Shared {
     recent: Recent,
     /// How many nodes live, as far as is known.
     nodes: AtomicUsize,
+    /// The number of the last store.
+    last_store: AtomicU64,
+    /// Questions and demands that are not answered.
+    jobs: AtomicUsize,
+    turns: AllTurns,
     metrics: BrokerMetrics,
     remote_metrics: Arc<RemoteMetrics>,
+}
+
+/// Of what is done beside the shards, one for each kind.
+#[derive(Default)]
+struct AllTurns {
+    saving: Turns,
+    telling: Turns,
+    leasing: Turns,
+    filling: Turns,
 }
 
 /// What somebody wants to have done.
@@ -163,7 +181,6 @@ pub struct Running<S> {
     tasks: Tasks<S>,
     publications: mpsc::UnboundedReceiver<Waiting>,
     jobs: mpsc::UnboundedReceiver<Job>,
-    wanted: Wanted,
 }
 
 impl RemoteBroker {
@@ -176,7 +193,7 @@ impl RemoteBroker {
     ) -> (RemoteBroker, Running<S>) {
         let ((publications, stores), (jobs, job)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
         let remote_metrics = Arc::new(RemoteMetrics::default());
-        let (gate, wanted) = Gate::new(Arc::clone(&outlet), Arc::clone(&remote_metrics), settings.counters_ttl);
+        let gate = Gate::new(Arc::clone(&outlet), Arc::clone(&remote_metrics), settings.counters_ttl);
         let shared = Arc::new(Shared {
             node,
             gate,
@@ -187,13 +204,16 @@ impl RemoteBroker {
             people: People::new(&settings),
             recent: Recent::new(settings.counters_ttl),
             nodes: AtomicUsize::new(0),
+            last_store: AtomicU64::new(0),
+            jobs: AtomicUsize::new(0),
+            turns: AllTurns::default(),
             metrics: BrokerMetrics::default(),
             remote_metrics,
             outlet,
             settings,
         });
         let tasks = Tasks::new(store, Arc::clone(&shared));
-        let running = Running { tasks, publications: stores, jobs: job, wanted };
+        let running = Running { tasks, publications: stores, jobs: job };
         (RemoteBroker { publications, jobs, shared, unstored: LocalBroker::default() }, running)
     }
 
@@ -232,9 +252,16 @@ impl RemoteBroker {
         self.shared.gate.pass(publication, permit);
     }
 
-    /// A shard follows a stream. Tells whether it is the first: then [`subscribed`](Self::subscribed) is to be called.
-    pub fn follow(&self, stream: &str) -> bool {
-        self.shared.gate.follow(stream)
+    /// A shard follows a stream. `name` is the same, where another table has it already. Gives the name if it is the first:
+    /// then [`subscribed`](Self::subscribed) is to be called.
+    pub fn follow(&self, stream: &str, name: Option<Arc<str>>) -> Option<Arc<str>> {
+        self.shared.gate.follow(stream, name)
+    }
+
+    /// Calls `then` when everything that is stored from then on reaches those who follow a stream, or it cannot be found out
+    /// now whether it does. By any thread; must not wait.
+    pub fn when_open(&self, stream: &str, then: Then) {
+        self.shared.gate.when_open(stream, then);
     }
 
     /// What is published to a stream comes here from now on.
@@ -254,6 +281,11 @@ impl RemoteBroker {
         }
     }
 
+    /// Whether no session waits to be stored.
+    pub fn has_kept_all(&self) -> bool {
+        self.shared.saves.amounts().0 == 0
+    }
+
     /// Asks on behalf of a session. The answer comes through the [`Outlet`].
     pub fn ask(&self, key: SlotKey, question: BrokerQuestion) {
         let Shared { residents, outlet, metrics, .. } = &*self.shared;
@@ -267,7 +299,7 @@ impl RemoteBroker {
                 Found::Nowhere => {}
             }
         }
-        let _ = self.jobs.send(Job::Ask(key, Instant::now(), question));
+        self.want(Job::Ask(key, Instant::now(), question));
     }
 
     /// Who is present on a stream, as JSON text.
@@ -276,9 +308,15 @@ impl RemoteBroker {
     /// It cannot be found out now.
     pub async fn present(&self, stream: &str) -> Result<Vec<u8>, BrokerError> {
         let (answer, is_answered) = oneshot::channel();
-        let _ = self.jobs.send(Job::Present(stream.into(), answer));
+        self.want(Job::Present(stream.into(), answer));
         // Both end with the node.
         is_answered.await.unwrap_or(Err(BrokerError::Unavailable))
+    }
+
+    fn want(&self, job: Job) {
+        self.shared.jobs.fetch_add(1, Relaxed);
+        // Ends with the node.
+        let _ = self.jobs.send(job);
     }
 
     /// Changes who is present.
@@ -343,7 +381,7 @@ impl RemoteBroker {
         self.sent_away_elsewhere(identifiers);
         let (done, is_done) = oneshot::channel();
         if !self.shared.settings.sessions_ttl.is_zero() {
-            let _ = self.jobs.send(Job::SendAway(identifiers.into(), done));
+            self.want(Job::SendAway(identifiers.into(), done));
         }
         is_done
     }

@@ -1,6 +1,7 @@
 //! The links of this node to Redis and NATS: what is kept over them, and the thread "links" on which all of it runs. A node
 //! without any has no such thread.
 
+mod hand_over;
 mod nats;
 
 use std::io;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::broadcast::{Broadcast, PublicationSink, RedisSource, RedisXMetrics, RedisXSource};
 use crate::broker::{Broker, Channels, Outlet, RedisBrokerSettings, RedisStore, RemoteBroker, RemoteSettings};
@@ -25,6 +27,8 @@ use super::StartError;
 use super::publish::Pipeline;
 use super::settings;
 use super::threads::RuntimeThread;
+
+pub(super) use hand_over::{HandedLinks, LinksGiven, LinksSnapshot, LinksState};
 
 /// What reads broadcasts from a link until it is told to stop.
 type Source = Box<dyn FnOnce(Arc<Broadcast>, watch::Receiver<bool>) -> SourceWork + Send>;
@@ -42,6 +46,8 @@ pub(super) struct Links {
     pub states: Vec<Arc<LinkState>>,
     /// What came by the stream of Redis, if it is read.
     pub redisx: Option<Arc<RedisXMetrics>>,
+    /// What another process goes on with.
+    pub handed: Arc<HandedLinks>,
     medium: Option<Box<dyn Medium>>,
     sources: Vec<Source>,
     /// What the broker keeps everything in.
@@ -55,24 +61,36 @@ pub(super) struct RunningLinks {
     /// Closed when all sources have ended.
     sources: watch::Receiver<()>,
     exchange: Option<Arc<Exchange>>,
+    pipeline: Arc<Pipeline>,
     thread: RuntimeThread,
 }
 
 impl RunningLinks {
-    /// Has broadcasts read no more, and waits until what was read is handed over and the other nodes know of it, for no
-    /// longer than [`FINISH_TIMEOUT`].
-    pub async fn finish(&self) {
+    /// Has broadcasts read no more.
+    pub fn stop_reading(&self) {
         self.stop.send_replace(true);
+    }
+
+    /// Waits until what was read is handed over, the other nodes know of it, and the sessions of this node's clients are kept
+    /// for them: until `deadline`, and between [`FINISH_MIN`] and [`FINISH_MAX`].
+    pub async fn finish(&self, deadline: Instant) {
         let finished = async {
             // An error says that there are no sources any more.
             while self.sources.clone().changed().await.is_ok() {}
-            while self.exchange.as_ref().is_some_and(|exchange| !exchange.has_sent_all()) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
+            let is_over = || self.exchange.as_ref().is_none_or(|exchange| exchange.has_sent_all());
+            let is_kept = || match &self.pipeline.broker {
+                Broker::Remote(remote) => remote.has_kept_all(),
+                Broker::Local(_) => true,
+            };
+            while !(is_over() && is_kept()) {
+                sleep(Duration::from_millis(5)).await;
             }
         };
-        if tokio::time::timeout(FINISH_TIMEOUT, finished).await.is_err() {
+        let now = Instant::now();
+        if timeout_at(deadline.clamp(now + FINISH_MIN, now + FINISH_MAX), finished).await.is_err() {
             tracing::warn!(
-                "not all publications reached the other nodes; what is held of redisx is taken by another node"
+                "not all publications reached the other nodes, or not all sessions the broker; what is held of redisx is taken \
+                 by another node"
             );
         }
     }
@@ -84,28 +102,37 @@ impl RunningLinks {
 }
 
 impl Links {
-    /// What the configuration asks for. Nothing is connected yet.
+    /// What the configuration asks for. Nothing is connected yet. `given` is from the process that this one goes on from.
     ///
     /// # Errors
     /// Files that are named cannot be read, or hold nothing that can be used.
-    pub fn new(config: &Config) -> Result<Links, StartError> {
+    pub fn new(config: &Config, given: Option<&LinksGiven>) -> Result<Links, StartError> {
+        let mut handed = HandedLinks::new(given);
         let mut links = Links::default();
         if config.pubsub() != PubSub::None {
-            links.cluster = Cluster::new(cluster::Settings { reserved: reserved(config) });
+            links.cluster = Cluster::new(handed.node(), cluster::Settings { reserved: reserved(config) });
         }
+        links.add_all(config, &mut handed)?;
+        handed.begin(given, &links.cluster);
+        links.handed = Arc::new(handed);
+        Ok(links)
+    }
+
+    fn add_all(&mut self, config: &Config, handed: &mut HandedLinks) -> Result<(), StartError> {
+        let links = self;
         if config.uses_redis() {
             let redis = redis_settings(config);
             let redis =
                 Redis::new(&redis).map_err(|error: RedisSettingsError| StartError::Setting(with_cause(&error)))?;
-            links.add_redis(config, &Arc::new(redis));
+            links.add_redis(config, &Arc::new(redis), handed);
         }
         if config.uses_nats() {
-            links.add_nats(config)?;
+            links.add_nats(config, handed)?;
         }
-        Ok(links)
+        Ok(())
     }
 
-    fn add_redis(&mut self, config: &Config, redis: &Arc<Redis>) {
+    fn add_redis(&mut self, config: &Config, redis: &Arc<Redis>, handed: &mut HandedLinks) {
         let ask_sentinels_every = config.redis.sentinel_discovery_interval;
         if config.pubsub() == PubSub::Redis {
             self.medium = Some(Box::new(RedisMedium {
@@ -127,7 +154,7 @@ impl Links {
                     .then(|| Channels { prefix: config.cluster.prefix.clone(), reserved: reserved(config) }),
                 ask_sentinels_every,
             };
-            let node = self.node();
+            let node = handed.node();
             let store = RedisStore::new(Arc::clone(redis), state, settings, node);
             self.store = Some(Box::new(move |settings, outlet| {
                 let (broker, running) = RemoteBroker::new(store, settings, node, outlet);
@@ -140,6 +167,7 @@ impl Links {
                 state: self.state("redis", redis.advice()),
                 channel: config.broadcast.redis_channel.clone(),
                 ask_sentinels_every,
+                fanout: handed.fanout("redis"),
             };
             self.sources.push(Box::new(|broadcast, stop| Box::pin(until_stopped(source.run(broadcast), stop))));
         }
@@ -151,9 +179,10 @@ impl Links {
                 state: self.state("redisx", redis.advice()),
                 stream: config.broadcast.redisx_stream.clone(),
                 group: config.broadcast.redisx_group.clone(),
-                consumer: NodeId::from_bits(rand::random()).to_string(),
+                consumer: handed.consumer().to_owned(),
                 read_block: config.broadcast.redisx_read_block,
                 metrics,
+                in_hand: handed.redisx(),
             };
             self.sources.push(Box::new(|broadcast, stop| Box::pin(source.run(broadcast, stop))));
         }
@@ -164,10 +193,6 @@ impl Links {
         let (broker, running) = self.store.take()?(settings::remote_broker(config), outlet);
         self.broker = Some(running);
         Some(Broker::Remote(broker))
-    }
-
-    fn node(&self) -> NodeId {
-        self.cluster.exchange().map_or_else(|| NodeId::from_bits(rand::random()), |exchange| exchange.node)
     }
 
     fn state(&mut self, name: &'static str, advice: String) -> Arc<LinkState> {
@@ -192,6 +217,8 @@ impl Links {
         let Some(runtime) = runtime else { return Ok(None) };
         let exchange = self.cluster.exchange().cloned();
         if let (Some(exchange), Some(medium)) = (&exchange, self.medium) {
+            // Not before: a process that takes over has nothing to send, and a mark to publish.
+            pipeline.add_worker(exchange.sending.clone());
             runtime.spawn(Arc::clone(exchange).run(medium, Arc::clone(pipeline) as Arc<_>));
         }
         self.broker.into_iter().for_each(|broker| drop(runtime.spawn(broker)));
@@ -205,7 +232,8 @@ impl Links {
             let _running = running;
             reading.join_all().await;
         });
-        Ok(Some(RunningLinks { stop, sources, exchange, thread: RuntimeThread::start("links", runtime)? }))
+        let (pipeline, thread) = (Arc::clone(pipeline), RuntimeThread::start("links", runtime)?);
+        Ok(Some(RunningLinks { stop, sources, exchange, pipeline, thread }))
     }
 }
 
@@ -244,8 +272,11 @@ fn with_cause(error: &dyn std::error::Error) -> String {
     error.source().map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
 }
 
-/// How long a shutdown waits for what is on its way to other nodes. One reading of the stream of Redis takes up to 2 s.
-const FINISH_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long a shutdown waits for what is on its way to other nodes, also where its time is up by then.
+const FINISH_MIN: Duration = Duration::from_secs(1);
+
+/// And no longer. One reading of the stream of Redis takes up to 2 s.
+const FINISH_MAX: Duration = Duration::from_secs(4);
 
 impl Incoming for Pipeline {
     fn publication(&self, publication: Publication, _: Option<Origin>, own: bool) -> Work<'_> {

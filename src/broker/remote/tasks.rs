@@ -2,6 +2,7 @@
 //! and goes.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use futures_util::future::{join_all, try_join_all};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::gate::{Filling, remembered_for};
+use super::gate::{Filling, Want, remembered_for};
 use super::store::{From, LEASE_EVERY, Presence, Reach, Read, Remembered, Store, Trouble};
 use super::writer::Writer;
 use super::{Job, Running, Shared, WAIT_MAX, YIELD, YieldRequest};
@@ -70,6 +71,18 @@ impl Recent {
         known.map(|(name, offset, _)| (Arc::clone(name), *offset)).collect()
     }
 
+    /// Each with how long ago it was.
+    pub(super) fn given(&self) -> Vec<(Arc<str>, u64, Duration)> {
+        let recent = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.iter().map(|(name, offset, at)| (Arc::clone(name), *offset, at.elapsed())).collect()
+    }
+
+    pub(super) fn take_over(&self, given: Vec<(Arc<str>, u64, Duration)>) {
+        let now = Instant::now();
+        let known = given.into_iter().filter_map(|(name, offset, ago)| Some((name, offset, now.checked_sub(ago)?)));
+        *self.stores.lock().unwrap_or_else(PoisonError::into_inner) = known.take(RECENT_MAX).collect();
+    }
+
     fn clear(&self) {
         self.stores.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
@@ -110,15 +123,15 @@ impl<S> Clone for Tasks<S> {
 impl<S: Store> Running<S> {
     /// Runs for as long as the node.
     pub async fn run(self) {
-        let Running { tasks, publications, jobs, wanted } = self;
+        let Running { tasks, publications, jobs } = self;
         let writer = Writer::new(Arc::clone(&tasks.store), Arc::clone(&tasks.shared));
         tokio::join!(
             tasks.store.run(Arc::clone(&tasks.shared) as Arc<_>),
             writer.run(publications),
             tasks.keep_working(jobs),
-            tasks.keep_opening(wanted.open),
-            tasks.keep_filling(wanted.fill),
-            tasks.keep_doubting(wanted.doubt),
+            tasks.keep_opening(),
+            tasks.keep_filling(),
+            tasks.keep_doubting(),
             tasks.keep_checking(),
             tasks.keep_saving(),
             tasks.keep_telling(),
@@ -139,6 +152,7 @@ impl<S: Store> Tasks<S> {
             let tasks = self.clone();
             tokio::spawn(async move {
                 tasks.work(job).await;
+                tasks.shared.jobs.fetch_sub(1, Relaxed);
                 drop(place);
             });
         }
@@ -246,6 +260,11 @@ impl<S: Store> Tasks<S> {
             None if since > 0 && since <= now => From::Since(since),
             None => return Ok(Missed { stream: stream.into(), had: 0, publications: Vec::new() }),
         };
+        // What passes the gate begins where it was opened, and has to begin within what is read.
+        if let Some(open) = self.shared.gate.watch(stream, 0) {
+            // Dropped when nobody follows the stream any more.
+            timeout_at(deadline, open).await.map(drop).map_err(|_| BrokerError::Unavailable)?;
+        }
         let read = self.asked(deadline, || self.store.read(stream, from)).await?;
         let Read { epoch, head, entries, .. } = &read;
         if let Some(had) = had {
@@ -333,26 +352,30 @@ impl<S: Store> Tasks<S> {
     }
 
     /// Reads the counters of streams that are new to this node, and after a loss those of all.
-    async fn keep_opening(&self, mut wanted: mpsc::UnboundedReceiver<Arc<str>>) {
-        let mut names = Vec::new();
-        while wanted.recv_many(&mut names, HEADS_AT_ONCE).await > 0 {
+    async fn keep_opening(&self) {
+        let gate = &self.shared.gate;
+        loop {
+            let names = gate.wanted(Want::Open, HEADS_AT_ONCE).await;
             match self.store.heads(&names).await {
-                Ok(heads) => self.shared.gate.opened(names.drain(..).zip(heads)),
-                // All are read when it is back.
-                Err(Trouble::Away(_)) => names.clear(),
+                Ok(heads) => gate.opened(names.into_iter().zip(heads)),
                 Err(trouble) => {
-                    self.after(&trouble).await;
-                    names.drain(..).for_each(|name| self.shared.gate.subscribed(&name));
+                    gate.not_opened(&names);
+                    // Of storage that is away all are read when it is back.
+                    if !matches!(trouble, Trouble::Away(_)) {
+                        self.after(&trouble).await;
+                        names.iter().for_each(|name| gate.subscribed(name));
+                    }
                 }
             }
         }
     }
 
-    async fn keep_filling(&self, mut wanted: mpsc::UnboundedReceiver<Arc<str>>) {
-        let mut names = Vec::new();
-        while wanted.recv_many(&mut names, FILLS_AT_ONCE).await > 0 {
+    async fn keep_filling(&self) {
+        loop {
+            let names = self.shared.gate.wanted(Want::Fill, FILLS_AT_ONCE).await;
             sleep(FILL_AFTER).await;
-            join_all(names.drain(..).map(|name| self.fill(name))).await;
+            let _turn = self.shared.turns.filling.next().await;
+            join_all(names.into_iter().map(|name| self.fill(name))).await;
         }
     }
 
@@ -376,10 +399,10 @@ impl<S: Store> Tasks<S> {
 
     /// Storage that has less than it had begins anew. What was read of it may only have been overtaken by what came
     /// meanwhile, so it is looked at again.
-    async fn keep_doubting(&self, mut wanted: mpsc::UnboundedReceiver<Arc<str>>) {
-        let mut names = Vec::new();
-        while wanted.recv_many(&mut names, HEADS_AT_ONCE).await > 0 {
-            let reached = names.drain(..).filter_map(|name| Some((self.shared.gate.last(&name)?, name)));
+    async fn keep_doubting(&self) {
+        loop {
+            let names = self.shared.gate.wanted(Want::Doubt, HEADS_AT_ONCE).await;
+            let reached = names.into_iter().filter_map(|name| Some((self.shared.gate.last(&name)?, name)));
             let (reached, streams): (Vec<u64>, Vec<Arc<str>>) = reached.unzip();
             // Where it is away it is checked when it is back.
             let begun = match self.store.heads(&streams).await {
@@ -410,6 +433,7 @@ impl<S: Store> Tasks<S> {
         let Shared { saves, outlet, .. } = &*self.shared;
         loop {
             let sessions = saves.next().await;
+            let turn = self.shared.turns.saving.next().await;
             let now = outlet.now().mono.as_secs();
             let aged: Vec<_> = sessions
                 .iter()
@@ -418,6 +442,7 @@ impl<S: Store> Tasks<S> {
             match self.store.save(&aged).await {
                 Ok(()) => {}
                 Err(trouble @ Trouble::Away(_)) => {
+                    drop(turn);
                     self.after(&trouble).await;
                     continue;
                 }
@@ -435,6 +460,7 @@ impl<S: Store> Tasks<S> {
         let people = &self.shared.people;
         loop {
             let changes = people.next().await;
+            let turn = self.shared.turns.telling.next().await;
             match self.store.change_presence(&changes).await {
                 Ok(due) => {
                     people.told(&changes);
@@ -444,7 +470,10 @@ impl<S: Store> Tasks<S> {
                         self.tell(event_of(stream, &person.id, person.info.as_deref(), *is_there));
                     }
                 }
-                Err(trouble @ Trouble::Away(_)) => self.after(&trouble).await,
+                Err(trouble @ Trouble::Away(_)) => {
+                    drop(turn);
+                    self.after(&trouble).await;
+                }
                 Err(Trouble::Refused(why) | Trouble::Never(why)) => {
                     tracing::warn!(why, "changes of presence were not stored");
                     people.told(&changes);
@@ -479,9 +508,11 @@ impl<S: Store> Tasks<S> {
         let mut reach = self.store.reach();
         loop {
             reach.mark_unchanged();
+            let turn = self.shared.turns.leasing.next().await;
             if let Err(trouble) = self.lease().await {
                 tracing::debug!(%trouble, "the broker's server was not told that this node lives");
             }
+            drop(turn);
             tokio::select! {
                 changed = reach.changed() => if changed.is_err() { return },
                 () = sleep(LEASE_EVERY) => {}

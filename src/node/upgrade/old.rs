@@ -329,7 +329,7 @@ impl Node {
         }
         let (Sent { have, bytes }, successor, since_usec) = handed_over?;
         drop(lanes);
-        self.http_servers().for_each(HttpServer::retire);
+        self.http_servers().for_each(HttpServer::leave);
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let started_usec = successor.started(STARTED_MAX);
         if started_usec.is_none() {
