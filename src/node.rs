@@ -306,7 +306,7 @@ impl Node {
                 predecessor.ended().await;
             }
             if let Some(links) = &self.links {
-                links.finish().await;
+                links.finish(deadline).await;
             }
         };
         let in_time = tokio::time::timeout_at(deadline, finished).await.is_ok();
