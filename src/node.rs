@@ -137,7 +137,7 @@ impl Node {
     /// # Errors
     /// See [`StartError`]; nothing is left behind.
     pub fn start(config: Config, file: Option<&Path>, extra: Option<ExtraRoutes>) -> Result<Node, StartError> {
-        let plan = Plan::new(config)?;
+        let mut plan = Plan::new(config)?;
         boot_log::first_lines(plan.open_files, plan.shards, file);
         let Some(mut predecessor) = Predecessor::meet()? else {
             let main_port = MainPort::open(&plan.config, plan.shards)?;
@@ -147,7 +147,7 @@ impl Node {
         };
         let (refusal, pid) = (predecessor.refusal()?, predecessor.pid);
         let option = plan.config.app.control_socket.clone();
-        let plan = Plan { given: Some(predecessor.offer.given.clone()), ..plan };
+        plan.given = Some(predecessor.given());
         let (main_port, others) = (predecessor.main.take(), std::mem::take(&mut predecessor.others));
         let main_port = main_port.map_or_else(
             || MainPort::open(&plan.config, plan.shards),

@@ -19,8 +19,8 @@ use hashbrown::HashTable;
 use crate::model::{IndexSet, Keyed, NameHasher, SharedText, Sid, shrink};
 use crate::proto::json::push_string;
 
-use hand_over::Touched;
 pub use hand_over::PresenceNote;
+use hand_over::Touched;
 
 /// What a join has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

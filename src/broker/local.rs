@@ -166,13 +166,7 @@ impl LocalBroker {
         Ok(BrokerReply::History(missed?))
     }
 
-    fn missed(
-        &self,
-        stream: &str,
-        had: Option<&Position>,
-        since: i64,
-        now: Moment,
-    ) -> Result<Missed, BrokerError> {
+    fn missed(&self, stream: &str, had: Option<&Position>, since: i64, now: Moment) -> Result<Missed, BrokerError> {
         let stripe = self.lock(stream);
         let kept = stripe.kept.as_ref().ok_or(BrokerError::NotKept)?;
         let messages = match had {

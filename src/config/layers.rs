@@ -170,7 +170,11 @@ impl Layers {
             let kubernetes = rest.starts_with("SERVICE_HOST")
                 || rest.starts_with("SERVICE_PORT")
                 || rest.strip_prefix("PORT_").is_some_and(|port| port.starts_with(|c: char| c.is_ascii_digit()));
-            if kubernetes || name == super::CONFIG_VARIABLE || BETWEEN_PROCESSES.contains(&name.as_str()) || known.contains(name) {
+            if kubernetes
+                || name == super::CONFIG_VARIABLE
+                || BETWEEN_PROCESSES.contains(&name.as_str())
+                || known.contains(name)
+            {
                 continue;
             }
             if APP_SIDE.contains(&rest) {

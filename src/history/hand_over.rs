@@ -76,7 +76,8 @@ impl KeptStream {
     /// About how many bytes its texts have.
     pub fn bytes(&self) -> usize {
         let kinds = self.kinds.iter().flatten();
-        self.name.as_bytes().len() + self.messages.iter().chain(kinds).map(|text| text.as_bytes().len() + 16).sum::<usize>()
+        self.name.as_bytes().len()
+            + self.messages.iter().chain(kinds).map(|text| text.as_bytes().len() + 16).sum::<usize>()
     }
 
     /// A stream and its `newest` messages.
@@ -256,7 +257,8 @@ mod tests {
         assert_eq!(ours.all().len(), 8);
         ours.store("3", &"2".into(), None, at);
         ours.store("new", &"3".into(), None, at);
-        let changed: Vec<_> = ours.changed().iter().map(|stream| (stream.name.to_string(), stream.messages.len())).collect();
+        let changed: Vec<_> =
+            ours.changed().iter().map(|stream| (stream.name.to_string(), stream.messages.len())).collect();
         assert_eq!(changed, [("3".to_owned(), 1), ("new".to_owned(), 1)]);
         assert!(ours.changed().is_empty());
     }

@@ -368,7 +368,8 @@ impl PublicationSink for Pipeline {
     fn publish_here(&self, publications: Vec<Publication>) -> Handover<'_> {
         Box::pin(async move {
             for publication in publications {
-                let permit = self.room(&publication).await.ok_or_else(|| PublishError("the node has ended".to_owned()))?;
+                let permit =
+                    self.room(&publication).await.ok_or_else(|| PublishError("the node has ended".to_owned()))?;
                 self.deliver(publication, Some(permit));
             }
             Ok(())

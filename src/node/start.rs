@@ -222,9 +222,12 @@ impl Assembly {
     fn start_behind(mut self, predecessor: Option<Predecessor>) -> Result<Node, StartError> {
         let calls = RuntimeThread::start("calls", self.calls)?;
         let machines = std::mem::take(&mut self.machines);
-        let senders = predecessor.as_ref().map_or(0, |predecessor| predecessor.offer.shards);
+        // As many shards as there have a lane each.
+        let senders = predecessor.as_ref().map(Predecessor::shards).filter(|&shards| shards != machines.len());
         let (lanes, arriving) = match &predecessor {
-            Some(_) => upgrade::lanes(machines.len(), senders).map(|(lanes, arriving)| (lanes, Some(arriving)))?,
+            Some(_) => {
+                upgrade::lanes(machines.len(), senders.unwrap_or(1)).map(|(lanes, arriving)| (lanes, Some(arriving)))?
+            }
             None => (Vec::new(), None),
         };
         let shards = start_shards(machines, lanes, &self.core, &self.main_http, &self.runtime)?;
@@ -238,9 +241,7 @@ impl Assembly {
         let frozen = predecessor.as_ref().map(|_| self.runtime.block_on(pipeline.freeze()));
         let links = self.links.start(self.links_runtime, pipeline, broadcast)?;
         let taken = match (&predecessor, arriving) {
-            (Some(predecessor), Some(arriving)) => {
-                Some(predecessor.take_everything(&self.observer.parts, arriving)?)
-            }
+            (Some(predecessor), Some(arriving)) => Some(predecessor.take_everything(&self.observer.parts, arriving)?),
             _ => None,
         };
         // Nothing fails from here on: there may be nobody else to serve.

@@ -58,9 +58,9 @@ impl PresenceNote {
     /// The stream.
     pub fn stream(&self) -> &str {
         match self {
-            PresenceNote::There { stream, .. } | PresenceNote::Gone { stream, .. } | PresenceNote::Told { stream, .. } => {
-                stream
-            }
+            PresenceNote::There { stream, .. }
+            | PresenceNote::Gone { stream, .. }
+            | PresenceNote::Told { stream, .. } => stream,
         }
     }
 }

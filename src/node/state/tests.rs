@@ -1,6 +1,6 @@
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use std::{env, fs};
 
@@ -239,7 +239,8 @@ fn what_was_written_in_every_released_format_is_understood() {
         }
     }
     for format in 1..=STATE_FORMAT {
-        let read = |name: &str| fs::read(folder.join(format!("format-{format}.{name}"))).expect("CABLEWAY_BLESS=1 writes it");
+        let read =
+            |name: &str| fs::read(folder.join(format!("format-{format}.{name}"))).expect("CABLEWAY_BLESS=1 writes it");
         check(&over(&read("snapshot"), &read("state")).unwrap());
     }
 }

@@ -15,14 +15,12 @@ use tokio::sync::{mpsc, watch};
 use crate::backend::Backend;
 use crate::broadcast::PublicationSink;
 use crate::config::ListenOn;
-use crate::model::{
-    Answer, BrokerError, CallError, RemoteDisconnect, Reply, SlotKey,
-};
+use crate::model::{Answer, BrokerError, CallError, RemoteDisconnect, Reply, SlotKey};
 use crate::node::StartError;
 use crate::node::listeners::HandedPort;
 use crate::node::observe::Parts;
 use crate::node::publish::Pipeline;
-use crate::node::state::{self, NodeState, Snapshot};
+use crate::node::state::{self, Given, NodeState, Snapshot};
 use crate::os::clock;
 use crate::os::hand_over::{self, Channel};
 use crate::shard::{Arrived, Asks, Inbox, Incoming, LaneError, Message, Socket};
@@ -38,7 +36,7 @@ const LANE_MAX: Duration = Duration::from_secs(10);
 /// The process that this one was started by, to take over from it.
 pub(in crate::node) struct Predecessor {
     talk: Talk,
-    pub offer: Offer,
+    offer: Offer,
     pub main: Option<HandedPort>,
     /// Of ordinary HTTP, by where the configuration had them.
     pub others: Vec<(ListenOn, Vec<TcpListener>)>,
@@ -110,6 +108,16 @@ impl Predecessor {
         let own = |port: &Port| ListenOn::Own { host: port.host.clone(), port: port.port };
         let others = offer.others.iter().map(|port| (own(port), take(port))).collect();
         Ok(Some(Predecessor { talk, offer, main: Some(main), others, pid }))
+    }
+
+    /// What parts are made of that must be as they are there.
+    pub fn given(&self) -> Given {
+        self.offer.given.clone()
+    }
+
+    /// How many shards copy what they have.
+    pub fn shards(&self) -> usize {
+        self.offer.shards
     }
 
     /// For the case that this process does not take over.

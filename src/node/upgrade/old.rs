@@ -223,8 +223,7 @@ impl<'a> Stopped<'a> {
         for (shard, inbox) in self.parts.inboxes.iter().enumerate() {
             let (verdict, hears) = mpsc::channel();
             self.verdicts.push(verdict);
-            let copying =
-                Copying { lanes: Arc::clone(lanes), shard, shards, done: done.clone(), verdict: hears };
+            let copying = Copying { lanes: Arc::clone(lanes), shard, shards, done: done.clone(), verdict: hears };
             inbox.put(Message::HandOver(HandOver::Copy(copying)));
         }
         all_done
@@ -276,7 +275,10 @@ impl Node {
                 "it is process 1, and a container ends with that; start new containers beside it".to_owned(),
             ));
         }
-        self.made_of.program.as_deref().map_err(|error| UpgradeError::Refused(format!("where it is is unknown: {error}")))
+        self.made_of
+            .program
+            .as_deref()
+            .map_err(|error| UpgradeError::Refused(format!("where it is is unknown: {error}")))
     }
 
     pub(super) fn try_check(&self) -> Result<Understood, UpgradeError> {

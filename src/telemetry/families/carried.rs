@@ -221,7 +221,8 @@ mod tests {
         let mut before = Families::default();
         kettle(2).collect(&[("kitchen", "a")], &mut before);
         before.put("broken_total", "Kettles that broke.", &[], Value::Counter(1));
-        let mut now = Families::new(vec![("house", "h".to_owned())].into_iter().map(|(a, b)| (a.to_owned(), b)).collect());
+        let mut now =
+            Families::new(vec![("house", "h".to_owned())].into_iter().map(|(a, b)| (a.to_owned(), b)).collect());
         kettle(3).collect(&[("kitchen", "a")], &mut now);
         now.go_on_from(before.into_parts().of_the_gone());
         let text = now.to_text("", Text::Prometheus);
