@@ -68,6 +68,10 @@ pub use upgrade::{Understood, UpgradeError, Upgraded};
 /// the app.
 const DRAIN_SHARE: f64 = 0.8;
 
+/// How long a connection of ordinary HTTP is kept for one more request, which is told that it is the last, once another process
+/// serves. One that is closed without that may be closed over a request.
+const HTTP_IDLE_MAX: Duration = Duration::from_secs(5);
+
 /// How long the last of what is forwarded to another process may take to be sent.
 const FORWARD_MAX: Duration = Duration::from_secs(1);
 
@@ -293,8 +297,12 @@ impl Node {
     /// Waits until what this process has begun and another one goes on with is finished, at most `--shutdown-timeout`.
     async fn outlive(&self) {
         let deadline = Instant::now() + self.config.app.shutdown_timeout;
-        self.http_servers().for_each(HttpServer::drain);
         let finished = async {
+            let idle_until = Instant::now() + HTTP_IDLE_MAX;
+            for server in self.http_servers() {
+                let _ = tokio::time::timeout_at(idle_until, server.drained()).await;
+            }
+            self.http_servers().for_each(HttpServer::drain);
             for server in self.http_servers() {
                 server.drained().await;
             }
