@@ -35,7 +35,8 @@ use crate::model::{
     Sid, SlotKey,
 };
 
-use gate::{Gate, Wanted};
+use gate::Gate;
+pub use gate::Then;
 use people::People;
 use residents::{Asker, Found, Residents};
 use saved::{Saves, Yields};
@@ -130,6 +131,8 @@ struct Shared {
     recent: Recent,
     /// How many nodes live, as far as is known.
     nodes: AtomicUsize,
+    /// Sessions that are asked for and not answered.
+    resuming: AtomicUsize,
     metrics: BrokerMetrics,
     remote_metrics: Arc<RemoteMetrics>,
 }
@@ -163,7 +166,6 @@ pub struct Running<S> {
     tasks: Tasks<S>,
     publications: mpsc::UnboundedReceiver<Waiting>,
     jobs: mpsc::UnboundedReceiver<Job>,
-    wanted: Wanted,
 }
 
 impl RemoteBroker {
@@ -176,7 +178,7 @@ impl RemoteBroker {
     ) -> (RemoteBroker, Running<S>) {
         let ((publications, stores), (jobs, job)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
         let remote_metrics = Arc::new(RemoteMetrics::default());
-        let (gate, wanted) = Gate::new(Arc::clone(&outlet), Arc::clone(&remote_metrics), settings.counters_ttl);
+        let gate = Gate::new(Arc::clone(&outlet), Arc::clone(&remote_metrics), settings.counters_ttl);
         let shared = Arc::new(Shared {
             node,
             gate,
@@ -187,13 +189,14 @@ impl RemoteBroker {
             people: People::new(&settings),
             recent: Recent::new(settings.counters_ttl),
             nodes: AtomicUsize::new(0),
+            resuming: AtomicUsize::new(0),
             metrics: BrokerMetrics::default(),
             remote_metrics,
             outlet,
             settings,
         });
         let tasks = Tasks::new(store, Arc::clone(&shared));
-        let running = Running { tasks, publications: stores, jobs: job, wanted };
+        let running = Running { tasks, publications: stores, jobs: job };
         (RemoteBroker { publications, jobs, shared, unstored: LocalBroker::default() }, running)
     }
 
@@ -232,9 +235,16 @@ impl RemoteBroker {
         self.shared.gate.pass(publication, permit);
     }
 
-    /// A shard follows a stream. Tells whether it is the first: then [`subscribed`](Self::subscribed) is to be called.
-    pub fn follow(&self, stream: &str) -> bool {
-        self.shared.gate.follow(stream)
+    /// A shard follows a stream. `name` is the same, where another table has it already. Gives the name if it is the first:
+    /// then [`subscribed`](Self::subscribed) is to be called.
+    pub fn follow(&self, stream: &str, name: Option<Arc<str>>) -> Option<Arc<str>> {
+        self.shared.gate.follow(stream, name)
+    }
+
+    /// Calls `then` when everything that is stored from then on reaches those who follow a stream, or it cannot be found out
+    /// now whether it does. By any thread; must not wait.
+    pub fn when_open(&self, stream: &str, then: Then) {
+        self.shared.gate.when_open(stream, then);
     }
 
     /// What is published to a stream comes here from now on.
@@ -254,6 +264,11 @@ impl RemoteBroker {
         }
     }
 
+    /// Whether no session waits to be stored, or is being taken out of the storage.
+    pub fn has_kept_all(&self) -> bool {
+        self.shared.resuming.load(Relaxed) == 0 && self.shared.saves.amounts().0 == 0
+    }
+
     /// Asks on behalf of a session. The answer comes through the [`Outlet`].
     pub fn ask(&self, key: SlotKey, question: BrokerQuestion) {
         let Shared { residents, outlet, metrics, .. } = &*self.shared;
@@ -264,7 +279,7 @@ impl RemoteBroker {
                     metrics.sessions_refused_total.inc();
                     return outlet.answer(key, Ok(BrokerReply::Resumed(None)));
                 }
-                Found::Nowhere => {}
+                Found::Nowhere => _ = self.shared.resuming.fetch_add(1, Relaxed),
             }
         }
         let _ = self.jobs.send(Job::Ask(key, Instant::now(), question));

@@ -19,8 +19,8 @@ use crate::cluster::Cluster;
 use crate::hub::{StreamChange, StreamHasher};
 use crate::metrics;
 use crate::model::{
-    Answer, BrokerError, BrokerReply, Now, PresenceChange, Publication, RemoteDisconnect, Reply, ResumeTicket, Sid,
-    SlotKey,
+    Answer, BrokerError, BrokerReply, Now, PresenceChange, Publication, RemoteDisconnect, Reply, ResumeTicket,
+    SavedSession, Sid, SlotKey,
 };
 use crate::os::clock::Clock;
 use crate::shard::{Delivery, Inbox, Message};
@@ -127,11 +127,11 @@ impl Pipeline {
         if change.of_key {
             self.followers.follow(change.key, shard);
         }
-        self.cluster.follow(stream);
+        let name = self.cluster.follow(stream);
         if let Broker::Remote(remote) = &self.broker
-            && remote.follow(stream)
+            && let Some(name) = remote.follow(stream, name)
         {
-            let (pipeline, name) = (Arc::downgrade(self), Box::<str>::from(stream));
+            let pipeline = Arc::downgrade(self);
             self.cluster.when_subscribed(
                 stream,
                 Box::new(move || {
@@ -157,7 +157,7 @@ impl Pipeline {
     }
 
     /// Whether what is published to these streams, on whichever node, comes here. Answers now, or later to who asked.
-    pub(super) fn ask_followed(&self, key: SlotKey, streams: &[Box<str>]) -> Option<Reply> {
+    pub(super) fn ask_followed(self: &Arc<Self>, key: SlotKey, streams: &[Box<str>]) -> Option<Reply> {
         // One more than there are: whoever is the last to count down answers, and that may be this call.
         let left = Arc::new(AtomicUsize::new(streams.len() + 1));
         for stream in streams {
@@ -169,9 +169,21 @@ impl Pipeline {
                     inbox.put(Message::Answer(Answer { key, reply: Reply::Followed }));
                 }
             };
-            self.cluster.when_subscribed(stream, Box::new(then));
+            self.cluster.when_subscribed(stream, self.when_open(stream, Box::new(then)));
         }
         (left.fetch_sub(1, Ordering::AcqRel) == 1).then_some(Reply::Followed)
+    }
+
+    /// What calls `then`, with a broker elsewhere as soon as that lets pass what is published to a stream.
+    fn when_open(self: &Arc<Self>, stream: &str, then: Box<dyn FnOnce() + Send>) -> Box<dyn FnOnce() + Send> {
+        if !matches!(self.broker, Broker::Remote(_)) {
+            return then;
+        }
+        let (pipeline, name) = (Arc::downgrade(self), Box::<str>::from(stream));
+        Box::new(move || match pipeline.upgrade().as_ref().map(|pipeline| &pipeline.broker) {
+            Some(Broker::Remote(remote)) => remote.when_open(&name, then),
+            _ => then(),
+        })
     }
 
     /// Gives the shard that asked the broker's answer.
