@@ -200,13 +200,15 @@ impl Node {
         tracing::info!(sent_away = clients, all_in_time, "clients sent away");
         let servers = std::iter::once(&self.main_http).chain(&self.other_http);
         servers.clone().for_each(HttpServer::drain);
-        if let Some(links) = &self.links {
-            links.finish().await;
-        }
+        self.links.iter().for_each(RunningLinks::stop_reading);
         let report = self.backend.drain(deadline).await;
         tracing::info!(told = report.sent, failed = report.failed, left = report.left, "app told of ended sessions");
         for server in servers {
             let _ = tokio::time::timeout_at(deadline, server.drained()).await;
+        }
+        // Now nothing comes any more that other nodes are to know of.
+        if let Some(links) = &self.links {
+            links.finish(deadline).await;
         }
     }
 }

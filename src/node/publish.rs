@@ -193,6 +193,11 @@ impl Pipeline {
         }
     }
 
+    /// Sessions that were given to clients of shards that have ended.
+    pub(super) fn left_sessions(&self) -> Vec<SavedSession> {
+        self.inboxes.iter().flat_map(|inbox| inbox.take_sessions()).collect()
+    }
+
     /// A shard is to give up a session.
     pub(super) fn ask_to_yield(&self, Place { shard, index }: Place, ticket: ResumeTicket) {
         if let Some(inbox) = self.inboxes.get(usize::from(shard)) {

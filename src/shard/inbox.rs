@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use crate::model::{Answer, Publication, RemoteDisconnect, ResumeTicket};
+use crate::model::{Answer, BrokerReply, Publication, RemoteDisconnect, Reply, ResumeTicket, SavedSession};
 use crate::os::poll::Waker;
 
 use super::epoll::Socket;
@@ -93,7 +93,7 @@ impl Inbox {
     /// Puts a message in. Never waits. A shard that is at work is not woken: it looks here before it sleeps.
     pub fn put(&self, message: Message<Socket>) {
         let mut state = self.state();
-        if state.closed {
+        if state.closed && session_in(&message).is_none() {
             return;
         }
         state.messages.push(message);
@@ -117,9 +117,29 @@ impl Inbox {
         state.asleep
     }
 
-    /// The shard has ended: what is here and what comes is dropped, and with it its share of the bound.
+    /// The shard has ended: what is here and what comes is dropped, and with it its share of the bound; but for
+    /// [`sessions`](Self::take_sessions).
     pub(super) fn close(&self) {
-        *self.state() = State { closed: true, ..State::default() };
+        let mut state = self.state();
+        state.closed = true;
+        state.messages.retain(|message| session_in(message).is_some());
+    }
+
+    /// The sessions that came for clients of a shard that has ended, and that nobody else has now.
+    pub fn take_sessions(&self) -> Vec<SavedSession> {
+        let mut state = self.state();
+        if !state.closed {
+            return Vec::new();
+        }
+        let messages = std::mem::take(&mut state.messages);
+        messages.iter().filter_map(session_in).cloned().collect()
+    }
+}
+
+fn session_in(message: &Message<Socket>) -> Option<&SavedSession> {
+    match message {
+        Message::Answer(Answer { reply: Reply::Broker(Ok(BrokerReply::Resumed(saved))), .. }) => saved.as_deref(),
+        _ => None,
     }
 }
 
