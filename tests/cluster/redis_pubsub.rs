@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use crate::client::{Client, http, json_string, upgrade};
 use crate::nodes::{Nodes, each_gets};
-use crate::server::Server;
-use crate::servers::{Authority, Redis, RedisCluster, RedisStart, Sentinels, until};
+use crate::server::{Server, Start};
+use crate::servers::{Authority, Redis, RedisCluster, RedisStart, SentinelLogin, Sentinels, until};
 
 const COMMANDS: &str = "__anycable_internal__";
 
@@ -263,6 +263,36 @@ fn after_a_failover_the_nodes_meet_at_the_new_master() {
     nodes.0.iter().for_each(|node| is_up(node, true));
     nodes.0[0].broadcast("room", "1");
     each_gets(&mut clients, &numbers(1..2));
+}
+
+#[test]
+#[ignore = "needs redis-sentinel"]
+fn sentinels_may_have_a_login_of_their_own() {
+    for user in ["", "watcher"] {
+        let login = SentinelLogin { user, password: "of-sentinels", of_servers: "of-servers" };
+        let mut sentinels = Sentinels::start_as(Some(login));
+        let options = sentinels.arguments();
+        let mut options: Vec<&str> = options.iter().map(String::as_str).collect();
+        options.extend(["--broker", "redis", "--broadcast-adapter", "http"]);
+        let nodes = Nodes::start(2, &options);
+        nodes.0.iter().for_each(|node| is_up(node, true));
+        let mut clients = nodes.followers(2, "room");
+        nodes.0[0].broadcast("room", "1");
+        each_gets(&mut clients, &numbers(1..2));
+        let master = sentinels.fail_over();
+        is_heard(&sentinels.redis[master], "room", 2);
+        nodes.0[1].broadcast("room", "2");
+        each_gets(&mut clients, &numbers(2..3));
+        // Who is not let in is told why, and no password is in the log.
+        let wrong: Vec<String> = options.iter().map(|option| option.replace("of-sentinels", "wrong-one")).collect();
+        let wrong: Vec<&str> = wrong.iter().map(String::as_str).collect();
+        let node = Start::with(&wrong).start();
+        node.log.wait_for(|line| line.contains("a link is away")).expect("said");
+        for log in [node.log.text(), nodes.0[0].log.text()] {
+            assert!(!["of-sentinels", "wrong-one", "of-servers"].iter().any(|word| log.contains(word)), "{log}");
+        }
+        assert!(node.log.text().contains("assword") || node.log.text().contains("WRONGPASS"), "{}", node.log.text());
+    }
 }
 
 #[test]
