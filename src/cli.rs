@@ -6,6 +6,7 @@ mod healthcheck;
 mod log;
 mod print;
 mod top;
+mod upgrade;
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -40,6 +41,7 @@ pub fn run() -> ExitCode {
         // It has no server, and none of a server's options.
         Some(top::COMMAND) => return top::run(arguments),
         Some(doctor::COMMAND) => return doctor::run(arguments, &environment()),
+        Some(upgrade::COMMAND) => return upgrade::run(arguments, &environment()),
         Some(healthcheck::COMMAND) => return healthcheck::run(arguments, &environment()),
         Some(print::COMPLETIONS_COMMAND) => return print::completions(arguments),
         Some(print::MAN_COMMAND) => return print::man(arguments),

@@ -7,6 +7,8 @@
 mod admin;
 mod boot_log;
 mod capacity;
+mod child;
+pub(crate) mod control;
 mod counts;
 mod dead_peers;
 mod followers;
@@ -15,6 +17,7 @@ mod listeners;
 mod look;
 mod metrics;
 mod observe;
+mod parent;
 mod publish;
 mod readiness;
 mod reload;
@@ -23,8 +26,10 @@ mod settings;
 mod signals;
 mod sorted_runs;
 mod start;
+mod state;
 mod supervisor;
 mod threads;
+mod upgrade;
 mod warnings;
 
 use std::io;
@@ -42,8 +47,9 @@ use crate::config::Config;
 use crate::http::HttpServer;
 
 use boot_log::ToTell;
+use control::{Control, Order, RunningControl, What, talk};
 use links::RunningLinks;
-use listeners::MainPort;
+use listeners::{MainPort, ReadyPort};
 use observe::Observer;
 use reload::MadeOf;
 use signals::{Asked, Signals};
@@ -55,10 +61,19 @@ pub use boot_log::first_line;
 pub use observe::Facts;
 pub use reload::ReloadError;
 pub use settings::ExtraRoutes;
+use upgrade::{Following, Predecessor, ToSuccessor};
+pub use upgrade::{Understood, UpgradeError, Upgraded};
 
 /// Part of the time a shutdown may take that clients are spread over; the rest is for their last bytes and for telling
 /// the app.
 const DRAIN_SHARE: f64 = 0.8;
+
+/// How long a connection of ordinary HTTP is kept for one more request, which is told that it is the last, once another process
+/// serves. One that is closed without that may be closed over a request.
+const HTTP_IDLE_MAX: Duration = Duration::from_secs(5);
+
+/// How long the last of what is forwarded to another process may take to be sent.
+const FORWARD_MAX: Duration = Duration::from_secs(1);
 
 /// A running server. One that is dropped closes its ports and its connections, and waits for its threads.
 pub struct Node {
@@ -77,10 +92,16 @@ pub struct Node {
     /// Copies of the shards' listeners, for their queues' length. Emptied when they are to close.
     listeners: Arc<Mutex<Vec<TcpListener>>>,
     main_http: HttpServer,
-    other_http: Vec<HttpServer>,
+    http_ports: Vec<ReadyPort>,
     observer: Arc<Observer>,
     draining: Arc<AtomicBool>,
     address: SocketAddr,
+    /// What still comes from the process that this one has taken over from.
+    predecessor: Option<Following>,
+    /// The process that serves now, and gets what still comes here.
+    successor: Option<Arc<ToSuccessor>>,
+    /// Until it is answered at.
+    control: Option<Control>,
 }
 
 /// Why a node cannot start.
@@ -108,6 +129,9 @@ pub enum StartError {
     /// A path cannot be used.
     #[error("{0}")]
     Setting(String),
+    /// The process that was to hand over to this one.
+    #[error("cannot take over: {0}")]
+    Predecessor(String),
 }
 
 impl Node {
@@ -117,10 +141,33 @@ impl Node {
     /// # Errors
     /// See [`StartError`]; nothing is left behind.
     pub fn start(config: Config, file: Option<&Path>, extra: Option<ExtraRoutes>) -> Result<Node, StartError> {
-        let plan = Plan::new(config)?;
+        let mut plan = Plan::new(config)?;
         boot_log::first_lines(plan.open_files, plan.shards, file);
-        let main_port = MainPort::open(&plan.config, plan.shards)?;
-        Assembly::new(plan, main_port, extra)?.start()
+        let Some(mut predecessor) = Predecessor::meet()? else {
+            let main_port = MainPort::open(&plan.config, plan.shards)?;
+            let control = Control::open(plan.config.app.control_socket.as_deref(), main_port.address()?.port(), None)?;
+            let node = Assembly::new(plan, main_port, Vec::new(), extra)?.start()?;
+            return Ok(Node { control, ..node });
+        };
+        let (refusal, pid) = (predecessor.refusal()?, predecessor.pid);
+        let option = plan.config.app.control_socket.clone();
+        plan.given = Some(predecessor.given());
+        let (main_port, others) = (predecessor.main.take(), std::mem::take(&mut predecessor.others));
+        let main_port = main_port.map_or_else(
+            || MainPort::open(&plan.config, plan.shards),
+            |handed| MainPort::take_over(handed, &plan.config, plan.shards),
+        );
+        let node = main_port
+            .and_then(|main_port| Assembly::new(plan, main_port, others, extra))
+            .and_then(|assembly| assembly.take_over(predecessor));
+        let node = node.inspect_err(|error| refusal.say(error))?;
+        // It is the old process's until that has given everything away, and no reason to end from then on.
+        let control = Control::open(option.as_deref(), node.address.port(), Some(pid));
+        let control = control.unwrap_or_else(|error| {
+            tracing::error!(%error, "there is no control socket; SIGUSR2 upgrades this server all the same");
+            None
+        });
+        Ok(Node { control, ..node })
     }
 
     /// Where the main port really is.
@@ -139,28 +186,46 @@ impl Node {
     }
 
     /// Serves until SIGINT or SIGTERM, then shuts down in good order; a second signal ends it at once. For SIGHUP `reload` is
-    /// called, which may give the node a new configuration by [`Node::reload`]. `ready` is called when signals are listened for
-    /// and the log says so.
+    /// called, which may give the node a new configuration by [`Node::reload`]. SIGUSR2 and the control socket ask for an
+    /// upgrade: when another process serves, this one finishes what it has begun and ends. `ready` is called when signals are
+    /// listened for and the log says so.
     ///
     /// # Errors
     /// Signals cannot be listened for.
     pub fn run_until_signalled(mut self, ready: impl FnOnce(), mut reload: impl FnMut(&mut Node)) -> io::Result<()> {
         let handle = self.runtime.handle().clone();
+        let control = self.serve_control();
         let mut signals = {
             let _runtime = handle.enter();
-            Signals::listen()?
+            Signals::listen(control)?
         };
         // Not before: who reads that it serves may signal it at once.
         if let Some(to_tell) = self.to_tell.take() {
             boot_log::facts(&self.config, &to_tell, &self.backend, &self.made_of.settings.router);
         }
         ready();
-        let supervisor = Arc::new(Supervisor::from_env());
+        let supervisor = Arc::new(Supervisor::from_env(self.predecessor.is_some()));
         handle.spawn(Arc::clone(&supervisor).keep_told(Arc::clone(&self.observer)));
-        while handle.block_on(signals.next()) == Asked::Reload {
-            supervisor.reloading();
-            reload(&mut self);
-            supervisor.reloaded();
+        loop {
+            match handle.block_on(signals.next()) {
+                Asked::End => break,
+                Asked::Reload => {
+                    supervisor.reloading();
+                    reload(&mut self);
+                    supervisor.reloaded();
+                }
+                Asked::Order(order) => {
+                    let Some(successor) = self.carry_out(order, &supervisor, &mut signals) else { continue };
+                    handle.block_on(async {
+                        tokio::select! {
+                            () = self.outlive() => (),
+                            () = signals.pass_on(successor) => (),
+                        }
+                    });
+                    self.detach();
+                    return Ok(());
+                }
+            }
         }
         handle.block_on(async {
             tokio::select! {
@@ -168,12 +233,95 @@ impl Node {
                 () = signals.end_again() => tracing::warn!("second signal: ending at once"),
             }
         });
-        // Whatever is left must not hold the process up: its time was bounded above.
+        self.detach();
+        Ok(())
+    }
+
+    /// Whatever is left must not hold the process up: its time was bounded before.
+    fn detach(self) {
         self.runtime.shutdown_background();
         self.shards.detach();
         self.calls.detach();
         self.links.into_iter().for_each(RunningLinks::detach);
-        Ok(())
+    }
+
+    /// Begins to answer at the control socket. A failure is no reason to end: clients are served.
+    fn serve_control(&mut self) -> Option<RunningControl> {
+        let control = self.control.take()?;
+        let path = control.path().display().to_string();
+        let observer = Arc::clone(&self.observer);
+        let metrics = Arc::clone(&observer.parts.control);
+        match control.serve(self.runtime.handle(), metrics, move || observer.control_status()) {
+            Ok(running) => {
+                tracing::info!("control socket: {path}");
+                Some(running)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "nobody can be answered at the control socket {path}");
+                None
+            }
+        }
+    }
+
+    /// Does what was asked for, and tells whoever asked; the process that serves now, if this one has handed over.
+    fn carry_out(&mut self, order: Order, supervisor: &Supervisor, signals: &mut Signals) -> Option<u32> {
+        let Order { what, reader } = order;
+        let (result, successor) = match what {
+            What::Check => (self.check_upgrade().map(talk::Done::from), None),
+            What::Upgrade => {
+                reader.tell(format!(
+                    "upgrading process {} (cableway {})",
+                    std::process::id(),
+                    env!("CARGO_PKG_VERSION")
+                ));
+                supervisor.reloading();
+                let upgraded = self.upgrade();
+                match &upgraded {
+                    Ok(upgraded) => supervisor.handed_over(upgraded.pid),
+                    Err(_) => supervisor.reloaded(),
+                }
+                let successor = upgraded.as_ref().ok().map(|upgraded| upgraded.pid);
+                (upgraded.map(talk::Done::from), successor)
+            }
+        };
+        let result = result.map_err(|error| error.to_string());
+        self.runtime.block_on(reader.end(result));
+        signals.forget_upgrades();
+        successor
+    }
+
+    fn http_servers(&self) -> impl Iterator<Item = &HttpServer> {
+        std::iter::once(&self.main_http).chain(self.http_ports.iter().map(|port| &port.server))
+    }
+
+    /// Waits until what this process has begun and another one goes on with is finished, at most `--shutdown-timeout`.
+    async fn outlive(&self) {
+        let deadline = Instant::now() + self.config.app.shutdown_timeout;
+        let finished = async {
+            let idle_until = Instant::now() + HTTP_IDLE_MAX;
+            for server in self.http_servers() {
+                let _ = tokio::time::timeout_at(idle_until, server.drained()).await;
+            }
+            self.http_servers().for_each(HttpServer::drain);
+            for server in self.http_servers() {
+                server.drained().await;
+            }
+            while self.backend.running() > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            self.backend.drain(deadline).await;
+            if let Some(predecessor) = &self.predecessor {
+                predecessor.ended().await;
+            }
+            if let Some(links) = &self.links {
+                links.finish().await;
+            }
+        };
+        let in_time = tokio::time::timeout_at(deadline, finished).await.is_ok();
+        if let Some(successor) = &self.successor {
+            let _ = tokio::time::timeout(FORWARD_MAX, successor.finish()).await;
+        }
+        tracing::info!(in_time, "what this process had begun is finished");
     }
 
     /// Stops taking clients, sends those there are away, tells the app, and waits for all of it, at most
@@ -198,12 +346,11 @@ impl Node {
         };
         let all_in_time = tokio::time::timeout_at(deadline, all_out).await.is_ok();
         tracing::info!(sent_away = clients, all_in_time, "clients sent away");
-        let servers = std::iter::once(&self.main_http).chain(&self.other_http);
-        servers.clone().for_each(HttpServer::drain);
+        self.http_servers().for_each(HttpServer::drain);
         self.links.iter().for_each(RunningLinks::stop_reading);
         let report = self.backend.drain(deadline).await;
         tracing::info!(told = report.sent, failed = report.failed, left = report.left, "app told of ended sessions");
-        for server in servers {
+        for server in self.http_servers() {
             let _ = tokio::time::timeout_at(deadline, server.drained()).await;
         }
         // Now nothing comes any more that other nodes are to know of.

@@ -4,7 +4,10 @@
 
 pub mod allocator;
 pub mod clock;
+pub mod control_socket;
 pub mod facts;
+pub mod family;
+pub mod hand_over;
 pub mod limits;
 pub mod listener;
 pub mod notify;

@@ -1,7 +1,9 @@
 //! What a session does to the presence of a stream (`contracts/action-cable-extended.md` section 7).
 
+use serde::{Deserialize, Serialize};
+
 /// A change of who is present.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PresenceChange {
     /// The session is there as somebody from now on.
     Join {

@@ -32,7 +32,7 @@ impl Publication {
 }
 
 /// The app asks to disconnect every session with these connection identifiers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemoteDisconnect {
     /// Compared byte for byte with what Connect returned.
     pub identifiers: Arc<str>,

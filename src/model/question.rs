@@ -22,7 +22,7 @@ pub enum Question {
 }
 
 /// What a session asks of the broker.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BrokerQuestion {
     /// Which publications did a subscription miss?
     History {
@@ -61,7 +61,7 @@ pub struct Position {
 }
 
 /// The answer to a [`Question`].
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
     /// Who asked.
     pub key: SlotKey,
@@ -82,7 +82,7 @@ impl Answer {
 }
 
 /// What was answered, by whom.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Reply {
     /// The app's answer, or why there is none.
     App(Result<AppReply, CallError>),
@@ -93,18 +93,18 @@ pub enum Reply {
 }
 
 /// The broker's answer.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum BrokerReply {
     /// To [`BrokerQuestion::History`]: what was missed of each stream that has a history.
     History(Vec<Missed>),
     /// To [`BrokerQuestion::Present`]: the message for the client, JSON text.
-    Present(Vec<u8>),
+    Present(#[serde(with = "serde_bytes")] Vec<u8>),
     /// To [`BrokerQuestion::Resume`]: the session, or nothing if there is none that this client may have.
     Resumed(Option<Box<SavedSession>>),
 }
 
 /// What a subscription missed of one stream.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Missed {
     /// The stream.
     pub stream: Box<str>,
@@ -142,7 +142,7 @@ pub enum MissedSide {
 }
 
 /// Why the broker has no answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum BrokerError {
     /// There is no broker, or it does not keep this stream.
     #[error("no history is kept")]

@@ -19,7 +19,7 @@ pub enum Admission {
 }
 
 /// What a client shows to go on with a session that it had.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResumeTicket {
     /// Its session's id.
     pub sid: Sid,

@@ -18,13 +18,16 @@ use super::observe::Observer;
 pub(super) fn routes(observer: &Arc<Observer>) -> Vec<AdminRoute> {
     let metrics = Arc::clone(observer);
     let [closes, connections] = [(); 2].map(|()| Arc::clone(&observer.parts.inboxes));
+    let before = Arc::clone(&observer.parts.inherited);
     vec![
         AdminRoute::new("/admin", |_| page()),
         AdminRoute::new("/metrics", move |head| {
             let form = http::metrics_form(head);
             ready(form.media_type(), metrics.metrics_text(form))
         }),
-        AdminRoute::new("/debug/closes", move |head| Box::pin(look::closes(Arc::clone(&closes), Query::of(head)))),
+        AdminRoute::new("/debug/closes", move |head| {
+            Box::pin(look::closes(Arc::clone(&closes), Arc::clone(&before), Query::of(head)))
+        }),
         AdminRoute::new("/debug/connections", move |head| {
             Box::pin(look::connections(Arc::clone(&connections), Query::of(head)))
         }),

@@ -278,7 +278,7 @@ impl Incoming for Pipeline {
             match &self.broker {
                 // It knows what this node's clients have, by the position.
                 Broker::Remote(remote) if publication.position.is_some() => {
-                    let room = self.room(&publication).await.ok();
+                    let room = self.room(&publication).await;
                     remote.received(publication, room);
                 }
                 // This node's clients had it when it was published.

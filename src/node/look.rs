@@ -11,14 +11,22 @@ use bytes::Bytes;
 use http_body_util::Full;
 use serde::Serialize;
 use serde_json::Value;
+use tokio::sync::oneshot::error::TryRecvError;
 
 use crate::model::{CloseCause, Sid};
+use crate::os::clock::Clock;
 use crate::shard::{CONNECTIONS_MAX, Inbox, Look, LookAt, Message, Seen};
+
+use super::settings::CLOSES_MAX;
+use super::state::Inherited;
 
 type Answer = Response<Full<Bytes>>;
 
 /// How long shards may take. One with a million connections walks over them in about a second.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long shards may take to tell which connections ended last, when this is handed over.
+const CLOSES_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// Connections in an answer, unless `limit` says otherwise.
 const LIMIT: usize = 20;
@@ -93,7 +101,7 @@ async fn ask(inboxes: &[Arc<Inbox>], at: LookAt) -> Seens {
 }
 
 /// `/debug/closes`: the last connections that ended, newest first; `cause` and `limit` choose among them.
-pub(super) async fn closes(inboxes: Arc<[Arc<Inbox>]>, query: Query) -> Answer {
+pub(super) async fn closes(inboxes: Arc<[Arc<Inbox>]>, before: Arc<Inherited>, query: Query) -> Answer {
     if let Some(cause) =
         query.cause.as_deref().filter(|cause| CloseCause::ALL.iter().all(|known| known.label() != *cause))
     {
@@ -104,12 +112,54 @@ pub(super) async fn closes(inboxes: Arc<[Arc<Inbox>]>, query: Query) -> Answer {
         );
     }
     let Seens { seen, silent_shards } = ask(&inboxes, LookAt::Closes).await;
-    let lists = seen.into_iter().filter_map(|seen| if let Seen::Closes(list) = seen { Some(list) } else { None });
-    let mut closes: Vec<_> = lists.flatten().collect();
-    closes.retain(|closed| query.cause.as_deref().is_none_or(|cause| cause == closed.cause));
-    closes.sort_by_key(|closed| std::cmp::Reverse(closed.at_ms));
-    closes.truncate(query.limit.unwrap_or(usize::MAX));
+    let mut closes = of_closes(seen);
+    closes.extend_from_slice(before.closes());
+    closes.retain(|closed| query.cause.as_deref().is_none_or(|cause| closed["cause"] == cause));
+    sort_closes(&mut closes);
+    closes.truncate(query.limit.unwrap_or(CLOSES_MAX));
     query.answer("closes", CLOSE_COLUMNS, &closes, silent_shards)
+}
+
+/// Plain data always makes JSON.
+fn of_closes(seen: Vec<Seen>) -> Vec<Value> {
+    let lists = seen.into_iter().filter_map(|seen| if let Seen::Closes(list) = seen { Some(list) } else { None });
+    lists.flatten().map(|closed| serde_json::to_value(closed).unwrap_or_default()).collect()
+}
+
+/// Newest first.
+fn sort_closes(closes: &mut [Value]) {
+    closes.sort_by_key(|closed| std::cmp::Reverse(closed["at_ms"].as_u64()));
+}
+
+/// The last connections that ended, here and in the processes before, newest first. Waits for the shards, and not for long.
+pub(super) fn all_closes(inboxes: &[Arc<Inbox>], before: &[Value]) -> Vec<Value> {
+    let ask = |inbox: &Arc<Inbox>| {
+        let (look, answered) = Look::new(LookAt::Closes);
+        inbox.put(Message::Look(look));
+        answered
+    };
+    let answers: Vec<_> = inboxes.iter().map(ask).collect();
+    let clock = Clock::start();
+    let mut seen = Vec::new();
+    for mut answered in answers {
+        loop {
+            match answered.try_recv() {
+                Ok(closes) => seen.push(closes),
+                Err(TryRecvError::Empty) if clock.now().mono < CLOSES_WAIT_MAX => {
+                    std::thread::sleep(Duration::from_millis(1));
+                    continue;
+                }
+                // They are for people to look at: without them it goes on.
+                Err(_) => {}
+            }
+            break;
+        }
+    }
+    let mut closes = of_closes(seen);
+    closes.extend_from_slice(before);
+    sort_closes(&mut closes);
+    closes.truncate(CLOSES_MAX);
+    closes
 }
 
 /// `/debug/connections`: some of the live ones.

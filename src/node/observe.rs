@@ -16,9 +16,12 @@ use crate::model::BrokerError;
 use crate::os::process;
 use crate::shard::{Inbox, ShardMetrics};
 
+use super::control::{ControlMetrics, talk};
 use super::counts::Counts;
 use super::metrics::Measured;
 use super::publish::Pipeline;
+use super::state::Inherited;
+use super::upgrade::UpgradeMetrics;
 
 /// Where everything that is observed lives.
 pub(super) struct Parts {
@@ -37,6 +40,10 @@ pub(super) struct Parts {
     /// To Redis and NATS.
     pub links: Vec<Arc<LinkState>>,
     pub redisx: Option<Arc<RedisXMetrics>>,
+    /// Of the processes before this one.
+    pub inherited: Arc<Inherited>,
+    pub control: Arc<ControlMetrics>,
+    pub upgrades: Arc<UpgradeMetrics>,
 }
 
 /// What a person would ask of a running server.
@@ -108,6 +115,22 @@ impl Observer {
             descriptors_max: self.parts.open_files,
             shards: self.parts.shards.len(),
             messages_sent: sum(|shard| shard.counters.server_msg_total.get()),
+        }
+    }
+
+    /// What is told at the control socket.
+    pub(super) fn control_status(&self) -> talk::Status {
+        let facts = self.facts();
+        talk::Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            clients: facts.clients,
+            websockets: facts.websockets,
+            websockets_max: facts.capacity,
+            descriptors: facts.descriptors,
+            resident_bytes: facts.resident_bytes,
+            upgrading: false,
+            draining: self.parts.draining.load(Relaxed),
         }
     }
 

@@ -1,22 +1,26 @@
 //! The way of a publication through the node: the broker gives it its position in the stream, the cluster is told, and
 //! the shards that follow the stream get it.
 //!
+//! It can stand still ([`Pipeline::freeze`]), so that all that it holds can be given to another process, and goes on as if
+//! nothing had been; or, when that process has taken over, what comes here is sent there ([`Pipeline::succeed`]).
+//!
 //! There is one bound for the whole node. A publication takes a permit first and gives it back when the last shard has
 //! delivered it. With a permit it goes to all those shards at once, so a busy shard does not delay the others until the
 //! bound is reached; then publishers wait, and with them the app's HTTP requests.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedRwLockWriteGuard, OwnedSemaphorePermit, RwLock, Semaphore};
 use tokio::time::MissedTickBehavior;
 
 use crate::broadcast::{Handover, PublicationSink, PublishError};
 use crate::broker::{Broker, Outlet, Place, SWEEPS};
 use crate::cluster::Cluster;
 use crate::hub::{StreamChange, StreamHasher};
+use crate::link::{Held, Turns};
 use crate::metrics;
 use crate::model::{
     Answer, BrokerError, BrokerReply, Now, PresenceChange, Publication, RemoteDisconnect, Reply, ResumeTicket,
@@ -26,6 +30,7 @@ use crate::os::clock::Clock;
 use crate::shard::{Delivery, Inbox, Message};
 
 use super::followers::Followers;
+use super::upgrade::successor::Successor;
 
 /// Publications that were taken and that some shard has not delivered. Publishers of more wait; whispers are dropped.
 /// Enough that every shard has work while a publisher's next request is on its way.
@@ -54,8 +59,19 @@ pub(super) struct Pipeline {
     inboxes: Arc<[Arc<Inbox>]>,
     hasher: StreamHasher,
     pub(super) followers: Followers,
-    /// Never closed. Waiting publishers get permits in their order, before any whisper.
+    /// Waiting publishers get permits in their order, before any whisper. Closed when there is a successor.
     room: Arc<Semaphore>,
+    /// Read by whoever sends sessions away, so that nobody does so while the node stands still.
+    sending_away: Arc<RwLock<()>>,
+    /// It stands still, or is about to: nobody gets a permit, and what shards have under way does without.
+    frozen: AtomicBool,
+    /// Gets what comes here when it is there.
+    successor: OnceLock<Arc<dyn Successor>>,
+    /// What works beside the shards, to be held up in this order: first what takes publications in.
+    sources: Mutex<Vec<Turns>>,
+    /// The same of what only works at what is there.
+    workers: Mutex<Vec<Turns>>,
+    sweeping: Turns,
     pub(super) metrics: DeliveryMetrics,
     pub(super) clock: Clock,
 }
@@ -83,6 +99,12 @@ impl Pipeline {
             hasher,
             followers: Followers::default(),
             room: Arc::new(Semaphore::new(PUBLICATIONS_MAX)),
+            sending_away: Arc::default(),
+            frozen: AtomicBool::new(false),
+            successor: OnceLock::new(),
+            sources: Mutex::default(),
+            workers: Mutex::default(),
+            sweeping: Turns::default(),
             metrics: DeliveryMetrics::default(),
             clock,
         }
@@ -90,12 +112,12 @@ impl Pipeline {
 
     /// Gives a publication its position and puts it into the inbox of every shard that follows its stream, before the
     /// next publication of that stream.
-    fn place(&self, publication: Publication, permit: OwnedSemaphorePermit) {
+    fn place(&self, publication: Publication, permit: Option<OwnedSemaphorePermit>) {
         let unstored = match &self.broker {
             Broker::Local(local) => local,
             Broker::Remote(remote) => &remote.unstored,
         };
-        unstored.in_order(publication, self.clock.now(), |publication| self.hand_over(publication, Some(permit)));
+        unstored.in_order(publication, self.clock.now(), |publication| self.hand_over(publication, permit));
     }
 
     /// Puts a publication that has its place into the inboxes, and tells the other nodes; called under its stream's lock.
@@ -116,10 +138,55 @@ impl Pipeline {
         });
     }
 
-    /// Waits for room for a publication.
-    pub(super) async fn room(&self, publication: &Publication) -> Result<OwnedSemaphorePermit, PublishError> {
-        let room = Arc::clone(&self.room).acquire_many_owned(places(publication)).await;
-        room.map_err(|error| PublishError(error.to_string()))
+    /// Waits for room for a publication. There is none any more when there is a successor.
+    pub(super) async fn room(&self, publication: &Publication) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.room).acquire_many_owned(places(publication)).await.ok()
+    }
+
+    fn successor(&self) -> Result<&Arc<dyn Successor>, PublishError> {
+        self.successor.get().ok_or_else(|| PublishError("the node has ended".to_owned()))
+    }
+
+    /// Whether something may go past the bound: it comes from a shard that finishes what it has under way.
+    fn finishes(&self) -> bool {
+        self.frozen.load(Ordering::Acquire)
+    }
+
+    /// Something that takes publications in, piece after piece. It stands still when the pipeline does.
+    pub(super) fn add_source(&self, turns: Turns) {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner).push(turns);
+    }
+
+    /// The same of something that works at what is there.
+    pub(super) fn add_worker(&self, turns: Turns) {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner).push(turns);
+    }
+
+    /// Waits until everything that was published is delivered, and keeps whatever comes waiting for as long as the guard is
+    /// kept. Shards may still deliver and finish what they have under way. To be called by one at a time; whoever gives up
+    /// waiting drops this, and everything goes on.
+    pub(super) async fn freeze(self: &Arc<Self>) -> Frozen {
+        let mut frozen = Frozen { pipeline: Arc::clone(self), held: Vec::new(), sending_away: None, permits: None };
+        let list = |turns: &Mutex<Vec<Turns>>| turns.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for turns in list(&self.sources) {
+            frozen.held.push(turns.hold().await);
+        }
+        frozen.sending_away = Some(Arc::clone(&self.sending_away).write_owned().await);
+        self.frozen.store(true, Ordering::Release);
+        frozen.permits = Arc::clone(&self.room).acquire_many_owned(PUBLICATIONS_MAX as u32).await.ok();
+        for turns in list(&self.workers) {
+            frozen.held.push(turns.hold().await);
+        }
+        frozen.held.push(self.sweeping.hold().await);
+        frozen
+    }
+
+    /// From now on everything that comes, and what waits, goes to `successor`. Nothing is delivered here any more, for ever:
+    /// what is frozen stays so.
+    pub(super) fn succeed(&self, successor: Arc<dyn Successor>) {
+        // There is one successor.
+        let _ = self.successor.set(successor);
+        self.room.close();
     }
 
     /// A shard follows a stream.
@@ -213,7 +280,7 @@ impl Pipeline {
             Broker::Remote(remote) => return remote.change_presence(sid, stream, change),
         };
         let permit = Arc::clone(&self.room).try_acquire_owned().ok();
-        if permit.is_none() && matches!(change, PresenceChange::Join { .. }) {
+        if permit.is_none() && matches!(change, PresenceChange::Join { .. }) && !self.finishes() {
             local.metrics.presence_refused_total.inc();
             return;
         }
@@ -232,6 +299,7 @@ impl Pipeline {
             for part in (0..SWEEPS).cycle() {
                 ticks.tick().await;
                 let Some(pipeline) = pipeline.upgrade() else { return };
+                let _turn = pipeline.sweeping.next().await;
                 match &pipeline.broker {
                     Broker::Local(local) => {
                         local.sweep(part, pipeline.clock.now(), |event| pipeline.hand_over(event, None));
@@ -247,43 +315,56 @@ impl Pipeline {
 impl PublicationSink for Pipeline {
     fn publish(&self, publications: Vec<Publication>) -> Handover<'_> {
         Box::pin(async move {
-            let mut stores = Vec::new();
-            for publication in publications {
-                let permit = self.room(&publication).await?;
-                match &self.broker {
-                    Broker::Remote(remote) if !publication.transient => {
-                        stores.push(remote.publish(publication, permit))
+            let (mut stores, mut rest) = (Vec::new(), publications.into_iter());
+            let mut left = None;
+            for publication in rest.by_ref() {
+                match (self.room(&publication).await, &self.broker) {
+                    (Some(permit), Broker::Remote(remote)) if !publication.transient => {
+                        stores.push(remote.publish(publication, permit));
                     }
-                    _ => self.place(publication, permit),
+                    (Some(permit), _) => self.place(publication, Some(permit)),
+                    (None, _) => {
+                        left = Some(publication);
+                        break;
+                    }
                 }
             }
             for store in stores {
                 store.await.map_err(|error| PublishError(error.to_string()))?;
             }
-            Ok(())
+            match left {
+                Some(left) => self.successor()?.publish(std::iter::once(left).chain(rest).collect()).await,
+                None => Ok(()),
+            }
         })
     }
 
     fn try_publish(&self, publication: Publication) -> bool {
-        let Ok(permit) = Arc::clone(&self.room).try_acquire_many_owned(places(&publication)) else { return false };
-        match &self.broker {
+        let permit = Arc::clone(&self.room).try_acquire_many_owned(places(&publication)).ok();
+        match (permit, &self.broker) {
             // What becomes of it is waited for by nobody.
-            Broker::Remote(remote) if !publication.transient => drop(remote.publish(publication, permit)),
-            _ => self.place(publication, permit),
+            (Some(permit), Broker::Remote(remote)) if !publication.transient => {
+                drop(remote.publish(publication, permit));
+            }
+            (None, _) if !self.finishes() => return false,
+            (permit, _) => self.place(publication, permit),
         }
         true
     }
 
     fn disconnect(&self, disconnect: RemoteDisconnect) -> Handover<'_> {
-        let Broker::Remote(remote) = &self.broker else {
-            self.cluster.announce_disconnect(&disconnect);
-            return self.disconnect_here(disconnect);
-        };
-        // The storage knows before any node: whoever comes back, wherever, is refused from then on.
-        let known = remote.send_away(&disconnect.identifiers);
         Box::pin(async move {
-            // Where the storage is away it is told when it is back. The clients do not wait for that.
-            let _ = tokio::time::timeout(SEND_AWAY_MAX, known).await;
+            let sending_away = self.sending_away.read().await;
+            if let Some(successor) = self.successor.get() {
+                drop(sending_away);
+                return successor.disconnect(disconnect).await;
+            }
+            if let Broker::Remote(remote) = &self.broker {
+                // The storage knows before any node: whoever comes back, wherever, is refused from then on. Where it is away
+                // it is told when it is back, and the clients do not wait for that.
+                let known = remote.send_away(&disconnect.identifiers);
+                let _ = tokio::time::timeout(SEND_AWAY_MAX, known).await;
+            }
             self.cluster.announce_disconnect(&disconnect);
             self.disconnect_here(disconnect).await
         })
@@ -292,7 +373,8 @@ impl PublicationSink for Pipeline {
     fn publish_here(&self, publications: Vec<Publication>) -> Handover<'_> {
         Box::pin(async move {
             for publication in publications {
-                let permit = self.room(&publication).await?;
+                let permit =
+                    self.room(&publication).await.ok_or_else(|| PublishError("the node has ended".to_owned()))?;
                 self.deliver(publication, Some(permit));
             }
             Ok(())
@@ -314,6 +396,25 @@ impl PublicationSink for Pipeline {
             inbox.put(Message::Disconnect(disconnect.clone()));
         }
         Box::pin(async { Ok(()) })
+    }
+}
+
+/// A pipeline that stands still. Dropped: it goes on, unless it has a successor.
+pub(super) struct Frozen {
+    pipeline: Arc<Pipeline>,
+    held: Vec<Held>,
+    sending_away: Option<OwnedRwLockWriteGuard<()>>,
+    permits: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        if self.pipeline.successor.get().is_some() {
+            // What worked here works there now.
+            std::mem::forget(std::mem::take(&mut self.held));
+        } else {
+            self.pipeline.frozen.store(false, Ordering::Release);
+        }
     }
 }
 

@@ -20,6 +20,9 @@ use super::observe::Observer;
 /// How old the status may be. A watchdog may make it newer.
 const STATUS_EVERY: Duration = Duration::from_secs(5);
 
+/// Rounds in which a process that has taken over may not be listened to yet: what it says then, it says again.
+const UNHEARD_ROUNDS: u32 = 2;
+
 /// Signs of life in the time that the watchdog waits for one, so that one may be late.
 const SIGNS_PER_WATCHDOG: u32 = 3;
 
@@ -36,25 +39,29 @@ enum Phase {
     ToldReady,
     /// It ends.
     Stopping,
+    /// Another process is the service now, and tells the rest.
+    HandedOver,
 }
 
 /// The supervisor of this process; perhaps there is none.
 pub(super) struct Supervisor {
     notifier: Option<Notifier>,
     watchdog: Option<Duration>,
+    /// Whether this process has taken over from another one. Before that one has named it, it is not listened to.
+    has_taken_over: bool,
     /// Held while one datagram is sent, so that they arrive in the order of phases.
     phase: Mutex<Phase>,
 }
 
 impl Supervisor {
-    /// Whoever the environment names.
-    pub fn from_env() -> Supervisor {
+    /// Whoever the environment names; of a process that has taken over from another one, or not.
+    pub fn from_env(has_taken_over: bool) -> Supervisor {
         let notifier = Notifier::from_env().unwrap_or_else(|error| {
             tracing::warn!(%error, "NOTIFY_SOCKET cannot be used: the supervisor is told nothing");
             None
         });
         let watchdog = notifier.as_ref().and_then(|_| notify::watchdog());
-        Supervisor { notifier, watchdog, phase: Mutex::new(Phase::Starting) }
+        Supervisor { notifier, watchdog, has_taken_over, phase: Mutex::new(Phase::Starting) }
     }
 
     fn phase(&self) -> MutexGuard<'_, Phase> {
@@ -88,6 +95,14 @@ impl Supervisor {
         }
     }
 
+    /// Another process serves from now on and will tell what is to be told; this one is still the one that is listened to. It is
+    /// ready, which the supervisor may not have heard from it: before this, it did not listen to it.
+    pub fn handed_over(&self, successor: u32) {
+        let mut phase = self.phase();
+        *phase = Phase::HandedOver;
+        self.tell(&format!("MAINPID={successor}\nREADY=1"));
+    }
+
     /// The end begins.
     pub fn stopping(&self, connections: u64) {
         let mut phase = self.phase();
@@ -104,6 +119,7 @@ impl Supervisor {
         // Long enough for a turn that is long and ends, short enough for another question before the watchdog barks.
         let patience = self.watchdog.map_or(STATUS_EVERY, |watchdog| watchdog / SIGNS_PER_WATCHDOG);
         let (mut questions, mut was_stuck, mut told_status) = (Vec::new(), None, String::new());
+        let mut unheard = if self.has_taken_over { UNHEARD_ROUNDS } else { 0 };
         loop {
             let stuck = observer.stuck(&mut questions, patience).await;
             if stuck != was_stuck {
@@ -118,15 +134,16 @@ impl Supervisor {
             if status != told_status {
                 let _ = writeln!(told, "STATUS={status}");
             }
-            if self.tell_regularly(told, stuck.is_none(), every) {
+            if self.tell_regularly(told, stuck.is_none(), every, unheard == 0) && unheard == 0 {
                 told_status = status;
             }
+            unheard = unheard.saturating_sub(1);
             tokio::time::sleep(every).await;
         }
     }
 
     /// Adds to what is told whatever the phase wants; tells whether the supervisor took it.
-    fn tell_regularly(&self, mut told: String, all_turn: bool, every: Duration) -> bool {
+    fn tell_regularly(&self, mut told: String, all_turn: bool, every: Duration, is_heard: bool) -> bool {
         let mut phase = self.phase();
         if *phase == Phase::Starting && all_turn {
             *phase = Phase::Ready;
@@ -141,11 +158,11 @@ impl Supervisor {
             // The drain has an end of its own, which `TimeoutStopSec=` does not know.
             let _ = writeln!(told, "EXTEND_TIMEOUT_USEC={}", (every * SIGNS_PER_WATCHDOG).as_micros());
         }
-        if told.is_empty() {
+        if told.is_empty() || *phase == Phase::HandedOver {
             return true;
         }
         let is_told = self.tell(told.trim_end());
-        if is_told && *phase == Phase::Ready {
+        if is_told && is_heard && *phase == Phase::Ready {
             *phase = Phase::ToldReady;
         }
         is_told

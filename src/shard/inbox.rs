@@ -3,6 +3,7 @@
 //! The one place of a shard that is shared: a short lock around a list, and a waker. Everything fits: publications are
 //! bounded by the node before they are put in, and there is at most one running call for each session.
 
+use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use crate::model::{Answer, BrokerReply, Publication, RemoteDisconnect, Reply, Re
 use crate::os::poll::Waker;
 
 use super::epoll::Socket;
+use super::lanes::{Divert, HandOver};
 use super::{Incoming, Look, Settings};
 
 /// Something for a shard.
@@ -44,6 +46,8 @@ pub enum Message<S> {
     Settings(Arc<Settings>),
     /// Somebody wants to know whether the shard turns.
     Turn(oneshot::Sender<()>),
+    /// Its connections are handed over to another process.
+    HandOver(HandOver),
     /// Send everybody away within this time and stop accepting.
     Drain {
         /// How long it may take.
@@ -62,19 +66,26 @@ pub struct Delivery {
 }
 
 /// The shared end of a shard's inbox.
-#[derive(Debug)]
 pub struct Inbox {
     state: Mutex<State>,
     pub(super) waker: Waker,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct State {
     messages: Vec<Message<Socket>>,
     /// The shard waits for events, or is about to: the next message has to wake it.
     asleep: bool,
     /// The shard has ended: everything is dropped.
     closed: bool,
+    /// The shard has left: what comes is given to this.
+    divert: Option<Divert>,
+}
+
+impl fmt::Debug for Inbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inbox").finish_non_exhaustive()
+    }
 }
 
 impl Inbox {
@@ -93,6 +104,11 @@ impl Inbox {
     /// Puts a message in. Never waits. A shard that is at work is not woken: it looks here before it sleeps.
     pub fn put(&self, message: Message<Socket>) {
         let mut state = self.state();
+        if let Some(divert) = &state.divert {
+            let divert = Arc::clone(divert);
+            drop(state);
+            return divert(message);
+        }
         if state.closed && session_in(&message).is_none() {
             return;
         }
@@ -118,7 +134,7 @@ impl Inbox {
     }
 
     /// The shard has ended: what is here and what comes is dropped, and with it its share of the bound; but for
-    /// [`sessions`](Self::take_sessions).
+    /// [`sessions`](Self::take_sessions). What is diverted stays so.
     pub(super) fn close(&self) {
         let mut state = self.state();
         state.closed = true;
@@ -133,6 +149,16 @@ impl Inbox {
         }
         let messages = std::mem::take(&mut state.messages);
         messages.iter().filter_map(session_in).cloned().collect()
+    }
+
+    /// The shard has left its connections to somebody else: what it has taken and not carried out, what is here, and what
+    /// comes is given to `divert`, in this order. That is called by whoever puts something in, so it must not wait.
+    pub(super) fn divert(&self, taken: Vec<Message<Socket>>, divert: Divert) {
+        taken.into_iter().for_each(|message| divert(message));
+        let mut state = self.state();
+        // Under the lock: what comes now comes behind it.
+        std::mem::take(&mut state.messages).into_iter().for_each(|message| divert(message));
+        state.divert = Some(divert);
     }
 }
 
@@ -161,6 +187,27 @@ mod tests {
         inbox.take(&mut messages);
         assert!(matches!(messages[..], [Message::Publication(_), Message::Drain { .. }]), "{messages:?}");
         assert!(inbox.may_sleep());
+    }
+
+    #[test]
+    fn what_a_shard_left_and_what_comes_is_diverted_in_order() {
+        let inbox = Inbox::new().unwrap();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let over = |ms| Message::Drain { over: Duration::from_millis(ms) };
+        inbox.put(over(2));
+        inbox.put(over(3));
+        let into = Arc::clone(&seen);
+        inbox.divert(
+            vec![over(1)],
+            Arc::new(move |message| match message {
+                Message::Drain { over } => into.lock().unwrap().push(over.as_millis()),
+                other => panic!("{other:?}"),
+            }),
+        );
+        inbox.put(over(4));
+        inbox.close();
+        inbox.put(over(5));
+        assert_eq!(*seen.lock().unwrap(), [1, 2, 3, 4, 5]);
     }
 
     #[test]

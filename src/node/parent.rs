@@ -1,0 +1,5 @@
+//! The parent of several processes that are one server to everybody outside.
+
+mod relay;
+
+pub use relay::{ChildLink, Relay};
