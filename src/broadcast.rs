@@ -18,10 +18,10 @@ use crate::metrics;
 use crate::model::{Publication, RemoteDisconnect};
 use crate::proto::publication::{self, Incoming};
 
-pub use fanout::Fanout;
+pub use fanout::{Fanout, GivenFanout};
 pub use nats::NatsSource;
 pub use redis::RedisSource;
-pub use redisx::{RedisXMetrics, RedisXSource};
+pub use redisx::{RedisXInHand, RedisXMetrics, RedisXSource};
 
 /// The end of a hand-over; waits while there is no room.
 pub type Handover<'a> = Pin<Box<dyn Future<Output = Result<(), PublishError>> + Send + 'a>>;

@@ -21,7 +21,7 @@ pub use local::{BrokerPart, LocalBroker, LocalSnapshot, MemorySettings};
 pub use metrics::BrokerMetrics;
 pub use nats::{NatsBrokerSettings, NatsStore};
 pub use redis::{Channels, RedisBrokerSettings, RedisStore};
-pub use remote::{Outlet, RemoteBroker, RemoteMetrics, RemoteSettings, Running};
+pub use remote::{GivenRemote, Outlet, RemoteBroker, RemoteMetrics, RemoteSettings, Running};
 pub use sent_away::GivenAway;
 pub use sessions::{Departure, Place, Resumption, SessionNote, Sessions, SessionsSettings};
 

@@ -64,13 +64,12 @@ pub use settings::ExtraRoutes;
 use upgrade::{Following, Predecessor, ToSuccessor};
 pub use upgrade::{Understood, UpgradeError, Upgraded};
 
+/// How long a process that was succeeded waits for the next request on connections that their senders keep.
+const LEAVE_MAX: Duration = Duration::from_secs(5);
+
 /// Part of the time a shutdown may take that clients are spread over; the rest is for their last bytes and for telling
 /// the app.
 const DRAIN_SHARE: f64 = 0.8;
-
-/// How long a connection of ordinary HTTP is kept for one more request, which is told that it is the last, once another process
-/// serves. One that is closed without that may be closed over a request.
-const HTTP_IDLE_MAX: Duration = Duration::from_secs(5);
 
 /// How long the last of what is forwarded to another process may take to be sent.
 const FORWARD_MAX: Duration = Duration::from_secs(1);
@@ -298,11 +297,14 @@ impl Node {
     async fn outlive(&self) {
         let deadline = Instant::now() + self.config.app.shutdown_timeout;
         let finished = async {
-            let idle_until = Instant::now() + HTTP_IDLE_MAX;
-            for server in self.http_servers() {
-                let _ = tokio::time::timeout_at(idle_until, server.drained()).await;
+            let left = async {
+                for server in self.http_servers() {
+                    server.drained().await;
+                }
+            };
+            if tokio::time::timeout(LEAVE_MAX, left).await.is_err() {
+                self.http_servers().for_each(HttpServer::drain);
             }
-            self.http_servers().for_each(HttpServer::drain);
             for server in self.http_servers() {
                 server.drained().await;
             }
@@ -312,9 +314,6 @@ impl Node {
             self.backend.drain(deadline).await;
             if let Some(predecessor) = &self.predecessor {
                 predecessor.ended().await;
-            }
-            if let Some(links) = &self.links {
-                links.finish().await;
             }
         };
         let in_time = tokio::time::timeout_at(deadline, finished).await.is_ok();

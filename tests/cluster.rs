@@ -40,3 +40,5 @@ mod server;
 mod servers;
 #[path = "cluster/servers_hold.rs"]
 mod servers_hold;
+#[path = "cluster/upgrade.rs"]
+mod upgrade;

@@ -2,19 +2,27 @@
 //!
 //! The link is read as fast as it gives, because a server beside us cuts off who reads too slowly. What the shards cannot
 //! take waits here, with a bound; what is over it is dropped and counted.
+//!
+//! While another process is about to go on as this node, both get everything, and [`Seam`] tells what each of them hands on.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 use tokio::sync::Notify;
 
 use super::streams::Seen;
-use super::{Exchange, Incoming};
+use super::{Exchange, Incoming, SEAM};
+use crate::link::{Seam, TakenThere, Turns};
 use crate::model::NodeId;
 use crate::proto::publication::between_nodes::{self, NodeMessage};
 
 /// Bytes of messages that wait for the shards.
 const BYTES_MAX: usize = 8 << 20;
+
+/// The same for a process that does not run yet, and gets everything for as long as an upgrade takes.
+const BYTES_MAX_BEFORE: usize = 64 << 20;
 
 /// What a message costs beside its text.
 const MESSAGE_BYTES: usize = 256;
@@ -25,13 +33,35 @@ pub struct Received {
     /// Held to put one in or to take one out.
     queue: Mutex<Queue>,
     came: Notify,
+    /// One for each message that is handed on.
+    pub turns: Turns,
+    /// What has come, while somebody wants to know.
+    pub seam: Seam,
 }
 
 #[derive(Default)]
 struct Queue {
-    /// With the bytes of each.
-    messages: VecDeque<(NodeMessage, usize, bool)>,
+    messages: VecDeque<Waiting>,
     bytes: usize,
+}
+
+struct Waiting {
+    message: NodeMessage,
+    bytes: usize,
+    /// This node has sent it.
+    own: bool,
+    /// Its number in the seam and its text, while somebody wants to know.
+    noted: Option<(u64, Box<[u8]>)>,
+}
+
+/// What a process has and has not handed on, for another one that goes on as the same node.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct GivenReceived {
+    #[serde(default)]
+    taken: TakenThere,
+    /// What waits still, in its order.
+    #[serde(default)]
+    left: Vec<ByteBuf>,
 }
 
 impl Received {
@@ -47,6 +77,12 @@ impl Received {
             }
         };
         let own = sender(&message) == Some(exchange.node);
+        if let NodeMessage::Command { name, payload, .. } = &message
+            && name == SEAM
+        {
+            return self.seam.mark(payload.trim_matches('"'));
+        }
+        let number = self.seam.note(payload);
         if own {
             metrics.cluster_own_total.inc();
         }
@@ -66,15 +102,46 @@ impl Received {
             }
         }
         let bytes = payload.len() + MESSAGE_BYTES;
+        let bytes_max = if number.is_some() { BYTES_MAX_BEFORE } else { BYTES_MAX };
         let mut queue = self.queue();
         // One that is larger than all of it passes alone.
-        if queue.bytes + bytes > BYTES_MAX && queue.bytes > 0 {
+        if queue.bytes + bytes > bytes_max && queue.bytes > 0 {
             drop(queue);
             metrics.cluster_overflow_total.inc();
             return;
         }
         queue.bytes += bytes;
-        queue.messages.push_back((message, bytes, own));
+        queue.messages.push_back(Waiting { message, bytes, own, noted: number.map(|number| (number, payload.into())) });
+        drop(queue);
+        self.came.notify_one();
+    }
+
+    /// What was handed on and what was not, while nothing is.
+    pub(super) fn given(&self) -> GivenReceived {
+        let queue = self.queue();
+        let noted = || queue.messages.iter().filter_map(|waiting| waiting.noted.as_ref());
+        let numbers: Vec<u64> = noted().map(|(number, _)| *number).collect();
+        let left = noted().map(|(_, payload)| ByteBuf::from(&**payload)).collect();
+        GivenReceived { taken: self.seam.taken(&numbers), left }
+    }
+
+    /// Goes on behind what another process has handed on, while nothing is handed on here. What comes is not noted any more.
+    pub(super) fn take_over(&self, given: GivenReceived, exchange: &Exchange) {
+        let GivenReceived { taken, mut left } = given;
+        // What came here as well stands in the queue of this process.
+        self.seam.retain_unknown(&mut left);
+        let mut queue = self.queue();
+        let taken = self.seam.join(&taken);
+        queue.messages.retain(|waiting| waiting.noted.as_ref().is_none_or(|(number, _)| !taken.contains_key(number)));
+        for payload in left.into_iter().rev() {
+            // The other process has read it.
+            let Ok(message) = between_nodes::parse(&payload) else { continue };
+            let own = sender(&message) == Some(exchange.node);
+            let bytes = payload.len() + MESSAGE_BYTES;
+            queue.messages.push_front(Waiting { message, bytes, own, noted: None });
+        }
+        queue.bytes = queue.messages.iter().map(|waiting| waiting.bytes).sum();
+        self.seam.end();
         drop(queue);
         self.came.notify_one();
     }
@@ -82,10 +149,12 @@ impl Received {
     /// Hands over what comes, one after the other.
     pub(super) async fn keep_delivering(&self, incoming: &dyn Incoming) {
         loop {
-            let Some((message, bytes, own)) = self.pop() else {
+            if self.queue().messages.is_empty() {
                 self.came.notified().await;
                 continue;
-            };
+            }
+            let _turn = self.turns.next().await;
+            let Some(Waiting { message, bytes, own, .. }) = self.queue().messages.pop_front() else { continue };
             match message {
                 NodeMessage::Publication(publication, origin) => {
                     incoming.publication(publication, origin, own).await;
@@ -102,10 +171,6 @@ impl Received {
             // Given back when it is handed over: what waits for room is here still.
             self.queue().bytes -= bytes;
         }
-    }
-
-    fn pop(&self) -> Option<(NodeMessage, usize, bool)> {
-        self.queue().messages.pop_front()
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {

@@ -236,7 +236,9 @@ mod tests {
             sent(ours.changed()).into_iter().for_each(|stream| theirs.take_over(stream));
             theirs.begin_behind(ours.forgotten());
             // What is over is dropped by each when its time comes.
-            [&mut ours, &mut theirs].map(|history| history.expire(Moment { mono: mono + 80, wall: 0 }));
+            for history in [&mut ours, &mut theirs] {
+                history.expire(Moment { mono: mono + 80, wall: 0 });
+            }
             assert_eq!(text(&theirs), text(&ours), "seed {seed}");
             assert_eq!((theirs.messages(), theirs.streams()), (ours.messages(), ours.streams()));
             let at = Moment { mono, wall: mono };

@@ -1,6 +1,7 @@
 //! The links of this node to Redis and NATS: what is kept over them, and the thread "links" on which all of it runs. A node
 //! without any has no such thread.
 
+mod hand_over;
 mod nats;
 
 use std::io;
@@ -27,6 +28,8 @@ use super::publish::Pipeline;
 use super::settings;
 use super::threads::RuntimeThread;
 
+pub(super) use hand_over::{HandedLinks, LinksGiven, LinksSnapshot, LinksState};
+
 /// What reads broadcasts from a link until it is told to stop.
 type Source = Box<dyn FnOnce(Arc<Broadcast>, watch::Receiver<bool>) -> SourceWork + Send>;
 type SourceWork = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -43,6 +46,8 @@ pub(super) struct Links {
     pub states: Vec<Arc<LinkState>>,
     /// What came by the stream of Redis, if it is read.
     pub redisx: Option<Arc<RedisXMetrics>>,
+    /// What another process goes on with.
+    pub handed: Arc<HandedLinks>,
     medium: Option<Box<dyn Medium>>,
     sources: Vec<Source>,
     /// What the broker keeps everything in.
@@ -104,28 +109,37 @@ impl RunningLinks {
 }
 
 impl Links {
-    /// What the configuration asks for. Nothing is connected yet.
+    /// What the configuration asks for. Nothing is connected yet. `given` is from the process that this one goes on from.
     ///
     /// # Errors
     /// Files that are named cannot be read, or hold nothing that can be used.
-    pub fn new(config: &Config) -> Result<Links, StartError> {
+    pub fn new(config: &Config, given: Option<&LinksGiven>) -> Result<Links, StartError> {
+        let mut handed = HandedLinks::new(given);
         let mut links = Links::default();
         if config.pubsub() != PubSub::None {
-            links.cluster = Cluster::new(cluster::Settings { reserved: reserved(config) });
+            links.cluster = Cluster::new(handed.node(), cluster::Settings { reserved: reserved(config) });
         }
+        links.add_all(config, &mut handed)?;
+        handed.begin(given, &links.cluster);
+        links.handed = Arc::new(handed);
+        Ok(links)
+    }
+
+    fn add_all(&mut self, config: &Config, handed: &mut HandedLinks) -> Result<(), StartError> {
+        let links = self;
         if config.uses_redis() {
             let redis = redis_settings(config);
             let redis =
                 Redis::new(&redis).map_err(|error: RedisSettingsError| StartError::Setting(with_cause(&error)))?;
-            links.add_redis(config, &Arc::new(redis));
+            links.add_redis(config, &Arc::new(redis), handed);
         }
         if config.uses_nats() {
-            links.add_nats(config)?;
+            links.add_nats(config, handed)?;
         }
-        Ok(links)
+        Ok(())
     }
 
-    fn add_redis(&mut self, config: &Config, redis: &Arc<Redis>) {
+    fn add_redis(&mut self, config: &Config, redis: &Arc<Redis>, handed: &mut HandedLinks) {
         let ask_sentinels_every = config.redis.sentinel_discovery_interval;
         if config.pubsub() == PubSub::Redis {
             self.medium = Some(Box::new(RedisMedium {
@@ -147,7 +161,7 @@ impl Links {
                     .then(|| Channels { prefix: config.cluster.prefix.clone(), reserved: reserved(config) }),
                 ask_sentinels_every,
             };
-            let node = self.node();
+            let node = handed.node();
             let store = RedisStore::new(Arc::clone(redis), state, settings, node);
             self.store = Some(Box::new(move |settings, outlet| {
                 let (broker, running) = RemoteBroker::new(store, settings, node, outlet);
@@ -160,6 +174,7 @@ impl Links {
                 state: self.state("redis", redis.advice()),
                 channel: config.broadcast.redis_channel.clone(),
                 ask_sentinels_every,
+                fanout: handed.fanout("redis"),
             };
             self.sources.push(Box::new(|broadcast, stop| Box::pin(until_stopped(source.run(broadcast), stop))));
         }
@@ -171,9 +186,10 @@ impl Links {
                 state: self.state("redisx", redis.advice()),
                 stream: config.broadcast.redisx_stream.clone(),
                 group: config.broadcast.redisx_group.clone(),
-                consumer: NodeId::from_bits(rand::random()).to_string(),
+                consumer: handed.consumer().to_owned(),
                 read_block: config.broadcast.redisx_read_block,
                 metrics,
+                in_hand: handed.redisx(),
             };
             self.sources.push(Box::new(|broadcast, stop| Box::pin(source.run(broadcast, stop))));
         }
@@ -184,10 +200,6 @@ impl Links {
         let (broker, running) = self.store.take()?(settings::remote_broker(config), outlet);
         self.broker = Some(running);
         Some(Broker::Remote(broker))
-    }
-
-    fn node(&self) -> NodeId {
-        self.cluster.exchange().map_or_else(|| NodeId::from_bits(rand::random()), |exchange| exchange.node)
     }
 
     fn state(&mut self, name: &'static str, advice: String) -> Arc<LinkState> {
@@ -212,6 +224,8 @@ impl Links {
         let Some(runtime) = runtime else { return Ok(None) };
         let exchange = self.cluster.exchange().cloned();
         if let (Some(exchange), Some(medium)) = (&exchange, self.medium) {
+            // Not before: a process that takes over has nothing to send, and a mark to publish.
+            pipeline.add_worker(exchange.sending.clone());
             runtime.spawn(Arc::clone(exchange).run(medium, Arc::clone(pipeline) as Arc<_>));
         }
         self.broker.into_iter().for_each(|broker| drop(runtime.spawn(broker)));

@@ -47,6 +47,9 @@ const SWEEP_ALL: Duration = Duration::from_secs(1);
 /// A remote disconnect waits no longer for the broker's storage to know of it.
 const SEND_AWAY_MAX: Duration = Duration::from_secs(1);
 
+/// Whoever has the pipeline stand still waits no longer for answers of the broker. What is not answered by then is later.
+const ANSWERS_MAX: Duration = Duration::from_millis(500);
+
 /// How many places of [`PUBLICATIONS_MAX`] a publication takes.
 fn places(publication: &Publication) -> u32 {
     (publication.message.len().div_ceil(BYTES_PER_PLACE)).clamp(1, PUBLICATIONS_MAX) as u32
@@ -174,6 +177,9 @@ impl Pipeline {
         frozen.sending_away = Some(Arc::clone(&self.sending_away).write_owned().await);
         self.frozen.store(true, Ordering::Release);
         frozen.permits = Arc::clone(&self.room).acquire_many_owned(PUBLICATIONS_MAX as u32).await.ok();
+        if let Broker::Remote(remote) = &self.broker {
+            remote.questions_answered(ANSWERS_MAX).await;
+        }
         for turns in list(&self.workers) {
             frozen.held.push(turns.hold().await);
         }
@@ -600,5 +606,117 @@ mod tests {
         let texts = texts(&inboxes[0]);
         assert_eq!((texts.len(), &*texts[PUBLICATIONS_MAX - 1]), (PUBLICATIONS_MAX, "first"));
         assert_eq!(pipeline.room.available_permits(), PUBLICATIONS_MAX);
+    }
+
+    /// Notes what it gets.
+    #[derive(Default)]
+    struct Noted(Mutex<Vec<String>>);
+
+    impl Noted {
+        fn note(&self, what: impl IntoIterator<Item = String>) -> Handover<'_> {
+            self.0.lock().unwrap().extend(what);
+            Box::pin(async { Ok(()) })
+        }
+    }
+
+    impl Successor for Noted {
+        fn publish(&self, publications: Vec<Publication>) -> Handover<'_> {
+            self.note(publications.iter().map(|publication| publication.message.to_string()))
+        }
+
+        fn disconnect(&self, disconnect: RemoteDisconnect) -> Handover<'_> {
+            self.note([disconnect.identifiers.to_string()])
+        }
+
+        fn message(&self, _: Message<crate::shard::Socket>) {}
+
+        fn adopt(&self, _: crate::shard::Incoming<crate::shard::Socket>, _: Vec<u8>) {}
+
+        fn tell(&self, _: crate::model::Call) {}
+    }
+
+    fn away(identifiers: &str) -> RemoteDisconnect {
+        RemoteDisconnect { identifiers: identifiers.into(), reconnect: true }
+    }
+
+    #[tokio::test]
+    async fn a_pipeline_stands_still_behind_what_was_published_and_goes_on_as_if_nothing_had_been() {
+        let (pipeline, inboxes) = pipeline(1);
+        let pipeline = Arc::new(pipeline);
+        let turns = Turns::default();
+        pipeline.add_source(turns.clone());
+        let publish = |n: u32| {
+            let pipeline = Arc::clone(&pipeline);
+            tokio::spawn(async move { pipeline.publish(vec![to("s", n)]).await.unwrap() })
+        };
+        publish(1).await.unwrap();
+        let freezing = Arc::clone(&pipeline);
+        let mut freezing = pin!(freezing.freeze());
+        assert!(!now_or_never(&mut freezing), "one is not delivered yet");
+        let second = publish(2);
+        tokio::task::yield_now().await;
+        assert_eq!(texts(&inboxes[0]), ["1"]);
+        let frozen = freezing.await;
+        assert!(!now_or_never(&mut pin!(turns.next())));
+        let third = tokio::spawn({
+            let pipeline = Arc::clone(&pipeline);
+            async move { pipeline.disconnect(away("u")).await.unwrap() }
+        });
+        tokio::task::yield_now().await;
+        assert!(texts(&inboxes[0]).is_empty());
+        // What a shard has under way is finished.
+        assert!(pipeline.try_publish(to("s", "whispered")));
+        assert_eq!(texts(&inboxes[0]), ["whispered"]);
+        drop(frozen);
+        second.await.unwrap();
+        third.await.unwrap();
+        let mut messages = Vec::new();
+        inboxes[0].take(&mut messages);
+        let kinds = |message: &Message<_>| matches!(message, Message::Disconnect(_));
+        assert_eq!((messages.len(), messages.iter().filter(|message| kinds(message)).count()), (2, 1));
+        assert!(now_or_never(&mut pin!(turns.next())));
+        drop(messages);
+        assert_eq!(pipeline.room.available_permits(), PUBLICATIONS_MAX);
+    }
+
+    #[tokio::test]
+    async fn what_waits_and_what_comes_later_goes_to_the_successor_once_and_in_order() {
+        let (pipeline, inboxes) = pipeline(1);
+        let pipeline = Arc::new(pipeline);
+        let frozen = pipeline.freeze().await;
+        let publish = |messages: [u32; 2]| {
+            let pipeline = Arc::clone(&pipeline);
+            tokio::spawn(async move { pipeline.publish(messages.map(|n| to("s", n)).to_vec()).await.unwrap() })
+        };
+        let waiting = publish([1, 2]);
+        tokio::task::yield_now().await;
+        let noted = Arc::new(Noted::default());
+        pipeline.succeed(Arc::clone(&noted) as Arc<_>);
+        waiting.await.unwrap();
+        drop(frozen);
+        publish([3, 4]).await.unwrap();
+        pipeline.disconnect(away("u")).await.unwrap();
+        assert_eq!(*noted.0.lock().unwrap(), ["1", "2", "3", "4", "u"]);
+        assert!(texts(&inboxes[0]).is_empty());
+        assert!(!now_or_never(&mut pin!(pipeline.sweeping.next())), "what was frozen stays so");
+    }
+
+    #[tokio::test]
+    async fn a_batch_of_which_some_is_delivered_is_given_on_from_there() {
+        let (pipeline, inboxes) = pipeline(1);
+        let pipeline = Arc::new(pipeline);
+        for n in 0..PUBLICATIONS_MAX - 1 {
+            assert!(pipeline.try_publish(to("other", n)));
+        }
+        let batch = tokio::spawn({
+            let pipeline = Arc::clone(&pipeline);
+            async move { pipeline.publish(vec![to("s", "first"), to("s", "second")]).await.unwrap() }
+        });
+        tokio::task::yield_now().await;
+        let noted = Arc::new(Noted::default());
+        pipeline.succeed(Arc::clone(&noted) as Arc<_>);
+        batch.await.unwrap();
+        assert_eq!(texts(&inboxes[0]).last().map(String::as_str), Some("first"));
+        assert_eq!(*noted.0.lock().unwrap(), ["second"]);
     }
 }

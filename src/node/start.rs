@@ -122,6 +122,7 @@ impl Core {
             let broker = links.broker(config, Arc::new(ToPipeline(Weak::clone(pipeline)))).unwrap_or_else(local);
             Pipeline::new(Arc::clone(&inboxes), hasher, broker, links.cluster.clone(), clock)
         });
+        links.handed.stand_still_with(&pipeline);
         Ok(Core {
             metrics: (0..plan.shards as u16).map(|n| Arc::new(ShardMetrics::new(n))).collect(),
             broadcast: Arc::new(Broadcast::new(Arc::clone(&pipeline) as Arc<_>)),
@@ -152,7 +153,7 @@ impl Assembly {
             .enable_all()
             .build()?;
         let calls = RuntimeThread::runtime()?;
-        let mut links = Links::new(&plan.config)?;
+        let mut links = Links::new(&plan.config, plan.given.as_ref().and_then(Given::links))?;
         // The first shard has as many as any.
         let core = Core::new(&plan, main_port.of_shards[0].len(), &calls, &mut links)?;
         let links_runtime = links.runtime()?;
@@ -172,6 +173,7 @@ impl Assembly {
             draining: Arc::clone(&draining),
             links: links.states.clone(),
             redisx: links.redisx.clone(),
+            handed: Arc::clone(&links.handed),
             inherited: Arc::default(),
             control: Arc::default(),
             upgrades: Arc::default(),

@@ -25,6 +25,7 @@ use crate::model::{Now, SlotKey};
 use crate::{shard, telemetry};
 
 use self::calls::GivenCalls;
+use super::links::{LinksGiven, LinksSnapshot, LinksState};
 use super::look;
 use super::observe::Parts;
 
@@ -44,6 +45,9 @@ pub enum BadNodeState {
     /// Not all of it is there.
     #[error("the state of the old process ends too early")]
     Truncated,
+    /// What comes meanwhile would be lost.
+    #[error("the old process has its link to {0}, and this one does not get one")]
+    Link(&'static str),
     /// Another version wrote it.
     #[error("the state of the old process has format {0}, and {STATE_FORMAT} is understood here")]
     Format(u16),
@@ -76,27 +80,21 @@ pub(super) struct Given {
     /// The key of the tokens that clients show to come back.
     #[serde(default)]
     resume_key: Option<String>,
+    #[serde(default)]
+    links: Option<LinksGiven>,
 }
 
 impl Given {
-    /// Of a running node.
+    /// Of a running node. From now on its links note what comes, until [`forget_changes`].
     pub fn of(parts: &Parts, settings: &shard::Settings) -> Given {
+        let links = Some(parts.handed.given(&parts.pipeline));
         let resume_key = settings.resume_tokens.as_ref().map(|tokens| tokens.secret.expose().to_owned());
-        Given { format: STATE_FORMAT, clock_began_ns: parts.pipeline.clock.began_ns(), resume_key }
+        Given { format: STATE_FORMAT, clock_began_ns: parts.pipeline.clock.began_ns(), resume_key, links }
     }
 
-    /// To be sent.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        written(self)
-    }
-
-    /// What was sent.
-    ///
-    /// # Errors
-    /// See [`BadNodeState`].
-    pub fn from_bytes(bytes: &[u8]) -> Result<Given, BadNodeState> {
-        check_format(bytes)?;
-        Ok(rmp_serde::from_slice(bytes)?)
+    /// What the links go on with.
+    pub fn links(&self) -> Option<&LinksGiven> {
+        self.links.as_ref()
     }
 
     /// Changes settings of shards to what the old process has.
@@ -128,6 +126,8 @@ struct Piece {
     local: Option<BrokerPart>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     closes: Option<Vec<Value>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    links: Option<LinksSnapshot>,
 }
 
 /// A [`Snapshot`] that was read.
@@ -146,6 +146,8 @@ impl Snapshot {
         }
         let closes = look::all_closes(&parts.inboxes, parts.inherited.closes());
         put(Piece { closes: Some(closes), ..Piece::default() });
+        let links = parts.handed.snapshot(&parts.pipeline, &parts.links);
+        put(Piece { links: Some(links), ..Piece::default() });
         Snapshot { bytes, since }
     }
 
@@ -177,9 +179,12 @@ impl Snapshot {
 }
 
 impl ReadSnapshot {
-    /// Puts it into a node that does not run yet.
-    pub fn apply(self, parts: &Parts) {
-        for Piece { local, closes } in self.0 {
+    /// Puts it into a node that does not run yet, and waits until its links get what those of the old process get.
+    ///
+    /// # Errors
+    /// One of them does not.
+    pub fn apply(self, parts: &Parts) -> Result<(), BadNodeState> {
+        for Piece { local, closes, links } in self.0 {
             if let (Some(part), Broker::Local(broker)) = (local, &parts.pipeline.broker) {
                 broker.take_over(part);
             }
@@ -187,7 +192,11 @@ impl ReadSnapshot {
                 // There is one list.
                 let _ = parts.inherited.closes.set(closes);
             }
+            if let Some(links) = links {
+                parts.handed.follow(links, &parts.pipeline, &parts.links).map_err(BadNodeState::Link)?;
+            }
         }
+        Ok(())
     }
 }
 
@@ -201,6 +210,8 @@ pub(super) struct NodeState {
     calls: GivenCalls,
     #[serde(default)]
     totals: telemetry::Parts,
+    #[serde(default)]
+    links: LinksState,
 }
 
 impl NodeState {
@@ -210,7 +221,13 @@ impl NodeState {
             Broker::Local(local) => local.changes(snapshot.since),
             Broker::Remote(_) => BrokerPart::default(),
         };
-        NodeState { format: STATE_FORMAT, local, calls: GivenCalls::of(&parts.backend), totals: counted::totals(parts) }
+        NodeState {
+            format: STATE_FORMAT,
+            local,
+            calls: GivenCalls::of(&parts.backend),
+            totals: counted::totals(parts),
+            links: parts.handed.state(&parts.pipeline),
+        }
     }
 
     /// To be sent.
@@ -229,10 +246,11 @@ impl NodeState {
 
     /// Puts it into a node that does not run yet, while its shards put connections together on their threads.
     pub fn apply(self, parts: &Parts) {
-        let NodeState { local, calls, totals, .. } = self;
+        let NodeState { local, calls, totals, links, .. } = self;
         if let Broker::Local(broker) = &parts.pipeline.broker {
             broker.take_over(local);
         }
+        parts.handed.take_over(links, &parts.pipeline);
         // There is one state.
         let _ = parts.inherited.totals.set(totals);
         let _ = parts.inherited.calls.set(calls);
@@ -241,6 +259,7 @@ impl NodeState {
 
 /// An upgrade has come to nothing, or is over: nobody needs to know any more what changes.
 pub(super) fn forget_changes(parts: &Parts) {
+    parts.handed.forget(&parts.pipeline);
     if let Broker::Local(local) = &parts.pipeline.broker {
         LocalBroker::forget_changes(local);
     }
@@ -250,6 +269,7 @@ pub(super) fn forget_changes(parts: &Parts) {
 /// by a new one. Called once, behind [`NodeState::apply`] and before anything runs. Gives the old keys of those whose calls are
 /// made here now: the old process does not answer them.
 pub(super) fn renamed(parts: &Parts, moved: &Moved) -> Vec<SlotKey> {
+    parts.handed.all_are_here(&parts.pipeline);
     parts.inherited.calls.get().map(|calls| calls.make(&parts.backend, moved)).unwrap_or_default()
 }
 

@@ -77,6 +77,8 @@ struct Bucket {
     /// Those of them that are to be read.
     wanted: Wanted,
     epoch: Option<Arc<str>>,
+    /// How far streams were in the process that this one goes on from, until they are followed here.
+    inherited: HashMap<Arc<str>, u64, NameHasher>,
 }
 
 #[derive(Default)]
@@ -115,8 +117,12 @@ impl Gate {
     /// One through which nothing passes yet.
     pub fn new(outlet: Arc<dyn Outlet>, metrics: Arc<RemoteMetrics>, counters_ttl: Duration) -> Gate {
         let hasher = NameHasher::default();
-        let bucket =
-            || Bucket { streams: HashMap::with_hasher(hasher), wanted: Wanted::with_hasher(hasher), epoch: None };
+        let bucket = || Bucket {
+            streams: HashMap::with_hasher(hasher),
+            wanted: Wanted::with_hasher(hasher),
+            epoch: None,
+            inherited: HashMap::with_hasher(hasher),
+        };
         Gate {
             hasher,
             buckets: (0..BUCKETS).map(|_| Mutex::new(bucket())).collect(),
@@ -139,7 +145,11 @@ impl Gate {
             return None;
         }
         let name = name.unwrap_or_else(|| stream.into());
-        bucket.streams.insert(Arc::clone(&name), Stream::followed());
+        let mut followed = Stream::followed();
+        if let Some(last) = bucket.inherited.remove(stream) {
+            self.go_on_from(&mut followed, last);
+        }
+        bucket.streams.insert(Arc::clone(&name), followed);
         Some(name)
     }
 
@@ -184,6 +194,61 @@ impl Gate {
             let openings = self.bucket(name).streams.get_mut(name).map(Stream::take_openings);
             openings.into_iter().flatten().for_each(|then| then());
         }
+    }
+
+    /// The generation of the storage, and how far each stream is that is open.
+    pub fn given(&self) -> (Option<Arc<str>>, Vec<(Arc<str>, u64)>) {
+        let mut streams = Vec::new();
+        for bucket in &self.buckets {
+            let bucket = lock(bucket);
+            streams.extend(bucket.streams.iter().filter_map(|(name, stream)| Some((Arc::clone(name), stream.last()?))));
+        }
+        (lock(&self.common).epoch.clone(), streams)
+    }
+
+    /// Stores of this node whose clients were served without a position.
+    pub fn served(&self) -> Vec<StoreId> {
+        lock(&self.common).served.clone()
+    }
+
+    /// Streams go on behind what another process has delivered, those that are followed here and those that will be until
+    /// [`forget_inherited`](Self::forget_inherited). To be called before anything passes here.
+    pub fn take_over(&self, epoch: Option<&Arc<str>>, streams: Vec<(Arc<str>, u64)>, served: Vec<StoreId>) {
+        let is_another = {
+            let mut common = lock(&self.common);
+            let known = common.epoch.clone();
+            if known.is_none() {
+                common.epoch = epoch.cloned();
+            }
+            common.served = served;
+            known.is_some() && known.as_ref() != epoch
+        };
+        if is_another {
+            // Their offsets mean nothing any more.
+            return;
+        }
+        self.buckets.iter().for_each(|bucket| lock(bucket).epoch = epoch.cloned());
+        for (name, last) in streams {
+            let mut bucket = self.bucket(&name);
+            let Bucket { streams, wanted, inherited, .. } = &mut *bucket;
+            match streams.get_mut(&name) {
+                Some(stream) => {
+                    self.go_on_from(stream, last);
+                    self.want(wanted, Want::Open, name);
+                }
+                None => _ = inherited.insert(name, last),
+            }
+        }
+    }
+
+    /// Whatever is followed from now on begins where it is.
+    pub fn forget_inherited(&self) {
+        self.buckets.iter().for_each(|bucket| lock(bucket).inherited = HashMap::with_hasher(self.hasher));
+    }
+
+    fn go_on_from(&self, stream: &mut Stream, last: u64) {
+        stream.open_at(last);
+        stream.came_at(self.begun.elapsed());
     }
 
     /// Waits until there are streams to be read for this reason, and gives some of them.
@@ -234,7 +299,7 @@ impl Gate {
         };
         for bucket in &self.buckets {
             let mut bucket = lock(bucket);
-            let Bucket { streams, wanted, epoch: current } = &mut *bucket;
+            let Bucket { streams, wanted, epoch: current, .. } = &mut *bucket;
             *current = Some(Arc::clone(epoch));
             if is_another {
                 streams.values_mut().for_each(Stream::begin_anew);
@@ -294,7 +359,7 @@ impl Gate {
             return Passed::Delivered;
         };
         let mut bucket = self.bucket(&publication.stream);
-        let Bucket { streams, wanted, epoch: current } = &mut *bucket;
+        let Bucket { streams, wanted, epoch: current, .. } = &mut *bucket;
         let Some((name, _)) = streams.get_key_value(&*publication.stream) else { return Passed::NotFollowed };
         let name = Arc::clone(name);
         let Some(stream) = streams.get_mut(&name) else { return Passed::NotFollowed };

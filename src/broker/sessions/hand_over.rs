@@ -155,14 +155,15 @@ mod tests {
             let (ours, theirs) = (sessions(usize::MAX), sessions(usize::MAX));
             for step in 0..300 {
                 let sid = Sid::from_bits(next(20).into());
+                let ticket = ResumeTicket { sid, identifiers: None };
+                let key = SlotKey { shard: 0, index: 1, generation: 0 };
                 match next(4) {
-                    0 => {
-                        let ticket = ResumeTicket { sid, identifiers: None };
-                        let key = SlotKey { shard: 0, index: 1, generation: 0 };
-                        ours.resume(ticket, key, at(step), &metrics);
-                    }
+                    0 => drop(ours.resume(ticket, key, at(step), &metrics)),
                     1 => (0..3).for_each(|part| ours.sweep(next(64) as usize + part, at(step))),
-                    _ => drop(ours.departed(sid, Some(saved(sid)), at(step), &metrics)),
+                    _ => {
+                        ours.resume(ticket, key, at(step), &metrics);
+                        ours.departed(sid, Some(saved(sid)), at(step), &metrics);
+                    }
                 }
                 if step == 100 {
                     give(&ours, &theirs, Sessions::all);

@@ -64,7 +64,10 @@ fn bare(epoch: &str) -> Bare {
         draining: Arc::new(AtomicBool::new(false)),
         links: Vec::new(),
         redisx: None,
+        handed: Arc::default(),
         inherited: Arc::default(),
+        control: Arc::default(),
+        upgrades: Arc::default(),
     };
     Bare { parts, _runtime: runtime }
 }
@@ -198,7 +201,7 @@ fn check(new: &Bare) {
 fn over(snapshot: &[u8], state: &[u8]) -> Result<Bare, BadNodeState> {
     let new = bare("other");
     let (snapshot, state) = (Snapshot::from_bytes(snapshot)?, NodeState::from_bytes(state)?);
-    snapshot.apply(&new.parts);
+    snapshot.apply(&new.parts)?;
     state.apply(&new.parts);
     Ok(new)
 }
@@ -261,7 +264,7 @@ fn what_a_later_version_adds_is_passed_over_and_another_format_is_refused() {
     NodeState::from_bytes(&later(STATE_FORMAT)).unwrap();
     let error = NodeState::from_bytes(&later(STATE_FORMAT + 1)).err().unwrap();
     assert_eq!(error.to_string(), "the state of the old process has format 2, and 1 is understood here");
-    assert!(matches!(Given::from_bytes(&later(0)).err(), Some(BadNodeState::Format(0))));
+    assert!(matches!(NodeState::from_bytes(&later(0)).err(), Some(BadNodeState::Format(0))));
 }
 
 #[test]
@@ -347,7 +350,7 @@ fn figures_of_much_history_and_of_many_sessions() {
     let new = bare("other");
     let read = Snapshot::from_bytes(snapshot.bytes()).unwrap();
     let is_read = took("snapshot read", collected);
-    read.apply(&new.parts);
+    read.apply(&new.parts).unwrap();
     let applied = took("snapshot applied", is_read);
     NodeState::from_bytes(&bytes).unwrap().apply(&new.parts);
     took("state read and applied", applied);

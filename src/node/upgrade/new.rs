@@ -142,7 +142,7 @@ impl Predecessor {
         loop {
             match hear(&self.talk)?.0 {
                 ToNew::Snapshot(bytes) => {
-                    Snapshot::from_bytes(&bytes).map_err(unusable)?.apply(parts);
+                    Snapshot::from_bytes(&bytes).and_then(|snapshot| snapshot.apply(parts)).map_err(unusable)?;
                     self.talk.say(&ToOld::Kept {}, &[]).map_err(ended)?;
                 }
                 ToNew::State(bytes) => {
