@@ -348,8 +348,12 @@ fn proxies(places: &Places) -> Outcome {
     Outcome::Ran { passed, count }
 }
 
+/// More than there are processors: nearly all that these tests do is wait.
+const WAITING_TESTS: &str = "--test-threads=4";
+
 fn cluster(places: &Places) -> Outcome {
-    let (passed, mut count) = cargo(places).args(["test", "--test", "cluster", "--", "--ignored"]).counts();
+    let test = cargo(places).args(["test", "--test", "cluster", "--", "--ignored", WAITING_TESTS]);
+    let (passed, mut count) = test.counts();
     match node(places, vec![client_test(places, SENDERS_TEST)], &[]) {
         Outcome::Ran { passed: also_passed, count: more } => {
             count.add(more);
@@ -358,9 +362,6 @@ fn cluster(places: &Places) -> Outcome {
         other => other,
     }
 }
-
-/// More than there are processors: nearly all that these tests do is wait.
-const WAITING_TESTS: &str = "--test-threads=6";
 
 /// Without what is of NATS, and TLS, which these programs are built without.
 fn old_redis(places: &Places) -> Outcome {
@@ -382,7 +383,7 @@ fn old_redis(places: &Places) -> Outcome {
 }
 
 fn valkey(places: &Places) -> Outcome {
-    let test = cargo(places).args(["test", "--test", "cluster", "--", "--ignored"]);
+    let test = cargo(places).args(["test", "--test", "cluster", "--", "--ignored", WAITING_TESTS]);
     let (passed, count) = test.env("CLUSTER_TEST_REDIS", "valkey").counts();
     Outcome::Ran { passed, count }
 }
