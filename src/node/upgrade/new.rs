@@ -283,6 +283,9 @@ impl Predecessor {
     }
 }
 
+/// A key that no connection has.
+const NOBODY: SlotKey = SlotKey { shard: 0, index: u32::MAX, generation: 0 };
+
 /// A publication or a demand that somebody waits for in the old process.
 enum Published {
     Publications(u64, Vec<crate::model::Publication>),
@@ -314,9 +317,9 @@ impl Follower {
         let Receivers { pipeline, backend, inboxes, .. } = &self.receivers;
         match forward {
             Forward::Answer { key, reply } => {
-                if let Some((key, _)) = self.waiting.remove(&key) {
-                    put(inboxes, Answer { key, reply });
-                }
+                // A shard knows what to do with an answer that nobody waits for.
+                let key = self.waiting.remove(&key).map_or(NOBODY, |(key, _)| key);
+                put(inboxes, Answer { key, reply });
             }
             Forward::Publish { number, publications } => {
                 let _ = self.publishes.send(Published::Publications(number, publications));

@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde_bytes::ByteBuf;
 
 use crate::config::ListenOn;
+use crate::http::HttpServer;
 use crate::node::listeners::ReadyPort;
 use crate::node::observe::Parts;
 use crate::node::publish::Frozen;
@@ -327,6 +328,7 @@ impl Node {
         }
         let (Sent { have, bytes }, successor, since_usec) = handed_over?;
         drop(lanes);
+        self.http_servers().for_each(HttpServer::leave);
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let started_usec = successor.started(STARTED_MAX);
         if started_usec.is_none() {

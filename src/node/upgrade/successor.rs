@@ -66,7 +66,7 @@ impl ToSuccessor {
     ///
     /// # Errors
     /// Out of threads or descriptors. Before anything is given away.
-    pub fn new(talk: &Talk) -> io::Result<ToSuccessor> {
+    pub(super) fn new(talk: &Talk) -> io::Result<ToSuccessor> {
         let (queue, queued) = mpsc::channel::<Queued>();
         let waiting: Arc<Mutex<Option<Waiting>>> = Arc::new(Mutex::new(Some(Waiting::default())));
         let (says, hears) = (Talk(talk.0.try_clone()?), Talk(talk.0.try_clone()?));
