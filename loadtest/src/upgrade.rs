@@ -9,8 +9,8 @@ mod serving;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -298,7 +298,7 @@ impl Scene {
         let least = each.max(0.0) * self.fast.counts().ready_now() as f64;
         report.line(&format!("pings: {pings}, at least {least:.0} were due in {:.0} s", pinged_for.as_secs_f64()));
         report.expect(pings as f64 >= least, || "pings were missed".to_owned());
-        report.line(&format!("publications: {published}, of which {} were sent again", self.publishing.repeated()));
+        report.line(&format!("publications: {published}; {}", self.publishing.repeated()));
         self.compare_costs(report)
     }
 
@@ -342,6 +342,8 @@ struct Shared {
     stop: AtomicBool,
     published: AtomicU32,
     repeated: AtomicU64,
+    /// Why, the last time.
+    why: Mutex<String>,
 }
 
 impl Publishing {
@@ -365,8 +367,12 @@ impl Publishing {
         }
     }
 
-    fn repeated(&self) -> u64 {
-        self.shared.repeated.load(Relaxed)
+    /// How many were sent again, and why the last one.
+    fn repeated(&self) -> String {
+        match self.shared.repeated.load(Relaxed) {
+            0 => "none was sent again".to_owned(),
+            n => format!("{n} sent again: {}", self.shared.why.lock().unwrap_or_else(PoisonError::into_inner)),
+        }
     }
 }
 
@@ -390,8 +396,9 @@ fn publish(publisher: &mut Publisher, rate: f64, shared: &Shared) -> anyhow::Res
         let body = format!(r#"{{"stream":"load","data":{}}}"#, json_string(&json_string(&data)));
         // A connection that the server closes may take a request with it that was on its way: an app sends it again, and
         // one that had been taken all the same would show as doubled.
-        if publisher.post(&body).is_err() {
+        if let Err(error) = publisher.post(&body) {
             shared.repeated.fetch_add(1, Relaxed);
+            *shared.why.lock().unwrap_or_else(PoisonError::into_inner) = format!("{error:#}");
             publisher.post(&body)?;
         }
         shared.published.fetch_add(1, Relaxed);

@@ -23,8 +23,8 @@ use crate::hub::{StreamChange, StreamHasher};
 use crate::link::{Held, Turns};
 use crate::metrics;
 use crate::model::{
-    Answer, BrokerError, BrokerReply, Now, PresenceChange, Publication, RemoteDisconnect, Reply, ResumeTicket, Sid,
-    SlotKey,
+    Answer, BrokerError, BrokerReply, Now, PresenceChange, Publication, RemoteDisconnect, Reply, ResumeTicket,
+    SavedSession, Sid, SlotKey,
 };
 use crate::os::clock::Clock;
 use crate::shard::{Delivery, Inbox, Message};
@@ -268,6 +268,11 @@ impl Pipeline {
         if let Some(inbox) = self.inboxes.get(usize::from(key.shard)) {
             inbox.put(Message::Answer(Answer::of_broker(key, result)));
         }
+    }
+
+    /// Sessions that were given to clients of shards that have ended.
+    pub(super) fn left_sessions(&self) -> Vec<SavedSession> {
+        self.inboxes.iter().flat_map(|inbox| inbox.take_sessions()).collect()
     }
 
     /// A shard is to give up a session.

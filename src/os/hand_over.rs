@@ -18,6 +18,8 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType,
 };
 
+use super::faults::{self, Moment};
+
 /// Descriptors in one message, `SCM_MAX_FD` of Linux.
 const SCM_MAX_FD: usize = 253;
 
@@ -88,6 +90,7 @@ impl Channel {
         if descriptors.len() > DESCRIPTORS_MAX {
             return Err(io::Error::new(ErrorKind::InvalidInput, "too many descriptors for one message"));
         }
+        faults::at(Moment::Send);
         if bytes.len() <= INLINE_MAX {
             return self.send_as(&[INLINE], bytes, descriptors);
         }
@@ -148,6 +151,9 @@ impl Channel {
             return Err(invalid("the message is longer than any that is sent"));
         }
         bytes.truncate(received.bytes);
+        if !bytes.is_empty() {
+            faults::at(Moment::Receive);
+        }
         match bytes.first() {
             None => return Ok(None),
             Some(&INLINE) => drop(bytes.drain(..1)),
@@ -201,6 +207,7 @@ pub fn inherited() -> io::Result<Option<Channel>> {
     if value != STDIN {
         return Err(invalid("only standard input (0) can be the channel"));
     }
+    faults::is_new();
     let channel = Channel::try_from(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?)?;
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
     Ok(Some(channel))

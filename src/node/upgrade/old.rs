@@ -328,6 +328,7 @@ impl Node {
         }
         let (Sent { have, bytes }, successor, since_usec) = handed_over?;
         drop(lanes);
+        // Senders that keep connections hear of it by an answer, so that none of their requests meets a closed connection.
         self.http_servers().for_each(HttpServer::leave);
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let started_usec = successor.started(STARTED_MAX);
