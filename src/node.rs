@@ -179,6 +179,16 @@ impl Node {
         &self.runtime
     }
 
+    /// Whether this process has taken over from another one.
+    pub fn has_taken_over(&self) -> bool {
+        self.predecessor.is_some()
+    }
+
+    /// A process that takes over gets this environment variable, too: for what was chosen here and must be the same there.
+    pub fn hand_on(&mut self, variable: &'static str, value: String) {
+        self.made_of.for_successors.push((variable, value));
+    }
+
     /// What the server knows of itself.
     pub fn observer(&self) -> &Arc<Observer> {
         &self.observer
@@ -203,7 +213,7 @@ impl Node {
             boot_log::facts(&self.config, &to_tell, &self.backend, &self.made_of.settings.router);
         }
         ready();
-        let supervisor = Arc::new(Supervisor::from_env(self.predecessor.is_some()));
+        let supervisor = Arc::new(Supervisor::from_env(self.has_taken_over()));
         handle.spawn(Arc::clone(&supervisor).keep_told(Arc::clone(&self.observer)));
         loop {
             match handle.block_on(signals.next()) {

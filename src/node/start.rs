@@ -85,7 +85,6 @@ pub(super) struct Assembly {
     http_ports: Vec<HttpPort>,
     machines: Vec<Epoll>,
     main_was_passed: bool,
-    has_extra_routes: bool,
 }
 
 /// What shards, HTTP and observer use alike.
@@ -144,7 +143,7 @@ impl Assembly {
         extra: Option<ExtraRoutes>,
     ) -> Result<Assembly, StartError> {
         let address = main_port.address()?;
-        let (main_was_passed, has_extra_routes) = (main_port.was_passed, extra.is_some());
+        let main_was_passed = main_port.was_passed;
         let copies = main_port.of_shards.iter().flatten().map(TcpListener::try_clone).collect::<Result<Vec<_>, _>>()?;
         let listeners = Arc::new(Mutex::new(copies));
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -206,7 +205,6 @@ impl Assembly {
             http_ports,
             machines,
             main_was_passed,
-            has_extra_routes,
         })
     }
 
@@ -272,7 +270,7 @@ impl Assembly {
                 broadcast,
                 program,
                 main_was_passed: self.main_was_passed,
-                has_extra_routes: self.has_extra_routes,
+                for_successors: Vec::new(),
             },
             runtime: self.runtime,
             shards,

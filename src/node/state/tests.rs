@@ -298,7 +298,7 @@ fn bad_bytes_are_an_error_and_change_nothing() {
         (random >> 33) as usize
     };
     let (mut read, mut refused) = (0, 0);
-    for _ in 0..3000 {
+    for _ in 0..500 {
         let (mut bad_pieces, mut bad_state) = (pieces.clone(), state.clone());
         let changed = next() % pieces.len();
         for bytes in [&mut *bad_pieces[changed], &mut bad_state] {
@@ -322,7 +322,7 @@ fn bad_bytes_are_an_error_and_change_nothing() {
             Err(_) => refused += 1,
         }
     }
-    assert!(read > 100 && refused > 100, "{read} {refused}");
+    assert!(read > 20 && refused > 20, "{read} {refused}");
 }
 
 /// Figures for the documentation: `cargo test --release --lib state::tests::figures -- --ignored --nocapture`.
