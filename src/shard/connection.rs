@@ -337,3 +337,6 @@ fn read(state: &[u8]) -> Result<ToRead, BadState> {
     }
     Ok(rmp_serde::from_slice(state)?)
 }
+
+#[cfg(test)]
+mod tests;
