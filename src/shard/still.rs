@@ -58,11 +58,6 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         self.is_still() && !self.is_delivering() && self.dirty.is_empty()
     }
 
-    /// Whether a shard that stands still was told to send everybody away.
-    pub fn is_draining(&self) -> bool {
-        self.drain.is_some()
-    }
-
     /// Sets the clock, for connections that are put together before its first turn.
     pub fn look_at_the_clock(&mut self) {
         self.now = self.machine.now();
