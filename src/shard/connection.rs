@@ -342,6 +342,3 @@ fn read(state: &[u8]) -> Result<ToRead, BadState> {
         _ => Ok(read?),
     }
 }
-
-#[cfg(test)]
-mod tests;

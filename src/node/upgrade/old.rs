@@ -31,8 +31,11 @@ const SETTLE_MAX: Duration = Duration::from_secs(5);
 /// How often all shards are asked whether anything came: what one of them does may be work for another.
 const SETTLE_ROUNDS_MAX: usize = 64;
 
-/// How long the new process may take to put everything together once it is sent.
+/// How long the new process may take to put everything together once it is sent, beside the time that connections take.
 const HAVE_MAX: Duration = Duration::from_secs(10);
+
+/// What one connection may take of it: several times what it does take where nothing else has the processors.
+const HAVE_MAX_EACH: Duration = Duration::from_micros(20);
 
 /// How long the new process may take to say that it serves. Nothing is undone after that.
 const STARTED_MAX: Duration = Duration::from_secs(5);
@@ -399,7 +402,9 @@ fn give(
     lanes: &Arc<[Channel]>,
 ) -> Result<Sent, UpgradeError> {
     let clock = Clock::start();
-    let left = || HAVE_MAX.saturating_sub(clock.now().mono);
+    let connections = u32::try_from(stopped.parts.counts.open()).unwrap_or(u32::MAX);
+    let patience = HAVE_MAX + HAVE_MAX_EACH * connections;
+    let left = || patience.saturating_sub(clock.now().mono);
     let all_done = stopped.copy(lanes);
     let state = NodeState::collect(stopped.parts, snapshot).to_bytes();
     let bytes = state.len();
@@ -414,7 +419,7 @@ fn give(
                 new.hear(ABORT_MAX, "say why it takes nothing more")?;
                 return Err(UpgradeError::New(format!("connections cannot be sent to it: {error}")));
             }
-            Err(RecvTimeoutError::Timeout) => return Err(UpgradeError::Late(HAVE_MAX, "take the connections")),
+            Err(RecvTimeoutError::Timeout) => return Err(UpgradeError::Late(patience, "take the connections")),
             Err(RecvTimeoutError::Disconnected) => return Err(UpgradeError::Old("a shard has ended".to_owned())),
         }
     }
