@@ -54,6 +54,7 @@ use supervisor::Supervisor;
 use threads::{RuntimeThread, ShardThreads};
 
 pub use boot_log::first_line;
+pub use child::ParentEnd;
 pub use observe::Facts;
 pub use reload::ReloadError;
 pub use settings::ExtraRoutes;
@@ -119,7 +120,24 @@ impl Node {
     /// # Errors
     /// See [`StartError`]; nothing is left behind.
     pub fn start(config: Config, file: Option<&Path>, extra: Option<ExtraRoutes>) -> Result<Node, StartError> {
-        let plan = Plan::new(config)?;
+        Node::start_one(Plan::new(config, None)?, file, extra)
+    }
+
+    /// The same for one of several processes, over its link to the parent. When that is lost it ends as if it were told to
+    /// terminate.
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing is left behind.
+    pub fn start_child(
+        config: Config,
+        file: Option<&Path>,
+        extra: Option<ExtraRoutes>,
+        parent: ParentEnd,
+    ) -> Result<Node, StartError> {
+        Node::start_one(Plan::new(config, Some(parent))?, file, extra)
+    }
+
+    fn start_one(plan: Plan, file: Option<&Path>, extra: Option<ExtraRoutes>) -> Result<Node, StartError> {
         boot_log::first_lines(plan.open_files, plan.shards, file);
         let main_port = MainPort::open(&plan.config, plan.shards)?;
         Assembly::new(plan, main_port, extra)?.start()
@@ -159,6 +177,9 @@ impl Node {
         ready();
         let supervisor = Arc::new(Supervisor::from_env());
         handle.spawn(Arc::clone(&supervisor).keep_told(Arc::clone(&self.observer)));
+        if let Some(parent) = self.links.as_ref().and_then(RunningLinks::parent) {
+            signals.end_when(parent.until_lost());
+        }
         while handle.block_on(signals.next()) == Asked::Reload {
             supervisor.reloading();
             reload(&mut self);

@@ -19,6 +19,7 @@ mod tests;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io::{self, Read};
+use std::marker::PhantomData;
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering::AcqRel};
@@ -109,9 +110,10 @@ impl Frame {
 
 /// A link. Nothing is read or written before [`Link::run`].
 pub struct Link<Out, In> {
-    reader: Reader<In>,
-    writer: Writer<Out>,
+    socket: UnixStream,
     sender: Sender<Out>,
+    stalled_after: Option<Duration>,
+    direction: PhantomData<fn() -> In>,
 }
 
 /// The end of a link that any thread may use.
@@ -133,7 +135,7 @@ struct Shared<Out> {
     /// Places of deliveries that are done and that the other end has not been told of.
     delivered: AtomicU32,
     waiters: Waiters,
-    direction: std::marker::PhantomData<fn(Out)>,
+    direction: PhantomData<fn(Out)>,
 }
 
 #[derive(Default)]
@@ -148,22 +150,16 @@ struct Queue {
 
 impl<Out: Direction, In: Direction> Link<Out, In> {
     /// A link over a connected socket. If the other end reads nothing for `stalled_after`, it is lost.
-    ///
-    /// # Errors
-    /// The socket cannot be used by the runtime that this is called in.
-    pub fn new(socket: UnixStream, stalled_after: Option<Duration>) -> io::Result<Link<Out, In>> {
-        socket.set_nonblocking(true)?;
-        let (read, write) = tokio::net::UnixStream::from_std(socket)?.into_split();
+    pub fn new(socket: UnixStream, stalled_after: Option<Duration>) -> Link<Out, In> {
         let sender = Sender(Arc::new(Shared {
             queue: Mutex::default(),
             wake: Notify::new(),
             written: Notify::new(),
             delivered: AtomicU32::new(0),
             waiters: Waiters::default(),
-            direction: std::marker::PhantomData,
+            direction: PhantomData,
         }));
-        let writer = Writer::new(write, sender.clone(), stalled_after);
-        Ok(Link { reader: Reader::new(read), writer, sender })
+        Link { socket, sender, stalled_after, direction: PhantomData }
     }
 
     /// For who says something.
@@ -174,9 +170,15 @@ impl<Out: Direction, In: Direction> Link<Out, In> {
     /// Reads and writes until the link is lost, and says why. `on_message` gets what comes, in its order, and must not wait;
     /// `asked` answers requests.
     pub async fn run(self, asked: Arc<dyn Asked>, on_message: impl FnMut(In)) -> LinkLost {
-        let Link { reader, writer, sender } = self;
+        let Link { socket, sender, stalled_after, .. } = self;
         // Also when this is dropped: whoever waits for something is told that it does not come.
         let _end = End(&sender.0);
+        let socket = socket.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(socket));
+        let (read, write) = match socket {
+            Ok(socket) => socket.into_split(),
+            Err(error) => return error.into(),
+        };
+        let (reader, writer) = (Reader::new(read), Writer::new(write, sender.clone(), stalled_after));
         tokio::select! {
             why = reader.run(&sender, asked, on_message) => why,
             why = writer.run() => why,

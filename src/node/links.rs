@@ -22,6 +22,8 @@ use crate::model::{NodeId, Publication, RemoteDisconnect};
 use crate::proto::publication::between_nodes::Origin;
 
 use super::StartError;
+use super::child::{ParentEnd, RunningParentEnd};
+use super::observe::Observer;
 use super::publish::Pipeline;
 use super::settings;
 use super::threads::RuntimeThread;
@@ -46,6 +48,8 @@ pub(super) struct Links {
     sources: Vec<Source>,
     /// What the broker keeps everything in.
     store: Option<MakeBroker>,
+    /// To the parent, if this process is one of several.
+    parent: Option<ParentEnd>,
     broker: Option<Work<'static>>,
 }
 
@@ -55,6 +59,8 @@ pub(super) struct RunningLinks {
     /// Closed when all sources have ended.
     sources: watch::Receiver<()>,
     exchange: Option<Arc<Exchange>>,
+    /// To the parent.
+    parent: Option<RunningParentEnd>,
     thread: RuntimeThread,
 }
 
@@ -69,12 +75,20 @@ impl RunningLinks {
             while self.exchange.as_ref().is_some_and(|exchange| !exchange.has_sent_all()) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
+            if let Some(parent) = &self.parent {
+                parent.said_all().await;
+            }
         };
         if tokio::time::timeout(FINISH_TIMEOUT, finished).await.is_err() {
             tracing::warn!(
                 "not all publications reached the other nodes; what is held of redisx is taken by another node"
             );
         }
+    }
+
+    /// The link to the parent.
+    pub fn parent(&self) -> Option<&RunningParentEnd> {
+        self.parent.as_ref()
     }
 
     /// Leaves the thread to the end of the process.
@@ -84,12 +98,12 @@ impl RunningLinks {
 }
 
 impl Links {
-    /// What the configuration asks for. Nothing is connected yet.
+    /// What the configuration asks for, and the link to the parent. Nothing is connected yet.
     ///
     /// # Errors
     /// Files that are named cannot be read, or hold nothing that can be used.
-    pub fn new(config: &Config) -> Result<Links, StartError> {
-        let mut links = Links::default();
+    pub fn new(config: &Config, parent: Option<ParentEnd>) -> Result<Links, StartError> {
+        let mut links = Links { parent, ..Links::default() };
         if config.pubsub() != PubSub::None {
             links.cluster = Cluster::new(cluster::Settings { reserved: reserved(config) });
         }
@@ -161,6 +175,9 @@ impl Links {
 
     /// The broker, if it is on other machines; what it does waits for the thread.
     pub fn broker(&mut self, config: &Config, outlet: Arc<dyn Outlet>) -> Option<Broker> {
+        if let Some(parent) = self.parent.as_ref().filter(|parent| parent.welcome.relays) {
+            return Some(Broker::Parent(parent.broker(config.broker.sessions_ttl)));
+        }
         let (broker, running) = self.store.take()?(settings::remote_broker(config), outlet);
         self.broker = Some(running);
         Some(Broker::Remote(broker))
@@ -178,7 +195,8 @@ impl Links {
 
     /// The runtime, where there is anything to run.
     pub fn runtime(&self) -> io::Result<Option<Runtime>> {
-        let is_needed = self.medium.is_some() || self.broker.is_some() || !self.sources.is_empty();
+        let is_needed =
+            self.medium.is_some() || self.broker.is_some() || !self.sources.is_empty() || self.parent.is_some();
         is_needed.then(RuntimeThread::runtime).transpose()
     }
 
@@ -188,8 +206,10 @@ impl Links {
         runtime: Option<Runtime>,
         pipeline: &Arc<Pipeline>,
         broadcast: &Arc<Broadcast>,
+        observer: &Arc<Observer>,
     ) -> io::Result<Option<RunningLinks>> {
         let Some(runtime) = runtime else { return Ok(None) };
+        let parent = self.parent.map(|parent| parent.start(&runtime, pipeline, observer));
         let exchange = self.cluster.exchange().cloned();
         if let (Some(exchange), Some(medium)) = (&exchange, self.medium) {
             runtime.spawn(Arc::clone(exchange).run(medium, Arc::clone(pipeline) as Arc<_>));
@@ -205,7 +225,7 @@ impl Links {
             let _running = running;
             reading.join_all().await;
         });
-        Ok(Some(RunningLinks { stop, sources, exchange, thread: RuntimeThread::start("links", runtime)? }))
+        Ok(Some(RunningLinks { stop, sources, exchange, parent, thread: RuntimeThread::start("links", runtime)? }))
     }
 }
 
@@ -271,7 +291,9 @@ impl Incoming for Pipeline {
     fn command(&self, name: &str, payload: &str, node: NodeId) {
         match &self.broker {
             Broker::Remote(remote) => remote.command(name, payload),
-            Broker::Local(_) => tracing::debug!(name, %node, "a command of another node is not known"),
+            Broker::Local(_) | Broker::Parent(_) => {
+                tracing::debug!(name, %node, "a command of another node is not known")
+            }
         }
     }
 

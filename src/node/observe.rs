@@ -116,6 +116,7 @@ impl Observer {
         match &self.parts.pipeline.broker {
             Broker::Local(local) => local.present(&stream, true, usize::MAX),
             Broker::Remote(remote) => remote.present(&stream).await,
+            Broker::Parent(parent) => parent.present(&stream).await,
         }
     }
 

@@ -2,4 +2,4 @@
 
 mod relay;
 
-pub use relay::{ChildLink, Relay};
+pub use relay::{CHILDREN_MAX, ChildLink, Relay};

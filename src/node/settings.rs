@@ -13,6 +13,7 @@ use crate::config::{
 use crate::http::{self, AdminRoutes, Cors, MetricsRoute, PublishRoute, ReadyRoute, Routes};
 use crate::hub::StreamHasher;
 use crate::identity::{Jwt, ResumeTokens, Secret, StreamRouter, StreamSettings};
+use crate::link::local::messages::Welcome;
 use crate::model::{Scheme, Sid};
 use crate::os::listener::{Keepalive, ListenerOptions};
 use crate::proto::frame::Limits;
@@ -162,6 +163,21 @@ fn resume_tokens(config: &Config) -> Option<ResumeTokens> {
     let is_for_all = matches!(config.broker.kind, BrokerKind::Redis | BrokerKind::Nats);
     let secret = Secret::new(&of_app.filter(|_| is_for_all).unwrap_or_else(|| format!("{drawn:x?}")))?;
     keeps_sessions(config).then_some(ResumeTokens { secret, by_sid: config.broker.restore_by_sid })
+}
+
+/// What all processes have alike, of which this is one.
+pub(super) fn with_parent(settings: &mut shard::Settings, of_all: &Welcome, config: &Config) {
+    settings.stream_hasher = StreamHasher::new(of_all.stream_seed);
+    // What is known to all nodes is known to all processes of one.
+    let is_for_all =
+        matches!(config.broker.kind, BrokerKind::Redis | BrokerKind::Nats) && config.app.secret.key().is_some();
+    if let (false, Some(tokens), Some(secret)) =
+        (is_for_all, &mut settings.resume_tokens, Secret::new(&of_all.resume_key))
+    {
+        tokens.secret = secret;
+    }
+    // The parent is asked whether it knows of a stream, as a cluster is.
+    settings.session.cluster |= of_all.relays;
 }
 
 fn keeps_sessions(config: &Config) -> bool {

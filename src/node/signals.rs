@@ -1,6 +1,8 @@
 //! The signals that a running node listens for.
 
+use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -24,6 +26,8 @@ pub(super) struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hang_up: Signal,
+    /// What stands for a signal to end.
+    end_when: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     ended_at: Option<Instant>,
 }
 
@@ -34,13 +38,26 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             hang_up: signal(SignalKind::hangup())?,
+            end_when: None,
             ended_at: None,
         })
     }
 
+    /// What comes first, this or a signal, is the end.
+    pub fn end_when(&mut self, when: impl Future<Output = ()> + Send + 'static) {
+        self.end_when = Some(Box::pin(when));
+    }
+
     /// Waits for the next one that asks for something.
     pub async fn next(&mut self) -> Asked {
+        let end_when = async {
+            match &mut self.end_when {
+                Some(when) => when.await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
+            () = end_when => self.end_when = None,
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
             _ = self.hang_up.recv() => return Asked::Reload,

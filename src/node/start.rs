@@ -14,6 +14,7 @@ use crate::broadcast::Broadcast;
 use crate::broker::{Broker, LocalBroker};
 use crate::config::{Config, Secrets};
 use crate::http::{ExtraRoutes, HttpMetrics, HttpServer, Routes};
+use crate::link::local::messages::Welcome;
 use crate::model::Answer;
 use crate::os::clock::Clock;
 use crate::os::facts::Facts;
@@ -22,6 +23,7 @@ use crate::shard::{self, Deal, Epoll, EpollSettings, Inbox, Message, Shard, Shar
 
 use super::boot_log::{Main, ToTell};
 use super::capacity::{Capacity, Outlook};
+use super::child::ParentEnd;
 use super::counts::Counts;
 use super::links::Links;
 use super::listeners::{HttpPort, MainPort};
@@ -44,11 +46,13 @@ pub(super) struct Plan {
     machine: Facts,
     capacity: Capacity,
     outlook: Outlook,
+    /// The link to the parent, if this process is one of several.
+    parent: Option<ParentEnd>,
 }
 
 impl Plan {
     /// Raises the limit of open files, and works out how many shards and clients there may be.
-    pub fn new(config: Config) -> io::Result<Plan> {
+    pub fn new(config: Config, parent: Option<ParentEnd>) -> io::Result<Plan> {
         let secrets = Secrets::resolve(&config);
         let open_files = limits::raise_open_files()?;
         let cores = thread::available_parallelism().map_or(1, usize::from);
@@ -56,7 +60,7 @@ impl Plan {
         let machine = capacity::facts(open_files);
         let capacity = Capacity::find(&config, &machine, shards);
         let outlook = Outlook::find(&config, &machine, shards, &capacity);
-        Ok(Plan { config: Arc::new(config), secrets, open_files, shards, machine, capacity, outlook })
+        Ok(Plan { config: Arc::new(config), secrets, open_files, shards, machine, capacity, outlook, parent })
     }
 }
 
@@ -90,7 +94,14 @@ struct Core {
 }
 
 impl Core {
-    fn new(plan: &Plan, listeners: usize, calls: &Runtime, links: &mut Links) -> Result<Core, StartError> {
+    /// `of_all` is what several processes have alike, of which this is one.
+    fn new(
+        plan: &Plan,
+        of_all: Option<&Welcome>,
+        listeners: usize,
+        calls: &Runtime,
+        links: &mut Links,
+    ) -> Result<Core, StartError> {
         let Plan { config, secrets, .. } = plan;
         let inboxes: Arc<[Arc<Inbox>]> =
             (0..plan.shards).map(|_| Inbox::new().map(Arc::new)).collect::<Result<Vec<_>, _>>()?.into();
@@ -102,12 +113,17 @@ impl Core {
         });
         let backend = settings::backend(config, secrets)?;
         let backend = Arc::new(Backend::start(backend, calls.handle(), answers)?);
-        let settings = Arc::new(settings::shard(config, secrets, plan.shards, plan.capacity.sockets_max, listeners)?);
+        let mut settings = settings::shard(config, secrets, plan.shards, plan.capacity.sockets_max, listeners)?;
+        if let Some(of_all) = of_all {
+            settings::with_parent(&mut settings, of_all, config);
+        }
+        let settings = Arc::new(settings);
+        let clock = of_all.map_or_else(Clock::start, |of_all| Clock::since(of_all.clock_origin_usec));
         let hasher = settings.stream_hasher.clone();
         let pipeline = Arc::new_cyclic(|pipeline| {
             let local = || Broker::Local(LocalBroker::new(super::settings::broker(config)));
             let broker = links.broker(config, Arc::new(ToPipeline(Weak::clone(pipeline)))).unwrap_or_else(local);
-            Pipeline::new(Arc::clone(&inboxes), hasher, broker, links.cluster.clone(), Clock::start())
+            Pipeline::new(Arc::clone(&inboxes), hasher, broker, links.cluster.clone(), clock)
         });
         Ok(Core {
             metrics: (0..plan.shards as u16).map(|n| Arc::new(ShardMetrics::new(n))).collect(),
@@ -123,7 +139,7 @@ impl Core {
 
 impl Assembly {
     /// Makes everything that can fail.
-    pub fn new(plan: Plan, main_port: MainPort, extra: Option<ExtraRoutes>) -> Result<Assembly, StartError> {
+    pub fn new(mut plan: Plan, main_port: MainPort, extra: Option<ExtraRoutes>) -> Result<Assembly, StartError> {
         let address = main_port.address()?;
         let copies = main_port.of_shards.iter().flatten().map(TcpListener::try_clone).collect::<Result<Vec<_>, _>>()?;
         let listeners = Arc::new(Mutex::new(copies));
@@ -133,9 +149,11 @@ impl Assembly {
             .enable_all()
             .build()?;
         let calls = RuntimeThread::runtime()?;
-        let mut links = Links::new(&plan.config)?;
+        let parent = plan.parent.take();
+        let of_all = parent.as_ref().map(|parent| parent.welcome.clone());
+        let mut links = Links::new(&plan.config, parent)?;
         // The first shard has as many as any.
-        let core = Core::new(&plan, main_port.of_shards[0].len(), &calls, &mut links)?;
+        let core = Core::new(&plan, of_all.as_ref(), main_port.of_shards[0].len(), &calls, &mut links)?;
         let links_runtime = links.runtime()?;
         let draining = Arc::new(AtomicBool::new(false));
         let http_metrics = Arc::new(HttpMetrics::default());
@@ -191,7 +209,8 @@ impl Assembly {
         let other_http = http_ports.map(|port| port.serve(&self.runtime)).collect::<Result<_, _>>()?;
         self.observer.watch(self.runtime.handle());
         self.core.pipeline.keep_sweeping(self.runtime.handle());
-        let links = self.links.start(self.links_runtime, &self.core.pipeline, &self.core.broadcast)?;
+        let Core { pipeline, broadcast, .. } = &self.core;
+        let links = self.links.start(self.links_runtime, pipeline, broadcast, &self.observer)?;
         let Core { backend, settings, broadcast, .. } = self.core;
         let Plan { config, secrets, shards: shard_count, machine, capacity, outlook, .. } = self.plan;
         let scheme = settings.listeners.first().copied().unwrap_or_default().scheme;
@@ -310,7 +329,7 @@ mod tests {
     }
 
     fn assembly() -> Assembly {
-        let plan = Plan::new(config()).unwrap();
+        let plan = Plan::new(config(), None).unwrap();
         let main_port = MainPort::open(&plan.config, plan.shards).unwrap();
         Assembly::new(plan, main_port, None).unwrap()
     }
