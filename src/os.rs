@@ -4,6 +4,7 @@
 
 pub mod allocator;
 pub mod clock;
+pub mod control_socket;
 pub mod facts;
 pub mod family;
 pub mod limits;

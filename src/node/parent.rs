@@ -36,6 +36,7 @@ use crate::os::{limits, passed};
 use super::StartError;
 use super::boot_log;
 use super::capacity;
+use super::control::{self, Control, RunningControl};
 use super::processes::{self, Order, Question, Terms, Turning};
 use super::reload::ReloadError;
 use super::signals::{Asked, Signals};
@@ -44,7 +45,7 @@ use all::{All, Wishes};
 use ports::Ports;
 use size::Size;
 
-pub use relay::{CHILDREN_MAX, ChildLink, Relay};
+use relay::{ChildLink, Relay};
 
 /// The wait before a child is started again; it doubles each time.
 const BACK_OFF_FIRST: Duration = Duration::from_millis(100);
@@ -79,6 +80,8 @@ pub struct Parent {
     is_up: bool,
     events: mpsc::UnboundedSender<Event>,
     happened: mpsc::UnboundedReceiver<Event>,
+    /// Until it is answered at.
+    control: Option<Control>,
     runtime: Runtime,
 }
 
@@ -160,9 +163,22 @@ impl Parent {
         let (events, happened) = mpsc::unbounded_channel();
         let children = Vec::with_capacity(size.of.into());
         let config = Arc::new(config);
-        let is_up = false;
-        let mut parent =
-            Parent { config, cores, size, ports, node_id, relay, all, children, is_up, events, happened, runtime };
+        let control = Control::open(config.app.control_socket.as_deref(), ports.main(), None)?;
+        let mut parent = Parent {
+            config,
+            cores,
+            size,
+            ports,
+            node_id,
+            relay,
+            all,
+            children,
+            is_up: false,
+            events,
+            happened,
+            control,
+            runtime,
+        };
         parent.tell_of_all();
         for child in 0..parent.size.of {
             let state = parent.start_child(child)?;
@@ -226,12 +242,13 @@ impl Parent {
         mut reload: impl FnMut(&mut Parent),
     ) -> Result<(), ParentError> {
         let handle = self.runtime.handle().clone();
+        let control = self.serve_control();
         let (mut signals, mut child_ends) = {
             let _runtime = handle.enter();
             self.relay.keep_sweeping();
-            (Signals::listen()?, signal(SignalKind::child())?)
+            (Signals::listen(control)?, signal(SignalKind::child())?)
         };
-        let supervisor = Arc::new(Supervisor::from_env());
+        let supervisor = Arc::new(Supervisor::from_env(false));
         let mut ready = Some(ready);
         // Some may have ended before their ends were listened for.
         self.children_ended()?;
@@ -243,7 +260,9 @@ impl Parent {
                     reload(&mut self);
                     supervisor.reloaded();
                 }
-                Next::Asked(Asked::Ordered(_)) => {}
+                Next::Asked(Asked::Order(order)) => self.refuse(order, &mut signals),
+                // There is no parent above this one.
+                Next::Asked(Asked::ByParent(_)) => {}
                 Next::ChildEnded => self.children_ended()?,
                 Next::StartAgain => self.start_again(),
                 Next::Happened(Event::LinkLost { child, pid, why }) => self.link_lost(child, pid, &why),
@@ -261,6 +280,31 @@ impl Parent {
         handle.block_on(self.shut_down(&supervisor, &mut signals, &mut child_ends));
         self.runtime.shutdown_background();
         Ok(())
+    }
+
+    /// Begins to answer at the control socket. A failure is no reason to end.
+    fn serve_control(&mut self) -> Option<RunningControl> {
+        let control = self.control.take()?;
+        let path = control.path().display().to_string();
+        let all = Arc::clone(&self.all);
+        match control.serve(self.runtime.handle(), Arc::clone(&self.all.control), move || all.status()) {
+            Ok(running) => {
+                tracing::info!("control socket: {path}");
+                Some(running)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "nobody can be answered at the control socket {path}");
+                None
+            }
+        }
+    }
+
+    /// Nobody upgrades several processes yet.
+    fn refuse(&self, order: control::Order, signals: &mut Signals) {
+        let text = "a server of several processes (--processes) cannot be upgraded while it serves; start the new version anew";
+        tracing::warn!("no upgrade: {text}");
+        self.runtime.block_on(order.reader.end(Err(text.to_owned())));
+        signals.forget_upgrades();
     }
 
     async fn next(&mut self, signals: &mut Signals, child_ends: &mut Signal) -> Next {
@@ -286,7 +330,9 @@ impl Parent {
         if self.is_up {
             tracing::info!("process {child} (pid {pid}) serves");
         }
-        all && !std::mem::replace(&mut self.is_up, self.is_up || all)
+        let was_up = self.is_up;
+        self.is_up |= all;
+        all && !was_up
     }
 
     fn is_running(&self, child: u16, pid: u32) -> bool {

@@ -21,7 +21,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a child is given on its standard input.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Terms {
+pub struct Terms {
     /// Its share of the configuration, with ports that are chosen.
     pub config: Carried,
     /// In every line of the log.
@@ -132,6 +132,16 @@ pub(super) struct Counted {
 pub(super) struct NamedCheck {
     pub name: String,
     pub ok: bool,
+}
+
+impl Terms {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// They are none.
+    pub fn read(text: &[u8]) -> Result<Terms, rmp_serde::decode::Error> {
+        rmp_serde::from_slice(text)
+    }
 }
 
 /// Writes something down for another process. Plain data can always be written into memory.

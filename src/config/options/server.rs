@@ -128,6 +128,16 @@ options! {
     /// towards the shutdown time-out.
     shutdown_delay: Duration = "0s", "shutdown-delay", "app.shutdown_delay" [.live().unit(Unit::Seconds)];
 
+    /// Unix socket through which `cableway upgrade` asks the running server. `none`: there is none; SIGUSR2 is left then.
+    ///
+    /// `auto`: control.sock in the first of $RUNTIME_DIRECTORY, else the port's own socket in cableway/ in $XDG_RUNTIME_DIR, else in
+    /// a directory of this user below the temporary one. It is for the user of the server and root alone.
+    control_socket: Option<String> = "auto", "control-socket", "app.control_socket";
+
+    /// Time that a new process has to start and to read its configuration in an upgrade. The old one goes on without it
+    /// after that.
+    upgrade_timeout: Duration = "30s", "upgrade-timeout", "app.upgrade_timeout" [.live().unit(Unit::Seconds)];
+
     /// Name of this node: `nodeid` in every line of the log. Empty: six random characters.
     node_id: String = "", "node-id", "node_id" [.hidden()];
 }

@@ -8,7 +8,10 @@ use serde_bytes::ByteBuf;
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::link::local::Asked;
-use crate::node::processes::{self, Answering, Counted, How, Order, PATIENCE, Question, Said, Wish};
+use crate::node::control::{ControlMetrics, talk};
+use crate::node::metrics;
+use crate::node::processes::{self, Answering, Counted, How, Order, PATIENCE, Question, Said, Turning, Wish};
+use crate::os::process;
 use crate::telemetry::{Collect, Families, Parts};
 
 use super::{ChildLink, Event, Relay};
@@ -32,6 +35,9 @@ pub struct All {
     members: Mutex<Box<[Member]>>,
     relay: Arc<Relay>,
     tags: Vec<(String, String)>,
+    /// What they had together when they were asked last.
+    load: Mutex<Turning>,
+    pub control: Arc<ControlMetrics>,
 }
 
 /// One child, by whichever process it is at the moment.
@@ -48,7 +54,8 @@ struct Member {
 
 impl All {
     pub fn new(of: u16, relay: Arc<Relay>, tags: Vec<(String, String)>) -> All {
-        All { members: Mutex::new((0..of).map(|_| Member::default()).collect()), relay, tags }
+        let members = Mutex::new((0..of).map(|_| Member::default()).collect());
+        All { members, relay, tags, load: Mutex::default(), control: Arc::default() }
     }
 
     fn members(&self) -> MutexGuard<'_, Box<[Member]>> {
@@ -128,6 +135,25 @@ impl All {
         said
     }
 
+    /// What is told at the control socket.
+    pub fn status(&self) -> talk::Status {
+        let Turning { websockets, websockets_max, .. } = *self.load();
+        talk::Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            websockets,
+            websockets_max,
+            descriptors: process::open_descriptors().unwrap_or(0),
+            resident_bytes: process::resident_bytes().unwrap_or(0),
+            ..talk::Status::default()
+        }
+    }
+
+    /// What they had together when they were asked last.
+    pub fn load(&self) -> MutexGuard<'_, Turning> {
+        self.load.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What was counted by processes that have ended.
     fn gone(&self) -> Vec<Said> {
         let members = self.members();
@@ -144,13 +170,14 @@ impl All {
     fn own(&self) -> Counted {
         let mut families = Families::new(self.tags.clone());
         self.relay.collect(&mut families);
+        self.control.collect(&[], &mut families);
         for (number, member) in self.members().iter().enumerate() {
             let metrics = ProcessMetrics::default();
             metrics.process_up.set(i64::from(member.serves));
             metrics.process_restarts_total.add(member.starts.saturating_sub(1));
             metrics.collect(&[("process", number.to_string().as_str())], &mut families);
         }
-        super::super::metrics::of_this_process(&mut families);
+        metrics::of_the_parent(&mut families);
         Counted { parts: families.into_parts(), ..Counted::default() }
     }
 }

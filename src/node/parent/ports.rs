@@ -37,6 +37,11 @@ impl Ports {
         Ok(Ports { main, admin, _held: held })
     }
 
+    /// The one on which clients come.
+    pub fn main(&self) -> u16 {
+        self.main
+    }
+
     /// Names the ports that were chosen.
     pub fn write_into(&self, config: &mut Config) {
         config.server.port = self.main;

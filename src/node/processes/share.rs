@@ -32,6 +32,8 @@ pub(in crate::node) fn share(config: &Config, child: u16, of: u16, cores: usize)
     disconnect.rate = part(disconnect.rate as usize, child, of) as u32;
     disconnect.backlog = part(disconnect.backlog, child, of);
     disconnect.backlog_bytes = part_if_any(disconnect.backlog_bytes, child, of);
+    // The parent has the one of the server.
+    config.app.control_socket = None;
     config.ws.max_buffers_size = part_if_any(config.ws.max_buffers_size, child, of);
     config
 }
