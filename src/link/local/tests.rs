@@ -67,6 +67,24 @@ async fn what_is_said_is_heard_in_its_order_whatever_its_size() {
 }
 
 #[tokio::test]
+async fn what_was_said_before_the_end_is_heard_even_by_who_finds_it_while_writing() {
+    let (socket, mut other) = UnixStream::pair().unwrap();
+    let mut parent: End<ToChild, ToParent> = end(socket, Arc::new(Echo));
+    let count = 20_000;
+    let writing = std::thread::spawn(move || {
+        (0..count).for_each(|key| other.write_all(&Frame::new(&ToParent::Follow(key)).unwrap().0).unwrap());
+        // It ends with something that it has not read.
+        drop(other);
+    });
+    for n in 0..count {
+        parent.sender.put(&ToChild::Taken(n));
+        assert_eq!(parent.heard.recv().await, Some(ToParent::Follow(n)));
+    }
+    writing.join().unwrap();
+    assert!(matches!(parent.life.await.unwrap(), LinkLost::Closed));
+}
+
+#[tokio::test]
 async fn requests_are_answered_in_both_directions_and_fail_when_the_link_is_lost() {
     let (parent, child) = both();
     assert_eq!(child.sender.request("a", vec![1]).await, Ok(vec![b'a', 1]));
