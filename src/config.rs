@@ -6,6 +6,7 @@
 //! `--help`, the sample file and the parser all come from there.
 
 mod arguments;
+mod carried;
 mod check;
 mod cluster;
 mod commands;
@@ -30,6 +31,7 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use carried::Carried;
 pub use check::ACCEPTORS_MAX;
 pub use commands::{CommandFlag, SHELLS, SUBCOMMANDS, Subcommand};
 pub use completions::completions;
@@ -45,7 +47,7 @@ pub use reload::Reloaded;
 pub use resolved::{ListenOn, OPEN_BROADCAST_PORT};
 pub use secrets::Secrets;
 pub use setting::{
-    BroadcastAdapter, BrokerKind, LogFormat, LogLevel, PubSub, Reaping, RpcImplementation, Secret, Tags,
+    BroadcastAdapter, BrokerKind, LogFormat, LogLevel, Processes, PubSub, Reaping, RpcImplementation, Secret, Tags,
 };
 pub use text::{help, sample};
 

@@ -36,7 +36,9 @@ use tokio::sync::{Semaphore, watch};
 
 pub use admin::{AdminRoute, AdminRoutes};
 use rooms::{Doing, Place, Rooms, Sizes};
-pub use routes::{Check, Cors, ExtraAnswer, ExtraRoutes, MetricsRoute, PublishRoute, ReadyRoute, Routes, metrics_form};
+pub use routes::{
+    Check, Cors, ExtraAnswer, ExtraRoutes, HealthRoute, Later, MetricsRoute, PublishRoute, ReadyRoute, Routes, metrics_form,
+};
 use socket::ReplayedStream;
 use upgrade::Wish;
 

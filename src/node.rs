@@ -8,6 +8,7 @@ mod admin;
 mod boot_log;
 mod capacity;
 mod child;
+pub(crate) mod control;
 mod counts;
 mod dead_peers;
 mod followers;
@@ -17,6 +18,7 @@ mod look;
 mod metrics;
 mod observe;
 mod parent;
+mod processes;
 mod publish;
 mod readiness;
 mod reload;
@@ -25,9 +27,12 @@ mod settings;
 mod signals;
 mod sorted_runs;
 mod start;
+mod state;
 mod supervisor;
 mod threads;
+mod upgrade;
 mod warnings;
+mod whole;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -44,20 +49,25 @@ use crate::config::Config;
 use crate::http::HttpServer;
 
 use boot_log::ToTell;
+use child::Ordered;
+use control::{Control, Order, RunningControl, What, talk};
 use links::RunningLinks;
 use listeners::MainPort;
 use observe::Observer;
 use reload::MadeOf;
 use signals::{Asked, Signals};
 use start::{Assembly, Plan};
-use supervisor::Supervisor;
+use supervisor::{Supervisor, Turns};
 use threads::{RuntimeThread, ShardThreads};
 
 pub use boot_log::first_line;
-pub use child::ParentEnd;
+pub use child::{ParentEnd, ReloadOrder};
+pub use parent::{Parent, ParentError};
+pub use processes::Terms;
 pub use observe::Facts;
 pub use reload::ReloadError;
 pub use settings::ExtraRoutes;
+pub use upgrade::{Understood, UpgradeError, Upgraded};
 
 /// Part of the time a shutdown may take that clients are spread over; the rest is for their last bytes and for telling
 /// the app.
@@ -84,6 +94,12 @@ pub struct Node {
     observer: Arc<Observer>,
     draining: Arc<AtomicBool>,
     address: SocketAddr,
+    /// Until it is answered at.
+    control: Option<Control>,
+    /// Whether this process is one of several.
+    is_child: bool,
+    /// What its parent wants to be taken over.
+    ordered: Option<ReloadOrder>,
 }
 
 /// Why a node cannot start.
@@ -128,19 +144,33 @@ impl Node {
     ///
     /// # Errors
     /// See [`StartError`]; nothing is left behind.
-    pub fn start_child(
-        config: Config,
-        file: Option<&Path>,
-        extra: Option<ExtraRoutes>,
-        parent: ParentEnd,
-    ) -> Result<Node, StartError> {
-        Node::start_one(Plan::new(config, Some(parent))?, file, extra)
+    pub fn start_child(config: Config, parent: ParentEnd) -> Result<Node, StartError> {
+        Node::start_one(Plan::new(config, Some(parent))?, None, None)
     }
 
     fn start_one(plan: Plan, file: Option<&Path>, extra: Option<ExtraRoutes>) -> Result<Node, StartError> {
-        boot_log::first_lines(plan.open_files, plan.shards, file);
-        let main_port = MainPort::open(&plan.config, plan.shards)?;
-        Assembly::new(plan, main_port, extra)?.start()
+        if !plan.is_child() {
+            boot_log::first_lines(plan.open_files, plan.shards, file);
+        }
+        let main_port = MainPort::open(&plan.config, plan.shards, plan.is_child())?;
+        let control = Control::open(plan.config.app.control_socket.as_deref(), main_port.address()?.port(), None)?;
+        let node = Assembly::new(plan, main_port, extra)?.start()?;
+        Ok(Node { control, ..node })
+    }
+
+    /// What the parent of this process wants to be taken over, if that is why the configuration is to be read again.
+    pub fn take_order(&mut self) -> Option<ReloadOrder> {
+        self.ordered.take()
+    }
+
+    /// Logs what the server is. The parent of several processes has told of the machine.
+    fn tell(&mut self) {
+        if let Some(to_tell) = self.to_tell.take() {
+            if !self.is_child {
+                boot_log::machine(&self.config, &to_tell.capacity, &to_tell.outlook);
+            }
+            boot_log::facts(&self.config, &to_tell, &self.backend, &self.made_of.settings.router);
+        }
     }
 
     /// Where the main port really is.
@@ -159,31 +189,56 @@ impl Node {
     }
 
     /// Serves until SIGINT or SIGTERM, then shuts down in good order; a second signal ends it at once. For SIGHUP `reload` is
-    /// called, which may give the node a new configuration by [`Node::reload`]. `ready` is called when signals are listened for
-    /// and the log says so.
+    /// called, which may give the node a new configuration by [`Node::reload`]. SIGUSR2 and the control socket ask for an
+    /// upgrade: when another process serves, this one finishes what it has begun and ends. `ready` is called when signals are
+    /// listened for and the log says so.
     ///
     /// # Errors
     /// Signals cannot be listened for.
     pub fn run_until_signalled(mut self, ready: impl FnOnce(), mut reload: impl FnMut(&mut Node)) -> io::Result<()> {
         let handle = self.runtime.handle().clone();
+        let control = self.serve_control();
         let mut signals = {
             let _runtime = handle.enter();
-            Signals::listen()?
+            Signals::listen(control)?
         };
-        // Not before: who reads that it serves may signal it at once.
-        if let Some(to_tell) = self.to_tell.take() {
-            boot_log::facts(&self.config, &to_tell, &self.backend, &self.made_of.settings.router);
+        // Not before: who reads that it serves may signal it at once. One of several processes tells it for all, when its parent
+        // wants it.
+        if !self.is_child {
+            self.tell();
         }
         ready();
-        let supervisor = Arc::new(Supervisor::from_env());
-        handle.spawn(Arc::clone(&supervisor).keep_told(Arc::clone(&self.observer)));
-        if let Some(parent) = self.links.as_ref().and_then(RunningLinks::parent) {
-            signals.end_when(parent.until_lost());
+        let supervisor = Arc::new(Supervisor::from_env(false));
+        handle.spawn(Arc::clone(&supervisor).keep_told(Turns::new(Arc::clone(&self.observer))));
+        if let Some(parent) = self.links.as_mut().and_then(RunningLinks::parent_mut) {
+            signals.obey(parent.take_orders(), parent.until_lost());
+            handle.spawn(parent.tell_it_serves());
         }
-        while handle.block_on(signals.next()) == Asked::Reload {
-            supervisor.reloading();
-            reload(&mut self);
-            supervisor.reloaded();
+        loop {
+            match handle.block_on(signals.next()) {
+                Asked::End => break,
+                Asked::Reload => {
+                    supervisor.reloading();
+                    reload(&mut self);
+                    supervisor.reloaded();
+                }
+                Asked::Order(order) => {
+                    let Some(successor) = self.carry_out(order, &supervisor, &mut signals) else { continue };
+                    handle.block_on(async {
+                        tokio::select! {
+                            () = self.outlive() => (),
+                            () = signals.pass_on(successor) => (),
+                        }
+                    });
+                    self.detach();
+                    return Ok(());
+                }
+                Asked::ByParent(Ordered::Tell) => self.tell(),
+                Asked::ByParent(Ordered::Reload(order)) => {
+                    self.ordered = Some(order);
+                    reload(&mut self);
+                }
+            }
         }
         handle.block_on(async {
             tokio::select! {
@@ -191,12 +246,77 @@ impl Node {
                 () = signals.end_again() => tracing::warn!("second signal: ending at once"),
             }
         });
-        // Whatever is left must not hold the process up: its time was bounded above.
+        self.detach();
+        Ok(())
+    }
+
+    /// Whatever is left must not hold the process up: its time was bounded before.
+    fn detach(self) {
         self.runtime.shutdown_background();
         self.shards.detach();
         self.calls.detach();
         self.links.into_iter().for_each(RunningLinks::detach);
-        Ok(())
+    }
+
+    /// Begins to answer at the control socket. A failure is no reason to end: clients are served.
+    fn serve_control(&mut self) -> Option<RunningControl> {
+        let control = self.control.take()?;
+        let path = control.path().display().to_string();
+        let observer = Arc::clone(&self.observer);
+        let metrics = Arc::clone(&observer.parts.control);
+        match control.serve(self.runtime.handle(), metrics, move || observer.control_status()) {
+            Ok(running) => {
+                tracing::info!("control socket: {path}");
+                Some(running)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "nobody can be answered at the control socket {path}");
+                None
+            }
+        }
+    }
+
+    /// Does what was asked for, and tells whoever asked; the process that serves now, if this one has handed over.
+    fn carry_out(&mut self, order: Order, supervisor: &Supervisor, signals: &mut Signals) -> Option<u32> {
+        let Order { what, reader } = order;
+        let (result, successor) = match what {
+            _ if self.is_child => {
+                let text = "this process is one of several and is upgraded by its parent process: signal that one";
+                tracing::warn!("{text}");
+                self.runtime.block_on(reader.end(Err(text.to_owned())));
+                return None;
+            }
+            What::Check => (self.check_upgrade().map(talk::Done::from), None),
+            What::Upgrade => {
+                reader.tell(format!(
+                    "upgrading process {} (cableway {})",
+                    std::process::id(),
+                    env!("CARGO_PKG_VERSION")
+                ));
+                supervisor.reloading();
+                let upgraded = self.upgrade();
+                match &upgraded {
+                    Ok(upgraded) => supervisor.handed_over(upgraded.pid),
+                    Err(_) => supervisor.reloaded(),
+                }
+                let successor = upgraded.as_ref().ok().map(|upgraded| upgraded.pid);
+                (upgraded.map(talk::Done::from), successor)
+            }
+        };
+        let result = result.map_err(|error| error.to_string());
+        self.runtime.block_on(reader.end(result));
+        signals.forget_upgrades();
+        successor
+    }
+
+    /// Waits until what this process has begun and another one goes on with is finished, at most `--shutdown-timeout`.
+    async fn outlive(&self) {
+        let deadline = Instant::now() + self.config.app.shutdown_timeout;
+        let servers = std::iter::once(&self.main_http).chain(&self.other_http);
+        servers.clone().for_each(HttpServer::drain);
+        for server in servers {
+            let _ = tokio::time::timeout_at(deadline, server.drained()).await;
+        }
     }
 
     /// Stops taking clients, sends those there are away, tells the app, and waits for all of it, at most

@@ -4,7 +4,9 @@
 
 pub mod allocator;
 pub mod clock;
+pub mod control_socket;
 pub mod facts;
+pub mod family;
 pub mod limits;
 pub mod listener;
 pub mod notify;

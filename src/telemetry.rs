@@ -7,7 +7,7 @@
 mod families;
 mod metric;
 
-pub use families::{Collect, Families, Text, Value};
+pub use families::{Collect, Families, Parts, Text, Total, Value};
 pub use metric::{Bounds, Counter, Gauge, Histogram, QUICK, SLOW};
 
 /// Lines of the log that nobody got to read. The log belongs to the process and not to a node, and so does this.

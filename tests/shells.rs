@@ -37,6 +37,7 @@ const LINES: &[(&str, &[&str], &str)] = &[
     ("cableway serve --max-c", &["--max-conn"], "--max-fragments"),
     ("cableway --allowed", &["--allowed-origins"], "--url"),
     ("cableway top --", &["--url", "--once", "--interval"], "--max-conn"),
+    ("cableway upgrade --", &["--check", "--wait", "--control-socket", "--port"], "--once"),
     ("cableway healthcheck --", &["--url", "--port"], "--once"),
     ("cableway completions ", &["bash", "zsh", "fish"], "serve"),
 ];

@@ -101,6 +101,16 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
         words: &[],
     },
     Subcommand {
+        name: "upgrade",
+        usage: &[("upgrade [--check]", "let a new process take over every connection; more: cableway upgrade --help")],
+        takes_options: true,
+        flags: &[
+            flag("--check", "", "Only see whether it would go."),
+            flag("--wait", "SECONDS", "How long to wait for the end of it."),
+        ],
+        words: &[],
+    },
+    Subcommand {
         name: "config",
         usage: &[
             ("config [OPTIONS]", "print the configuration in force and where each value came from"),

@@ -90,6 +90,8 @@ pub(super) struct Access {
     pub set: fn(&mut Config, &Input, Unit) -> Result<(), String>,
     /// The field's value as text that `set` would accept.
     pub get: fn(&Config, Unit) -> Shown,
+    /// The same with everything that is secret.
+    pub carry: fn(&Config, Unit) -> Input,
     /// Whether two configurations have the same value, which `get` does not tell of secrets.
     pub same: fn(&Config, &Config) -> bool,
     /// Takes the value of the first over into the second.
@@ -325,6 +327,7 @@ macro_rules! options {
                             Ok(())
                         },
                         get: |config, unit| $crate::config::setting::Setting::show(&config.$place.$field, unit),
+                        carry: |config, unit| $crate::config::setting::Setting::carry(&config.$place.$field, unit),
                         same: |one, other| one.$place.$field == other.$place.$field,
                         copy: |from, to| to.$place.$field.clone_from(&from.$place.$field),
                     },

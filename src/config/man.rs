@@ -9,7 +9,7 @@ use super::options;
 use super::text::{LAYERS_AND_UNITS, facts, paragraphs, value_word};
 
 /// When the words around the tables were changed last; a page is to have a date, and the same one in every build.
-const DATE: &str = "2026-11-28";
+const DATE: &str = "2026-11-29";
 
 const SIGNALS: &[(&str, &str)] = &[
     (
@@ -21,6 +21,11 @@ const SIGNALS: &[(&str, &str)] = &[
         "Read the configuration again and take over what can be changed while running, which is marked \"live\" above. The \
          log says what changed and what needs a restart. A configuration with a mistake changes nothing. Nobody is closed.",
     ),
+    (
+        "SIGUSR2",
+        "The same as cableway upgrade: start the program anew, hand all connections over to it, and end. The log says what \
+         became of it. If it fails, this process goes on as if nothing had been.",
+    ),
 ];
 
 const ENVIRONMENT: &[(&str, &str)] = &[
@@ -30,6 +35,7 @@ const ENVIRONMENT: &[(&str, &str)] = &[
         "NOTIFY_SOCKET, WATCHDOG_USEC, WATCHDOG_PID",
         "Where a supervisor such as systemd(1) is told that clients are served, and that all threads turn; see sd_notify(3).",
     ),
+    ("RUNTIME_DIRECTORY, XDG_RUNTIME_DIR", "Where the control socket is, see --control-socket."),
     (
         "LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES",
         "Listening sockets that a supervisor has opened; they take the place of --host and --port. See sd_listen_fds(3).",
@@ -38,7 +44,10 @@ const ENVIRONMENT: &[(&str, &str)] = &[
 
 const EXIT_STATUS: &[(&str, &str)] = &[
     ("0", "It did what it was asked, or was ended by a signal after its clients were sent away."),
-    ("1", "A wrong option, a port that is taken, or a server that is not well (healthcheck)."),
+    (
+        "1",
+        "A wrong option, a port that is taken, a server that is not well (healthcheck), or one that goes on as it was (upgrade).",
+    ),
     ("64", "A wrong word or flag of a command that does not run the server."),
 ];
 

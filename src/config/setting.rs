@@ -8,11 +8,13 @@
 use std::fmt;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::definition::{Definition, Kind, Shown, Unit};
 use crate::model::{DisconnectMode, PingPrecision, ServerUrl, UrlForm};
 
 /// A value on its way in.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Input {
     /// Text, or a number or boolean of a file in its text form.
     One(String),
@@ -30,6 +32,15 @@ pub(super) trait Setting: Sized {
 
     /// Writes it in a form that [`Setting::parse`] reads back.
     fn show(&self, unit: Unit) -> Shown;
+
+    /// The same with everything that is secret, for a process of this server.
+    fn carry(&self, unit: Unit) -> Input {
+        match self.show(unit) {
+            Shown::Many(values) => Input::Many(values),
+            Shown::One(value) | Shown::Redacted(value) => Input::One(value),
+            Shown::Hidden => Input::One(String::new()),
+        }
+    }
 }
 
 /// The default of a definition in a table. A test parses every one, so a wrong one does not get far.
@@ -217,6 +228,41 @@ impl Setting for Option<u16> {
     }
 }
 
+/// How many processes serve as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Processes {
+    /// As many as the clients need.
+    Auto,
+    /// So many.
+    Count(u16),
+}
+
+impl Processes {
+    /// More are hardly ever meant. Each is a copy of the program, with threads of its own.
+    pub const MAX: u16 = 256;
+}
+
+impl Setting for Processes {
+    const KIND: Kind = Kind::Text;
+
+    fn parse(input: &Input, unit: Unit) -> Result<Self, String> {
+        if one(input)? == "auto" {
+            return Ok(Processes::Auto);
+        }
+        match u16::parse(input, unit) {
+            Ok(count @ 1..=Processes::MAX) => Ok(Processes::Count(count)),
+            _ => Err(format!("write a number from 1 to {}, or auto", Processes::MAX)),
+        }
+    }
+
+    fn show(&self, _: Unit) -> Shown {
+        Shown::One(match self {
+            Processes::Auto => "auto".to_owned(),
+            Processes::Count(count) => count.to_string(),
+        })
+    }
+}
+
 /// A secret as it was configured; what it finally means is worked out by [`super::Secrets`].
 #[derive(Clone, PartialEq, Eq, Default)]
 pub enum Secret {
@@ -272,6 +318,14 @@ impl Setting for Secret {
             Secret::Off => Shown::One("none".to_owned()),
             Secret::Key(_) => Shown::Hidden,
         }
+    }
+
+    fn carry(&self, _: Unit) -> Input {
+        Input::One(match self {
+            Secret::Unset => String::new(),
+            Secret::Off => "none".to_owned(),
+            Secret::Key(key) => key.clone(),
+        })
     }
 }
 
@@ -496,6 +550,14 @@ macro_rules! servers {
         #[derive(Clone, Debug, PartialEq, Eq, Default)]
         pub struct $name(pub Vec<ServerUrl>);
 
+        impl $name {
+            /// All of them, with their passwords.
+            fn exposed(&self) -> String {
+                let urls: Vec<&str> = self.0.iter().map(ServerUrl::expose).collect();
+                urls.join(",")
+            }
+        }
+
         impl Setting for $name {
             const KIND: Kind = Kind::Text;
 
@@ -513,8 +575,11 @@ macro_rules! servers {
                     let urls: Vec<String> = self.0.iter().map(ServerUrl::to_string).collect();
                     return Shown::Redacted(urls.join(","));
                 }
-                let urls: Vec<&str> = self.0.iter().map(ServerUrl::expose).collect();
-                Shown::One(urls.join(","))
+                Shown::One(self.exposed())
+            }
+
+            fn carry(&self, _: Unit) -> Input {
+                Input::One(self.exposed())
             }
         }
     )+};

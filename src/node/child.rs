@@ -1,26 +1,75 @@
 //! A process that is one of several: its end of the link to the parent.
 
 use std::future::Future;
-use std::os::unix::net::UnixStream;
-use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::broker::{Broker, ParentBroker};
+use crate::config::Config;
 use crate::link::local::messages::{ToChild, ToParent, Welcome};
-use crate::link::local::{self, Asked, Link, LinkLost, Lost, Sender};
+use crate::link::local::{self, Asked, Link, LinkLost, Sender};
+use crate::os::family::Inherited;
 
 use super::observe::Observer;
+use super::processes::{self, Answering, Order, PATIENCE, Question, Said, Wish};
 use super::publish::Pipeline;
+use super::supervisor::Watched;
+use super::{look, supervisor};
 
 /// The link to the parent, before anything runs on it.
 pub struct ParentEnd {
     /// What all children have alike.
     pub(super) welcome: Welcome,
     link: Link<ToParent, ToChild>,
+    orders: (mpsc::Sender<Ordered>, mpsc::Receiver<Ordered>),
+}
+
+/// What the parent wants to have done by whoever has the node.
+#[derive(Debug)]
+pub(super) enum Ordered {
+    /// That the boot log tells of the server.
+    Tell,
+    /// That a configuration is taken over.
+    Reload(ReloadOrder),
+}
+
+/// A configuration to be taken over.
+#[derive(Debug)]
+pub struct ReloadOrder {
+    /// The configuration.
+    pub config: Box<Config>,
+    done: oneshot::Sender<Result<(), String>>,
+}
+
+impl ReloadOrder {
+    /// Tells the parent what became of it.
+    pub fn done(self, result: Result<(), String>) {
+        // The parent may have waited long enough.
+        let _ = self.done.send(result);
+    }
+}
+
+/// Orders that wait for the node: one of each kind.
+const ORDERS_MAX: usize = 2;
+
+/// The other processes of this server, as one of them sees them.
+pub(super) struct Family {
+    sender: Sender<ToParent>,
+    /// What anybody may ask is asked for one after the other.
+    rounds: tokio::sync::Mutex<()>,
+}
+
+impl Family {
+    /// Asks all processes, this one included. Nothing, if the parent does not answer.
+    pub async fn ask(&self, question: Question) -> Vec<Said> {
+        let body = processes::write(&Wish::Ask(question));
+        let _round = self.rounds.lock().await;
+        let answer = tokio::time::timeout(PATIENCE * 2, self.sender.request("", body)).await;
+        answer.ok().and_then(Result::ok).and_then(|said| rmp_serde::from_slice(&said).ok()).unwrap_or_default()
+    }
 }
 
 /// The same while the node runs.
@@ -29,6 +78,7 @@ pub(super) struct RunningParentEnd {
     sender: Sender<ToParent>,
     /// Closed when the link is lost.
     running: watch::Receiver<()>,
+    orders: Option<mpsc::Receiver<Ordered>>,
 }
 
 impl ParentEnd {
@@ -36,10 +86,16 @@ impl ParentEnd {
     ///
     /// # Errors
     /// It does not come, or is something else.
-    pub fn greet(mut socket: UnixStream) -> Result<ParentEnd, LinkLost> {
+    pub fn greet(inherited: Inherited) -> Result<ParentEnd, LinkLost> {
+        let mut socket = inherited.parent;
         let welcome = local::welcome(&mut socket)?;
         // What comes next waits in the socket. A parent that is slow is still the only one.
-        Ok(ParentEnd { welcome, link: Link::new(socket, None) })
+        Ok(ParentEnd { welcome, link: Link::new(socket, None), orders: mpsc::channel(ORDERS_MAX) })
+    }
+
+    /// For what is asked of all processes.
+    pub(super) fn family(&self) -> Family {
+        Family { sender: self.link.sender(), rounds: tokio::sync::Mutex::default() }
     }
 
     pub(super) fn broker(&self, sessions_ttl: Duration) -> ParentBroker {
@@ -55,8 +111,11 @@ impl ParentEnd {
     ) -> RunningParentEnd {
         let sender = self.link.sender();
         let (still, running) = watch::channel(());
-        let end = RunningParentEnd { pipeline: Arc::downgrade(pipeline), sender, running };
-        let (pipeline, asked) = (Arc::clone(pipeline), Arc::new(Answers(Arc::clone(observer))));
+        let (orders, to_obey) = self.orders;
+        let end = RunningParentEnd { pipeline: Arc::downgrade(pipeline), sender, running, orders: Some(to_obey) };
+        let turning = tokio::sync::Mutex::new(supervisor::Turns::new(Arc::clone(observer)));
+        let asked = Arc::new(Answers { observer: Arc::clone(observer), turning, orders });
+        let pipeline = Arc::clone(pipeline);
         runtime.spawn(async move {
             let heard = |message| {
                 if let Broker::Parent(parent) = &pipeline.broker {
@@ -75,12 +134,18 @@ impl ParentEnd {
 }
 
 impl RunningParentEnd {
-    /// Asks the parent. It has as long as it likes; whoever gives up drops this.
-    ///
-    /// # Errors
-    /// The link is lost.
-    pub async fn request(&self, name: &str, body: Vec<u8>) -> Result<Vec<u8>, Lost> {
-        self.sender.request(name, body).await
+    /// What the parent wants to have done from now on. Once only.
+    pub fn take_orders(&mut self) -> Option<mpsc::Receiver<Ordered>> {
+        self.orders.take()
+    }
+
+    /// Tells the parent that this process serves.
+    pub fn tell_it_serves(&self) -> impl Future<Output = ()> + Send + use<> {
+        let sender = self.sender.clone();
+        async move {
+            // Without a parent this process ends.
+            let _ = sender.request("", processes::write(&Wish::Serving)).await;
+        }
     }
 
     /// Waits until the link is lost.
@@ -97,11 +162,62 @@ impl RunningParentEnd {
     }
 }
 
-/// Answers what the parent asks of this process.
-struct Answers(Arc<Observer>);
+/// Answers what the parent asks of this process, and passes on what it wants to have done.
+struct Answers {
+    observer: Arc<Observer>,
+    /// One look at a time.
+    turning: tokio::sync::Mutex<supervisor::Turns>,
+    orders: mpsc::Sender<Ordered>,
+}
+
+impl Answers {
+    async fn answer(&self, question: Question) -> Vec<u8> {
+        let observer = &self.observer;
+        let inboxes = &observer.parts.inboxes;
+        match question {
+            Question::Alive => Vec::new(),
+            Question::Turns { patience } => {
+                let (stuck, _) = self.turning.lock().await.look(patience).await;
+                processes::write(&observer.turning(stuck))
+            }
+            Question::Metrics => processes::write(&observer.counted()),
+            Question::Checks => processes::write(&observer.named_checks()),
+            Question::Closes(query) => {
+                let query = look::Query::parse(&query);
+                processes::write(&look::closes_here(inboxes, &query).await)
+            }
+            Question::Connections(query) => {
+                let query = look::Query::parse(&query);
+                processes::write(&look::connections_here(inboxes, &query).await)
+            }
+        }
+    }
+
+    async fn reload(&self, config: crate::config::Carried) -> Result<(), String> {
+        let config = Box::new(config.into_config()?);
+        let (done, is_done) = oneshot::channel();
+        let order = Ordered::Reload(ReloadOrder { config, done });
+        self.orders.try_send(order).map_err(|_| "it is busy with another one, or ends".to_owned())?;
+        is_done.await.unwrap_or_else(|_| Err("it ends".to_owned()))
+    }
+}
 
 impl Asked for Answers {
-    fn asked(self: Arc<Self>, _name: Box<str>, _body: Vec<u8>) -> Pin<Box<dyn Future<Output = Vec<u8>> + Send>> {
-        Box::pin(async { Vec::new() })
+    fn asked(self: Arc<Self>, _: Box<str>, body: Vec<u8>) -> Answering {
+        Box::pin(async move {
+            match rmp_serde::from_slice(&body) {
+                Ok(Order::Answer(question)) => self.answer(question).await,
+                Ok(Order::Reload(config)) => processes::write(&self.reload(config).await),
+                Ok(Order::Tell) => {
+                    // One that ends has nothing to tell.
+                    let _ = self.orders.try_send(Ordered::Tell);
+                    Vec::new()
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the parent process says what this one does not understand");
+                    Vec::new()
+                }
+            }
+        })
     }
 }

@@ -87,8 +87,8 @@ impl RunningLinks {
     }
 
     /// The link to the parent.
-    pub fn parent(&self) -> Option<&RunningParentEnd> {
-        self.parent.as_ref()
+    pub fn parent_mut(&mut self) -> Option<&mut RunningParentEnd> {
+        self.parent.as_mut()
     }
 
     /// Leaves the thread to the end of the process.

@@ -16,6 +16,8 @@ use crate::model::BrokerError;
 use crate::os::process;
 use crate::shard::{Inbox, ShardMetrics};
 
+use super::child::Family;
+use super::control::{ControlMetrics, talk};
 use super::counts::Counts;
 use super::metrics::Measured;
 use super::publish::Pipeline;
@@ -37,6 +39,9 @@ pub(super) struct Parts {
     /// To Redis and NATS.
     pub links: Vec<Arc<LinkState>>,
     pub redisx: Option<Arc<RedisXMetrics>>,
+    pub control: Arc<ControlMetrics>,
+    /// The other processes of this server, if it has several.
+    pub family: Option<Family>,
 }
 
 /// What a person would ask of a running server.
@@ -108,6 +113,22 @@ impl Observer {
             descriptors_max: self.parts.open_files,
             shards: self.parts.shards.len(),
             messages_sent: sum(|shard| shard.counters.server_msg_total.get()),
+        }
+    }
+
+    /// What is told at the control socket.
+    pub(super) fn control_status(&self) -> talk::Status {
+        let facts = self.facts();
+        talk::Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            clients: facts.clients,
+            websockets: facts.websockets,
+            websockets_max: facts.capacity,
+            descriptors: facts.descriptors,
+            resident_bytes: facts.resident_bytes,
+            upgrading: false,
+            draining: self.parts.draining.load(Relaxed),
         }
     }
 

@@ -10,7 +10,7 @@ use crate::config::{
     BroadcastAdapter, BrokerKind, Config, Disconnect, ListenOn, PubSub, Rpc, RpcImplementation, Secrets, Server, Ws,
     default_number,
 };
-use crate::http::{self, AdminRoutes, Cors, MetricsRoute, PublishRoute, ReadyRoute, Routes};
+use crate::http::{self, AdminRoutes, Cors, HealthRoute, MetricsRoute, PublishRoute, ReadyRoute, Routes};
 use crate::hub::StreamHasher;
 use crate::identity::{Jwt, ResumeTokens, Secret, StreamRouter, StreamSettings};
 use crate::link::local::messages::Welcome;
@@ -344,17 +344,21 @@ pub(super) fn ports(
     }
     if let Some(path) = &config.metrics.http_path {
         let observer = Arc::clone(observer);
-        let text = Box::new(move |form| observer.metrics_text(form));
+        let text = Box::new(move |form| -> http::Later<String> { Box::pin(Arc::clone(&observer).metrics_text(form)) });
         ports.on(config.metrics_on()).metrics = Some(MetricsRoute { path: path.clone(), text });
     }
     if let Some(place) = config.admin_on() {
         let admin = AdminRoutes { key: secret(&secrets.admin), routes: admin::routes(observer) };
         ports.others.push((place, Routes { admin: Some(admin), ..Routes::default() }));
     }
-    ports.main.health = Some(config.server.health_path.clone());
+    let well = Arc::clone(observer);
+    ports.main.health = Some(HealthRoute {
+        path: config.server.health_path.clone(),
+        sickness: Box::new(move || Box::pin(Arc::clone(&well).sickness())),
+    });
     ports.main.ready = config.server.ready_path.as_ref().map(|path| {
         let observer = Arc::clone(observer);
-        ReadyRoute { path: path.clone(), checks: Box::new(move || observer.checks()) }
+        ReadyRoute { path: path.clone(), checks: Box::new(move || Box::pin(Arc::clone(&observer).checks())) }
     });
     ports
 }

@@ -1,24 +1,34 @@
-//! The signals that a running node listens for.
+//! What a running node is asked for from outside: by signals, and at its control socket.
 
-use std::future::Future;
+use std::future::{Future, pending};
 use std::io;
 use std::pin::Pin;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
+
+use crate::os::process;
+
+use super::child::Ordered;
+use super::control::{Order, Reader, RunningControl, What};
 
 /// Signals that come this soon after the first are the same one: terminals and process managers signal the process and
 /// its group, and `timeout` does both.
 const SAME_SIGNAL: Duration = Duration::from_secs(1);
 
-/// What a signal asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What is asked for.
 pub(super) enum Asked {
     /// SIGINT or SIGTERM: the end.
     End,
     /// SIGHUP: that the configuration is read again.
     Reload,
+    /// SIGUSR2, or somebody at the control socket: that another process goes on, or whether it could.
+    Order(Order),
+    /// What the parent wants of this process, which is one of several.
+    ByParent(Ordered),
 }
 
 /// Listens until it is dropped.
@@ -26,44 +36,96 @@ pub(super) struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hang_up: Signal,
+    upgrade: Signal,
+    control: Option<RunningControl>,
+    /// Of the parent, if this process is one of several.
+    orders: Option<mpsc::Receiver<Ordered>>,
     /// What stands for a signal to end.
     end_when: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     ended_at: Option<Instant>,
 }
 
 impl Signals {
-    /// Listens from now on. Needs a runtime.
-    pub fn listen() -> io::Result<Signals> {
+    /// Listens from now on, also at the control socket, if there is one. Needs a runtime.
+    pub fn listen(control: Option<RunningControl>) -> io::Result<Signals> {
         Ok(Signals {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             hang_up: signal(SignalKind::hangup())?,
+            upgrade: signal(SignalKind::user_defined2())?,
+            control,
+            orders: None,
             end_when: None,
             ended_at: None,
         })
     }
 
-    /// What comes first, this or a signal, is the end.
-    pub fn end_when(&mut self, when: impl Future<Output = ()> + Send + 'static) {
-        self.end_when = Some(Box::pin(when));
+    /// Listens to the parent, too. The end of `until_lost` stands for a signal to end.
+    pub fn obey(&mut self, orders: Option<mpsc::Receiver<Ordered>>, until_lost: impl Future<Output = ()> + Send + 'static) {
+        self.orders = orders;
+        self.end_when = Some(Box::pin(until_lost));
     }
 
     /// Waits for the next one that asks for something.
     pub async fn next(&mut self) -> Asked {
-        let end_when = async {
-            match &mut self.end_when {
-                Some(when) => when.await,
-                None => std::future::pending().await,
+        loop {
+            if let Some(asked) = self.any().await {
+                return asked;
+            }
+            tracing::info!("SIGUSR2 ignored: an upgrade runs already");
+        }
+    }
+
+    async fn any(&mut self) -> Option<Asked> {
+        let Signals { interrupt, terminate, hang_up, upgrade, control, orders, end_when, .. } = self;
+        let order = async {
+            match control {
+                Some(control) => control.next().await,
+                None => pending().await,
+            }
+        };
+        let ordered = async {
+            match orders {
+                Some(orders) => match orders.recv().await {
+                    Some(ordered) => ordered,
+                    None => pending().await,
+                },
+                None => pending().await,
+            }
+        };
+        let end = async {
+            match end_when {
+                Some(end_when) => end_when.await,
+                None => pending().await,
             }
         };
         tokio::select! {
-            () = end_when => self.end_when = None,
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-            _ = self.hang_up.recv() => return Asked::Reload,
+            () = end => self.end_when = None,
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hang_up.recv() => return Some(Asked::Reload),
+            _ = upgrade.recv() => return self.by_signal().map(Asked::Order),
+            order = order => return Some(Asked::Order(order)),
+            ordered = ordered => return Some(Asked::ByParent(ordered)),
         }
         self.ended_at.get_or_insert_with(Instant::now);
-        Asked::End
+        Some(Asked::End)
+    }
+
+    /// An order that a signal gave; `None`: another one is there already.
+    fn by_signal(&self) -> Option<Order> {
+        let claim = match &self.control {
+            Some(control) => Some(control.claim()?),
+            None => None,
+        };
+        Some(Order { what: What::Upgrade, reader: Reader::nobody(claim) })
+    }
+
+    /// Forgets signals that asked for an upgrade while one ran.
+    pub fn forget_upgrades(&mut self) {
+        while let Some(Some(())) = self.upgrade.recv().now_or_never() {
+            tracing::info!("SIGUSR2 ignored: an upgrade was running");
+        }
     }
 
     /// Waits for another end that is not a part of the first.
@@ -71,8 +133,34 @@ impl Signals {
         loop {
             match self.next().await {
                 Asked::Reload => tracing::info!("SIGHUP ignored: the server is shutting down"),
+                // The parent has heard by now, or soon will, that this process ends.
+                Asked::ByParent(_) => {}
+                Asked::Order(order) => {
+                    tracing::info!("no upgrade: the server is shutting down");
+                    order.reader.end(Err("the server is shutting down".to_owned())).await;
+                }
                 Asked::End if self.ended_at.is_some_and(|at| at.elapsed() >= SAME_SIGNAL) => return,
                 Asked::End => tracing::debug!("the signal came twice"),
+            }
+        }
+    }
+
+    /// Passes on to the process that serves now whatever asks for something, for ever.
+    pub async fn pass_on(&mut self, successor: u32) {
+        loop {
+            let signal = match self.next().await {
+                Asked::End => process::Signal::TERM,
+                Asked::Reload => process::Signal::HUP,
+                Asked::ByParent(_) => continue,
+                Asked::Order(order) => {
+                    let text = format!("another process serves already (pid {successor}); ask again");
+                    order.reader.end(Err(text)).await;
+                    continue;
+                }
+            };
+            tracing::info!(successor, ?signal, "the signal is for the process that serves now and is passed on");
+            if let Err(error) = process::signal(successor, signal) {
+                tracing::warn!(successor, %error, "it cannot be signalled");
             }
         }
     }

@@ -62,6 +62,11 @@ impl Plan {
         let outlook = Outlook::find(&config, &machine, shards, &capacity);
         Ok(Plan { config: Arc::new(config), secrets, open_files, shards, machine, capacity, outlook, parent })
     }
+
+    /// Whether this process is one of several.
+    pub fn is_child(&self) -> bool {
+        self.parent.is_some()
+    }
 }
 
 /// All parts of a node, before any of its own threads runs.
@@ -80,6 +85,7 @@ pub(super) struct Assembly {
     main_http: HttpServer,
     http_ports: Vec<HttpPort>,
     machines: Vec<Epoll>,
+    is_child: bool,
 }
 
 /// What shards, HTTP and observer use alike.
@@ -151,6 +157,8 @@ impl Assembly {
         let calls = RuntimeThread::runtime()?;
         let parent = plan.parent.take();
         let of_all = parent.as_ref().map(|parent| parent.welcome.clone());
+        let family = parent.as_ref().map(ParentEnd::family);
+        let is_child = family.is_some();
         let mut links = Links::new(&plan.config, parent)?;
         // The first shard has as many as any.
         let core = Core::new(&plan, of_all.as_ref(), main_port.of_shards[0].len(), &calls, &mut links)?;
@@ -171,13 +179,15 @@ impl Assembly {
             draining: Arc::clone(&draining),
             links: links.states.clone(),
             redisx: links.redisx.clone(),
+            control: Arc::default(),
+            family,
         }));
         let ports = settings::ports(&plan.config, &plan.secrets, &core.broadcast, &observer, extra);
         let limits = settings::http_limits(&plan.config, plan.open_files);
         let server = |routes| HttpServer::new(routes, limits.clone(), Arc::clone(&http_metrics));
         let websockets = Some(core.settings.handshake.clone());
         let main_http = server(Routes { websockets, ..ports.main });
-        let others = ports.others.into_iter().map(|(place, routes)| HttpPort::bind(&place, server(routes)));
+        let others = ports.others.into_iter().map(|(place, routes)| HttpPort::bind(&place, server(routes), is_child));
         let http_ports = others.collect::<Result<_, _>>()?;
         let machines = machines(&plan, main_port, &core.inboxes)?;
         Ok(Assembly {
@@ -194,6 +204,7 @@ impl Assembly {
             main_http,
             http_ports,
             machines,
+            is_child,
         })
     }
 
@@ -232,6 +243,9 @@ impl Assembly {
             observer: self.observer,
             draining: self.draining,
             address: self.address,
+            control: None,
+            is_child: self.is_child,
+            ordered: None,
         })
     }
 }
@@ -330,7 +344,7 @@ mod tests {
 
     fn assembly() -> Assembly {
         let plan = Plan::new(config(), None).unwrap();
-        let main_port = MainPort::open(&plan.config, plan.shards).unwrap();
+        let main_port = MainPort::open(&plan.config, plan.shards, false).unwrap();
         Assembly::new(plan, main_port, None).unwrap()
     }
 
@@ -358,7 +372,7 @@ mod tests {
         let mut assembly = assembly();
         let main = assembly.address;
         let place = ListenOn::Own { host: "127.0.0.1".into(), port: 0 };
-        let good = HttpPort::bind(&place, assembly.main_http.clone()).unwrap();
+        let good = HttpPort::bind(&place, assembly.main_http.clone(), false).unwrap();
         let own = good.listeners[0].local_addr().unwrap();
         let file = TcpListener::from(OwnedFd::from(File::open("/proc/self/exe").unwrap()));
         file.set_nonblocking(true).unwrap();

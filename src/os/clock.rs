@@ -25,6 +25,20 @@ impl Clock {
         Clock { start: now.checked_sub(passed).unwrap_or(now) }
     }
 
+    /// Where monotonic time counts from, on the machine's `CLOCK_MONOTONIC`, in nanoseconds: the same moment for another
+    /// process on this machine.
+    pub fn began_ns(&self) -> u64 {
+        machine_ns().saturating_sub(self.start.elapsed().as_nanos() as u64)
+    }
+
+    /// The clock of another process of this machine, by its [`Clock::began_ns`].
+    #[expect(clippy::disallowed_methods, reason = "this is the place that reads the clock")]
+    pub fn began_at(began_ns: u64) -> Clock {
+        let since = Duration::from_nanos(machine_ns().saturating_sub(began_ns));
+        let now = Instant::now();
+        Clock { start: now.checked_sub(since).unwrap_or(now) }
+    }
+
     /// The time.
     pub fn now(&self) -> Now {
         Now { mono: self.start.elapsed(), unix: unix() }
@@ -44,6 +58,10 @@ pub fn unix() -> Duration {
 
 /// `CLOCK_MONOTONIC` since the machine booted, in microseconds: what a supervisor compares with its own clock.
 pub fn machine_usec() -> u64 {
+    machine_ns() / 1000
+}
+
+fn machine_ns() -> u64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1000
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }

@@ -60,6 +60,40 @@ pub fn bind_first(address: SocketAddr, options: &ListenerOptions) -> io::Result<
     Ok(socket.into())
 }
 
+/// A port that is kept for other processes, which listen on it by [`bind`]; nobody connects to this.
+#[derive(Debug)]
+pub struct HeldPort(Socket);
+
+impl HeldPort {
+    /// Binds and does not listen. Fails where anybody listens, unless `shared`.
+    ///
+    /// # Errors
+    /// As [`bind_first`].
+    pub fn hold(address: SocketAddr, shared: bool) -> io::Result<HeldPort> {
+        let options = ListenerOptions { backlog: 1, keepalive: None, user_timeout: Duration::ZERO };
+        let hold = |address: SocketAddr| -> io::Result<HeldPort> {
+            let socket = socket(address, &options)?;
+            socket.set_reuse_port(true)?;
+            socket.bind(&address.into())?;
+            Ok(HeldPort(socket))
+        };
+        if shared && address.port() != 0 {
+            return hold(address);
+        }
+        // Only who listens is alone. The port is never free in between.
+        let first = bind_first(address, &options)?;
+        hold(first.local_addr()?)
+    }
+
+    /// Where it is.
+    ///
+    /// # Errors
+    /// None that is known.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()?.as_socket().ok_or_else(|| io::Error::other("no address"))
+    }
+}
+
 /// Takes a listener over that somebody else has opened. It gets the options as if it had been bound here, and keeps its
 /// address and its queue.
 ///
@@ -167,6 +201,23 @@ mod tests {
         assert!(waiting.iter().all(|waiting| *waiting > 0), "{waiting:?} of {} clients", clients.len());
         drop((first, second, clients));
         bind_first(address, &options).expect("nobody listens there any more");
+    }
+
+    #[test]
+    fn a_port_is_kept_for_those_who_listen_there_later() {
+        let options = ListenerOptions { backlog: 64, keepalive: None, user_timeout: Duration::ZERO };
+        let held = HeldPort::hold("127.0.0.1:0".parse().unwrap(), false).unwrap();
+        let address = held.address().unwrap();
+        HeldPort::hold(address, false).expect("nobody listens there");
+        for _ in 0..2 {
+            let listeners = [bind(address, &options).unwrap(), bind(address, &options).unwrap()];
+            assert_eq!(HeldPort::hold(address, false).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+            HeldPort::hold(address, true).unwrap();
+            let clients: Vec<_> = (0..64).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+            let waiting = listeners.each_ref().map(|listener| accept_queue(listener).unwrap().length as usize);
+            assert!(waiting.iter().all(|waiting| *waiting > 0), "{waiting:?}");
+            assert_eq!(waiting.iter().sum::<usize>(), clients.len(), "nobody waits at the one who holds the port");
+        }
     }
 
     #[test]

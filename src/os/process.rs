@@ -1,6 +1,9 @@
-//! What this process uses.
+//! What this process uses, and signals to others.
 
-use std::fs;
+use std::{fs, io};
+
+use rustix::process::Pid;
+pub use rustix::process::Signal;
 
 /// Resident memory in bytes (`/proc/self/statm`). `None` where it cannot be read.
 pub fn resident_bytes() -> Option<u64> {
@@ -29,6 +32,16 @@ pub fn open_descriptors() -> Option<u64> {
         0 => Some((fs::read_dir("/proc/self/fd").ok()?.count() as u64).saturating_sub(1)),
         count => Some(count),
     }
+}
+
+/// Sends a signal.
+///
+/// # Errors
+/// There is no such process, or it is another user's.
+pub fn signal(pid: u32, signal: Signal) -> io::Result<()> {
+    // 0 and below would be groups of processes.
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(rustix::process::kill_process(pid, signal)?)
 }
 
 #[cfg(test)]

@@ -1,10 +1,15 @@
 //! Collected metrics and their text forms: that of Prometheus (version 0.0.4 of its exposition format) and OpenMetrics 1.0.
 
+mod carried;
+
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::{Bounds, Counter, Gauge, Histogram};
+use super::{Counter, Gauge, Histogram};
+
+pub use carried::{Parts, Total};
 
 /// Something that can put its metrics into [`Families`].
 pub trait Collect {
@@ -47,7 +52,7 @@ pub enum Value {
     /// Of a [`Gauge`].
     Gauge(f64),
     /// Of a [`Histogram`]: its bounds, observations per bucket, and the sum in microseconds.
-    Histogram(Bounds, Box<[u64]>, u64),
+    Histogram(Cow<'static, [u64]>, Box<[u64]>, u64),
 }
 
 impl From<&Counter> for Value {
@@ -65,12 +70,12 @@ impl From<&Gauge> for Value {
 impl From<&Histogram> for Value {
     fn from(histogram: &Histogram) -> Value {
         let buckets = histogram.buckets.iter().map(|bucket| bucket.load(Relaxed)).collect();
-        Value::Histogram(histogram.bounds, buckets, histogram.sum_us.load(Relaxed))
+        Value::Histogram(Cow::Borrowed(histogram.bounds), buckets, histogram.sum_us.load(Relaxed))
     }
 }
 
 struct Family {
-    help: &'static str,
+    help: Cow<'static, str>,
     /// By the labels' text form, `a="1",b="2"`, so that equal labels add up.
     values: BTreeMap<String, Value>,
 }
@@ -78,7 +83,7 @@ struct Family {
 /// Metrics of one scrape, by name.
 #[derive(Default)]
 pub struct Families {
-    by_name: BTreeMap<&'static str, Family>,
+    by_name: BTreeMap<Cow<'static, str>, Family>,
     tags: Vec<(String, String)>,
 }
 
@@ -97,12 +102,17 @@ impl Families {
             let escaped = text.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
             let _ = write!(key, "{separator}{label}=\"{escaped}\"");
         }
+        self.add(Cow::Borrowed(name), Cow::Borrowed(help), key, value);
+    }
+
+    /// Adds a value under the text form of its labels.
+    fn add(&mut self, name: Cow<'static, str>, help: Cow<'static, str>, key: String, value: Value) {
         let family = self.by_name.entry(name).or_insert_with(|| Family { help, values: BTreeMap::new() });
         match (family.values.get_mut(&key), value) {
             (Some(Value::Counter(sum)), Value::Counter(more)) => *sum += more,
             (Some(Value::Gauge(sum)), Value::Gauge(more)) => *sum += more,
             (Some(Value::Histogram(bounds, sums, sum)), Value::Histogram(same, more, more_sum)) => {
-                debug_assert_eq!(*bounds, same, "{name} has two sets of bounds");
+                debug_assert_eq!(*bounds, same, "a histogram has two sets of bounds");
                 sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
                 *sum += more_sum;
             }
@@ -115,7 +125,7 @@ impl Families {
         let mut text = String::new();
         for (name, family) in &self.by_name {
             let Some(first) = family.values.values().next() else { continue };
-            form.write_head(&mut text, prefix, name, family.help, first);
+            form.write_head(&mut text, prefix, name, &family.help, first);
             for (labels, value) in &family.values {
                 form.write_samples(&mut text, &format!("{prefix}{name}"), labels, value);
             }

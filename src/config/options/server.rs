@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::config::definition::{Unit, options};
-use crate::config::setting::{Reaping, Secret};
+use crate::config::setting::{Processes, Reaping, Secret};
 
 options! {
     /// Where and how the server listens.
@@ -42,6 +42,14 @@ options! {
 
     /// Threads that accept and hold connections, each with its own listening socket. 0: one per core.
     acceptors: u16 = "0", "acceptors", "server.acceptors" [.env(&["NUM_ACCEPTORS"])];
+
+    /// Processes that share the port and are one server: a number, or `auto` for as many as --max-conn, or else the machine,
+    /// needs under the limit of open files.
+    ///
+    /// For a limit of open files that nobody can raise, and to lose only a share of the clients when one process crashes. A
+    /// process more beside them starts them and holds their broker; docs/processes.md says what it costs. Limits are of all of
+    /// them together and divided. 1: one process, as it always was.
+    processes: Processes = "1", "processes", "server.processes";
 
     /// Time a client has to send its whole upgrade request.
     handshake_timeout: Duration = "10s", "handshake-timeout", "server.handshake_timeout" [.live().unit(Unit::Seconds)];
@@ -119,6 +127,16 @@ options! {
     /// Time between the signal and the first step of the shutdown, for load balancers to notice. It counts
     /// towards the shutdown time-out.
     shutdown_delay: Duration = "0s", "shutdown-delay", "app.shutdown_delay" [.live().unit(Unit::Seconds)];
+
+    /// Unix socket through which `cableway upgrade` asks the running server. `none`: there is none; SIGUSR2 is left then.
+    ///
+    /// `auto`: control.sock in the first of $RUNTIME_DIRECTORY, else the port's own socket in cableway/ in $XDG_RUNTIME_DIR, else in
+    /// a directory of this user below the temporary one. It is for the user of the server and root alone.
+    control_socket: Option<String> = "auto", "control-socket", "app.control_socket";
+
+    /// Time that a new process has to start and to read its configuration in an upgrade. The old one goes on without it
+    /// after that.
+    upgrade_timeout: Duration = "30s", "upgrade-timeout", "app.upgrade_timeout" [.live().unit(Unit::Seconds)];
 
     /// Name of this node: `nodeid` in every line of the log. Empty: six random characters.
     node_id: String = "", "node-id", "node_id" [.hidden()];
