@@ -21,7 +21,7 @@ use std::future::Future;
 use std::io::{self, Read};
 use std::marker::PhantomData;
 use std::os::unix::net::UnixStream;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU32, Ordering::AcqRel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -179,10 +179,13 @@ impl<Out: Direction, In: Direction> Link<Out, In> {
             Err(error) => return error.into(),
         };
         let (reader, writer) = (Reader::new(read), Writer::new(write, sender.clone(), stalled_after));
-        tokio::select! {
-            why = reader.run(&sender, asked, on_message) => why,
+        let mut reading = pin!(reader.run(&sender, asked, on_message));
+        let why = tokio::select! {
+            why = &mut reading => return why,
             why = writer.run() => why,
-        }
+        };
+        // What the other end has said before it ended is still there.
+        if matches!(why, LinkLost::Closed) { reading.await } else { why }
     }
 }
 

@@ -115,6 +115,12 @@ impl State {
         (children.clone().count(), waiting, children.map(|child| child.sender.waiting_bytes()).sum())
     }
 
+    /// Places that are free.
+    #[cfg(test)]
+    pub fn free(&self) -> u32 {
+        self.free
+    }
+
     /// A child says something.
     pub fn heard(&mut self, relay: &Relay, number: u16, message: ToParent) {
         match message {
