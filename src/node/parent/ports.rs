@@ -6,6 +6,9 @@ use crate::os::listener::HeldPort;
 use crate::node::StartError;
 use crate::node::listeners::{explained, resolve};
 
+/// What the main port is for.
+const CLIENTS: &str = "WebSockets";
+
 /// Ports that are kept, and which they are.
 pub struct Ports {
     main: u16,
@@ -18,7 +21,7 @@ impl Ports {
     /// Keeps all ports that the configuration names; port 0 is chosen now.
     pub fn hold(config: &Config) -> Result<Ports, StartError> {
         let mut held = Vec::new();
-        let main = hold(&config.server.host, config.server.port, "WebSockets", config.server.reuse_port, &mut held)?;
+        let main = hold(&config.server.host, config.server.port, CLIENTS, config.server.reuse_port, &mut held)?;
         let broadcast = config.broadcast.has(crate::config::BroadcastAdapter::Http).then(|| config.broadcast_on());
         let api = Secrets::resolve(config).api_on.then(|| config.api_on());
         let metrics = config.metrics.http_path.is_some().then(|| config.metrics_on());
@@ -57,7 +60,10 @@ fn hold(
     held: &mut Vec<HeldPort>,
 ) -> Result<u16, StartError> {
     let address_text = format!("{host}:{port}");
-    let refused = move |source| StartError::Listen { address: address_text.clone(), what, source: explained(source) };
+    let refused = move |source| {
+        let source = if what == CLIENTS { explained(source) } else { source };
+        StartError::Listen { address: address_text.clone(), what, source }
+    };
     for mut address in resolve(host).map_err(&refused)? {
         address.set_port(port);
         let one = HeldPort::hold(address, shared).map_err(&refused)?;
