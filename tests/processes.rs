@@ -74,7 +74,8 @@ fn every_client_of_every_process_gets_each_publication_once_and_all_in_one_order
         let first = next(&mut clients[0], 90);
         assert_eq!(first.iter().collect::<BTreeSet<_>>().len(), 90, "each once");
         for sender in 0..3 {
-            let of_sender: Vec<_> = first.iter().filter(|message| message.starts_with(&format!("\"{sender}:"))).collect();
+            let of_sender: Vec<_> =
+                first.iter().filter(|message| message.starts_with(&format!("\"{sender}:"))).collect();
             let sent: Vec<_> = (0..30).map(|number| format!("\"{sender}:{number}\"")).collect();
             assert!(of_sender.iter().copied().eq(sent.iter()), "{of_sender:?}");
         }
@@ -112,7 +113,8 @@ fn a_process_that_is_killed_loses_its_own_clients_and_the_others_notice_nothing(
         }
     }
     assert_eq!(still.len() as u64, 24 - lost, "those of the others, and no more");
-    let metrics = family.server.metrics_until("the rest is counted", |metrics| metrics.get("websockets_num") == 24 - lost);
+    let metrics =
+        family.server.metrics_until("the rest is counted", |metrics| metrics.get("websockets_num") == 24 - lost);
     assert_eq!(metrics.get("process_restarts_total{process=\"1\"}"), 1);
     assert!(metrics.get("connections_accepted_total") >= accepted, "what was counted stays counted");
     // It takes clients again, and hears what all hear.
@@ -127,7 +129,9 @@ fn a_process_that_ends_again_and_again_is_waited_for_longer_each_time() {
     for wait in ["100ms", "200ms", "400ms"] {
         let pid = family.await_other(0);
         family::signal(pid, "KILL");
-        family.await_log_line(|line| line.starts_with(&format!("process 0 (pid {pid}) has ended")) && line.ends_with(wait));
+        family.await_log_line(|line| {
+            line.starts_with(&format!("process 0 (pid {pid}) has ended")) && line.ends_with(wait)
+        });
     }
     family.await_other(0);
     assert_eq!(family.get("/health").status, 200);
@@ -230,7 +234,8 @@ fn whichever_process_is_asked_tells_of_the_whole_server() {
     for _ in 0..12 {
         let metrics = family.metrics();
         assert_eq!((metrics.get("websockets_num"), metrics.get("clients_num")), (15, 15));
-        let of_each = (0..3).map(|process| metrics.get(&format!("shard_connections_num{{shard=\"0\",process=\"{process}\"}}")));
+        let of_each =
+            (0..3).map(|process| metrics.get(&format!("shard_connections_num{{shard=\"0\",process=\"{process}\"}}")));
         assert_eq!(of_each.sum::<u64>(), 15);
         let seen = debug(&family, "/debug/connections?oldest&limit=100");
         assert_eq!(seen["connections"].as_array().map(Vec::len), Some(15));
@@ -240,7 +245,8 @@ fn whichever_process_is_asked_tells_of_the_whole_server() {
     clients.drain(..5).for_each(Client::leave);
     family.server.metrics_until("five have left", |metrics| metrics.get("websockets_num") == 10);
     let closes = debug(&family, "/debug/closes");
-    let processes: BTreeSet<_> = closes["closes"].as_array().expect("a list").iter().map(|row| row["process"].to_string()).collect();
+    let processes: BTreeSet<_> =
+        closes["closes"].as_array().expect("a list").iter().map(|row| row["process"].to_string()).collect();
     assert_eq!(closes["closes"].as_array().map(Vec::len), Some(5));
     assert!(!processes.contains("null"), "{processes:?}");
 }
@@ -292,11 +298,14 @@ fn a_session_goes_on_whichever_process_its_client_comes_back_to() {
         let identifier = client::identifier("news");
         assert_eq!(back.welcome["restored_ids"], serde_json::json!([identifier]));
         back.send(serde_json::json!({"command": "history", "identifier": identifier, "history": {"since": 1}}));
-        let texts: Vec<serde_json::Value> = std::iter::repeat_with(|| back.next())
-            .take_while(|text| text["type"] != "confirm_history")
-            .collect();
+        let texts: Vec<serde_json::Value> =
+            std::iter::repeat_with(|| back.next()).take_while(|text| text["type"] != "confirm_history").collect();
         assert!(texts.iter().all(|text| text["message"] == "missed") && !texts.is_empty(), "{texts:?}");
-        if family.process_of(&back.sid) == from { same += 1 } else { other += 1 }
+        if family.process_of(&back.sid) == from {
+            same += 1
+        } else {
+            other += 1
+        }
         back.leave();
     }
 }
@@ -323,7 +332,8 @@ fn a_remote_disconnect_and_presence_are_of_all_processes() {
     assert_eq!(watchers[0].next()["message"]["total"], 1);
 
     let identifiers = serde_json::json!({ "sid": ada.sid }).to_string();
-    let command = serde_json::json!({"command": "disconnect", "payload": {"identifier": identifiers, "reconnect": false}});
+    let command =
+        serde_json::json!({"command": "disconnect", "payload": {"identifier": identifiers, "reconnect": false}});
     family.post(&command.to_string());
     loop {
         let text = ada.next();
@@ -395,7 +405,8 @@ fn a_supervisor_hears_of_all_processes_from_the_parent_alone() {
         let length = socket.recv(&mut buffer).expect("something is told");
         String::from_utf8_lossy(&buffer[..length]).into_owned()
     };
-    let start = Family::arguments(2, &[]).env("NOTIFY_SOCKET", path.to_str().expect("text")).env("WATCHDOG_USEC", "600000");
+    let start =
+        Family::arguments(2, &[]).env("NOTIFY_SOCKET", path.to_str().expect("text")).env("WATCHDOG_USEC", "600000");
     let mut family = Family::of(start.start(), 2);
     let first = told();
     assert!(first.contains("READY=1") && first.contains("WATCHDOG=1"), "{first}");

@@ -58,7 +58,10 @@ impl Rpc for Calls {
         Ok(CommandResponse { status: Status::Success as i32, ..Default::default() })
     }
 
-    async fn disconnect(&self, request: tonic::Request<DisconnectRequest>) -> Result<DisconnectResponse, tonic::Status> {
+    async fn disconnect(
+        &self,
+        request: tonic::Request<DisconnectRequest>,
+    ) -> Result<DisconnectResponse, tonic::Status> {
         self.run().await;
         let identifiers = request.into_inner().identifiers;
         self.0.lock().expect("never poisoned").disconnected.push(identifiers);
