@@ -226,10 +226,12 @@ mod tests {
 
     #[test]
     fn every_line_ends_with_the_name_of_the_node() {
-        assert_eq!(written(LogFormat::Text, "a1", "INFO up n=1\n"), "INFO up n=1 nodeid=a1\n");
-        let line = written(LogFormat::Json, "a\"1", "{\"level\":\"INFO\",\"message\":\"up\"}\n");
+        assert_eq!(written(LogFormat::Text, "a1", None, "INFO up n=1\n"), "INFO up n=1 nodeid=a1\n");
+        assert_eq!(written(LogFormat::Text, "a1", Some(2), "INFO up n=1\n"), "INFO up n=1 process=2 nodeid=a1\n");
+        let line = written(LogFormat::Json, "a\"1", Some(0), "{\"level\":\"INFO\",\"message\":\"up\"}\n");
         let read: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!((read["message"].as_str(), read["nodeid"].as_str()), (Some("up"), Some("a\"1")));
+        assert_eq!(read["process"], 0);
     }
 
     /// What the next test runs in a process of its own, for a log belongs to the process.

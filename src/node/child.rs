@@ -13,7 +13,7 @@ use crate::link::local::messages::{ToChild, ToParent, Welcome};
 use crate::link::local::{self, Asked, Link, LinkLost, Sender};
 use crate::os::family::Inherited;
 
-use super::observe::Observer;
+use super::observe::{Observer, Parts};
 use super::processes::{self, Answering, Order, PATIENCE, Question, Said, Wish};
 use super::publish::Pipeline;
 use super::supervisor::Watched;
@@ -57,6 +57,8 @@ const ORDERS_MAX: usize = 2;
 
 /// The other processes of this server, as one of them sees them.
 pub(super) struct Family {
+    /// Clients that this process can hold, whatever its share of `--max-conn`.
+    pub room_max: u64,
     sender: Sender<ToParent>,
     /// What anybody may ask is asked for one after the other.
     rounds: tokio::sync::Mutex<()>,
@@ -94,8 +96,8 @@ impl ParentEnd {
     }
 
     /// For what is asked of all processes.
-    pub(super) fn family(&self) -> Family {
-        Family { sender: self.link.sender(), rounds: tokio::sync::Mutex::default() }
+    pub(super) fn family(&self, room_max: u64) -> Family {
+        Family { room_max, sender: self.link.sender(), rounds: tokio::sync::Mutex::default() }
     }
 
     pub(super) fn broker(&self, sessions_ttl: Duration) -> ParentBroker {
@@ -208,6 +210,11 @@ impl Asked for Answers {
             match rmp_serde::from_slice(&body) {
                 Ok(Order::Answer(question)) => self.answer(question).await,
                 Ok(Order::Reload(config)) => processes::write(&self.reload(config).await),
+                Ok(Order::Room(clients)) => {
+                    let Parts { counts, family, .. } = &self.observer.parts;
+                    counts.set_open_max(family.as_ref().map_or(clients, |family| family.room_max.min(clients)));
+                    Vec::new()
+                }
                 Ok(Order::Tell) => {
                     // One that ends has nothing to tell.
                     let _ = self.orders.try_send(Ordered::Tell);

@@ -15,11 +15,14 @@ mod all;
 mod ports;
 mod relay;
 mod size;
+mod watch;
 
+use std::fmt::Display;
 use std::io;
 use std::path::Path;
 use std::process::ExitStatus;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::Duration;
 
@@ -63,9 +66,6 @@ const END_GRACE: Duration = Duration::from_secs(5);
 /// The same after a second signal.
 const SECOND_GRACE: Duration = Duration::from_secs(1);
 
-/// How many open WebSockets there are is asked no longer than this when the end begins.
-const COUNT_PATIENCE: Duration = Duration::from_millis(300);
-
 /// The parent, with all its children started.
 pub struct Parent {
     config: Arc<Config>,
@@ -101,6 +101,8 @@ enum State {
 pub(super) enum Event {
     /// It serves.
     Serves { child: u16, pid: u32 },
+    /// It has not turned for a long time.
+    Hangs { child: u16, pid: u32 },
     /// Nothing can be said to it any more.
     LinkLost { child: u16, pid: u32, why: LinkLost },
 }
@@ -159,7 +161,7 @@ impl Parent {
         let ports = Ports::hold(&config)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("relay").enable_all().build()?;
         let relay = Relay::new(&config);
-        let all = Arc::new(All::new(size.of, Arc::clone(&relay), config.metrics.tags.0.clone()));
+        let all = Arc::new(All::new(size.of, Arc::clone(&relay), config.metrics.tags.0.clone(), config.server.max_conn));
         let (events, happened) = mpsc::unbounded_channel();
         let children = Vec::with_capacity(size.of.into());
         let config = Arc::new(config);
@@ -219,7 +221,7 @@ impl Parent {
         let _runtime = self.runtime.enter();
         let added = self.relay.add(socket, Arc::new(wishes));
         let (link, life) = added.ok_or_else(|| io::Error::other("the relay has no room for one more"))?;
-        self.all.begins(child, link);
+        self.all.begins(child, pid, link);
         let events = self.events.clone();
         self.runtime.spawn(async move {
             let why = life.await;
@@ -266,6 +268,7 @@ impl Parent {
                 Next::ChildEnded => self.children_ended()?,
                 Next::StartAgain => self.start_again(),
                 Next::Happened(Event::LinkLost { child, pid, why }) => self.link_lost(child, pid, &why),
+                Next::Happened(Event::Hangs { child, pid }) => self.kill(child, pid, &"it does not turn any more"),
                 Next::Happened(Event::Serves { child, pid }) => {
                     if self.serves(child, pid)
                         && let Some(ready) = ready.take()
@@ -273,6 +276,7 @@ impl Parent {
                         handle.block_on(self.all.order(0, &Order::Tell));
                         ready();
                         handle.spawn(Arc::clone(&supervisor).keep_told(Whole(Arc::clone(&self.all))));
+                        handle.spawn(watch::keep_watching(Arc::clone(&self.all), self.events.clone()));
                     }
                 }
             }
@@ -342,10 +346,15 @@ impl Parent {
 
     /// One that ends by itself closes its link, too, and is not hurried. One that is of no use any more is ended.
     fn link_lost(&mut self, child: u16, pid: u32, why: &LinkLost) {
-        let useless = !matches!(why, LinkLost::Closed | LinkLost::Io(_));
-        if let State::Running { process, .. } = &self.children[usize::from(child)].state
+        if !matches!(why, LinkLost::Closed | LinkLost::Io(_)) {
+            self.kill(child, pid, why);
+        }
+    }
+
+    /// Ends a child at once, if it is that process still.
+    fn kill(&self, child: u16, pid: u32, why: &dyn Display) {
+        if let Some(Child { state: State::Running { process, .. }, .. }) = self.children.get(usize::from(child))
             && process.pid() == pid
-            && useless
         {
             tracing::error!("process {child} (pid {pid}) is killed: {why}");
             process.kill();
@@ -405,6 +414,7 @@ impl Parent {
     pub fn reload(&mut self, new: &Config) -> Result<Reloaded, ReloadError> {
         let reloaded = Reloaded::from(&self.config, new)?;
         self.config = Arc::new(reloaded.config.clone());
+        self.all.max_conn.store(self.config.server.max_conn as u64, Relaxed);
         let shares: Vec<Carried> = (0..self.size.of).map(|child| Carried::of(&self.share(child))).collect();
         let order = |child: u16| Order::Reload(shares[usize::from(child)].clone());
         for (child, answer) in self.runtime.block_on(self.all.order_each(order)) {
@@ -421,8 +431,7 @@ impl Parent {
 
     /// Asks all children to end, and waits until they have.
     async fn shut_down(&mut self, supervisor: &Supervisor, signals: &mut Signals, child_ends: &mut Signal) {
-        let said = self.all.ask(&Question::Turns { patience: COUNT_PATIENCE }, COUNT_PATIENCE).await;
-        let websockets = said.iter().filter_map(|said| said.read::<Turning>()).map(|turning| turning.websockets).sum();
+        let websockets = self.all.load().websockets;
         supervisor.stopping(websockets);
         let timeout = self.config.app.shutdown_timeout;
         let mut running = std::mem::take(&mut self.children);

@@ -55,6 +55,8 @@ pub(super) enum Order {
     Answer(Question),
     /// To take over what can be of this configuration. Answered by a `Result<(), String>`.
     Reload(Carried),
+    /// To have room for so many clients from now on. Answered with nothing.
+    Room(u64),
     /// To log what there is to say of the whole server at its start. Answered with nothing, at once.
     Tell,
 }
@@ -111,6 +113,8 @@ pub(super) struct Turning {
     pub websockets: u64,
     /// How many there may be.
     pub websockets_max: u64,
+    /// For how many there is room without `--max-conn`.
+    pub room_max: u64,
     /// It is known that the app cannot be called.
     pub app_is_away: bool,
 }

@@ -63,6 +63,13 @@ impl Plan {
         Ok(Plan { config: Arc::new(config), secrets, open_files, shards, machine, capacity, outlook, parent })
     }
 
+    /// How many clients there can be whatever `--max-conn` says.
+    fn room_max(&self) -> u64 {
+        let mut config = Config::clone(&self.config);
+        config.server.max_conn = 0;
+        Capacity::find(&config, &self.machine, self.shards).clients
+    }
+
     /// Whether this process is one of several.
     pub fn is_child(&self) -> bool {
         self.parent.is_some()
@@ -157,7 +164,7 @@ impl Assembly {
         let calls = RuntimeThread::runtime()?;
         let parent = plan.parent.take();
         let of_all = parent.as_ref().map(|parent| parent.welcome.clone());
-        let family = parent.as_ref().map(ParentEnd::family);
+        let family = parent.as_ref().map(|parent| parent.family(plan.room_max()));
         let is_child = family.is_some();
         let mut links = Links::new(&plan.config, parent)?;
         // The first shard has as many as any.

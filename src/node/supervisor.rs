@@ -235,6 +235,7 @@ impl Observer {
             stuck,
             websockets: self.parts.counts.open(),
             websockets_max: self.parts.counts.open_max(),
+            room_max: self.parts.family.as_ref().map_or(0, |family| family.room_max),
             app_is_away: self.app_is_away(),
         }
     }

@@ -1,5 +1,6 @@
 //! All children at once: who of them can be asked, and what they have said.
 
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ const ROUNDS_MAX: usize = 8;
 crate::metrics! {
     /// What the parent knows of one process.
     struct ProcessMetrics {
-        /// Whether this process serves, by its number.
+        /// Whether this process serves and answers.
         process_up: Gauge,
         /// Times that this process was started again after it had ended.
         process_restarts_total: Counter,
@@ -38,12 +39,15 @@ pub struct All {
     /// What they had together when they were asked last.
     load: Mutex<Turning>,
     pub control: Arc<ControlMetrics>,
+    /// `--max-conn` of all; 0: none.
+    pub max_conn: AtomicU64,
 }
 
 /// One child, by whichever process it is at the moment.
 #[derive(Default)]
 struct Member {
     link: Option<ChildLink>,
+    pid: u32,
     serves: bool,
     starts: u64,
     /// Its last answer to [`Question::Metrics`]: what it counted stays counted when it is silent or ends.
@@ -53,9 +57,9 @@ struct Member {
 }
 
 impl All {
-    pub fn new(of: u16, relay: Arc<Relay>, tags: Vec<(String, String)>) -> All {
+    pub fn new(of: u16, relay: Arc<Relay>, tags: Vec<(String, String)>, max_conn: usize) -> All {
         let members = Mutex::new((0..of).map(|_| Member::default()).collect());
-        All { members, relay, tags, load: Mutex::default(), control: Arc::default() }
+        All { members, relay, tags, load: Mutex::default(), control: Arc::default(), max_conn: AtomicU64::new(max_conn as u64) }
     }
 
     fn members(&self) -> MutexGuard<'_, Box<[Member]>> {
@@ -63,10 +67,18 @@ impl All {
     }
 
     /// A child was started.
-    pub fn begins(&self, child: u16, link: ChildLink) {
+    pub fn begins(&self, child: u16, pid: u32, link: ChildLink) {
         let member = &mut self.members()[usize::from(child)];
+        member.pid = pid;
         member.link = Some(link);
         member.starts += 1;
+    }
+
+    /// The process that a child is at the moment, if it serves.
+    pub fn pid(&self, child: u16) -> Option<u32> {
+        let members = self.members();
+        let member = &members[usize::from(child)];
+        member.serves.then_some(member.pid)
     }
 
     /// A child serves. Tells whether all do.
@@ -129,7 +141,7 @@ impl All {
         }
         if is_counted {
             said.extend(self.gone());
-            let answer = Some(ByteBuf::from(processes::write(&self.own())));
+            let answer = Some(ByteBuf::from(processes::write(&self.own(&said))));
             said.push(Said { process: "parent".to_owned(), how: How::Now, answer });
         }
         said
@@ -166,14 +178,14 @@ impl All {
         said.collect()
     }
 
-    /// What the parent itself counts.
-    fn own(&self) -> Counted {
+    /// What the parent itself counts, and what it knows of those who have `said` something now, or not.
+    fn own(&self, said: &[Said]) -> Counted {
         let mut families = Families::new(self.tags.clone());
         self.relay.collect(&mut families);
         self.control.collect(&[], &mut families);
-        for (number, member) in self.members().iter().enumerate() {
+        for (number, (member, said)) in self.members().iter().zip(said).enumerate() {
             let metrics = ProcessMetrics::default();
-            metrics.process_up.set(i64::from(member.serves));
+            metrics.process_up.set(i64::from(member.serves && said.how == How::Now));
             metrics.process_restarts_total.add(member.starts.saturating_sub(1));
             metrics.collect(&[("process", number.to_string().as_str())], &mut families);
         }

@@ -42,7 +42,8 @@ impl Size {
             reserve: each.iter().map(|(_, capacity)| capacity.reserve).sum(),
             sockets_max: each.iter().map(|(_, capacity)| capacity.sockets_max).sum(),
         };
-        let outlook = Outlook::find(config, &machine, shards, &capacity);
+        // That each process has a shard of its own is meant, however few cores there are.
+        let outlook = Outlook::find(config, &machine, shards.min(cores), &capacity);
         Size { of, shards, shards_each: first.0, capacity, outlook }
     }
 }
