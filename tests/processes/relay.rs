@@ -77,7 +77,8 @@ fn two_publishers_make_one_order_in_all_processes() {
     let (address, stop) = (server.address(), AtomicBool::new(false));
     let counts = thread::scope(|scope| {
         // Each of its requests is a connection of its own, which any process gets.
-        let publish = |first| scope.spawn(move || publish_until(address, "room", first, 2, &stop));
+        let stop = &stop;
+        let publish = |first| scope.spawn(move || publish_until(address, "room", first, 2, stop));
         let publishers = [publish(0), publish(1)];
         thread::sleep(Duration::from_secs(2));
         stop.store(true, Ordering::Relaxed);
