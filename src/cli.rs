@@ -21,8 +21,8 @@ use anyhow::bail;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::config::{
-    self, BroadcastAdapter, BrokerKind, Command, Config, ConfigError, Invocation, ListenOn, Processes, PubSub, Reloaded,
-    RpcImplementation, Secret, Secrets,
+    self, BroadcastAdapter, BrokerKind, Command, Config, ConfigError, Invocation, ListenOn, Processes, PubSub,
+    Reloaded, RpcImplementation, Secret, Secrets,
 };
 use crate::demo::{self, Demo, Site};
 use crate::node::{self, Node, Parent, ParentEnd, ReloadError, Terms};
@@ -143,20 +143,27 @@ fn serve_as_child(inherited: Inherited) -> ExitCode {
         }
     };
     let level = log::level(config.log.level);
-    serve(config, Name { node_id, process }, || (), level, Stream::Stdout, |config, log| {
-        let node = Node::start_child(config, ParentEnd::greet(inherited)?)?;
-        let reload = |node: &mut Node| match node.take_order() {
-            Some(order) => {
-                let taken = node.reload(&order.config);
-                if let Ok(reloaded) = &taken {
-                    log.set_level(log::level(reloaded.config.log.level));
+    serve(
+        config,
+        Name { node_id, process },
+        || (),
+        level,
+        Stream::Stdout,
+        |config, log| {
+            let node = Node::start_child(config, ParentEnd::greet(inherited)?)?;
+            let reload = |node: &mut Node| match node.take_order() {
+                Some(order) => {
+                    let taken = node.reload(&order.config);
+                    if let Ok(reloaded) = &taken {
+                        log.set_level(log::level(reloaded.config.log.level));
+                    }
+                    order.done(taken.map(drop).map_err(|error| error.to_string()));
                 }
-                order.done(taken.map(drop).map_err(|error| error.to_string()));
-            }
-            None => tracing::debug!("SIGHUP ignored: the parent process reads the configuration"),
-        };
-        Ok(node.run_until_signalled(|| log.limit(), reload)?)
-    })
+                None => tracing::debug!("SIGHUP ignored: the parent process reads the configuration"),
+            };
+            Ok(node.run_until_signalled(|| log.limit(), reload)?)
+        },
+    )
 }
 
 /// Reads the configuration again as it was read at the start, and has taken over what can be.

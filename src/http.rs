@@ -37,7 +37,8 @@ use tokio::sync::{Semaphore, watch};
 pub use admin::{AdminRoute, AdminRoutes};
 use rooms::{Doing, Place, Rooms, Sizes};
 pub use routes::{
-    Check, Cors, ExtraAnswer, ExtraRoutes, HealthRoute, Later, MetricsRoute, PublishRoute, ReadyRoute, Routes, metrics_form,
+    Check, Cors, ExtraAnswer, ExtraRoutes, HealthRoute, Later, MetricsRoute, PublishRoute, ReadyRoute, Routes,
+    metrics_form,
 };
 use socket::ReplayedStream;
 use upgrade::Wish;

@@ -62,9 +62,9 @@ use threads::{RuntimeThread, ShardThreads};
 
 pub use boot_log::first_line;
 pub use child::{ParentEnd, ReloadOrder};
+pub use observe::Facts;
 pub use parent::{Parent, ParentError};
 pub use processes::Terms;
-pub use observe::Facts;
 pub use reload::ReloadError;
 pub use settings::ExtraRoutes;
 pub use upgrade::{Understood, UpgradeError, Upgraded};

@@ -238,7 +238,13 @@ mod tests {
     #[test]
     #[ignore = "panics"]
     fn panics_with_a_log() {
-        let log = Log::start(LogFormat::Json, LevelFilter::INFO, &Name { node_id: "a1".into(), process: None }, Stream::Stderr).unwrap();
+        let log = Log::start(
+            LogFormat::Json,
+            LevelFilter::INFO,
+            &Name { node_id: "a1".into(), process: None },
+            Stream::Stderr,
+        )
+        .unwrap();
         // What is not logged is not even made.
         assert_eq!(LevelFilter::current(), LevelFilter::INFO);
         log.set_level(LevelFilter::WARN);

@@ -17,9 +17,8 @@ impl Carried {
     /// All of this configuration.
     pub fn of(config: &Config) -> Carried {
         let fields = options::all().filter_map(|definition| Some((definition, definition.access?)));
-        let values = fields.map(|(definition, access)| {
-            (id(definition).to_owned(), (access.carry)(config, definition.unit))
-        });
+        let values =
+            fields.map(|(definition, access)| (id(definition).to_owned(), (access.carry)(config, definition.unit)));
         Carried(values.collect())
     }
 

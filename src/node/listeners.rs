@@ -53,7 +53,10 @@ impl MainPort {
     pub fn open(config: &Config, shards: usize, is_kept: bool) -> Result<MainPort, StartError> {
         let passed = passed::listeners().map_err(StartError::Passed)?;
         if passed.is_empty() {
-            return Ok(MainPort { of_shards: bind_shards(config, shards, config.server.reuse_port || is_kept)?, is_dealt: false });
+            return Ok(MainPort {
+                of_shards: bind_shards(config, shards, config.server.reuse_port || is_kept)?,
+                is_dealt: false,
+            });
         }
         let options = settings::listener(config);
         let adopted = passed.into_iter().map(|listener| {

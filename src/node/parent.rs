@@ -149,7 +149,8 @@ impl Parent {
             return Ok(Err(config));
         }
         if size.shards_each > SHARDS_MAX {
-            let message = format!("--acceptors is more than {SHARDS_MAX} for each process: lower it or raise --processes");
+            let message =
+                format!("--acceptors is more than {SHARDS_MAX} for each process: lower it or raise --processes");
             return Err(StartError::Setting(message).into());
         }
         if !passed::listeners().map_err(StartError::Passed)?.is_empty() {
@@ -159,9 +160,11 @@ impl Parent {
         }
         boot_log::first_lines(open_files, size.shards, file);
         let ports = Ports::hold(&config)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("relay").enable_all().build()?;
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("relay").enable_all().build()?;
         let relay = Relay::new(&config);
-        let all = Arc::new(All::new(size.of, Arc::clone(&relay), config.metrics.tags.0.clone(), config.server.max_conn));
+        let all =
+            Arc::new(All::new(size.of, Arc::clone(&relay), config.metrics.tags.0.clone(), config.server.max_conn));
         let (events, happened) = mpsc::unbounded_channel();
         let children = Vec::with_capacity(size.of.into());
         let config = Arc::new(config);

@@ -61,7 +61,11 @@ impl Signals {
     }
 
     /// Listens to the parent, too. The end of `until_lost` stands for a signal to end.
-    pub fn obey(&mut self, orders: Option<mpsc::Receiver<Ordered>>, until_lost: impl Future<Output = ()> + Send + 'static) {
+    pub fn obey(
+        &mut self,
+        orders: Option<mpsc::Receiver<Ordered>>,
+        until_lost: impl Future<Output = ()> + Send + 'static,
+    ) {
         self.orders = orders;
         self.end_when = Some(Box::pin(until_lost));
     }

@@ -59,7 +59,14 @@ struct Member {
 impl All {
     pub fn new(of: u16, relay: Arc<Relay>, tags: Vec<(String, String)>, max_conn: usize) -> All {
         let members = Mutex::new((0..of).map(|_| Member::default()).collect());
-        All { members, relay, tags, load: Mutex::default(), control: Arc::default(), max_conn: AtomicU64::new(max_conn as u64) }
+        All {
+            members,
+            relay,
+            tags,
+            load: Mutex::default(),
+            control: Arc::default(),
+            max_conn: AtomicU64::new(max_conn as u64),
+        }
     }
 
     fn members(&self) -> MutexGuard<'_, Box<[Member]>> {

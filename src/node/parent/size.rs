@@ -105,9 +105,13 @@ mod tests {
     fn there_are_as_many_processes_as_the_clients_need() {
         let mut config = Config::default();
         config.server.processes = Processes::Auto;
-        for (max_conn, open_files, of) in
-            [(15_000, 20_000, 1), (18_750, 20_000, 1), (18_751, 20_000, 2), (100_000, 20_000, 6), (1_000_000, 2_000_000, 1)]
-        {
+        for (max_conn, open_files, of) in [
+            (15_000, 20_000, 1),
+            (18_750, 20_000, 1),
+            (18_751, 20_000, 2),
+            (100_000, 20_000, 6),
+            (1_000_000, 2_000_000, 1),
+        ] {
             config.server.max_conn = max_conn;
             let size = Size::find(&config, &machine(open_files), 2);
             assert_eq!(size.of, of, "{max_conn} of {open_files}");

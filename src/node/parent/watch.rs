@@ -73,10 +73,11 @@ async fn deal(all: &All, turnings: &[Option<Turning>]) {
         return;
     }
     // First who gives, then who gets, and nobody gets if one has not given.
-    let (give, get): (Vec<_>, Vec<_>) =
-        (0u16..).zip(rooms).zip(turnings).map(|((child, room), turning)| (child, room, turning.websockets_max)).partition(
-            |(_, room, before)| room < before,
-        );
+    let (give, get): (Vec<_>, Vec<_>) = (0u16..)
+        .zip(rooms)
+        .zip(turnings)
+        .map(|((child, room), turning)| (child, room, turning.websockets_max))
+        .partition(|(_, room, before)| room < before);
     for (child, room, before) in give.into_iter().chain(get) {
         if room != before && all.order(child, &Order::Room(room)).await.is_none() {
             return;
