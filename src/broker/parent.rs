@@ -275,6 +275,7 @@ impl ParentBroker {
     pub fn heard(&self, message: ToChild, outlet: &impl FromParent, now: Now) {
         match message {
             ToChild::Publication { places, publication } => {
+                self.sender.owes(places);
                 outlet.deliver(publication, Credit { sender: self.sender.clone(), places });
             }
             ToChild::Disconnect(disconnect) => {

@@ -49,6 +49,12 @@ const QUEUE_BYTES_MAX: usize = 2 << 30;
 /// What a frame that waits takes beside its bytes.
 const FRAME_BYTES: usize = 64;
 
+/// Places of deliveries that the other end is told of at once. Far less than its bound.
+const TOGETHER: u32 = 64;
+
+/// Deliveries are told of no later than this.
+const TOLD_AFTER: Duration = Duration::from_millis(10);
+
 /// The first thing that a child hears must come within this time.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -132,7 +138,9 @@ struct Shared<Out> {
     wake: Notify,
     /// Something was written.
     written: Notify,
-    /// Places of deliveries that are done and that the other end has not been told of.
+    /// Places of deliveries that are not done, or that the other end has not been told of.
+    owed: AtomicU32,
+    /// Those that it has not been told of.
     delivered: AtomicU32,
     waiters: Waiters,
     direction: PhantomData<fn(Out)>,
@@ -155,6 +163,7 @@ impl<Out: Direction, In: Direction> Link<Out, In> {
             queue: Mutex::default(),
             wake: Notify::new(),
             written: Notify::new(),
+            owed: AtomicU32::new(0),
             delivered: AtomicU32::new(0),
             waiters: Waiters::default(),
             direction: PhantomData,
@@ -259,9 +268,19 @@ impl<Out: Direction> Sender<Out> {
         self.0.queue().bytes
     }
 
-    /// A delivery that took so many places is done. Told with what is written next.
+    /// A delivery has begun that takes so many places. To be called where the link runs.
+    pub fn owes(&self, places: u32) {
+        // The writer looks at what is delivered from now on.
+        if self.0.owed.fetch_add(places, AcqRel) == 0 {
+            self.0.wake.notify_one();
+        }
+    }
+
+    /// It is done. The other end is told with what is written next, when [`TOGETHER`] places are to be told, or after
+    /// [`TOLD_AFTER`]: a word for each would cost both ends more than the publication.
     pub fn delivered(&self, places: u32) {
-        if self.0.delivered.fetch_add(places, AcqRel) == 0 {
+        let before = self.0.delivered.fetch_add(places, AcqRel);
+        if before < TOGETHER && before + places >= TOGETHER {
             self.0.wake.notify_one();
         }
     }

@@ -112,13 +112,29 @@ async fn who_waits_for_an_answer_is_told_that_the_link_is_lost() {
 #[tokio::test]
 async fn deliveries_are_told_of_together() {
     let (mut parent, child) = both();
-    (0..1000).for_each(|_| child.sender.delivered(2));
+    let begins = |count: u32| {
+        (0..count).for_each(|_| child.sender.owes(2));
+        (0..count).for_each(|_| child.sender.delivered(2));
+    };
+    begins(1000);
     let mut told = 0;
     while told < 2000 {
         let Some(ToParent::Delivered(places)) = parent.heard.recv().await else { panic!() };
         told += places;
     }
-    assert_eq!((told, child.sender.waiting_bytes()), (2000, 0));
+    // A few are told of after a while, or with what is said next.
+    begins(3);
+    assert_eq!(parent.heard.recv().await, Some(ToParent::Delivered(6)));
+    child.sender.owes(1);
+    tokio::task::yield_now().await;
+    child.sender.delivered(1);
+    child.sender.put(&ToParent::Follow(5));
+    assert_eq!(parent.heard.recv().await, Some(ToParent::Follow(5)));
+    assert_eq!(parent.heard.recv().await, Some(ToParent::Delivered(1)));
+    assert_eq!(
+        (told, child.sender.waiting_bytes(), child.sender.0.owed.load(std::sync::atomic::Ordering::Acquire)),
+        (2000, 0, 0)
+    );
 }
 
 #[tokio::test]

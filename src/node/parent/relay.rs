@@ -34,8 +34,6 @@ use crate::node::publish::SWEEP_ALL;
 use crate::node::settings;
 use state::State;
 
-pub use state::CHILDREN_MAX;
-
 /// A child that reads nothing for so long is of no use to its clients either.
 const STALLED_AFTER: Duration = Duration::from_secs(10);
 
@@ -113,7 +111,7 @@ impl Relay {
 
     /// Has one child more, over the parent's end of its link. The future is the link's life: it is to be run on the parent's
     /// runtime and ends with the reason when the link is lost, whereupon the child is to be killed if it lives. `asked` answers
-    /// its requests. With [`CHILDREN_MAX`] children there are no more.
+    /// its requests. With 1024 children there are no more.
     pub fn add(
         self: &Arc<Self>,
         socket: UnixStream,

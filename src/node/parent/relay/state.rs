@@ -21,7 +21,7 @@ use super::Relay;
 const SHARDS_MAX: u16 = 64;
 
 /// Children at a time.
-pub const CHILDREN_MAX: usize = 1 << (16 - SHARDS_MAX.trailing_zeros());
+const CHILDREN_MAX: usize = 1 << (16 - SHARDS_MAX.trailing_zeros());
 
 pub struct State {
     /// By number. A number is used again when everything of its child is forgotten.
