@@ -22,6 +22,7 @@ mod waiting;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
@@ -66,6 +67,17 @@ pub struct DrainReport {
     pub failed: u64,
     /// Still waiting or running when the deadline passed.
     pub left: usize,
+}
+
+/// Calls that were taken and not started.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HeldCalls {
+    /// Their answers go to sessions.
+    #[serde(default)]
+    pub of_sessions: Vec<Call>,
+    /// Nobody waits for their answers.
+    #[serde(default)]
+    pub disconnects: Vec<Call>,
 }
 
 /// Makes calls to the app.
@@ -157,6 +169,42 @@ impl Backend {
     /// The call itself when the queue is full. It has been counted as dropped; the caller lets go of it.
     pub fn disconnect(&self, call: Call) -> Result<(), Call> {
         self.pipeline.as_ref().map_or(Ok(()), |pipeline| pipeline.disconnector.push(call))
+    }
+
+    /// No call is started from now on, until [`go_on`](Backend::go_on). Those that run end as ever.
+    pub fn hold(&self) {
+        if let Some(Pipeline { disconnector, dispatch, .. }) = &self.pipeline {
+            disconnector.hold();
+            dispatch.hold();
+        }
+    }
+
+    /// What was not started while no call is.
+    pub fn held(&self) -> HeldCalls {
+        let Some(Pipeline { disconnector, dispatch, .. }) = &self.pipeline else { return HeldCalls::default() };
+        HeldCalls { of_sessions: dispatch.held(), disconnects: disconnector.held() }
+    }
+
+    /// Calls are started again.
+    pub fn go_on(&self) {
+        if let Some(Pipeline { disconnector, dispatch, .. }) = &self.pipeline {
+            disconnector.go_on();
+            dispatch.go_on();
+        }
+    }
+
+    /// Somebody else makes the calls that were [`held`](Backend::held), and gets the Disconnect calls that come from now on
+    /// or cannot be delivered. What runs ends here, and is waited for by [`drain`](Backend::drain).
+    pub fn succeed(&self, tell: impl Fn(Call) + Send + 'static) {
+        if let Some(Pipeline { disconnector, dispatch, .. }) = &self.pipeline {
+            disconnector.succeed(Box::new(tell));
+            dispatch.give_up_held();
+        }
+    }
+
+    /// Calls of sessions that run.
+    pub fn running(&self) -> usize {
+        self.pipeline.as_ref().map_or(0, |pipeline| pipeline.dispatch.running())
     }
 
     /// Shutdown begins: from now on Disconnect calls are sent as fast as the app takes them, 16 at a time.

@@ -19,13 +19,14 @@ use crate::model::Publication;
 use crate::presence;
 
 pub use crate::history::COUNTER_TTLS;
-pub use local::{LocalBroker, MemorySettings};
+pub use local::{BrokerPart, LocalBroker, LocalSnapshot, MemorySettings};
 pub use metrics::BrokerMetrics;
 pub use nats::{NatsBrokerSettings, NatsStore};
 pub use parent::{Credit, FromParent, ParentBroker};
 pub use redis::{Channels, RedisBrokerSettings, RedisStore};
 pub use remote::{Outlet, RemoteBroker, RemoteMetrics, RemoteSettings, Running};
-pub use sessions::{Departure, Place, Resumption, Sessions, SessionsSettings};
+pub use sent_away::GivenAway;
+pub use sessions::{Departure, Place, Resumption, SessionNote, Sessions, SessionsSettings};
 
 /// Where things are kept.
 pub enum Broker {

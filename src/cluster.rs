@@ -159,13 +159,10 @@ impl Cluster {
         }
     }
 
-    /// One more shard follows this stream.
-    pub fn follow(&self, stream: &str) {
-        if let Some(exchange) = &self.0
-            && !exchange.is_reserved(stream)
-        {
-            exchange.streams.follow(stream);
-        }
+    /// One more shard follows this stream. Gives its name, for other tables, if it is followed here.
+    pub fn follow(&self, stream: &str) -> Option<Arc<str>> {
+        let exchange = self.0.as_ref().filter(|exchange| !exchange.is_reserved(stream))?;
+        Some(exchange.streams.follow(stream))
     }
 
     /// One shard less follows it.

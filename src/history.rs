@@ -15,6 +15,7 @@
 //! messages, its queue's block (16) with at most as many free places as it has entries, and no more than 8 (192). Holes
 //! between the blocks are not counted; `tests/store_memory.rs` measures them: 3 % after 2000 queues grew side by side.
 
+mod hand_over;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +24,8 @@ use std::hash::BuildHasher;
 
 use crate::model::shared_text::block_bytes;
 use crate::model::{IndexSet, Keyed, NameHasher, SharedText};
+
+pub use hand_over::KeptStream;
 
 /// When something was published, in whole seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -106,6 +109,8 @@ struct Stream {
     kept_bytes: usize,
     /// When the newest message came.
     mono: u32,
+    /// Messages that came since [`History::all`] or [`History::changed`] gave this stream.
+    unseen: u32,
     /// The stream that was published to next after this one, and the one before.
     newer: u32,
     older: u32,
@@ -218,6 +223,7 @@ impl History {
         let limits = self.limits;
         self.change(place, |stream| {
             stream.head += 1;
+            stream.unseen = stream.unseen.saturating_add(1);
             // Publishers read the clock before they wait for each other, so it may seem to go back a little.
             stream.mono = stream.mono.max(at.mono);
             if limits.messages_max > 0 {
@@ -340,6 +346,7 @@ impl History {
             head: *forgotten,
             kept_bytes: 0,
             mono: 0,
+            unseen: 0,
             newer: NONE,
             older: NONE,
         };

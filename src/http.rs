@@ -145,6 +145,8 @@ struct Shared {
     /// One permit per byte.
     bodies: Semaphore,
     draining: watch::Sender<bool>,
+    /// Each connection ends behind its next answer.
+    retired: watch::Sender<bool>,
 }
 
 impl HttpServer {
@@ -159,6 +161,7 @@ impl HttpServer {
             refusals: Semaphore::new(REFUSALS_MAX),
             bodies: Semaphore::new(limits.bodies_bytes_max.min(Semaphore::MAX_PERMITS)),
             draining: watch::Sender::new(false),
+            retired: watch::Sender::new(false),
             routes: RwLock::new(Arc::new(routes)),
             limits,
             metrics,
@@ -171,6 +174,7 @@ impl HttpServer {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 () = self.draining() => return,
+                () = self.retired() => return,
             };
             match accepted {
                 Ok((socket, _)) => {
@@ -275,9 +279,19 @@ impl HttpServer {
         self.0.draining.send_replace(true);
     }
 
+    /// Accepts nobody any more, and ends each connection behind its next answer: whoever keeps one open is told, and sends
+    /// nothing into one that is being closed. [`HttpServer::drain`] ends those on which nothing comes.
+    pub fn retire(&self) {
+        self.0.retired.send_replace(true);
+    }
+
     async fn draining(&self) {
         // The sender lives as long as this server, so waiting cannot fail.
         let _ = self.0.draining.subscribe().wait_for(|draining| *draining).await;
+    }
+
+    async fn retired(&self) {
+        let _ = self.0.retired.subscribe().wait_for(|retired| *retired).await;
     }
 
     /// Waits until no connection is left. Only after [`HttpServer::drain`] is that bound to happen: the limits see to it.
@@ -327,7 +341,7 @@ impl hyper::service::Service<Request<Incoming>> for Answering {
             place.begins(Doing::Waiting);
             // The rest of the body would be taken for the next request, so the connection ends behind this answer. A
             // sender that keeps connections has to know.
-            if !body.is_end_stream() {
+            if !body.is_end_stream() || *shared.retired.borrow() {
                 reply.headers_mut().insert(::http::header::CONNECTION, CLOSE);
             }
             Ok(reply)

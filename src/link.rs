@@ -11,6 +11,7 @@ pub mod local;
 pub mod nats;
 pub mod redis;
 pub mod tls;
+mod turns;
 
 use std::fmt::Display;
 use std::future::Future;
@@ -19,6 +20,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+pub use turns::{Held, Turns};
 
 /// The wait before the first try to get a lost link back.
 const WAIT_FIRST: Duration = Duration::from_millis(250);

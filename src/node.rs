@@ -52,7 +52,7 @@ use boot_log::ToTell;
 use child::Ordered;
 use control::{Control, Order, RunningControl, What, talk};
 use links::RunningLinks;
-use listeners::MainPort;
+use listeners::{MainPort, ReadyPort};
 use observe::Observer;
 use reload::MadeOf;
 use signals::{Asked, Signals};
@@ -67,11 +67,19 @@ pub use parent::{Parent, ParentError};
 pub use processes::Terms;
 pub use reload::ReloadError;
 pub use settings::ExtraRoutes;
+use upgrade::{Following, Predecessor, ToSuccessor};
 pub use upgrade::{Understood, UpgradeError, Upgraded};
 
 /// Part of the time a shutdown may take that clients are spread over; the rest is for their last bytes and for telling
 /// the app.
 const DRAIN_SHARE: f64 = 0.8;
+
+/// How long a connection of ordinary HTTP is kept for one more request, which is told that it is the last, once another process
+/// serves. One that is closed without that may be closed over a request.
+const HTTP_IDLE_MAX: Duration = Duration::from_secs(5);
+
+/// How long the last of what is forwarded to another process may take to be sent.
+const FORWARD_MAX: Duration = Duration::from_secs(1);
 
 /// A running server. One that is dropped closes its ports and its connections, and waits for its threads.
 pub struct Node {
@@ -90,10 +98,14 @@ pub struct Node {
     /// Copies of the shards' listeners, for their queues' length. Emptied when they are to close.
     listeners: Arc<Mutex<Vec<TcpListener>>>,
     main_http: HttpServer,
-    other_http: Vec<HttpServer>,
+    http_ports: Vec<ReadyPort>,
     observer: Arc<Observer>,
     draining: Arc<AtomicBool>,
     address: SocketAddr,
+    /// What still comes from the process that this one has taken over from.
+    predecessor: Option<Following>,
+    /// The process that serves now, and gets what still comes here.
+    successor: Option<Arc<ToSuccessor>>,
     /// Until it is answered at.
     control: Option<Control>,
     /// Whether this process is one of several.
@@ -127,6 +139,9 @@ pub enum StartError {
     /// A path cannot be used.
     #[error("{0}")]
     Setting(String),
+    /// The process that was to hand over to this one.
+    #[error("cannot take over: {0}")]
+    Predecessor(String),
 }
 
 impl Node {
@@ -148,13 +163,35 @@ impl Node {
         Node::start_one(Plan::new(config, Some(parent))?, None, None)
     }
 
-    fn start_one(plan: Plan, file: Option<&Path>, extra: Option<ExtraRoutes>) -> Result<Node, StartError> {
-        if !plan.is_child() {
+    fn start_one(mut plan: Plan, file: Option<&Path>, extra: Option<ExtraRoutes>) -> Result<Node, StartError> {
+        let is_child = plan.is_child();
+        if !is_child {
             boot_log::first_lines(plan.open_files, plan.shards, file);
         }
-        let main_port = MainPort::open(&plan.config, plan.shards, plan.is_child())?;
-        let control = Control::open(plan.config.app.control_socket.as_deref(), main_port.address()?.port(), None)?;
-        let node = Assembly::new(plan, main_port, extra)?.start()?;
+        let Some(mut predecessor) = Predecessor::meet()? else {
+            let main_port = MainPort::open(&plan.config, plan.shards, is_child)?;
+            let control = Control::open(plan.config.app.control_socket.as_deref(), main_port.address()?.port(), None)?;
+            let node = Assembly::new(plan, main_port, Vec::new(), extra)?.start()?;
+            return Ok(Node { control, ..node });
+        };
+        let (refusal, pid) = (predecessor.refusal()?, predecessor.pid);
+        let option = plan.config.app.control_socket.clone();
+        plan.given = Some(predecessor.given());
+        let (main_port, others) = (predecessor.main.take(), std::mem::take(&mut predecessor.others));
+        let main_port = main_port.map_or_else(
+            || MainPort::open(&plan.config, plan.shards, is_child),
+            |handed| MainPort::take_over(handed, &plan.config, plan.shards, is_child),
+        );
+        let node = main_port
+            .and_then(|main_port| Assembly::new(plan, main_port, others, extra))
+            .and_then(|assembly| assembly.take_over(predecessor));
+        let node = node.inspect_err(|error| refusal.say(error))?;
+        // It is the old process's until that has given everything away, and no reason to end from then on.
+        let control = Control::open(option.as_deref(), node.address.port(), Some(pid));
+        let control = control.unwrap_or_else(|error| {
+            tracing::error!(%error, "there is no control socket; SIGUSR2 upgrades this server all the same");
+            None
+        });
         Ok(Node { control, ..node })
     }
 
@@ -208,7 +245,7 @@ impl Node {
             self.tell();
         }
         ready();
-        let supervisor = Arc::new(Supervisor::from_env(false));
+        let supervisor = Arc::new(Supervisor::from_env(self.predecessor.is_some()));
         handle.spawn(Arc::clone(&supervisor).keep_told(Turns::new(Arc::clone(&self.observer))));
         if let Some(parent) = self.links.as_mut().and_then(RunningLinks::parent_mut) {
             signals.obey(parent.take_orders(), parent.until_lost());
@@ -309,14 +346,38 @@ impl Node {
         successor
     }
 
+    fn http_servers(&self) -> impl Iterator<Item = &HttpServer> {
+        std::iter::once(&self.main_http).chain(self.http_ports.iter().map(|port| &port.server))
+    }
+
     /// Waits until what this process has begun and another one goes on with is finished, at most `--shutdown-timeout`.
     async fn outlive(&self) {
         let deadline = Instant::now() + self.config.app.shutdown_timeout;
-        let servers = std::iter::once(&self.main_http).chain(&self.other_http);
-        servers.clone().for_each(HttpServer::drain);
-        for server in servers {
-            let _ = tokio::time::timeout_at(deadline, server.drained()).await;
+        let finished = async {
+            let idle_until = Instant::now() + HTTP_IDLE_MAX;
+            for server in self.http_servers() {
+                let _ = tokio::time::timeout_at(idle_until, server.drained()).await;
+            }
+            self.http_servers().for_each(HttpServer::drain);
+            for server in self.http_servers() {
+                server.drained().await;
+            }
+            while self.backend.running() > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            self.backend.drain(deadline).await;
+            if let Some(predecessor) = &self.predecessor {
+                predecessor.ended().await;
+            }
+            if let Some(links) = &self.links {
+                links.finish(deadline).await;
+            }
+        };
+        let in_time = tokio::time::timeout_at(deadline, finished).await.is_ok();
+        if let Some(successor) = &self.successor {
+            let _ = tokio::time::timeout(FORWARD_MAX, successor.finish()).await;
         }
+        tracing::info!(in_time, "what this process had begun is finished");
     }
 
     /// Stops taking clients, sends those there are away, tells the app, and waits for all of it, at most
@@ -341,15 +402,16 @@ impl Node {
         };
         let all_in_time = tokio::time::timeout_at(deadline, all_out).await.is_ok();
         tracing::info!(sent_away = clients, all_in_time, "clients sent away");
-        let servers = std::iter::once(&self.main_http).chain(&self.other_http);
-        servers.clone().for_each(HttpServer::drain);
-        if let Some(links) = &self.links {
-            links.finish().await;
-        }
+        self.http_servers().for_each(HttpServer::drain);
+        self.links.iter().for_each(RunningLinks::stop_reading);
         let report = self.backend.drain(deadline).await;
         tracing::info!(told = report.sent, failed = report.failed, left = report.left, "app told of ended sessions");
-        for server in servers {
+        for server in self.http_servers() {
             let _ = tokio::time::timeout_at(deadline, server.drained()).await;
+        }
+        // Now nothing comes any more that other nodes are to know of.
+        if let Some(links) = &self.links {
+            links.finish(deadline).await;
         }
     }
 }

@@ -7,6 +7,8 @@ pub mod clock;
 pub mod control_socket;
 pub mod facts;
 pub mod family;
+pub mod faults;
+pub mod hand_over;
 pub mod limits;
 pub mod listener;
 pub mod notify;

@@ -7,6 +7,7 @@
 //! **Memory.** A present session costs up to 94 bytes, an id 40 beside the blocks of its texts, a stream with somebody in
 //! it 150 beside the block of its name. Nothing is kept of a stream in which nobody is.
 
+mod hand_over;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +18,9 @@ use hashbrown::HashTable;
 
 use crate::model::{IndexSet, Keyed, NameHasher, SharedText, Sid, shrink};
 use crate::proto::json::push_string;
+
+pub use hand_over::PresenceNote;
+use hand_over::Touched;
 
 /// What a join has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +114,8 @@ pub struct Presence {
     people: usize,
     /// What the blocks of all texts take.
     text_bytes: usize,
+    /// What has changed, while somebody wants to know.
+    touched: Option<Vec<Touched>>,
 }
 
 impl Presence {
@@ -123,6 +129,7 @@ impl Presence {
             endings: VecDeque::new(),
             people: 0,
             text_bytes: 0,
+            touched: None,
         }
     }
 
@@ -151,6 +158,10 @@ impl Presence {
         }
         person.info = info.map(SharedText::from);
         self.text_bytes += person.text_bytes();
+        if let Some(touched) = &mut self.touched {
+            touched.push(Touched::Session(stream.clone(), sid));
+            touched.push(Touched::Person(stream.clone(), person.id.clone()));
+        }
         match known {
             Some(record) => record.end = None,
             None => {
@@ -169,6 +180,9 @@ impl Presence {
         let hash = |name: &[u8]| hasher.hash_one(name);
         let record_hash_of = record_hash(hasher, stream.as_bytes(), sid);
         let (record, _) = self.records.find_entry(record_hash_of, is_record(stream, sid)).ok()?.remove();
+        if let Some(touched) = &mut self.touched {
+            touched.push(Touched::Session(record.stream.clone(), sid));
+        }
         if self.records.is_empty() {
             (self.records, self.endings) = (HashTable::new(), VecDeque::new());
         }
@@ -199,6 +213,9 @@ impl Presence {
             let end = now.saturating_add(self.ttl);
             record.end = Some(end);
             self.endings.push_back(Ending { end, stream: record.stream.clone(), sid });
+            if let Some(touched) = &mut self.touched {
+                touched.push(Touched::Session(record.stream.clone(), sid));
+            }
         }
         true
     }

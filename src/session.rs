@@ -134,6 +134,17 @@ pub struct Opening<'a> {
     pub resume: Option<Sid>,
 }
 
+/// Who is asked the question that a session has open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asks {
+    /// The app.
+    App,
+    /// The broker.
+    Broker,
+    /// The cluster.
+    Cluster,
+}
+
 /// One client. What it is at is drawn above [`Activity`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Session {
@@ -283,7 +294,7 @@ impl Session {
 
     /// True while a question is open.
     pub fn awaits_answer(&self) -> bool {
-        matches!(self.doing(), Some(Doing::Connecting | Doing::Resuming { .. } | Doing::Asking(_)))
+        self.asks().is_some()
     }
 
     /// True while the client is let in.
@@ -294,7 +305,24 @@ impl Session {
     /// True while the app is asked, which will believe that what it answers was carried out: so the session waits for that,
     /// even without its client. What the broker says is for the client alone.
     pub fn is_app_asked(&self) -> bool {
-        matches!(self.doing(), Some(Doing::Connecting | Doing::Asking(Asked::Command { .. })))
+        self.asks() == Some(Asks::App)
+    }
+
+    /// Who is asked, while a question is open.
+    pub fn asks(&self) -> Option<Asks> {
+        match self.doing()? {
+            Doing::Connecting | Doing::Asking(Asked::Command { .. }) => Some(Asks::App),
+            Doing::Resuming { .. } | Doing::Asking(Asked::History { .. } | Asked::Present { .. }) => Some(Asks::Broker),
+            Doing::Asking(Asked::Followed { .. }) => Some(Asks::Cluster),
+            Doing::Replaying(_) | Doing::Over => None,
+        }
+    }
+
+    /// The question to the cluster that is open, for one that has not been asked it: it knows of this process only.
+    pub fn cluster_question(&self) -> Option<Question> {
+        let Some(Doing::Asking(Asked::Followed { identifier, .. })) = self.doing() else { return None };
+        let subscription = self.subscriptions.get(self.subscriptions.find(identifier)?)?;
+        Some(Question::Followed(subscription.topics().map(Topic::stream).map(Into::into).collect()))
     }
 
     /// True once nothing more will happen but [`Session::end`].

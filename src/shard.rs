@@ -37,6 +37,7 @@ mod frame;
 mod handshake;
 mod identities;
 mod inbox;
+mod lanes;
 mod look;
 mod machine;
 mod metrics;
@@ -47,6 +48,7 @@ mod run;
 mod samples;
 mod services;
 mod slots;
+mod still;
 mod wheel;
 mod write;
 
@@ -75,16 +77,19 @@ use ping::PingFrames;
 use read::Stashes;
 use samples::Sampler;
 use slots::{Slots, flag};
+use still::Still;
 use wheel::Wheel;
 use write::SPARE_OUTBOXES;
 
 pub use crate::os::tcp::TcpInfo;
+pub use crate::session::Asks;
 pub use closes::{ClosedConnection, Origin, Served, Who};
 pub use connection::{BadState, FORMAT, TakenApart};
 pub use epoll::{Deal, Epoll, EpollSettings, Socket};
 use handshake::Begun;
 pub use handshake::{ProxyRules, Tokens};
 pub use inbox::{Delivery, Inbox, Message, Permit};
+pub use lanes::{Arrived, Copied, Copying, Divert, HandOver, LaneError, Settled, Verdict};
 pub use look::{Answered, CONNECTIONS_MAX, LiveConnection, Look, LookAt, Seen};
 pub use machine::{Accepted, Incoming, Interest, Machine, Readiness, Received};
 pub use metrics::ShardMetrics;
@@ -252,6 +257,8 @@ pub struct Shard<M: Machine, N: Services<M::Socket>> {
     begun: Begun,
     accepting: Accepting,
     drain: Option<Drain>,
+    /// It stands still.
+    still: Option<Still<M::Socket>>,
     closes: Closes,
     looks: Looks,
     sampler: Sampler,
@@ -307,6 +314,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             begun: Begun::default(),
             accepting: Accepting::Yes,
             drain: None,
+            still: None,
             closes: Closes::new(settings.closes_max),
             looks: Looks::default(),
             sampler: Sampler::default(),
@@ -324,6 +332,9 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     pub fn begin_turn(&mut self) {
         self.now = self.machine.now();
         self.metrics.counters.turns_total.inc();
+        if self.is_still() {
+            return;
+        }
         if let Accepting::PausedUntil(until) = self.accepting
             && self.now.mono >= until
         {
@@ -354,7 +365,9 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         if readiness.writable && slot.outbox.is_some() {
             self.mark_dirty(index);
         }
-        if readiness.readable || readiness.hangup {
+        if (readiness.readable || readiness.hangup) && self.is_still() {
+            self.note_ready(index);
+        } else if readiness.readable || readiness.hangup {
             self.slots[index].flags |= flag::READABLE;
             self.read(index);
             self.flush_if_many();
@@ -363,6 +376,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
 
     /// A message from another thread.
     pub fn receive(&mut self, message: Message<M::Socket>) {
+        let Some(message) = self.keep_still(message) else { return };
         match message {
             // Behind the publications that it covers.
             Message::Answer(answer @ Answer { reply: Reply::Broker(_), .. }) => {
@@ -378,6 +392,8 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             // Whoever asked may have gone.
             Message::Turn(answer) => drop(answer.send(())),
             Message::Drain { over } => self.start_drain(over),
+            // For whoever drives the shard.
+            Message::HandOver(_) => {}
         }
     }
 
@@ -390,7 +406,9 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
 
     /// Ends a turn: goes on with deliveries, and writes out what the turn produced.
     pub fn end_turn(&mut self) {
-        self.go_on_replaying();
+        if !self.is_still() {
+            self.go_on_replaying();
+        }
         self.go_on_delivering();
         // Behind the deliveries: whoever is sent away has been given what was published before.
         self.go_on_draining();
@@ -410,6 +428,9 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         if self.has_work() {
             return Some(self.now.mono);
         }
+        if self.is_still() {
+            return None;
+        }
         let deadline = self.wheel.next().map(|tick| Duration::from_millis(u64::from(tick) * TICK_MS));
         let pause = match self.accepting {
             Accepting::PausedUntil(until) => Some(until),
@@ -421,6 +442,9 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
 
     /// True when there is work that waits for no event.
     fn has_work(&self) -> bool {
+        if self.is_still() {
+            return self.is_delivering() || !self.dirty.is_empty() || !self.looks.is_empty();
+        }
         !self.again.is_empty()
             || self.is_delivering()
             || !self.dirty.is_empty()

@@ -423,6 +423,69 @@ async fn an_error_of_the_app_on_disconnect_counts_as_an_error() {
     assert_eq!(caller.backend.metrics().rpc_error_total.get(), 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn calls_that_are_held_are_made_by_one_backend_only() {
+    // Aim: whoever takes over makes exactly the calls that were not started, and those that run end where they began. Two run
+    // and two wait, of either kind; one of those that run cannot be delivered and goes to the successor.
+    let mut app = Server::start().await;
+    let mut old = Caller::new(Settings { concurrency: 4, ..to(&app) });
+    old.backend.disconnect(disconnect(10)).unwrap();
+    old.backend.submit(command(0)).unwrap();
+    let running = [app.next().await, app.next().await];
+    old.backend.hold();
+    (1..3).for_each(|index| old.backend.submit(command(index)).unwrap());
+    (11..13).for_each(|index| old.backend.disconnect(disconnect(index)).unwrap());
+    settle().await;
+    assert!(app.quiet(), "nothing is started");
+    let held = old.backend.held();
+    let bytes = rmp_serde::to_vec_named(&held).unwrap();
+    assert_eq!(rmp_serde::from_slice::<cableway::backend::HeldCalls>(&bytes).unwrap(), held);
+    assert_eq!(held.of_sessions, [command(1), command(2)]);
+    assert_eq!(held.disconnects, [disconnect(11), disconnect(12)]);
+
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    old.backend.succeed(move |call| tell.send(call).unwrap());
+    old.backend.disconnect(disconnect(13)).unwrap();
+    assert_eq!(told.recv().await, Some(disconnect(13)));
+    for asked in running {
+        match asked.name() {
+            "0" => asked.succeed(),
+            _ => asked.fail(tonic::Code::Unavailable),
+        }
+    }
+    assert_eq!(old.answer().await.key, key(0));
+    // It is tried again where it was begun until that is of no use any more.
+    while let Ok(asked) = tokio::time::timeout(secs(60), app.next()).await {
+        assert_eq!(asked.name(), "10");
+        asked.fail(tonic::Code::Unavailable);
+    }
+    assert_eq!(told.recv().await, Some(disconnect(10)));
+    assert_eq!(old.backend.drain(Instant::now() + secs(5)).await.left, 0);
+    assert!(app.quiet() && old.backend.running() == 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_were_held_go_on_when_they_are_let_go() {
+    let mut app = Server::start().await;
+    let mut caller = Caller::new(Settings { concurrency: 1, ..to(&app) });
+    caller.backend.hold();
+    (0..2).for_each(|index| caller.backend.submit(command(index)).unwrap());
+    caller.backend.disconnect(disconnect(10)).unwrap();
+    // Longer than a call may wait for its turn.
+    tokio::time::sleep(secs(6)).await;
+    assert!(app.quiet());
+    caller.backend.go_on();
+    let mut names = Vec::new();
+    for _ in 0..3 {
+        let Ok(asked) = tokio::time::timeout(secs(1), app.next()).await else { break };
+        names.push(asked.name().to_owned());
+        asked.succeed();
+    }
+    names.sort_unstable();
+    assert_eq!(names.last().map(String::as_str), Some("10"));
+    assert!(caller.answer().await.result.is_ok() || names.len() == 2);
+}
+
 /// Shards have no runtime of their own: calls come from plain threads.
 #[test]
 fn calls_can_be_submitted_from_threads_without_a_runtime() {

@@ -18,6 +18,8 @@ mod broker_redis;
 mod client;
 #[path = "cluster/crowd.rs"]
 mod crowd;
+#[path = "cluster/engine.rs"]
+mod engine;
 #[path = "cluster/extended.rs"]
 mod extended;
 #[path = "cluster/mixed.rs"]
@@ -30,6 +32,8 @@ mod nodes;
 mod redis_broadcasts;
 #[path = "cluster/redis_pubsub.rs"]
 mod redis_pubsub;
+#[path = "cluster/restart.rs"]
+mod restart;
 #[path = "limits/server.rs"]
 mod server;
 #[path = "cluster/servers.rs"]

@@ -16,8 +16,12 @@ mod server;
 
 #[path = "processes/app.rs"]
 mod app;
+#[path = "cluster/extended.rs"]
+mod extended;
 #[path = "processes/family.rs"]
 mod family;
+#[path = "processes/relay.rs"]
+mod relay;
 
 use std::collections::BTreeSet;
 use std::io::Write;

@@ -167,6 +167,55 @@ fn a_start_that_fails_is_never_ready() {
 }
 
 #[test]
+fn an_upgrade_names_the_new_process_and_the_watchdog_goes_along() {
+    let systemd = Systemd::new();
+    let mut server = systemd.start(Start::with(&["--acceptors", "2"])).env("WATCHDOG_USEC", "600000").start();
+    systemd.wait_for_line("READY=1");
+    let mut client = Client::following(server.address(), "news");
+    server.signal("USR2");
+    systemd.wait_for_line("RELOADING=1");
+    let told = systemd.wait_for("the new process", |line| line.starts_with("MAINPID="));
+    assert!(told.contains(&"READY=1".to_owned()), "{told:?}");
+    let pid = told.iter().find_map(|line| line.strip_prefix("MAINPID=")).expect("there");
+    assert_ne!(pid, server.pid().to_string());
+    let _end = Killed(pid.to_owned());
+    assert_eq!(server.wait(SOON).code(), Some(0));
+    drop(systemd.all_within(Duration::ZERO));
+    // From the new one alone, and with all that is said of it.
+    systemd.wait_for("one connection", |line| line.starts_with("STATUS=connections: 1 of at most "));
+    for _ in 0..3 {
+        let told = systemd.wait_for_line("WATCHDOG=1");
+        assert!(!told.iter().any(|line| line.starts_with("MAINPID=")), "{told:?}");
+    }
+    assert_eq!(broadcast(server.address(), "unused", "1"), 201);
+    assert!(client.text().ends_with("\"message\":1}"));
+}
+
+/// A process that is no child of this one, killed when this is dropped.
+struct Killed(String);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").args(["-KILL", &self.0]).status();
+    }
+}
+
+#[test]
+fn an_upgrade_that_fails_is_a_reload_that_ends() {
+    let systemd = Systemd::new();
+    // The new process finds the mistake in the file.
+    let path = systemd.file("[ws]\nping_interval = 0\n");
+    let server = systemd.start(Start::with(&["--config", path.to_str().expect("text")])).start();
+    systemd.wait_for_line("READY=1");
+    systemd.file("[ws]\nping_intervall = 0\n");
+    server.signal("USR2");
+    systemd.wait_for_line("RELOADING=1");
+    let told = systemd.wait_for_line("READY=1");
+    assert!(!told.iter().any(|line| line.starts_with("MAINPID=")), "{told:?}");
+    Client::welcomed(server.address());
+}
+
+#[test]
 fn a_supervisor_that_is_gone_or_deaf_is_no_reason_to_end() {
     let gone = Start::with(&[]).env("NOTIFY_SOCKET", "/nonexistent/notify").env("WATCHDOG_USEC", "30000").start();
     // A socket that nobody reads is full after some datagrams.

@@ -30,6 +30,7 @@ metric() { curl -s $SERVER/metrics | awk -v name="$1" '$1 == name { print $2 }';
 clients() { metric cableway_clients_num; }
 holds() { [ "$(clients)" = "$1" ]; }
 has_another_process() { [ "$(property MainPID)" != 0 ] && [ "$(property MainPID)" != "$1" ] && is_active; }
+is_alone() { [ "$(pgrep -c -x cableway)" = 1 ]; }
 says() { grep -q -- "$1" "$2"; }
 logged() { journalctl --unit cableway.service --boot --no-pager --output=cat | grep -q -- "$1"; }
 
@@ -149,21 +150,32 @@ check 'the watchdog was the reason' logged 'atchdog timeout'
 check 'the new process serves' upgrade_is https://example.com 101
 systemctl show --property=NRestarts cableway.service
 
-step 'Reload'
-check_held 1000 30
+step 'A new configuration'
+check_held 1000 60
 check 'every origin may connect' upgrade_is https://evil.example 101
 sed -i '1i server.allowed_origins = ["*.example.com"]' $CONFIG
 before=$(property MainPID)
-check 'it reads its configuration again' systemctl reload cableway.service
+check 'it is told to read its configuration again (SIGHUP)' systemctl kill --signal=HUP --kill-whom=main cableway.service
 check 'the other origin is refused now' until_true upgrade_is https://evil.example 403
 check 'its own is let in' upgrade_is https://www.example.com 101
 check 'the process is the same' [ "$(property MainPID)" = "$before" ]
 check 'everybody is still there' holds 1000
-check_nobody_lost
 # The load test's own clients come from no origin of those.
 sed -i 1d $CONFIG
-check 'and all are welcome again' systemctl reload cableway.service
-journalctl --unit cableway.service --boot --no-pager --output=cat | grep 'read again'
+check 'it starts anew and hands everything over (reload)' systemctl reload cableway.service
+check 'the process is another one' [ "$(property MainPID)" != "$before" ]
+check 'which is the only one' until_true is_alone
+check 'and all are welcome again' upgrade_is https://evil.example 101
+check 'everybody is still there' holds 1000
+echo 'prot = 8080' >>$CONFIG
+before=$(property MainPID)
+check 'with a mistake in the configuration the reload fails' is_not systemctl reload cableway.service
+check 'the process is the same' [ "$(property MainPID)" = "$before" ]
+check 'it is active' is_active
+check 'everybody is still there' holds 1000
+sed -i '$d' $CONFIG
+check_nobody_lost
+journalctl --unit cableway.service --boot --no-pager --output=cat | grep -E 'read again|upgrade'
 
 step 'Stop'
 check_held 1000 30
@@ -185,12 +197,20 @@ systemctl stop cableway.socket cableway.service
 step 'An upgrade'
 check 'it starts' systemctl start cableway.service
 before=$(property MainPID)
-check_held 1000 120
+check_held 1000 240
 check 'the package is upgraded under them' dpkg --force-confdef --force-confold --install new.deb
-check 'the process is the same' [ "$(property MainPID)" = "$before" ]
+check 'another process serves' [ "$(property MainPID)" != "$before" ]
+check 'with the new program' [ "$(readlink "/proc/$(property MainPID)/exe")" = /usr/bin/cableway ]
 check 'everybody is still there' holds 1000
+check 'and one more can come' upgrade_is https://example.com 101
+after=$(property MainPID)
+check 'its watchdog is fed: it is still the same after a minute' sh -c 'sleep 60 && [ "$(systemctl show --property=MainPID --value cableway.service)" = "$0" ]' "$after"
+systemctl status --no-pager cableway.service
 check 'the configuration is kept' says 'noauth = true' $CONFIG
 check_nobody_lost
+# The process that came by an upgrade is watched and stopped as any other.
+check 'it stops' systemctl stop cableway.service
+check 'with success' [ "$(property Result)" = success ]
 
 if [ "$fill" != 0 ]; then
     step 'As many clients as memory allows, in one process'

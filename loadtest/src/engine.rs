@@ -95,7 +95,7 @@ pub enum Reply {
     Any,
     /// The protocol's answer to a client's ping.
     Pong,
-    /// A message for the application.
+    /// A message for the application that is no marked publication.
     Data,
     /// What says that all that was missed has been sent.
     History,

@@ -24,6 +24,7 @@ pub mod run;
 pub mod scenario;
 pub mod server;
 pub mod template;
+pub mod upgrade;
 pub mod versus;
 pub mod wire;
 pub mod workers;

@@ -11,7 +11,7 @@ use cableway_loadtest::engine::{BadNetwork, Goodbye};
 use cableway_loadtest::protocol::Protocol;
 use cableway_loadtest::report::Provenance;
 use cableway_loadtest::scenario::{self, Load, Publishing, Scenario};
-use cableway_loadtest::{bare, bench, check, dead_peers, os, processes, versus, workers};
+use cableway_loadtest::{bare, bench, check, dead_peers, os, processes, upgrade, versus, workers};
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -56,6 +56,8 @@ enum Command {
     /// The clients of `dead-peers`, in a process of their own.
     #[command(hide = true)]
     DeadPeer(dead_peers::PeerOptions),
+    /// Upgrade Cableway again and again under load, and see that no client notices.
+    Upgrade(upgrade::Options),
     /// Compare Cableway and other servers under the same load, one after the other.
     Versus(versus::Options),
     /// See that several processes of Cableway are one server: many subscribers, one of the processes is killed, and what
@@ -220,6 +222,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Command::DeadPeer(options) => dead_peers::peers(&options).map(|()| ExitCode::SUCCESS),
+        Command::Upgrade(options) => {
+            let unnoticed = upgrade::run(&options)?;
+            Ok(if unnoticed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
         Command::Versus(options) => {
             let complete = versus::run(&options)?;
             Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })

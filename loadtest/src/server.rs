@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal, kill_process_group};
 
+use crate::observe;
+
 /// How long a server may take until it accepts.
 pub const START_MAX: Duration = Duration::from_secs(15);
 
@@ -102,8 +104,23 @@ impl Process {
         }
     }
 
+    /// Whether it, or a process that took over from it, is there and has not ended.
+    pub fn is_running(&mut self, pid: u32) -> bool {
+        if pid == self.child.id() {
+            return matches!(self.child.try_wait(), Ok(None));
+        }
+        // One that has ended and whose status nobody asks for is a zombie (proc(5)).
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+    }
+
+    /// Whether it and all that it has started have ended.
     fn ended(&mut self) -> bool {
-        !matches!(self.child.try_wait(), Ok(None))
+        if matches!(self.child.try_wait(), Ok(None)) {
+            return false;
+        }
+        let left = observe::processes_of_group(self.child.id()).unwrap_or_default();
+        !left.into_iter().any(|pid| self.is_running(pid))
     }
 }
 

@@ -78,6 +78,7 @@ fn main() -> ExitCode {
     let mut failures = 0;
     let (mut shards, mut clients, mut turns, mut published, mut frames) = (0, 0, 0, 0, 0);
     let (mut resumed, mut served, mut rejected) = (0, 0, 0);
+    let (mut upgrades, mut given_up) = (0, 0);
     let mut run = 0;
     for seed in start..start.saturating_add(seeds) {
         run += 1;
@@ -95,6 +96,8 @@ fn main() -> ExitCode {
                 resumed += summary.resumed;
                 served += summary.served;
                 rejected += summary.rejected;
+                upgrades += summary.upgrades;
+                given_up += summary.given_up;
             }
             Err(what) => {
                 failures += 1;
@@ -109,7 +112,7 @@ fn main() -> ExitCode {
     println!(
         "{run} seeds from {start}, {failures} failed: {shards} shards, {clients} clients, {turns} turns, \
          {published} publications, {frames} messages; {resumed} sessions resumed, history {served} times served and \
-         {rejected} times rejected"
+         {rejected} times rejected; {upgrades} upgrades, and {given_up} that were given up"
     );
     if failures > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

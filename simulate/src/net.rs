@@ -33,6 +33,10 @@ pub struct Conn {
     /// The server has let go of its end.
     pub server_gone: bool,
     watch: Option<Watch>,
+    /// How it is watched by a shard that is about to have it.
+    next_watch: Option<Watch>,
+    /// Sockets that lead to it; the first is there as soon as somebody accepts it.
+    pub handles: usize,
     /// The shard that watched it last, and under what: no other connection ever was.
     token: Option<(usize, u64)>,
     /// Stands in the poller's list.
@@ -121,6 +125,8 @@ impl Net {
             dead: false,
             server_gone: false,
             watch: None,
+            next_watch: None,
+            handles: 1,
             token: None,
             queued: false,
             no_space: false,
@@ -184,6 +190,28 @@ impl Net {
         }
         if conn.state().is_some_and(|event| event.readable || event.writable || event.hangup) {
             self.wake(id, false);
+        }
+    }
+
+    /// A shard that is about to have a connection watches it, too.
+    pub fn watch_next(&mut self, id: ConnId, shard: usize, token: u64) {
+        self.conns[id].next_watch = Some(Watch { shard, token, write: false });
+    }
+
+    /// It does not get it.
+    pub fn forget_next_watches(&mut self) {
+        self.conns.iter_mut().for_each(|conn| conn.next_watch = None);
+    }
+
+    /// It has it, and nobody else has.
+    pub fn take_next_watches(&mut self) {
+        self.ready.clear();
+        for id in 0..self.conns.len() {
+            self.conns[id].queued = false;
+            self.conns[id].watch = None;
+            if let Some(Watch { shard, token, write }) = self.conns[id].next_watch.take() {
+                self.watch(id, shard, token, write);
+            }
         }
     }
 

@@ -1,13 +1,14 @@
 //! One run: one to three shards, everything around them, and chance deciding what happens next.
 //!
 //! Here are the turns of the shards; `steps` decides what happens between them, `moves` lets connections change their
-//! shard, `posts` carries answers, publications and demands to the inboxes, `finish` ends a run and adds everything up.
+//! shard, `upgrade` hands all of them over to new shards, `posts` carries answers, publications and demands to the inboxes, `finish` ends a run and adds everything up.
 
 mod finish;
 mod looks;
 mod moves;
 mod posts;
 mod steps;
+mod upgrade;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -37,6 +38,9 @@ pub struct Summary {
     pub resumed: u64,
     pub served: u64,
     pub rejected: u64,
+    /// Times that the whole node was handed over, and that it was not in the end.
+    pub upgrades: usize,
+    pub given_up: usize,
 }
 
 /// A shard and what it takes to drive it.
@@ -52,6 +56,12 @@ struct Driven {
 struct Run {
     sim: Rc<RefCell<Sim>>,
     shards: Vec<Driven>,
+    /// Shards before this one have left their connections to later ones.
+    live_from: usize,
+    /// What those had counted.
+    left: Vec<Arc<ShardMetrics>>,
+    upgrades: usize,
+    given_up: usize,
     turns: u64,
 }
 
@@ -66,8 +76,10 @@ pub fn run(seed: u64, trace: bool) -> Result<Summary, String> {
     let of_broker = |count: fn(&BrokerMetrics) -> u64| sim.broker.as_ref().map_or(0, |broker| count(&broker.metrics));
     Ok(Summary {
         digest: sim.digest,
-        shards: run.shards.len(),
+        shards: sim.scenario.shards,
         clients: sim.clients.len(),
+        upgrades: run.upgrades,
+        given_up: run.given_up,
         turns: run.turns,
         published: sim.published.len(),
         frames: run.sum(|metrics| metrics.counters.server_msg_total.get()),
@@ -84,14 +96,8 @@ impl Run {
             let sim = sim.borrow();
             (Arc::clone(&sim.scenario.settings), sim.sites.len())
         };
-        let shards = (0..count).map(|s| {
-            let metrics = Arc::new(ShardMetrics::new(s as u16));
-            let seams = || Seams { sim: Rc::clone(&sim), shard: s };
-            let shard = Shard::new(s as u16, seams(), seams(), Arc::clone(&settings), Arc::clone(&metrics));
-            Driven { shard, metrics, inbox: VecDeque::new(), asked: Vec::new(), given_up: 0 }
-        });
-        let shards = shards.collect();
-        Run { sim, shards, turns: 0 }
+        let shards = (0..count).map(|s| Driven::new(&sim, s, Arc::clone(&settings))).collect();
+        Run { sim, shards, live_from: 0, left: Vec::new(), upgrades: 0, given_up: 0, turns: 0 }
     }
 
     fn play(&mut self) -> Result<(), String> {
@@ -131,7 +137,7 @@ impl Run {
 
     /// Something counted, added up over the shards.
     fn sum<T: std::iter::Sum>(&self, counted: impl Fn(&ShardMetrics) -> T) -> T {
-        self.shards.iter().map(|driven| counted(&driven.metrics)).sum()
+        self.shards.iter().map(|driven| &driven.metrics).chain(&self.left).map(|metrics| counted(metrics)).sum()
     }
 
     fn closed_for(&self, cause: CloseCause) -> u64 {

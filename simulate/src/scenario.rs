@@ -51,6 +51,8 @@ pub struct Scenario {
     pub app_trouble: usize,
     /// Chances out of a thousand that connections are taken apart and put together before a turn.
     pub moves: usize,
+    /// The same that the whole node is handed over to a new one.
+    pub upgrades: usize,
     pub long_publications: bool,
     pub buffer_max: usize,
     /// Answers of the broker out of a thousand that are that it cannot be reached.
@@ -171,6 +173,7 @@ impl Scenario {
             faults: rng.pick(&[0, 0, 5]),
             app_trouble: rng.pick(&[0, 100, 400]),
             moves: rng.pick(&[0, 0, 30, 300]),
+            upgrades: rng.pick(&[0, 0, 10, 50]),
             long_publications: rng.chance(250),
             buffer_max: rng.pick(&[64, 600, 5_000, 300_000]),
             broker_trouble,

@@ -41,6 +41,9 @@ impl Seams {
 
     /// A shard touches only what it holds.
     fn check_holds(&self, sim: &mut Sim, conn: ConnId, does: &str) {
+        if sim.is_copied {
+            return sim.fail(format!("client {conn}: shard {} {does}, and it is copied", self.shard));
+        }
         let (shard, holder) = (self.shard, sim.clients[conn].shard);
         if shard != holder {
             sim.fail(format!("client {conn}: shard {shard} {does}, and shard {holder} holds it"));
@@ -60,9 +63,22 @@ pub struct Socket {
     pub conn: ConnId,
 }
 
+impl Socket {
+    /// One more handle of it.
+    pub fn again(&self) -> Socket {
+        self.sim.borrow_mut().net.conn(self.conn).handles += 1;
+        Socket { sim: Rc::clone(&self.sim), conn: self.conn }
+    }
+}
+
 impl Drop for Socket {
     fn drop(&mut self) {
         let sim = &mut *self.sim.borrow_mut();
+        let handles = &mut sim.net.conn(self.conn).handles;
+        *handles -= 1;
+        if *handles > 0 {
+            return;
+        }
         sim.trace(|| format!("a shard lets go of {}", self.conn));
         sim.check_let_go(self.conn);
         sim.net.server_drop(self.conn, &mut sim.rng);
@@ -140,10 +156,16 @@ impl Machine for Seams {
 
     fn set_interest(&mut self, socket: &Socket, token: u64, interest: Interest) -> io::Result<()> {
         let sim = &mut *self.sim.borrow_mut();
-        self.check_holds(sim, socket.conn, "watches it");
+        if !sim.is_copied {
+            self.check_holds(sim, socket.conn, "watches it");
+        }
         if sim.rng.chance(sim.scenario.faults) {
             sim.net.conn(socket.conn).faulty = true;
             return Err(io::Error::from_raw_os_error(28));
+        }
+        if sim.is_copied {
+            sim.net.watch_next(socket.conn, self.shard, token);
+            return Ok(());
         }
         sim.net.watch(socket.conn, self.shard, token, interest == Interest::ReadWrite);
         Ok(())
@@ -264,7 +286,11 @@ impl Services<Socket> for Seams {
     }
 
     fn resident(&mut self, sid: Sid, index: u32) {
-        self.sim.borrow_mut().on_resident(sid, self.shard, index);
+        let sim = &mut *self.sim.borrow_mut();
+        if sim.is_copied {
+            return sim.residents.push((sid, self.shard, index));
+        }
+        sim.on_resident(sid, self.shard, index);
     }
 
     fn departed(&mut self, sid: Sid, saved: Option<Box<SavedSession>>) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use cableway::broker::LocalBroker;
 use cableway::hub::StreamKey;
-use cableway::model::{BrokerQuestion, Call, PresenceChange, Publication, Reply, SlotKey};
+use cableway::model::{BrokerQuestion, Call, PresenceChange, Publication, Reply, Sid, SlotKey};
 
 use crate::broker::Outgoing;
 use crate::client::Client;
@@ -60,7 +60,8 @@ pub struct Site {
 }
 
 impl Site {
-    fn new(origin: Duration) -> Site {
+    /// Of a shard that listens, and has got nothing.
+    pub fn new(origin: Duration) -> Site {
         Site {
             origin,
             watching: true,
@@ -126,6 +127,10 @@ pub struct Sim {
     pub digest: u64,
     /// The second in which the broker was swept last.
     pub swept_at: u64,
+    /// All connections are copied: nobody touches one until it is decided who goes on with them.
+    pub is_copied: bool,
+    /// Sessions that can be resumed and were copied: with the shard and the slot where they will live.
+    pub residents: Vec<(Sid, usize, u32)>,
 }
 
 impl Sim {
@@ -173,6 +178,8 @@ impl Sim {
             trace,
             digest: 0xcbf2_9ce4_8422_2325,
             swept_at: 0,
+            is_copied: false,
+            residents: Vec::new(),
         }
     }
 
@@ -203,6 +210,13 @@ impl Sim {
     /// A moment of a shard's clock on the clock of the run.
     pub fn run_time(&self, shard: usize, moment: Duration) -> Duration {
         moment.saturating_sub(self.sites[shard].origin)
+    }
+
+    /// Whose question is open under this key.
+    pub fn waits_for(&self, key: SlotKey) -> Option<usize> {
+        let running = self.running.iter().map(|(known, c, _)| (known, c));
+        let mut all = running.chain(self.in_flight.iter().map(|(known, c)| (known, c)));
+        all.find(|(known, _)| **known == key).map(|(_, c)| *c)
     }
 
     /// What becomes of a question.

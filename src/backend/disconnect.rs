@@ -81,12 +81,19 @@ struct Queue {
     bytes: usize,
     running: usize,
     mode: Mode,
+    /// None is started.
+    held: bool,
+    /// Gets what comes, and what comes back, in the place of this queue.
+    successor: Option<Successor>,
     /// When the rate permits the next start.
     next_start: Option<Instant>,
     trouble: Option<Trouble>,
     sent: u64,
     failed: u64,
 }
+
+/// Tells the app of a session in the place of a [`Disconnector`].
+pub(super) type Successor = Box<dyn Fn(Call) + Send>;
 
 /// A call on its way.
 struct Entry {
@@ -156,7 +163,9 @@ impl Queue {
         if self.mode == Mode::Closed {
             return Next::End;
         }
-        let Some((&number, _)) = self.waiting.first_key_value() else { return Next::WaitForWork };
+        let Some((&number, _)) = self.waiting.first_key_value().filter(|_| !self.held) else {
+            return Next::WaitForWork;
+        };
         let throttled = self.mode == Mode::Throttled;
         let not_before = [self.next_start.filter(|_| throttled), self.trouble.as_ref().map(|trouble| trouble.until)];
         if let Some(at) = not_before.into_iter().flatten().max().filter(|at| *at > now) {
@@ -199,6 +208,10 @@ impl Shared {
 
     /// Puts a call into the queue, and counts what is dropped. Gives it back when the queue is full.
     fn insert(&self, queue: &mut Queue, call: Call, failures: u8) -> Result<(), Call> {
+        if let Some(successor) = &queue.successor {
+            successor(call);
+            return Ok(());
+        }
         let inserted = queue.insert(call, failures, &self.bounds);
         self.show(queue);
         self.metrics.disconnect_dropped_total.add(inserted.as_ref().map_or(1, |&dropped| dropped as u64));
@@ -270,6 +283,36 @@ impl Disconnector {
     /// Queues a call. Gives it back when the queue is full.
     pub fn push(&self, call: Call) -> Result<(), Call> {
         self.shared.insert(&mut self.shared.queue(), call, 0)
+    }
+
+    /// From now on no call is started. Those that run go on.
+    pub fn hold(&self) {
+        self.shared.queue().held = true;
+    }
+
+    /// Calls that wait, in their order, while none is started.
+    pub fn held(&self) -> Vec<Call> {
+        self.shared.queue().waiting.values().map(|entry| entry.call.clone()).collect()
+    }
+
+    /// Calls are started again.
+    pub fn go_on(&self) {
+        self.shared.queue().held = false;
+        self.shared.work.notify_waiters();
+    }
+
+    /// Forgets the calls that were [`held`](Self::held): somebody else makes them, and what comes from now on, and those that
+    /// run and cannot be delivered.
+    pub fn succeed(&self, successor: Successor) {
+        let mut queue = self.shared.queue();
+        let left = std::mem::take(&mut queue.waiting);
+        queue.by_size.clear();
+        queue.bytes = 0;
+        queue.successor = Some(successor);
+        self.shared.show(&queue);
+        drop(queue);
+        drop(left);
+        self.shared.ended.notify_waiters();
     }
 
     /// Lifts the rate limit and starts the other workers; once.

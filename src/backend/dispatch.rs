@@ -66,6 +66,8 @@ struct Inbox {
     displaced: Vec<SlotKey>,
     /// Calls that run, as the driver left it.
     running: usize,
+    /// None is started, and none has waited too long.
+    held: bool,
     closed: bool,
 }
 
@@ -161,6 +163,44 @@ impl Dispatch {
         }
     }
 
+    /// From now on no call is started. Those that run go on.
+    pub fn hold(&self) {
+        self.shared.inbox().held = true;
+    }
+
+    /// Calls that sessions wait for and that were not started, while none is.
+    pub fn held(&self) -> Vec<Call> {
+        let inbox = self.shared.inbox();
+        let placed = inbox.placed.iter().filter(|placed| matches!(placed.done, Done::Session));
+        placed.map(|placed| &placed.call).chain(inbox.waiting.of_sessions()).cloned().collect()
+    }
+
+    /// Calls that run, as the driver left it.
+    pub fn running(&self) -> usize {
+        self.shared.inbox().running
+    }
+
+    /// Calls are started again.
+    pub fn go_on(&self) {
+        self.shared.inbox().held = false;
+        self.shared.driver.wake();
+    }
+
+    /// Forgets the calls that were [`held`](Self::held): somebody else makes them. What nobody but this process can make goes
+    /// on.
+    pub fn give_up_held(&self) {
+        let mut inbox = self.shared.inbox();
+        let (given, kept) =
+            std::mem::take(&mut inbox.placed).into_iter().partition(|placed| matches!(placed.done, Done::Session));
+        inbox.placed = kept;
+        let left: (Vec<Waiting>, Vec<Waiting>) = (given, inbox.waiting.take_of_sessions());
+        inbox.held = false;
+        self.shared.show_pending(&inbox);
+        drop(inbox);
+        drop(left);
+        self.shared.driver.wake();
+    }
+
     /// Ends the driver. All calls are given up, waiting or running; nobody gets an answer any more.
     pub fn close(&self) {
         let mut inbox = self.shared.inbox();
@@ -232,6 +272,10 @@ impl<T: Transport> Driver<T> {
         // Those that are not found have ended meanwhile.
         inbox.canceled.drain(..).filter_map(|key| self.handles.get(&key)).for_each(AbortHandle::abort);
         self.refused.append(&mut inbox.displaced);
+        if inbox.held {
+            inbox.running = running;
+            return Ok(None);
+        }
         starting.append(&mut inbox.placed);
         let mut next_expiry = None;
         if inbox.waiting.len() > 0 {

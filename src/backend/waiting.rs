@@ -171,6 +171,18 @@ impl WaitingCalls {
         }
     }
 
+    /// The calls that sessions wait for, in the order in which they came.
+    pub fn of_sessions(&self) -> impl Iterator<Item = &Call> {
+        let entries = self.calls.values().map(|entry| &entry.waiting);
+        entries.filter(|waiting| matches!(waiting.done, Done::Session)).map(|waiting| &waiting.call)
+    }
+
+    /// Takes all of those out.
+    pub fn take_of_sessions(&mut self) -> Vec<Waiting> {
+        let numbers: Vec<u64> = self.by_session.values().copied().collect();
+        numbers.into_iter().filter_map(|number| self.remove(number)).collect()
+    }
+
     fn remove(&mut self, number: u64) -> Option<Waiting> {
         let Entry { waiting, class, turn, bytes } = self.calls.remove(&number)?;
         self.turns[class as usize].remove(&turn);

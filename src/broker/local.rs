@@ -8,6 +8,7 @@
 //! for clients that come back. "none" keeps the order and nothing else: it gives no positions and answers every question
 //! with [`BrokerError::NotKept`].
 
+mod hand_over;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +25,8 @@ use crate::model::{
 use crate::presence::{self, Join, Presence};
 
 use super::{BrokerMetrics, STRIPES, Sessions, SessionsSettings, presence_event};
+
+pub use hand_over::{BrokerPart, LocalSnapshot};
 
 /// What a broker that remembers is told by the configuration.
 #[derive(Clone, Debug)]
@@ -72,6 +75,8 @@ struct Stripe {
 }
 
 struct Kept {
+    /// That of the settings, or of the broker that this one goes on with.
+    epoch: Arc<str>,
     history: History,
     presence: Presence,
 }
@@ -103,7 +108,8 @@ impl LocalBroker {
                     ttl: ttl(settings.history_ttl),
                     stream_bytes_max: settings.history_bytes_max,
                 };
-                Kept { history: History::new(limits), presence: Presence::new(ttl(settings.presence_ttl)) }
+                let (history, presence) = (History::new(limits), Presence::new(ttl(settings.presence_ttl)));
+                Kept { epoch: Arc::clone(&settings.epoch), history, presence }
             });
             Mutex::new(Stripe { kept })
         };
@@ -135,7 +141,7 @@ impl LocalBroker {
             let before = kept.history.bytes();
             let offset = kept.history.store(stream, message, kind.as_ref(), moment(now));
             self.make_room(memory, &mut kept.history, before);
-            publication.position = Some(Position { epoch: Arc::clone(&memory.settings.epoch), offset });
+            publication.position = Some(Position { epoch: Arc::clone(&kept.epoch), offset });
         }
         hand_over(publication)
     }
@@ -145,11 +151,13 @@ impl LocalBroker {
     /// # Errors
     /// Nothing is kept, or not all of it is there any more.
     pub fn history(&self, streams: &[Box<str>], since: &HistoryRequest, now: Now) -> Result<BrokerReply, BrokerError> {
-        let memory = self.memory.as_ref().ok_or(BrokerError::NotKept)?;
+        if self.memory.is_none() {
+            return Err(BrokerError::NotKept);
+        }
         // Of two entries for one stream the later one counts.
         let mut had: HashMap<&str, &Position, NameHasher> = HashMap::default();
         had.extend(since.positions.iter().map(|(stream, position)| (&**stream, position)));
-        let of = |stream: &str| self.missed(memory, stream, had.get(stream).copied(), since.since, moment(now));
+        let of = |stream: &str| self.missed(stream, had.get(stream).copied(), since.since, moment(now));
         let missed: Result<Vec<_>, _> = streams.iter().map(|stream| of(stream)).collect();
         match &missed {
             Ok(_) => self.metrics.history_served_total.inc(),
@@ -158,18 +166,11 @@ impl LocalBroker {
         Ok(BrokerReply::History(missed?))
     }
 
-    fn missed(
-        &self,
-        memory: &Memory,
-        stream: &str,
-        had: Option<&Position>,
-        since: i64,
-        now: Moment,
-    ) -> Result<Missed, BrokerError> {
+    fn missed(&self, stream: &str, had: Option<&Position>, since: i64, now: Moment) -> Result<Missed, BrokerError> {
         let stripe = self.lock(stream);
         let kept = stripe.kept.as_ref().ok_or(BrokerError::NotKept)?;
         let messages = match had {
-            Some(had) if had.epoch != memory.settings.epoch => return Err(BrokerError::Gone),
+            Some(had) if had.epoch != kept.epoch => return Err(BrokerError::Gone),
             Some(had) => kept.history.after(stream, had.offset, now).map_err(|Gone| BrokerError::Gone)?,
             None if since > 0 && since <= i64::from(now.wall) => kept.history.since(stream, since, now),
             None => Vec::new(),
@@ -177,7 +178,7 @@ impl LocalBroker {
         let had = had.map_or(0, |had| had.offset);
         let publication = |stored: StoredMessage| {
             let StoredMessage { offset, message, kind } = stored;
-            let position = Some(Position { epoch: Arc::clone(&memory.settings.epoch), offset });
+            let position = Some(Position { epoch: Arc::clone(&kept.epoch), offset });
             Publication { kind, position, ..Publication::new(stream, message) }
         };
         Ok(Missed { stream: stream.into(), had, publications: messages.into_iter().map(publication).collect() })

@@ -35,7 +35,8 @@ use crate::model::{
     Sid, SlotKey,
 };
 
-use gate::{Gate, Wanted};
+use gate::Gate;
+pub use gate::Then;
 use people::People;
 use residents::{Asker, Found, Residents};
 use saved::{Saves, Yields};
@@ -163,7 +164,6 @@ pub struct Running<S> {
     tasks: Tasks<S>,
     publications: mpsc::UnboundedReceiver<Waiting>,
     jobs: mpsc::UnboundedReceiver<Job>,
-    wanted: Wanted,
 }
 
 impl RemoteBroker {
@@ -176,7 +176,7 @@ impl RemoteBroker {
     ) -> (RemoteBroker, Running<S>) {
         let ((publications, stores), (jobs, job)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
         let remote_metrics = Arc::new(RemoteMetrics::default());
-        let (gate, wanted) = Gate::new(Arc::clone(&outlet), Arc::clone(&remote_metrics), settings.counters_ttl);
+        let gate = Gate::new(Arc::clone(&outlet), Arc::clone(&remote_metrics), settings.counters_ttl);
         let shared = Arc::new(Shared {
             node,
             gate,
@@ -193,7 +193,7 @@ impl RemoteBroker {
             settings,
         });
         let tasks = Tasks::new(store, Arc::clone(&shared));
-        let running = Running { tasks, publications: stores, jobs: job, wanted };
+        let running = Running { tasks, publications: stores, jobs: job };
         (RemoteBroker { publications, jobs, shared, unstored: LocalBroker::default() }, running)
     }
 
@@ -232,9 +232,16 @@ impl RemoteBroker {
         self.shared.gate.pass(publication, permit);
     }
 
-    /// A shard follows a stream. Tells whether it is the first: then [`subscribed`](Self::subscribed) is to be called.
-    pub fn follow(&self, stream: &str) -> bool {
-        self.shared.gate.follow(stream)
+    /// A shard follows a stream. `name` is the same, where another table has it already. Gives the name if it is the first:
+    /// then [`subscribed`](Self::subscribed) is to be called.
+    pub fn follow(&self, stream: &str, name: Option<Arc<str>>) -> Option<Arc<str>> {
+        self.shared.gate.follow(stream, name)
+    }
+
+    /// Calls `then` when everything that is stored from then on reaches those who follow a stream, or it cannot be found out
+    /// now whether it does. By any thread; must not wait.
+    pub fn when_open(&self, stream: &str, then: Then) {
+        self.shared.gate.when_open(stream, then);
     }
 
     /// What is published to a stream comes here from now on.
@@ -252,6 +259,11 @@ impl RemoteBroker {
         if self.shared.gate.last(stream).is_some() {
             self.shared.gate.subscribed(stream);
         }
+    }
+
+    /// Whether no session waits to be stored.
+    pub fn has_kept_all(&self) -> bool {
+        self.shared.saves.amounts().0 == 0
     }
 
     /// Asks on behalf of a session. The answer comes through the [`Outlet`].

@@ -4,6 +4,8 @@
 //! that comes back takes it, once; if the old connection still stands, as it does for minutes when a phone changes its
 //! network, the shard that has it gives it up first, and the newcomer waits for that.
 
+mod hand_over;
+
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasher;
 use std::ops::RangeInclusive;
@@ -15,6 +17,8 @@ use crate::model::{NameHasher, Now, ResumeTicket, SavedSession, Sid, SlotKey};
 
 use super::sent_away::SentAway;
 use super::{BrokerMetrics, STRIPES};
+
+pub use hand_over::SessionNote;
 
 /// Places of sessions that are gone which a stripe may have at any time.
 const ORDER_SPARE: usize = 64;
@@ -48,6 +52,8 @@ struct Stripe {
     saved: usize,
     /// What `order` had when those that are gone were taken out of it last.
     tidied: usize,
+    /// What was saved and what has gone since, while somebody wants to know.
+    touched: Option<Vec<Sid>>,
 }
 
 impl Stripe {
@@ -59,6 +65,14 @@ impl Stripe {
             order.retain(|(saved_at, sid)| is_saved(entries, *sid, *saved_at));
             order.shrink_to(order.len() * 2);
             *tidied = order.len();
+        }
+    }
+}
+
+impl Stripe {
+    fn touch(&mut self, sid: Sid) {
+        if let Some(touched) = &mut self.touched {
+            touched.push(sid);
         }
     }
 }
@@ -179,8 +193,15 @@ impl Sessions {
             return Some(Departure { key: waiter.key, saved: self.checked(saved, metrics) });
         }
         let saved = saved.filter(|_| self.ttl > 0)?;
+        self.save(&mut stripe, saved, metrics);
+        None
+    }
+
+    fn save(&self, stripe: &mut Stripe, saved: Box<SavedSession>, metrics: &BrokerMetrics) {
+        let sid = saved.sid;
         self.bytes.fetch_add(saved.bytes(), Ordering::Relaxed);
         self.saved.fetch_add(1, Ordering::Relaxed);
+        stripe.touch(sid);
         stripe.order.push_back((saved.saved_at, sid));
         stripe.entries.insert(sid, Entry::Saved(saved));
         stripe.saved += 1;
@@ -188,11 +209,10 @@ impl Sessions {
         // The oldest go first, of those that share a lock with the newest.
         while self.bytes.load(Ordering::Relaxed) > self.bytes_max {
             let Some((saved_at, sid)) = stripe.order.pop_front() else { break };
-            if self.drop_saved(&mut stripe, sid, saved_at) {
+            if self.drop_saved(stripe, sid, saved_at) {
                 metrics.sessions_evicted_total.inc();
             }
         }
-        None
     }
 
     /// A session is not given up: who waits for it may not have it.
@@ -304,6 +324,7 @@ impl Sessions {
         self.bytes.fetch_sub(saved.bytes(), Ordering::Relaxed);
         self.saved.fetch_sub(1, Ordering::Relaxed);
         stripe.saved -= 1;
+        stripe.touch(sid);
         Some(saved)
     }
 

@@ -51,16 +51,33 @@ pub struct Streams {
 
 type Bucket = HashMap<Arc<str>, Entry, NameHasher>;
 
+/// There is one for each stream that this node follows, which may be one for each client: what most have nothing of is apart.
 #[derive(Default)]
 struct Entry {
-    shards: u32,
+    shards: u16,
     /// The server has acknowledged it.
     subscribed: bool,
     /// It stands in `Pending::leaving`.
     leaving: bool,
+    more: Option<Box<More>>,
+}
+
+const _: () = assert!(size_of::<(Arc<str>, Entry)>() == 32);
+
+/// What a stream has that somebody waits for, or that other nodes publish to.
+#[derive(Default)]
+struct More {
     waiting: Vec<Then>,
     /// The last number of each node.
     seen: Vec<(NodeId, u64)>,
+}
+
+impl Entry {
+    fn take_waiting(&mut self) -> Vec<Then> {
+        let waiting = self.more.as_mut().map(|more| std::mem::take(&mut more.waiting));
+        self.more.take_if(|more| more.seen.is_empty());
+        waiting.unwrap_or_default()
+    }
 }
 
 /// What the link is to look at. Names stand here at most once each for each reason, so it is bounded by the table.
@@ -118,18 +135,20 @@ impl Streams {
         self.len() == 0
     }
 
-    /// One more shard follows a stream.
-    pub fn follow(&self, stream: &str) {
+    /// One more shard follows a stream. Gives its name, for other tables.
+    pub fn follow(&self, stream: &str) -> Arc<str> {
         let mut bucket = self.bucket(stream);
-        if let Some(entry) = bucket.get_mut(stream) {
-            entry.shards += 1;
-            return;
+        if let Some((name, _)) = bucket.get_key_value(stream) {
+            let name = Arc::clone(name);
+            bucket.entry(Arc::clone(&name)).and_modify(|entry| entry.shards += 1);
+            return name;
         }
         let name: Arc<str> = stream.into();
         bucket.insert(Arc::clone(&name), Entry { shards: 1, ..Entry::default() });
         drop(bucket);
-        lock(&self.pending).wanted.push(name);
+        lock(&self.pending).wanted.push(Arc::clone(&name));
         self.changed.notify_one();
+        name
     }
 
     /// One shard less follows it.
@@ -161,7 +180,7 @@ impl Streams {
             drop(bucket);
             return then();
         }
-        entry.waiting.push(then);
+        entry.more.get_or_insert_default().waiting.push(then);
         drop(bucket);
         lock(&self.pending).awaited.push_back((Instant::now() + WAIT_MAX, name));
         self.waiting.notify_one();
@@ -171,11 +190,12 @@ impl Streams {
     pub fn seen(&self, stream: &str, origin: Origin) -> Seen {
         let mut bucket = self.bucket(stream);
         let Some(entry) = bucket.get_mut(stream) else { return Seen::Next };
-        let Some((_, last)) = entry.seen.iter_mut().find(|(node, _)| *node == origin.node) else {
-            if entry.seen.len() == NODES_MAX {
-                entry.seen.remove(0);
+        let More { seen, .. } = &mut **entry.more.get_or_insert_default();
+        let Some((_, last)) = seen.iter_mut().find(|(node, _)| *node == origin.node) else {
+            if seen.len() == NODES_MAX {
+                seen.remove(0);
             }
-            entry.seen.push((origin.node, origin.seq));
+            seen.push((origin.node, origin.seq));
             return Seen::Next;
         };
         if *last >= origin.seq && *last - origin.seq < JUMP_MAX {
@@ -213,7 +233,7 @@ impl Streams {
             let mut waiting = Vec::new();
             for entry in lock(bucket).values_mut() {
                 entry.subscribed = false;
-                waiting.append(&mut entry.waiting);
+                waiting.append(&mut entry.take_waiting());
             }
             waiting.into_iter().for_each(|then| then());
         }
@@ -232,7 +252,7 @@ impl Streams {
             let mut bucket = self.bucket(name);
             let Some(entry) = bucket.get_mut(name) else { continue };
             entry.subscribed = true;
-            let waiting = std::mem::take(&mut entry.waiting);
+            let waiting = entry.take_waiting();
             drop(bucket);
             told.iter().for_each(|told| told.subscribed(name));
             waiting.into_iter().for_each(|then| then());
@@ -281,7 +301,7 @@ impl Streams {
                 (take_due(&mut pending.awaited), pending.awaited.front().map(|(due, _)| *due))
             };
             for name in late {
-                let waiting = self.bucket(&name).get_mut(&name).map(|entry| std::mem::take(&mut entry.waiting));
+                let waiting = self.bucket(&name).get_mut(&name).map(Entry::take_waiting);
                 waiting.into_iter().flatten().for_each(|then| then());
             }
             notified_or_due(&self.waiting, next).await;
@@ -338,14 +358,14 @@ mod tests {
     async fn the_link_hears_of_the_first_that_follows_and_of_the_last_only_after_a_while() {
         let streams = Streams::default();
         assert!(streams.came_up().is_empty());
-        (0..3).for_each(|_| streams.follow("a"));
+        (0..3).for_each(|_| _ = streams.follow("a"));
         let changes = streams.changes().await;
         assert_eq!((names(&changes.subscribe), changes.unsubscribe.len()), (vec!["a"], 0));
         streams.subscribed(&changes.subscribe);
         // A client that is back soon costs nothing, however often.
         for _ in 0..100 {
             (0..3).for_each(|_| streams.unfollow("a"));
-            (0..3).for_each(|_| streams.follow("a"));
+            (0..3).for_each(|_| _ = streams.follow("a"));
         }
         tokio::time::advance(2 * LEAVE_AFTER).await;
         assert!(nothing(&streams));
@@ -360,7 +380,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_link_that_is_back_subscribes_to_all_that_is_followed_still() {
         let streams = Streams::default();
-        ["a", "b", "c"].iter().for_each(|name| streams.follow(name));
+        ["a", "b", "c"].iter().for_each(|name| _ = streams.follow(name));
         streams.unfollow("b");
         let mut all = streams.came_up();
         all.sort();
@@ -430,6 +450,6 @@ mod tests {
             assert_eq!(seen(n, 1), Seen::Next);
         }
         let bucket = streams.bucket("a");
-        assert_eq!(bucket["a"].seen.len(), NODES_MAX);
+        assert_eq!(bucket["a"].more.as_ref().map(|more| more.seen.len()), Some(NODES_MAX));
     }
 }

@@ -10,6 +10,9 @@ use super::error::{Problem, nearest};
 use super::options::{self, Config};
 use super::setting::{Input, Setting};
 
+/// Variables by which processes of this server find each other; they are nobody's options.
+const BETWEEN_PROCESSES: [&str; 1] = ["CABLEWAY_HAND_OVER_FD"];
+
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -167,7 +170,11 @@ impl Layers {
             let kubernetes = rest.starts_with("SERVICE_HOST")
                 || rest.starts_with("SERVICE_PORT")
                 || rest.strip_prefix("PORT_").is_some_and(|port| port.starts_with(|c: char| c.is_ascii_digit()));
-            if kubernetes || name == super::CONFIG_VARIABLE || known.contains(name) {
+            if kubernetes
+                || name == super::CONFIG_VARIABLE
+                || BETWEEN_PROCESSES.contains(&name.as_str())
+                || known.contains(name)
+            {
                 continue;
             }
             if APP_SIDE.contains(&rest) {

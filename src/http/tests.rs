@@ -93,7 +93,10 @@ fn fixture_with(sink: Arc<Recorder>, change: impl FnOnce(&mut Routes, &mut Limit
         api: Some(route("/api", key, Source::Api)),
         health: Some(HealthRoute { path: "/health".into(), sickness: Box::new(|| Box::pin(async { None })) }),
         ready: Some(ReadyRoute { path: "/ready".into(), checks: Box::new(|| Box::pin(async { Vec::new() })) }),
-        metrics: Some(MetricsRoute { path: "/metrics".into(), text: Box::new(|_| Box::pin(async { "up 1\n".into() })) }),
+        metrics: Some(MetricsRoute {
+            path: "/metrics".into(),
+            text: Box::new(|_| Box::pin(async { "up 1\n".into() })),
+        }),
         ..Routes::default()
     };
     let mut limits = Limits::new(Config::default().broadcast.max_size);

@@ -81,6 +81,7 @@ impl CloseCause {
                 | C::BuffersFull
                 | C::TokenRanOut
                 | C::Resumed
+                | C::ServerRestart
         )
     }
 

@@ -4,12 +4,14 @@
 //! so that nobody who does not know the key can find such names, however long they try and measure; the fast hashes
 //! (foldhash, fxhash) were not. It costs some 20 ns more for a name, paid once for a subscription or publication.
 
+use std::fmt;
 use std::hash::BuildHasher;
 
+use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher13;
 
 /// Makes hashers with one key.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Serialize, Deserialize)]
 pub struct NameHasher {
     key: [u64; 2],
 }
@@ -18,6 +20,13 @@ impl NameHasher {
     /// The seed is half of the key and the other half follows from it; it should be random outside of tests.
     pub fn new(seed: u64) -> NameHasher {
         NameHasher { key: [seed, seed.wrapping_mul(0x9E37_79B9_7F4A_7C15)] }
+    }
+}
+
+/// Not its key.
+impl fmt::Debug for NameHasher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NameHasher").finish_non_exhaustive()
     }
 }
 

@@ -61,7 +61,7 @@ pub struct Position {
 }
 
 /// The answer to a [`Question`].
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
     /// Who asked.
     pub key: SlotKey,
@@ -82,7 +82,7 @@ impl Answer {
 }
 
 /// What was answered, by whom.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Reply {
     /// The app's answer, or why there is none.
     App(Result<AppReply, CallError>),

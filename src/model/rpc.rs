@@ -6,7 +6,7 @@ use super::state::StateChanges;
 use super::{ChannelIdentifier, Env, Sid, SlotKey, State};
 
 /// One call to the app on behalf of a session.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Call {
     /// Where the answer goes.
     pub key: SlotKey,
@@ -17,7 +17,7 @@ pub struct Call {
 }
 
 /// What is asked of the app.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
     /// May this client connect, and who is it?
     Connect {
@@ -68,7 +68,7 @@ impl Request {
 }
 
 /// The commands that go to the app.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CommandKind {
     /// `subscribe`
     Subscribe,
@@ -90,7 +90,7 @@ impl CommandKind {
 }
 
 /// The app's reply.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AppReply {
     /// To [`Request::Connect`].
     Connect(ConnectReply),
@@ -99,7 +99,7 @@ pub enum AppReply {
 }
 
 /// The app's verdict. An absent status means `Error`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Status {
     /// The app failed.
     #[default]
@@ -111,7 +111,7 @@ pub enum Status {
 }
 
 /// The reply to Connect.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectReply {
     /// Whether the client may connect.
     pub status: Status,
@@ -126,7 +126,7 @@ pub struct ConnectReply {
 }
 
 /// The reply to Command.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommandReply {
     /// Whether the command was carried out.
     pub status: Status,
@@ -162,7 +162,7 @@ pub struct PresenceReply {
 }
 
 /// Why a call brought no reply.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum CallError {
     /// The app cannot be reached, retries included.
     #[error("app server unavailable: {0}")]

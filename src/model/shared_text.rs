@@ -2,8 +2,10 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::ops::Deref;
 
+use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use triomphe::ThinArc;
 
@@ -76,6 +78,12 @@ impl From<Cow<'_, str>> for SharedText {
     }
 }
 
+impl Hash for SharedText {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_bytes().hash(state);
+    }
+}
+
 /// See [`SharedText::as_str`] for what it costs.
 impl Deref for SharedText {
     type Target = str;
@@ -105,7 +113,22 @@ impl Serialize for SharedText {
 
 impl<'de> Deserialize<'de> for SharedText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(String::deserialize(deserializer)?.into())
+        deserializer.deserialize_str(Text)
+    }
+}
+
+/// Makes it of a text wherever that lies, without a copy between.
+struct Text;
+
+impl Visitor<'_> for Text {
+    type Value = SharedText;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a text")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<SharedText, E> {
+        Ok(text.into())
     }
 }
 

@@ -186,7 +186,7 @@ impl Answers {
             Question::Checks => processes::write(&observer.named_checks()),
             Question::Closes(query) => {
                 let query = look::Query::parse(&query);
-                processes::write(&look::closes_here(inboxes, &query).await)
+                processes::write(&look::closes_here(inboxes, &observer.parts.inherited, &query).await)
             }
             Question::Connections(query) => {
                 let query = look::Query::parse(&query);

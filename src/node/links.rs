@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::broadcast::{Broadcast, PublicationSink, RedisSource, RedisXMetrics, RedisXSource};
 use crate::broker::{Broker, Channels, Outlet, RedisBrokerSettings, RedisStore, RemoteBroker, RemoteSettings};
@@ -61,27 +62,39 @@ pub(super) struct RunningLinks {
     exchange: Option<Arc<Exchange>>,
     /// To the parent.
     parent: Option<RunningParentEnd>,
+    pipeline: Arc<Pipeline>,
     thread: RuntimeThread,
 }
 
 impl RunningLinks {
-    /// Has broadcasts read no more, and waits until what was read is handed over and the other nodes know of it, for no
-    /// longer than [`FINISH_TIMEOUT`].
-    pub async fn finish(&self) {
+    /// Has broadcasts read no more.
+    pub fn stop_reading(&self) {
         self.stop.send_replace(true);
+    }
+
+    /// Waits until what was read is handed over, the other nodes know of it, and the sessions of this node's clients are kept
+    /// for them: until `deadline`, and between [`FINISH_MIN`] and [`FINISH_MAX`].
+    pub async fn finish(&self, deadline: Instant) {
         let finished = async {
             // An error says that there are no sources any more.
             while self.sources.clone().changed().await.is_ok() {}
-            while self.exchange.as_ref().is_some_and(|exchange| !exchange.has_sent_all()) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
+            let is_over = || self.exchange.as_ref().is_none_or(|exchange| exchange.has_sent_all());
+            let is_kept = || match &self.pipeline.broker {
+                Broker::Remote(remote) => remote.has_kept_all(),
+                Broker::Local(_) | Broker::Parent(_) => true,
+            };
+            while !(is_over() && is_kept()) {
+                sleep(Duration::from_millis(5)).await;
             }
             if let Some(parent) = &self.parent {
                 parent.said_all().await;
             }
         };
-        if tokio::time::timeout(FINISH_TIMEOUT, finished).await.is_err() {
+        let now = Instant::now();
+        if timeout_at(deadline.clamp(now + FINISH_MIN, now + FINISH_MAX), finished).await.is_err() {
             tracing::warn!(
-                "not all publications reached the other nodes; what is held of redisx is taken by another node"
+                "not all publications reached the other nodes, or not all sessions the broker; what is held of redisx is taken \
+                 by another node"
             );
         }
     }
@@ -225,7 +238,8 @@ impl Links {
             let _running = running;
             reading.join_all().await;
         });
-        Ok(Some(RunningLinks { stop, sources, exchange, parent, thread: RuntimeThread::start("links", runtime)? }))
+        let (pipeline, thread) = (Arc::clone(pipeline), RuntimeThread::start("links", runtime)?);
+        Ok(Some(RunningLinks { stop, sources, exchange, parent, pipeline, thread }))
     }
 }
 
@@ -264,8 +278,11 @@ fn with_cause(error: &dyn std::error::Error) -> String {
     error.source().map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
 }
 
-/// How long a shutdown waits for what is on its way to other nodes. One reading of the stream of Redis takes up to 2 s.
-const FINISH_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long a shutdown waits for what is on its way to other nodes, also where its time is up by then.
+const FINISH_MIN: Duration = Duration::from_secs(1);
+
+/// And no longer. One reading of the stream of Redis takes up to 2 s.
+const FINISH_MAX: Duration = Duration::from_secs(4);
 
 impl Incoming for Pipeline {
     fn publication(&self, publication: Publication, _: Option<Origin>, own: bool) -> Work<'_> {
@@ -274,7 +291,7 @@ impl Incoming for Pipeline {
             match &self.broker {
                 // It knows what this node's clients have, by the position.
                 Broker::Remote(remote) if publication.position.is_some() => {
-                    let room = self.room(&publication).await.ok();
+                    let room = self.room(&publication).await;
                     remote.received(publication, room);
                 }
                 // This node's clients had it when it was published.

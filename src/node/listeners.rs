@@ -41,6 +41,19 @@ pub(super) struct MainPort {
     pub of_shards: Vec<Vec<TcpListener>>,
     /// Whether shards deal out what they accept, because the kernel does not spread clients over all of them.
     pub is_dealt: bool,
+    /// A supervisor has opened it.
+    pub was_passed: bool,
+}
+
+/// The main port of a process that hands over to this one.
+#[derive(Debug)]
+pub(super) struct HandedPort {
+    /// As it was configured there.
+    pub host: String,
+    pub port: u16,
+    pub listeners: Vec<TcpListener>,
+    /// A supervisor has opened it.
+    pub was_passed: bool,
 }
 
 impl MainPort {
@@ -53,18 +66,11 @@ impl MainPort {
     pub fn open(config: &Config, shards: usize, is_kept: bool) -> Result<MainPort, StartError> {
         let passed = passed::listeners().map_err(StartError::Passed)?;
         if passed.is_empty() {
-            return Ok(MainPort {
-                of_shards: bind_shards(config, shards, config.server.reuse_port || is_kept)?,
-                is_dealt: false,
-            });
+            let of_shards = bind_shards(config, shards, config.server.reuse_port || is_kept)?;
+            return Ok(MainPort { of_shards, is_dealt: false, was_passed: false });
         }
-        let options = settings::listener(config);
-        let adopted = passed.into_iter().map(|listener| {
-            let listener = listener::adopt(listener, &options)?;
-            Ok((listener.local_addr()?, listener))
-        });
-        let adopted = adopted.collect::<io::Result<_>>().map_err(StartError::Passed)?;
-        let port = MainPort::share(adopted, shards);
+        let adopted = adopt(passed, config).map_err(StartError::Passed)?;
+        let port = MainPort { was_passed: true, ..MainPort::share(adopted, shards) };
         let sockets: usize = port.of_shards.iter().map(Vec::len).sum();
         tracing::info!(
             "main port: {sockets} listening socket(s) passed by the supervisor, {}; --host and --port open nothing",
@@ -73,11 +79,43 @@ impl MainPort {
         Ok(port)
     }
 
+    /// Takes the port of another process over, with whoever waits in its queues, if the configuration has it in the same place;
+    /// or else binds. What a supervisor has opened stays where it is.
+    pub fn take_over(
+        handed: HandedPort,
+        config: &Config,
+        shards: usize,
+        is_kept: bool,
+    ) -> Result<MainPort, StartError> {
+        let HandedPort { host, port, listeners, was_passed } = handed;
+        let is_same = was_passed || (&host, port) == (&config.server.host, config.server.port);
+        if !is_same || listeners.is_empty() {
+            let of_shards = bind_shards(config, shards, config.server.reuse_port || is_kept)?;
+            return Ok(MainPort { of_shards, is_dealt: false, was_passed: false });
+        }
+        let refused = |source| StartError::Listen { address: format!("{host}:{port}"), what: "WebSockets", source };
+        let mut adopted = adopt(listeners, config).map_err(refused)?;
+        if !was_passed {
+            let mut addresses: Vec<SocketAddr> = adopted.iter().map(|(address, _)| *address).collect();
+            addresses.sort_unstable();
+            addresses.dedup();
+            for address in addresses {
+                // For each shard one, where there are more shards than before.
+                let known = adopted.iter().filter(|(known, _)| *known == address).count();
+                for _ in known..shards {
+                    adopted.push((address, listener::bind(address, &settings::listener(config)).map_err(refused)?));
+                }
+            }
+        }
+        Ok(MainPort { was_passed, ..MainPort::share(adopted, shards) })
+    }
+
     /// Shares listeners out, those of each address for itself. The kernel spreads the clients of an address over its listeners
     /// evenly, so with as many as there are shards, or a multiple, each shard takes its own.
     fn share(mut listeners: Vec<(SocketAddr, TcpListener)>, shards: usize) -> MainPort {
         listeners.sort_by_key(|(address, _)| *address);
-        let mut port = MainPort { of_shards: (0..shards).map(|_| Vec::new()).collect(), is_dealt: false };
+        let of_shards = (0..shards).map(|_| Vec::new()).collect();
+        let mut port = MainPort { of_shards, is_dealt: false, was_passed: false };
         let mut rest = listeners.into_iter().peekable();
         while let Some((address, first)) = rest.next() {
             let others = std::iter::from_fn(|| rest.next_if(|(other, _)| *other == address));
@@ -89,6 +127,16 @@ impl MainPort {
         }
         port
     }
+}
+
+/// Listeners that somebody else has opened, with the options that they would have here, and where they are.
+fn adopt(listeners: Vec<TcpListener>, config: &Config) -> io::Result<Vec<(SocketAddr, TcpListener)>> {
+    let options = settings::listener(config);
+    let adopted = listeners.into_iter().map(|listener| {
+        let listener = listener::adopt(listener, &options)?;
+        Ok((listener.local_addr()?, listener))
+    });
+    adopted.collect()
 }
 
 /// Binds one listener for each shard on each address of the host; port 0 is chosen once. The port is this process's
@@ -157,15 +205,31 @@ impl HttpPort {
         self.listeners.first()?.local_addr().ok()
     }
 
-    /// Accepts from now on, on the runtime; gives the server.
-    pub(super) fn serve(self, runtime: &Runtime) -> io::Result<HttpServer> {
+    /// Makes everything that can fail; what is left is to accept.
+    pub(super) fn ready(self, runtime: &Runtime) -> io::Result<ReadyPort> {
         let _runtime = runtime.enter();
-        for listener in self.listeners {
-            let listener = tokio::net::TcpListener::from_std(listener)?;
+        let copies = self.listeners.iter().map(TcpListener::try_clone).collect::<io::Result<_>>()?;
+        let listeners = self.listeners.into_iter().map(tokio::net::TcpListener::from_std).collect::<io::Result<_>>()?;
+        Ok(ReadyPort { place: self.place, copies, listeners, server: self.server })
+    }
+}
+
+/// A port of its own for ordinary HTTP that accepts as soon as it is told to.
+pub(super) struct ReadyPort {
+    pub place: ListenOn,
+    /// More handles of the listeners, for a process that takes over.
+    pub copies: Vec<TcpListener>,
+    listeners: Vec<tokio::net::TcpListener>,
+    pub server: HttpServer,
+}
+
+impl ReadyPort {
+    /// Accepts from now on, on the runtime.
+    pub(super) fn serve(&mut self, runtime: &Runtime) {
+        for listener in self.listeners.drain(..) {
             let server = self.server.clone();
             runtime.spawn(async move { server.listen(listener).await });
         }
-        Ok(self.server)
     }
 }
 

@@ -10,14 +10,22 @@ use bytes::Bytes;
 use http_body_util::Full;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tokio::sync::oneshot::error::TryRecvError;
 
 use crate::model::{CloseCause, Sid};
+use crate::os::clock::Clock;
 use crate::shard::{CONNECTIONS_MAX, Inbox, Look, LookAt, Message, Seen};
+
+use super::settings::CLOSES_MAX;
+use super::state::Inherited;
 
 pub(super) type Answer = Response<Full<Bytes>>;
 
 /// How long shards may take. One with a million connections walks over them in about a second.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long shards may take to tell which connections ended last, when this is handed over.
+const CLOSES_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// Connections in an answer, unless `limit` says otherwise.
 const LIMIT: usize = 20;
@@ -104,17 +112,15 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    /// Plain data always makes JSON.
-    fn of(rows: Vec<impl Serialize>, silent_shards: usize) -> Rows {
-        let rows = rows.into_iter().map(|row| serde_json::to_value(row).unwrap_or_default());
-        Rows { rows: rows.collect(), silent_shards, silent_processes: None }
-    }
-
     /// The first of them, by what a column says, largest first.
     fn first(&mut self, by: &str, limit: usize) {
-        self.rows.sort_by_key(|row| std::cmp::Reverse(row[by].as_u64()));
+        sort_by(&mut self.rows, by);
         self.rows.truncate(limit);
     }
+}
+
+fn sort_by(rows: &mut [Value], column: &str) {
+    rows.sort_by_key(|row| std::cmp::Reverse(row[column].as_u64()));
 }
 
 /// Why `/debug/closes` has no answer, if it has none.
@@ -125,19 +131,56 @@ pub(super) fn unknown_cause(query: &Query) -> Option<Answer> {
     Some(text(StatusCode::BAD_REQUEST, why))
 }
 
-/// The last connections of this process that ended; `cause` chooses among them.
-pub(super) async fn closes_here(inboxes: &[Arc<Inbox>], query: &Query) -> Rows {
+/// The last connections of this process that ended, and of those before it; `cause` chooses among them.
+pub(super) async fn closes_here(inboxes: &[Arc<Inbox>], before: &Inherited, query: &Query) -> Rows {
     let Seens { seen, silent_shards } = ask(inboxes, LookAt::Closes).await;
-    let lists = seen.into_iter().filter_map(|seen| if let Seen::Closes(list) = seen { Some(list) } else { None });
-    let mut closes: Vec<_> = lists.flatten().collect();
-    closes.retain(|closed| query.cause.as_deref().is_none_or(|cause| cause == closed.cause));
-    Rows::of(closes, silent_shards)
+    let mut closes = of_closes(seen);
+    closes.extend_from_slice(before.closes());
+    closes.retain(|closed| query.cause.as_deref().is_none_or(|cause| closed["cause"] == cause));
+    Rows { rows: closes, silent_shards, silent_processes: None }
 }
 
 /// `/debug/closes`: newest first, `limit` of them.
 pub(super) fn answer_closes(query: &Query, mut rows: Rows) -> Answer {
-    rows.first("at_ms", query.limit.unwrap_or(usize::MAX));
+    rows.first("at_ms", query.limit.unwrap_or(CLOSES_MAX));
     query.answer("closes", CLOSE_COLUMNS, rows)
+}
+
+/// Plain data always makes JSON.
+fn of_closes(seen: Vec<Seen>) -> Vec<Value> {
+    let lists = seen.into_iter().filter_map(|seen| if let Seen::Closes(list) = seen { Some(list) } else { None });
+    lists.flatten().map(|closed| serde_json::to_value(closed).unwrap_or_default()).collect()
+}
+
+/// The last connections that ended, here and in the processes before, newest first. Waits for the shards, and not for long.
+pub(super) fn all_closes(inboxes: &[Arc<Inbox>], before: &[Value]) -> Vec<Value> {
+    let ask = |inbox: &Arc<Inbox>| {
+        let (look, answered) = Look::new(LookAt::Closes);
+        inbox.put(Message::Look(look));
+        answered
+    };
+    let answers: Vec<_> = inboxes.iter().map(ask).collect();
+    let clock = Clock::start();
+    let mut seen = Vec::new();
+    for mut answered in answers {
+        loop {
+            match answered.try_recv() {
+                Ok(closes) => seen.push(closes),
+                Err(TryRecvError::Empty) if clock.now().mono < CLOSES_WAIT_MAX => {
+                    std::thread::sleep(Duration::from_millis(1));
+                    continue;
+                }
+                // They are for people to look at: without them it goes on.
+                Err(_) => {}
+            }
+            break;
+        }
+    }
+    let mut closes = of_closes(seen);
+    closes.extend_from_slice(before);
+    sort_by(&mut closes, "at_ms");
+    closes.truncate(CLOSES_MAX);
+    closes
 }
 
 /// Why `/debug/connections` has no answer, if it has none.
@@ -150,7 +193,8 @@ pub(super) async fn connections_here(inboxes: &[Arc<Inbox>], query: &Query) -> R
     let Some(at) = query.look_at.clone() else { return Rows::default() };
     let Seens { seen, silent_shards } = ask(inboxes, at).await;
     let lists = seen.into_iter().filter_map(|seen| if let Seen::Connections(list) = seen { Some(list) } else { None });
-    Rows::of(lists.flatten().collect(), silent_shards)
+    let rows = lists.flatten().map(|live| serde_json::to_value(live).unwrap_or_default()).collect();
+    Rows { rows, silent_shards, silent_processes: None }
 }
 
 /// `/debug/connections`.

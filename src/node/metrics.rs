@@ -5,14 +5,14 @@ use std::sync::{Arc, PoisonError};
 
 use tokio::runtime::Handle;
 
-use crate::broker::Broker;
 use crate::metrics;
 use crate::os::{limits, listener, process};
-use crate::telemetry::{Collect, Families, LOG_LINES_DROPPED, Value};
+use crate::telemetry::{Collect, Families, Value};
 
 use super::dead_peers;
-use super::observe::{Observer, Parts};
+use super::observe::Observer;
 use super::processes::Counted;
+use super::state::counted;
 
 metrics! {
     /// What is measured of the process as a whole.
@@ -38,8 +38,6 @@ metrics! {
         listen_overflows_total: Counter,
         /// SYNs dropped for want of room, on the whole machine since it booted.
         listen_drops_total: Counter,
-        /// Lines of the log that were dropped: whoever reads it was too slow, or writing failed.
-        log_lines_dropped_total: Counter,
     }
 }
 
@@ -64,8 +62,8 @@ pub(super) fn of_the_parent(families: &mut Families) {
     node.mem_sys_bytes.set(gauge(process::resident_bytes()));
     node.open_descriptors_num.set(gauge(process::open_descriptors()));
     node.open_descriptors_max.set(gauge(limits::open_files().ok()));
-    node.log_lines_dropped_total.add(LOG_LINES_DROPPED.get());
     node.collect(&[], families);
+    counted::log(families);
 }
 
 impl Observer {
@@ -84,32 +82,9 @@ impl Observer {
     /// All metrics of this process, but for those of one connection in the mean.
     pub(super) fn families(&self) -> Families {
         let config = self.config();
-        let Parts { shards, http, backend, broadcast, pipeline, listeners, links, redisx, control, .. } = &self.parts;
+        let listeners = &self.parts.listeners;
         let mut families = Families::new(config.metrics.tags.0.clone());
-        for shard in shards.iter() {
-            shard.collect(&[], &mut families);
-        }
-        http.collect(&[], &mut families);
-        control.collect(&[], &mut families);
-        backend.metrics().collect(&[], &mut families);
-        broadcast.metrics().collect(&[], &mut families);
-        pipeline.metrics.collect(&[], &mut families);
-        pipeline.broker.measure();
-        pipeline.broker.metrics().collect(&[], &mut families);
-        if let Broker::Remote(remote) = &pipeline.broker {
-            remote.remote_metrics().collect(&[], &mut families);
-        }
-        if let Some(exchange) = pipeline.cluster.exchange() {
-            exchange.measure().collect(&[], &mut families);
-        }
-        redisx.iter().for_each(|redisx| redisx.collect(&[], &mut families));
-        for link in links {
-            let labels = [("link", link.name())];
-            let up = Value::Gauge(f64::from(u8::from(link.is_up())));
-            families.put("link_up", "Whether a link to Redis or NATS can be used.", &labels, up);
-            let reconnects = Value::Counter(link.reconnects());
-            families.put("link_reconnects_total", "How often a link that was away came back.", &labels, reconnects);
-        }
+        counted::collect(&self.parts, &mut families);
         self.node_metrics().collect(&[], &mut families);
         dead_peers::collect(&config, &mut families);
         for (at, listener) in listeners.lock().unwrap_or_else(PoisonError::into_inner).iter().enumerate() {
@@ -140,7 +115,6 @@ impl Observer {
         node.open_descriptors_max.set(gauge(self.parts.open_files));
         node.listen_overflows_total.add(measured.listen_overflows);
         node.listen_drops_total.add(measured.listen_drops);
-        node.log_lines_dropped_total.add(LOG_LINES_DROPPED.get());
         node
     }
 

@@ -21,6 +21,8 @@ use super::control::{ControlMetrics, talk};
 use super::counts::Counts;
 use super::metrics::Measured;
 use super::publish::Pipeline;
+use super::state::Inherited;
+use super::upgrade::UpgradeMetrics;
 
 /// Where everything that is observed lives.
 pub(super) struct Parts {
@@ -39,9 +41,12 @@ pub(super) struct Parts {
     /// To Redis and NATS.
     pub links: Vec<Arc<LinkState>>,
     pub redisx: Option<Arc<RedisXMetrics>>,
+    /// Of the processes before this one.
+    pub inherited: Arc<Inherited>,
     pub control: Arc<ControlMetrics>,
     /// The other processes of this server, if it has several.
     pub family: Option<Family>,
+    pub upgrades: Arc<UpgradeMetrics>,
 }
 
 /// What a person would ask of a running server.

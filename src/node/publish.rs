@@ -1,22 +1,26 @@
 //! The way of a publication through the node: the broker gives it its position in the stream, the cluster is told, and
 //! the shards that follow the stream get it.
 //!
+//! It can stand still ([`Pipeline::freeze`]), so that all that it holds can be given to another process, and goes on as if
+//! nothing had been; or, when that process has taken over, what comes here is sent there ([`Pipeline::succeed`]).
+//!
 //! There is one bound for the whole node. A publication takes a permit first and gives it back when the last shard has
 //! delivered it. With a permit it goes to all those shards at once, so a busy shard does not delay the others until the
 //! bound is reached; then publishers wait, and with them the app's HTTP requests.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedRwLockWriteGuard, OwnedSemaphorePermit, RwLock, Semaphore, oneshot};
 use tokio::time::MissedTickBehavior;
 
 use crate::broadcast::{Handover, PublicationSink, PublishError};
 use crate::broker::{Broker, Credit, FromParent, LocalBroker, Outlet, Place, SWEEPS};
 use crate::cluster::Cluster;
 use crate::hub::{StreamChange, StreamHasher};
+use crate::link::{Held, Turns};
 use crate::metrics;
 use crate::model::{
     Answer, BrokerError, BrokerReply, Now, PresenceChange, Publication, RemoteDisconnect, Reply, ResumeTicket, Sid,
@@ -26,6 +30,7 @@ use crate::os::clock::Clock;
 use crate::shard::{Delivery, Inbox, Message, Permit};
 
 use super::followers::Followers;
+use super::upgrade::successor::Successor;
 
 /// Publications that were taken and that some shard has not delivered. Publishers of more wait; whispers are dropped.
 /// Enough that every shard has work while a publisher's next request is on its way.
@@ -54,8 +59,19 @@ pub(super) struct Pipeline {
     inboxes: Arc<[Arc<Inbox>]>,
     hasher: StreamHasher,
     pub(super) followers: Followers,
-    /// Never closed. Waiting publishers get permits in their order, before any whisper.
+    /// Waiting publishers get permits in their order, before any whisper. Closed when there is a successor.
     room: Arc<Semaphore>,
+    /// Read by whoever sends sessions away, so that nobody does so while the node stands still.
+    sending_away: Arc<RwLock<()>>,
+    /// It stands still, or is about to: nobody gets a permit, and what shards have under way does without.
+    frozen: AtomicBool,
+    /// Gets what comes here when it is there.
+    successor: OnceLock<Arc<dyn Successor>>,
+    /// What works beside the shards, to be held up in this order: first what takes publications in.
+    sources: Mutex<Vec<Turns>>,
+    /// The same of what only works at what is there.
+    workers: Mutex<Vec<Turns>>,
+    sweeping: Turns,
     pub(super) metrics: DeliveryMetrics,
     pub(super) clock: Clock,
 }
@@ -83,6 +99,12 @@ impl Pipeline {
             hasher,
             followers: Followers::default(),
             room: Arc::new(Semaphore::new(PUBLICATIONS_MAX)),
+            sending_away: Arc::default(),
+            frozen: AtomicBool::new(false),
+            successor: OnceLock::new(),
+            sources: Mutex::default(),
+            workers: Mutex::default(),
+            sweeping: Turns::default(),
             metrics: DeliveryMetrics::default(),
             clock,
         }
@@ -90,18 +112,21 @@ impl Pipeline {
 
     /// Gives a publication its position and puts it into the inbox of every shard that follows its stream, before the
     /// next publication of that stream.
-    fn place(&self, broker: &LocalBroker, publication: Publication, permit: OwnedSemaphorePermit) {
-        broker.in_order(publication, self.clock.now(), |publication| self.hand_over(publication, Some(permit)));
+    fn place(&self, broker: &LocalBroker, publication: Publication, permit: Option<OwnedSemaphorePermit>) {
+        broker.in_order(publication, self.clock.now(), |publication| self.hand_over(publication, permit));
     }
 
-    /// Takes a publication for which there is room. Gives what a publisher is to wait for, if the broker is elsewhere.
-    fn take(&self, publication: Publication, permit: OwnedSemaphorePermit) -> Option<oneshot::Receiver<()>> {
-        match &self.broker {
-            Broker::Local(local) => self.place(local, publication, permit),
-            Broker::Remote(remote) if publication.transient => self.place(&remote.unstored, publication, permit),
-            Broker::Remote(remote) => return Some(remote.publish(publication, permit)),
+    /// Takes a publication for which there is room, or that goes without. Gives what a publisher is to wait for, if the broker
+    /// is elsewhere.
+    fn take(&self, publication: Publication, permit: Option<OwnedSemaphorePermit>) -> Option<oneshot::Receiver<()>> {
+        match (&self.broker, permit) {
+            (Broker::Remote(remote), Some(permit)) if !publication.transient => {
+                return Some(remote.publish(publication, permit));
+            }
+            (Broker::Remote(remote), permit) => self.place(&remote.unstored, publication, permit),
+            (Broker::Local(local), permit) => self.place(local, publication, permit),
             // It has its own way.
-            Broker::Parent(_) => {}
+            (Broker::Parent(_), _) => {}
         }
         None
     }
@@ -128,10 +153,55 @@ impl Pipeline {
         });
     }
 
-    /// Waits for room for a publication.
-    pub(super) async fn room(&self, publication: &Publication) -> Result<OwnedSemaphorePermit, PublishError> {
-        let room = Arc::clone(&self.room).acquire_many_owned(places(publication)).await;
-        room.map_err(|error| PublishError(error.to_string()))
+    /// Waits for room for a publication. There is none any more when there is a successor.
+    pub(super) async fn room(&self, publication: &Publication) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.room).acquire_many_owned(places(publication)).await.ok()
+    }
+
+    fn successor(&self) -> Result<&Arc<dyn Successor>, PublishError> {
+        self.successor.get().ok_or_else(|| PublishError("the node has ended".to_owned()))
+    }
+
+    /// Whether something may go past the bound: it comes from a shard that finishes what it has under way.
+    fn finishes(&self) -> bool {
+        self.frozen.load(Ordering::Acquire)
+    }
+
+    /// Something that takes publications in, piece after piece. It stands still when the pipeline does.
+    pub(super) fn add_source(&self, turns: Turns) {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner).push(turns);
+    }
+
+    /// The same of something that works at what is there.
+    pub(super) fn add_worker(&self, turns: Turns) {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner).push(turns);
+    }
+
+    /// Waits until everything that was published is delivered, and keeps whatever comes waiting for as long as the guard is
+    /// kept. Shards may still deliver and finish what they have under way. To be called by one at a time; whoever gives up
+    /// waiting drops this, and everything goes on.
+    pub(super) async fn freeze(self: &Arc<Self>) -> Frozen {
+        let mut frozen = Frozen { pipeline: Arc::clone(self), held: Vec::new(), sending_away: None, permits: None };
+        let list = |turns: &Mutex<Vec<Turns>>| turns.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for turns in list(&self.sources) {
+            frozen.held.push(turns.hold().await);
+        }
+        frozen.sending_away = Some(Arc::clone(&self.sending_away).write_owned().await);
+        self.frozen.store(true, Ordering::Release);
+        frozen.permits = Arc::clone(&self.room).acquire_many_owned(PUBLICATIONS_MAX as u32).await.ok();
+        for turns in list(&self.workers) {
+            frozen.held.push(turns.hold().await);
+        }
+        frozen.held.push(self.sweeping.hold().await);
+        frozen
+    }
+
+    /// From now on everything that comes, and what waits, goes to `successor`. Nothing is delivered here any more, for ever:
+    /// what is frozen stays so.
+    pub(super) fn succeed(&self, successor: Arc<dyn Successor>) {
+        // There is one successor.
+        let _ = self.successor.set(successor);
+        self.room.close();
     }
 
     /// A shard follows a stream.
@@ -143,11 +213,11 @@ impl Pipeline {
                 }
             });
         }
-        self.cluster.follow(stream);
+        let name = self.cluster.follow(stream);
         if let Broker::Remote(remote) = &self.broker
-            && remote.follow(stream)
+            && let Some(name) = remote.follow(stream, name)
         {
-            let (pipeline, name) = (Arc::downgrade(self), Box::<str>::from(stream));
+            let pipeline = Arc::downgrade(self);
             self.cluster.when_subscribed(
                 stream,
                 Box::new(move || {
@@ -177,7 +247,7 @@ impl Pipeline {
     }
 
     /// Whether what is published to these streams, on whichever node, comes here. Answers now, or later to who asked.
-    pub(super) fn ask_followed(&self, key: SlotKey, streams: &[Box<str>]) -> Option<Reply> {
+    pub(super) fn ask_followed(self: &Arc<Self>, key: SlotKey, streams: &[Box<str>]) -> Option<Reply> {
         if let Broker::Parent(parent) = &self.broker {
             return parent.is_followed(key);
         }
@@ -192,9 +262,21 @@ impl Pipeline {
                     inbox.put(Message::Answer(Answer { key, reply: Reply::Followed }));
                 }
             };
-            self.cluster.when_subscribed(stream, Box::new(then));
+            self.cluster.when_subscribed(stream, self.when_open(stream, Box::new(then)));
         }
         (left.fetch_sub(1, Ordering::AcqRel) == 1).then_some(Reply::Followed)
+    }
+
+    /// What calls `then`, with a broker elsewhere as soon as that lets pass what is published to a stream.
+    fn when_open(self: &Arc<Self>, stream: &str, then: Box<dyn FnOnce() + Send>) -> Box<dyn FnOnce() + Send> {
+        if !matches!(self.broker, Broker::Remote(_)) {
+            return then;
+        }
+        let (pipeline, name) = (Arc::downgrade(self), Box::<str>::from(stream));
+        Box::new(move || match pipeline.upgrade().as_ref().map(|pipeline| &pipeline.broker) {
+            Some(Broker::Remote(remote)) => remote.when_open(&name, then),
+            _ => then(),
+        })
     }
 
     /// Gives the shard that asked the broker's answer.
@@ -230,7 +312,7 @@ impl Pipeline {
             Broker::Parent(parent) => return parent.change_presence(sid, stream, change),
         };
         let permit = Arc::clone(&self.room).try_acquire_owned().ok();
-        if permit.is_none() && matches!(change, PresenceChange::Join { .. }) {
+        if permit.is_none() && matches!(change, PresenceChange::Join { .. }) && !self.finishes() {
             local.metrics.presence_refused_total.inc();
             return;
         }
@@ -249,6 +331,7 @@ impl Pipeline {
             for part in (0..SWEEPS).cycle() {
                 ticks.tick().await;
                 let Some(pipeline) = pipeline.upgrade() else { return };
+                let _turn = pipeline.sweeping.next().await;
                 match &pipeline.broker {
                     Broker::Local(local) => {
                         local.sweep(part, pipeline.clock.now(), |event| pipeline.hand_over(event, None));
@@ -265,18 +348,27 @@ impl Pipeline {
 impl PublicationSink for Pipeline {
     fn publish(&self, publications: Vec<Publication>) -> Handover<'_> {
         Box::pin(async move {
-            let mut stores = Vec::new();
             if let Broker::Parent(parent) = &self.broker {
                 return parent.publish(publications).await.map_err(|error| PublishError(error.to_string()));
             }
-            for publication in publications {
-                let permit = self.room(&publication).await?;
-                stores.extend(self.take(publication, permit));
+            let (mut stores, mut rest) = (Vec::new(), publications.into_iter());
+            let mut left = None;
+            for publication in rest.by_ref() {
+                match self.room(&publication).await {
+                    Some(permit) => stores.extend(self.take(publication, Some(permit))),
+                    None => {
+                        left = Some(publication);
+                        break;
+                    }
+                }
             }
             for store in stores {
                 store.await.map_err(|error| PublishError(error.to_string()))?;
             }
-            Ok(())
+            match left {
+                Some(left) => self.successor()?.publish(std::iter::once(left).chain(rest).collect()).await,
+                None => Ok(()),
+            }
         })
     }
 
@@ -284,30 +376,33 @@ impl PublicationSink for Pipeline {
         if let Broker::Parent(parent) = &self.broker {
             return parent.whisper(publication);
         }
-        let Ok(permit) = Arc::clone(&self.room).try_acquire_many_owned(places(&publication)) else { return false };
+        let permit = Arc::clone(&self.room).try_acquire_many_owned(places(&publication)).ok();
+        if permit.is_none() && !self.finishes() {
+            return false;
+        }
         // What becomes of it is waited for by nobody.
         drop(self.take(publication, permit));
         true
     }
 
     fn disconnect(&self, disconnect: RemoteDisconnect) -> Handover<'_> {
-        let remote = match &self.broker {
-            Broker::Local(_) => {
-                self.cluster.announce_disconnect(&disconnect);
-                return self.disconnect_here(disconnect);
-            }
-            Broker::Remote(remote) => remote,
-            Broker::Parent(parent) => {
-                return Box::pin(async move {
-                    parent.disconnect(disconnect).await.map_err(|error| PublishError(error.to_string()))
-                });
-            }
-        };
-        // The storage knows before any node: whoever comes back, wherever, is refused from then on.
-        let known = remote.send_away(&disconnect.identifiers);
+        if let Broker::Parent(parent) = &self.broker {
+            return Box::pin(async move {
+                parent.disconnect(disconnect).await.map_err(|error| PublishError(error.to_string()))
+            });
+        }
         Box::pin(async move {
-            // Where the storage is away it is told when it is back. The clients do not wait for that.
-            let _ = tokio::time::timeout(SEND_AWAY_MAX, known).await;
+            let sending_away = self.sending_away.read().await;
+            if let Some(successor) = self.successor.get() {
+                drop(sending_away);
+                return successor.disconnect(disconnect).await;
+            }
+            if let Broker::Remote(remote) = &self.broker {
+                // The storage knows before any node: whoever comes back, wherever, is refused from then on. Where it is away
+                // it is told when it is back, and the clients do not wait for that.
+                let known = remote.send_away(&disconnect.identifiers);
+                let _ = tokio::time::timeout(SEND_AWAY_MAX, known).await;
+            }
             self.cluster.announce_disconnect(&disconnect);
             self.disconnect_here(disconnect).await
         })
@@ -316,7 +411,8 @@ impl PublicationSink for Pipeline {
     fn publish_here(&self, publications: Vec<Publication>) -> Handover<'_> {
         Box::pin(async move {
             for publication in publications {
-                let permit = self.room(&publication).await?;
+                let permit =
+                    self.room(&publication).await.ok_or_else(|| PublishError("the node has ended".to_owned()))?;
                 self.deliver(publication, Some(permit));
             }
             Ok(())
@@ -355,6 +451,25 @@ impl FromParent for Pipeline {
 
     fn ask_to_yield(&self, place: Place, ticket: ResumeTicket) {
         Pipeline::ask_to_yield(self, place, ticket);
+    }
+}
+
+/// A pipeline that stands still. Dropped: it goes on, unless it has a successor.
+pub(super) struct Frozen {
+    pipeline: Arc<Pipeline>,
+    held: Vec<Held>,
+    sending_away: Option<OwnedRwLockWriteGuard<()>>,
+    permits: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        if self.pipeline.successor.get().is_some() {
+            // What worked here works there now.
+            std::mem::forget(std::mem::take(&mut self.held));
+        } else {
+            self.pipeline.frozen.store(false, Ordering::Release);
+        }
     }
 }
 
@@ -540,5 +655,117 @@ mod tests {
         let texts = texts(&inboxes[0]);
         assert_eq!((texts.len(), &*texts[PUBLICATIONS_MAX - 1]), (PUBLICATIONS_MAX, "first"));
         assert_eq!(pipeline.room.available_permits(), PUBLICATIONS_MAX);
+    }
+
+    /// Notes what it gets.
+    #[derive(Default)]
+    struct Noted(Mutex<Vec<String>>);
+
+    impl Noted {
+        fn note(&self, what: impl IntoIterator<Item = String>) -> Handover<'_> {
+            self.0.lock().unwrap().extend(what);
+            Box::pin(async { Ok(()) })
+        }
+    }
+
+    impl Successor for Noted {
+        fn publish(&self, publications: Vec<Publication>) -> Handover<'_> {
+            self.note(publications.iter().map(|publication| publication.message.to_string()))
+        }
+
+        fn disconnect(&self, disconnect: RemoteDisconnect) -> Handover<'_> {
+            self.note([disconnect.identifiers.to_string()])
+        }
+
+        fn message(&self, _: Message<crate::shard::Socket>) {}
+
+        fn adopt(&self, _: crate::shard::Incoming<crate::shard::Socket>, _: Vec<u8>) {}
+
+        fn tell(&self, _: crate::model::Call) {}
+    }
+
+    fn away(identifiers: &str) -> RemoteDisconnect {
+        RemoteDisconnect { identifiers: identifiers.into(), reconnect: true }
+    }
+
+    #[tokio::test]
+    async fn a_pipeline_stands_still_behind_what_was_published_and_goes_on_as_if_nothing_had_been() {
+        let (pipeline, inboxes) = pipeline(1);
+        let pipeline = Arc::new(pipeline);
+        let turns = Turns::default();
+        pipeline.add_source(turns.clone());
+        let publish = |n: u32| {
+            let pipeline = Arc::clone(&pipeline);
+            tokio::spawn(async move { pipeline.publish(vec![to("s", n)]).await.unwrap() })
+        };
+        publish(1).await.unwrap();
+        let freezing = Arc::clone(&pipeline);
+        let mut freezing = pin!(freezing.freeze());
+        assert!(!now_or_never(&mut freezing), "one is not delivered yet");
+        let second = publish(2);
+        tokio::task::yield_now().await;
+        assert_eq!(texts(&inboxes[0]), ["1"]);
+        let frozen = freezing.await;
+        assert!(!now_or_never(&mut pin!(turns.next())));
+        let third = tokio::spawn({
+            let pipeline = Arc::clone(&pipeline);
+            async move { pipeline.disconnect(away("u")).await.unwrap() }
+        });
+        tokio::task::yield_now().await;
+        assert!(texts(&inboxes[0]).is_empty());
+        // What a shard has under way is finished.
+        assert!(pipeline.try_publish(to("s", "whispered")));
+        assert_eq!(texts(&inboxes[0]), ["whispered"]);
+        drop(frozen);
+        second.await.unwrap();
+        third.await.unwrap();
+        let mut messages = Vec::new();
+        inboxes[0].take(&mut messages);
+        let kinds = |message: &Message<_>| matches!(message, Message::Disconnect(_));
+        assert_eq!((messages.len(), messages.iter().filter(|message| kinds(message)).count()), (2, 1));
+        assert!(now_or_never(&mut pin!(turns.next())));
+        drop(messages);
+        assert_eq!(pipeline.room.available_permits(), PUBLICATIONS_MAX);
+    }
+
+    #[tokio::test]
+    async fn what_waits_and_what_comes_later_goes_to_the_successor_once_and_in_order() {
+        let (pipeline, inboxes) = pipeline(1);
+        let pipeline = Arc::new(pipeline);
+        let frozen = pipeline.freeze().await;
+        let publish = |messages: [u32; 2]| {
+            let pipeline = Arc::clone(&pipeline);
+            tokio::spawn(async move { pipeline.publish(messages.map(|n| to("s", n)).to_vec()).await.unwrap() })
+        };
+        let waiting = publish([1, 2]);
+        tokio::task::yield_now().await;
+        let noted = Arc::new(Noted::default());
+        pipeline.succeed(Arc::clone(&noted) as Arc<_>);
+        waiting.await.unwrap();
+        drop(frozen);
+        publish([3, 4]).await.unwrap();
+        pipeline.disconnect(away("u")).await.unwrap();
+        assert_eq!(*noted.0.lock().unwrap(), ["1", "2", "3", "4", "u"]);
+        assert!(texts(&inboxes[0]).is_empty());
+        assert!(!now_or_never(&mut pin!(pipeline.sweeping.next())), "what was frozen stays so");
+    }
+
+    #[tokio::test]
+    async fn a_batch_of_which_some_is_delivered_is_given_on_from_there() {
+        let (pipeline, inboxes) = pipeline(1);
+        let pipeline = Arc::new(pipeline);
+        for n in 0..PUBLICATIONS_MAX - 1 {
+            assert!(pipeline.try_publish(to("other", n)));
+        }
+        let batch = tokio::spawn({
+            let pipeline = Arc::clone(&pipeline);
+            async move { pipeline.publish(vec![to("s", "first"), to("s", "second")]).await.unwrap() }
+        });
+        tokio::task::yield_now().await;
+        let noted = Arc::new(Noted::default());
+        pipeline.succeed(Arc::clone(&noted) as Arc<_>);
+        batch.await.unwrap();
+        assert_eq!(texts(&inboxes[0]).last().map(String::as_str), Some("first"));
+        assert_eq!(*noted.0.lock().unwrap(), ["second"]);
     }
 }

@@ -3,6 +3,8 @@
 //! Everything that can fail is made first, so a configuration that is refused has changed nothing. Then each part gets its new
 //! settings whole: a shard by a message, ordinary HTTP by new routes. What is under way ends under the settings it began with.
 
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::broadcast::Broadcast;
@@ -22,6 +24,12 @@ pub(super) struct MadeOf {
     pub sockets_max: usize,
     pub settings: Arc<shard::Settings>,
     pub broadcast: Arc<Broadcast>,
+    /// Where the program was when this process began.
+    pub program: io::Result<PathBuf>,
+    /// A supervisor has opened the main port.
+    pub main_was_passed: bool,
+    /// The caller has added routes of its own.
+    pub has_extra_routes: bool,
 }
 
 /// Why a configuration is not taken over.
@@ -44,7 +52,7 @@ impl Node {
         let reloaded = Reloaded::from(&self.config, new)?;
         let config = Arc::new(reloaded.config.clone());
         let secrets = Secrets::resolve(&config);
-        let MadeOf { machine, shards, sockets_max, settings: before, broadcast } = &self.made_of;
+        let MadeOf { machine, shards, sockets_max, settings: before, broadcast, .. } = &self.made_of;
         let mut settings = settings::shard(&config, &secrets, *shards, *sockets_max, before.listeners.len())?;
         // The followers of streams are known under these names.
         settings.stream_hasher = before.stream_hasher.clone();
@@ -60,8 +68,8 @@ impl Node {
         self.observer.parts.inboxes.iter().for_each(|inbox| inbox.put(Message::Settings(Arc::clone(&settings))));
         self.main_http.set_routes(Routes { websockets: Some(settings.handshake.clone()), ..ports.main });
         // The same ports in the same order: no option that says where something is can change.
-        for (server, (_, routes)) in self.other_http.iter().zip(ports.others) {
-            server.set_routes(routes);
+        for (port, (_, routes)) in self.http_ports.iter().zip(ports.others) {
+            port.server.set_routes(routes);
         }
         self.observer.set_config(Arc::clone(&config));
         self.made_of.settings = settings;

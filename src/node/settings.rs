@@ -51,7 +51,7 @@ const _: () = {
 };
 
 /// Closes that the process keeps, an equal part for each shard; none where nobody can ask for them.
-const CLOSES_MAX: usize = 1000;
+pub(super) const CLOSES_MAX: usize = 1000;
 
 /// Bytes of messages that a client missed and is sent at once. They wait for it like everything else, so they are few
 /// beside what may wait (`--ws-max-pending-size`).

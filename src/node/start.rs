@@ -3,6 +3,7 @@
 //! Every value here takes down what it stands for when it is dropped, so each step may just return its error.
 
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, Weak, mpsc};
 use std::{io, thread};
@@ -12,13 +13,13 @@ use tokio::runtime::Runtime;
 use crate::backend::Backend;
 use crate::broadcast::Broadcast;
 use crate::broker::{Broker, LocalBroker};
-use crate::config::{Config, Secrets};
+use crate::config::{Config, ListenOn, Secrets};
 use crate::http::{ExtraRoutes, HttpMetrics, HttpServer, Routes};
 use crate::link::local::messages::Welcome;
 use crate::model::Answer;
 use crate::os::clock::Clock;
 use crate::os::facts::Facts;
-use crate::os::limits;
+use crate::os::{limits, process};
 use crate::shard::{self, Deal, Epoll, EpollSettings, Inbox, Message, Shard, ShardMetrics};
 
 use super::boot_log::{Main, ToTell};
@@ -31,7 +32,9 @@ use super::observe::{self, Observer};
 use super::publish::{Pipeline, ToPipeline};
 use super::reload::MadeOf;
 use super::services::{NodeServices, Shared};
+use super::state::Given;
 use super::threads::{RuntimeThread, ShardThreads};
+use super::upgrade::{self, Lane, Predecessor, Receivers};
 use super::{Node, StartError, capacity, settings};
 
 /// Threads for ordinary HTTP. Publications are few and short next to what becomes of them in the shards.
@@ -48,6 +51,9 @@ pub(super) struct Plan {
     outlook: Outlook,
     /// The link to the parent, if this process is one of several.
     parent: Option<ParentEnd>,
+    program: io::Result<PathBuf>,
+    /// What the process before this one has that this one must have, too.
+    pub given: Option<Given>,
 }
 
 impl Plan {
@@ -60,7 +66,10 @@ impl Plan {
         let machine = capacity::facts(open_files);
         let capacity = Capacity::find(&config, &machine, shards);
         let outlook = Outlook::find(&config, &machine, shards, &capacity);
-        Ok(Plan { config: Arc::new(config), secrets, open_files, shards, machine, capacity, outlook, parent })
+        let program = process::program();
+        let config = Arc::new(config);
+        let given = None;
+        Ok(Plan { config, secrets, open_files, shards, machine, capacity, outlook, parent, program, given })
     }
 
     /// How many clients there can be whatever `--max-conn` says.
@@ -93,6 +102,8 @@ pub(super) struct Assembly {
     http_ports: Vec<HttpPort>,
     machines: Vec<Epoll>,
     is_child: bool,
+    main_was_passed: bool,
+    has_extra_routes: bool,
 }
 
 /// What shards, HTTP and observer use alike.
@@ -130,8 +141,13 @@ impl Core {
         if let Some(of_all) = of_all {
             settings::with_parent(&mut settings, of_all, config);
         }
+        plan.given.iter().for_each(|given| given.change(&mut settings));
         let settings = Arc::new(settings);
-        let clock = of_all.map_or_else(Clock::start, |of_all| Clock::since(of_all.clock_origin_usec));
+        let clock = match (&plan.given, of_all) {
+            (Some(given), _) => Clock::began_at(given.clock_began_ns),
+            (None, Some(of_all)) => Clock::since(of_all.clock_origin_usec),
+            (None, None) => Clock::start(),
+        };
         let hasher = settings.stream_hasher.clone();
         let pipeline = Arc::new_cyclic(|pipeline| {
             let local = || Broker::Local(LocalBroker::new(super::settings::broker(config)));
@@ -151,9 +167,15 @@ impl Core {
 }
 
 impl Assembly {
-    /// Makes everything that can fail.
-    pub fn new(mut plan: Plan, main_port: MainPort, extra: Option<ExtraRoutes>) -> Result<Assembly, StartError> {
+    /// Makes everything that can fail. `handed` are listeners of ordinary HTTP that are there already.
+    pub fn new(
+        mut plan: Plan,
+        main_port: MainPort,
+        mut handed: Vec<(ListenOn, Vec<TcpListener>)>,
+        extra: Option<ExtraRoutes>,
+    ) -> Result<Assembly, StartError> {
         let address = main_port.address()?;
+        let (main_was_passed, has_extra_routes) = (main_port.was_passed, extra.is_some());
         let copies = main_port.of_shards.iter().flatten().map(TcpListener::try_clone).collect::<Result<Vec<_>, _>>()?;
         let listeners = Arc::new(Mutex::new(copies));
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -186,17 +208,24 @@ impl Assembly {
             draining: Arc::clone(&draining),
             links: links.states.clone(),
             redisx: links.redisx.clone(),
+            inherited: Arc::default(),
             control: Arc::default(),
             family,
+            upgrades: Arc::default(),
         }));
         let ports = settings::ports(&plan.config, &plan.secrets, &core.broadcast, &observer, extra);
         let limits = settings::http_limits(&plan.config, plan.open_files);
         let server = |routes| HttpServer::new(routes, limits.clone(), Arc::clone(&http_metrics));
         let websockets = Some(core.settings.handshake.clone());
         let main_http = server(Routes { websockets, ..ports.main });
-        let others = ports.others.into_iter().map(|(place, routes)| HttpPort::bind(&place, server(routes), is_child));
+        let others = ports.others.into_iter().map(|(place, routes)| {
+            match handed.iter().position(|(known, listeners)| *known == place && !listeners.is_empty()) {
+                Some(at) => Ok(HttpPort { place, listeners: handed.swap_remove(at).1, server: server(routes) }),
+                None => HttpPort::bind(&place, server(routes), is_child),
+            }
+        });
         let http_ports = others.collect::<Result<_, _>>()?;
-        let machines = machines(&plan, main_port, &core.inboxes)?;
+        let machines = machines(&plan, main_port, &core)?;
         Ok(Assembly {
             plan,
             address,
@@ -212,33 +241,75 @@ impl Assembly {
             http_ports,
             machines,
             is_child,
+            main_was_passed,
+            has_extra_routes,
         })
     }
 
     /// Starts the threads, and serves from then on.
-    pub fn start(mut self) -> Result<Node, StartError> {
+    pub fn start(self) -> Result<Node, StartError> {
+        self.start_behind(None)
+    }
+
+    /// The same, with everything that the old process has; it is told what went wrong. When this process serves, nobody else
+    /// does.
+    pub fn take_over(self, predecessor: Predecessor) -> Result<Node, StartError> {
+        self.start_behind(Some(predecessor))
+    }
+
+    fn start_behind(mut self, predecessor: Option<Predecessor>) -> Result<Node, StartError> {
         let calls = RuntimeThread::start("calls", self.calls)?;
         let machines = std::mem::take(&mut self.machines);
-        let shards = start_shards(machines, &self.core, &self.main_http, &self.runtime)?;
+        // As many shards as there have a lane each.
+        let senders = predecessor.as_ref().map(Predecessor::shards).filter(|&shards| shards != machines.len());
+        let (lanes, arriving) = match &predecessor {
+            Some(_) => {
+                upgrade::lanes(machines.len(), senders.unwrap_or(1)).map(|(lanes, arriving)| (lanes, Some(arriving)))?
+            }
+            None => (Vec::new(), None),
+        };
+        let shards = start_shards(machines, lanes, &self.core, &self.main_http, &self.runtime)?;
         let admin_on = self.plan.config.admin_on();
         let admin = self.http_ports.iter().find(|port| Some(&port.place) == admin_on.as_ref());
         let admin = admin.and_then(HttpPort::address);
-        let http_ports = self.http_ports.into_iter();
-        let other_http = http_ports.map(|port| port.serve(&self.runtime)).collect::<Result<_, _>>()?;
+        let http_ports = self.http_ports.into_iter().map(|port| port.ready(&self.runtime));
+        let mut http_ports = http_ports.collect::<io::Result<Vec<_>>>()?;
+        let Core { pipeline, broadcast, .. } = &self.core;
+        // Links connect and follow what this node follows from now on; what comes waits.
+        let frozen = predecessor.as_ref().map(|_| self.runtime.block_on(pipeline.freeze()));
+        let links = self.links.start(self.links_runtime, pipeline, broadcast, &self.observer)?;
+        let taken = match (&predecessor, arriving) {
+            (Some(predecessor), Some(arriving)) => Some(predecessor.take_everything(&self.observer.parts, arriving)?),
+            _ => None,
+        };
+        // Nothing fails from here on: there may be nobody else to serve.
+        drop(frozen);
+        let predecessor_ends = predecessor.zip(taken).map(|(predecessor, mut taken)| {
+            taken.serve(&predecessor, &self.observer.parts);
+            predecessor.follow(taken, receivers(&self.core, &self.runtime))
+        });
+        http_ports.iter_mut().for_each(|port| port.serve(&self.runtime));
         self.observer.watch(self.runtime.handle());
         self.core.pipeline.keep_sweeping(self.runtime.handle());
-        let Core { pipeline, broadcast, .. } = &self.core;
-        let links = self.links.start(self.links_runtime, pipeline, broadcast, &self.observer)?;
+        self.observer.keep_probing(self.runtime.handle());
         let Core { backend, settings, broadcast, .. } = self.core;
-        let Plan { config, secrets, shards: shard_count, machine, capacity, outlook, .. } = self.plan;
+        let Plan { config, secrets, shards: shard_count, machine, capacity, outlook, program, .. } = self.plan;
         let scheme = settings.listeners.first().copied().unwrap_or_default().scheme;
         let main = Main { address: self.address, scheme, admin };
-        self.observer.keep_probing(self.runtime.handle());
         let sockets_max = capacity.sockets_max;
         Ok(Node {
-            to_tell: Some(ToTell { secrets, capacity, outlook, main }),
+            to_tell: Some(ToTell { secrets, main, outlook, capacity }),
             config,
-            made_of: MadeOf { machine, shards: shard_count, sockets_max, settings, broadcast },
+            made_of: MadeOf {
+                machine,
+                shards: shard_count,
+                sockets_max,
+                settings,
+                broadcast,
+                program,
+                main_was_passed: self.main_was_passed,
+                has_extra_routes: self.has_extra_routes,
+            },
             runtime: self.runtime,
             shards,
             calls,
@@ -246,20 +317,32 @@ impl Assembly {
             backend,
             listeners: self.listeners,
             main_http: self.main_http,
-            other_http,
+            http_ports,
             observer: self.observer,
             draining: self.draining,
             address: self.address,
             control: None,
             is_child: self.is_child,
             ordered: None,
+            predecessor: predecessor_ends,
+            successor: None,
         })
     }
 }
 
+/// Who gets what still comes from the process before this one.
+fn receivers(core: &Core, runtime: &Runtime) -> Receivers {
+    Receivers {
+        pipeline: Arc::clone(&core.pipeline),
+        backend: Arc::clone(&core.backend),
+        inboxes: Arc::clone(&core.inboxes),
+        runtime: runtime.handle().clone(),
+    }
+}
+
 /// One machine for each shard.
-fn machines(plan: &Plan, main_port: MainPort, inboxes: &Arc<[Arc<Inbox>]>) -> io::Result<Vec<Epoll>> {
-    let clock = Clock::start();
+fn machines(plan: &Plan, main_port: MainPort, core: &Core) -> io::Result<Vec<Epoll>> {
+    let (inboxes, clock) = (&core.inboxes, core.pipeline.clock);
     let sockets_max = plan.capacity.sockets_max;
     let of_shard = main_port.of_shards.into_iter().zip(inboxes.iter()).enumerate();
     let settings = of_shard.map(|(shard, (listeners, inbox))| EpollSettings {
@@ -273,8 +356,14 @@ fn machines(plan: &Plan, main_port: MainPort, inboxes: &Arc<[Arc<Inbox>]>) -> io
 }
 
 /// Starts a thread for each shard, and waits until every shard is made: what it holds at rest is there before anybody
-/// measures.
-fn start_shards(machines: Vec<Epoll>, core: &Core, http: &HttpServer, runtime: &Runtime) -> io::Result<ShardThreads> {
+/// measures. One with a lane stands still until it is told to go on.
+fn start_shards(
+    machines: Vec<Epoll>,
+    lanes: Vec<Lane>,
+    core: &Core,
+    http: &HttpServer,
+    runtime: &Runtime,
+) -> io::Result<ShardThreads> {
     let shared = Arc::new(Shared {
         backend: Arc::clone(&core.backend),
         broadcast: Arc::clone(&core.broadcast),
@@ -286,12 +375,22 @@ fn start_shards(machines: Vec<Epoll>, core: &Core, http: &HttpServer, runtime: &
     });
     let mut threads = ShardThreads::new(Arc::clone(&core.inboxes));
     let (ready, all_ready) = mpsc::channel::<()>();
+    let mut lanes = lanes.into_iter();
     for ((shard, machine), metrics) in (0u16..).zip(machines).zip(core.metrics.iter()) {
         let services = NodeServices { shard, shared: Arc::clone(&shared) };
         let (settings, metrics, ready) = (Arc::clone(&core.settings), Arc::clone(metrics), ready.clone());
+        let lane = lanes.next();
         threads.start(shard, move || {
-            let engine = Shard::new(shard, machine, services, settings, metrics);
+            let mut engine = Shard::new(shard, machine, services, settings, metrics);
             drop(ready);
+            if let Some(Lane { lane, senders, arrived, go_on }) = lane {
+                engine.stop();
+                let _ = arrived.send(engine.arrive(&lane, senders));
+                drop((lane, arrived));
+                if go_on.recv().is_err() {
+                    return;
+                }
+            }
             if let Err(error) = shard::run(engine) {
                 tracing::error!(shard, %error, "a shard stopped; its connections are lost");
             }
@@ -308,8 +407,6 @@ mod tests {
     use std::os::fd::OwnedFd;
     use std::sync::PoisonError;
     use std::time::Duration;
-
-    use crate::config::ListenOn;
 
     use super::*;
 
@@ -352,7 +449,7 @@ mod tests {
     fn assembly() -> Assembly {
         let plan = Plan::new(config(), None).unwrap();
         let main_port = MainPort::open(&plan.config, plan.shards, false).unwrap();
-        Assembly::new(plan, main_port, None).unwrap()
+        Assembly::new(plan, main_port, Vec::new(), None).unwrap()
     }
 
     #[test]

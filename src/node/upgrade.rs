@@ -5,11 +5,20 @@
 //! shards settle, and every connection is copied into the lanes. Nothing changes in the old process until it says
 //! "yours", which is one message: an upgrade that fails before is undone by going on.
 
+mod new;
+mod old;
+mod protocol;
 pub(super) mod successor;
 
+use std::io;
 use std::time::Duration;
 
+use crate::telemetry::{Collect, Counter, Families, Gauge, Value};
+
 use super::Node;
+
+pub(super) use new::{Following, Lane, Predecessor, Receivers, lanes};
+pub(super) use successor::ToSuccessor;
 
 /// What an upgrade came to.
 #[derive(Clone, Debug)]
@@ -57,25 +66,95 @@ pub enum UpgradeError {
 }
 
 impl UpgradeError {
+    /// What may be the matter, as the label `result` in metrics.
+    const LABELS: [&str; 4] = ["refused", "new_process_failed", "timeout", "old_process_failed"];
+
     /// The label `result` in metrics.
     pub fn label(&self) -> &'static str {
+        UpgradeError::LABELS[self.number()]
+    }
+
+    fn number(&self) -> usize {
         match self {
-            UpgradeError::Refused(_) => "refused",
-            UpgradeError::New(_) => "new_process_failed",
-            UpgradeError::Late(..) => "timeout",
-            UpgradeError::Old(_) => "old_process_failed",
+            UpgradeError::Refused(_) => 0,
+            UpgradeError::New(_) => 1,
+            UpgradeError::Late(..) => 2,
+            UpgradeError::Old(_) => 3,
+        }
+    }
+
+    fn old(error: io::Error) -> UpgradeError {
+        UpgradeError::Old(error.to_string())
+    }
+}
+
+/// What is counted of upgrades. Those that were successful are counted by the new process.
+#[derive(Debug, Default)]
+pub(super) struct UpgradeMetrics {
+    succeeded: Counter,
+    failed: [Counter; UpgradeError::LABELS.len()],
+    connections: Counter,
+    last_pause_usec: Gauge,
+    longest_pause_usec: Gauge,
+}
+
+impl UpgradeMetrics {
+    fn taken_over(&self, connections: usize, pause: Duration, longest_before_usec: u64) {
+        let pause = i64::try_from(pause.as_micros()).unwrap_or(i64::MAX);
+        self.succeeded.inc();
+        self.connections.add(connections as u64);
+        self.last_pause_usec.set(pause);
+        self.longest_pause_usec.set(pause.max(i64::try_from(longest_before_usec).unwrap_or(0)));
+    }
+
+    fn longest_pause_usec(&self) -> u64 {
+        self.longest_pause_usec.get().unsigned_abs()
+    }
+}
+
+impl Collect for UpgradeMetrics {
+    fn collect(&self, _labels: &[(&str, &str)], into: &mut Families) {
+        let help = "Upgrades of this server, by what came of them.";
+        let failed = UpgradeError::LABELS.iter().copied().zip(&self.failed);
+        for (result, count) in failed.chain([("ok", &self.succeeded)]) {
+            into.put("upgrades_total", help, &[("result", result)], count.into());
+        }
+        let help = "Connections that were handed over to another process.";
+        into.put("upgrade_connections_total", help, &[], (&self.connections).into());
+        for (which, usec) in [("last", &self.last_pause_usec), ("longest", &self.longest_pause_usec)] {
+            let help = "Pause of an upgrade: from when the old process stopped until the new one served.";
+            into.put("upgrade_pause_seconds", help, &[("which", which)], Value::Gauge(usec.get() as f64 / 1e6));
         }
     }
 }
 
 impl Node {
     /// Starts the program anew, with the arguments and the environment of this process, and hands everything over to it. When
-    /// that is done this node serves nobody; what is left is to wait for [`Node::outlive`] and to end.
+    /// that is done this node serves nobody; what is left is to finish what it has begun, and to end.
     ///
     /// # Errors
     /// See [`UpgradeError`]; then this node goes on as if nothing had been.
     pub fn upgrade(&mut self) -> Result<Upgraded, UpgradeError> {
-        Err(UpgradeError::Refused("this version cannot".to_owned()))
+        tracing::info!("upgrade: starting the program anew");
+        let result = self.hand_over();
+        match &result {
+            Ok(Upgraded { pid, version, connections, state_bytes, pause, took }) => {
+                let (pause_ms, took_ms) = (pause.as_secs_f64() * 1e3, took.as_secs_f64() * 1e3);
+                tracing::info!(
+                    pid,
+                    connections,
+                    state_bytes,
+                    pause_ms,
+                    took_ms,
+                    "upgrade: process {pid} (version {version}) has everything"
+                );
+            }
+            Err(error) => {
+                self.observer.parts.upgrades.failed[error.number()].inc();
+                tracing::error!(%error, "upgrade: nothing has changed, this process goes on");
+            }
+        }
+        result
     }
 
     /// Starts the program anew as [`Node::upgrade`] does, as far as it can be said whether both versions understand each
@@ -84,6 +163,6 @@ impl Node {
     /// # Errors
     /// See [`UpgradeError`].
     pub fn check_upgrade(&self) -> Result<Understood, UpgradeError> {
-        Err(UpgradeError::Refused("this version cannot".to_owned()))
+        self.try_check()
     }
 }

@@ -86,7 +86,10 @@ impl Observer {
             return refusal;
         }
         let Some(family) = &self.parts.family else {
-            return look::answer_closes(&asked, look::closes_here(&self.parts.inboxes, &asked).await);
+            return look::answer_closes(
+                &asked,
+                look::closes_here(&self.parts.inboxes, &self.parts.inherited, &asked).await,
+            );
         };
         look::answer_closes(&asked, rows(&family.ask(Question::Closes(query)).await))
     }

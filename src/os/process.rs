@@ -1,6 +1,8 @@
 //! What this process uses, and signals to others.
 
-use std::{fs, io};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::{env, fs, io};
 
 use rustix::process::Pid;
 pub use rustix::process::Signal;
@@ -32,6 +34,27 @@ pub fn open_descriptors() -> Option<u64> {
         0 => Some((fs::read_dir("/proc/self/fd").ok()?.count() as u64).saturating_sub(1)),
         count => Some(count),
     }
+}
+
+/// Where the program of this process is, to start what is there then. As it was started, where that names a file: so a link
+/// that is set to another version leads there. To be asked early: a path may be relative to where the process began.
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn program() -> io::Result<PathBuf> {
+    let running = fs::metadata("/proc/self/exe").map(|file| (file.dev(), file.ino()));
+    let is_it = |path: &Path| {
+        let file = fs::metadata(path).map(|file| (file.dev(), file.ino()));
+        matches!((&running, &file), (Ok(running), Ok(file)) if running == file)
+    };
+    let named = env::args_os().next().map(PathBuf::from).filter(|path| path.components().count() > 1);
+    if let Some(path) = named.and_then(|path| std::path::absolute(path).ok()).filter(|path| is_it(path)) {
+        return Ok(path);
+    }
+    let path = env::current_exe()?;
+    // What the kernel says of a file that was replaced.
+    let text = path.to_string_lossy();
+    Ok(text.strip_suffix(" (deleted)").map_or_else(|| path.clone(), PathBuf::from))
 }
 
 /// Sends a signal.

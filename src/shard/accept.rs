@@ -30,7 +30,7 @@ const RESTORE_HEADER: &str = "x-anycable-restore-sid";
 impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     /// Somebody waits to be accepted. Accepts up to [`ACCEPTS_PER_TURN`]; the listener stays readable for the rest.
     pub fn accept(&mut self) {
-        if !matches!(self.accepting, Accepting::Yes) {
+        if !matches!(self.accepting, Accepting::Yes) || self.is_still() {
             return;
         }
         for _ in 0..ACCEPTS_PER_TURN {

@@ -48,6 +48,9 @@ pub enum BadState {
     /// It cannot be read.
     #[error("the state of a connection cannot be read: {0}")]
     Unreadable(#[from] rmp_serde::decode::Error),
+    /// It says that it has a socket, and none came with it, or the other way round.
+    #[error("the state of a connection does not fit the socket that came with it")]
+    Socket,
     /// Another version wrote it.
     #[error("the state of a connection has format {0}, and {FORMAT} is understood here")]
     Format(u16),
@@ -59,9 +62,9 @@ struct Version {
     format: u16,
 }
 
-/// All but the socket.
+/// All but the socket. What is written borrows the session and the reader, what is read owns them.
 #[derive(Serialize, Deserialize)]
-struct ConnectionState {
+struct ConnectionState<S, R> {
     format: u16,
     /// Where the moment of taking apart stood in its tick: everything below that is measured in ticks is measured from
     /// the beginning of that tick.
@@ -69,11 +72,14 @@ struct ConnectionState {
     carrier: Carrier,
     dialect: Dialect,
     listener: u8,
-    stage: StageState,
-    reader: FrameReader,
+    stage: StageState<S>,
+    reader: R,
     /// How long it has been open; what an older version wrote does not say it.
     #[serde(default)]
     age_ticks: Tick,
+    /// The tick that the deadlines of the session are measured from.
+    #[serde(default)]
+    session_clock: Tick,
     /// For a message that is not complete.
     message_ticks_left: Option<Tick>,
     /// For a client that is closed when its token runs out.
@@ -93,7 +99,7 @@ struct ConnectionState {
 }
 
 #[derive(Serialize, Deserialize)]
-enum StageState {
+enum StageState<S> {
     Handshake {
         peer: SocketAddr,
         lasted: Duration,
@@ -102,12 +108,16 @@ enum StageState {
         head: Vec<u8>,
     },
     Echo,
-    /// Its deadlines are ticks from now.
-    Session(Box<Session>),
+    Session(S),
     Closing {
         ticks_left: Tick,
     },
+    /// Without a socket: the answer that it waits for comes all the same.
+    Orphan(S),
 }
+
+type ToWrite<'a> = ConnectionState<&'a Session, &'a FrameReader>;
+type ToRead = ConnectionState<Box<Session>, FrameReader>;
 
 impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     /// Whether a publication or a remote disconnect that this shard was given is not carried out completely.
@@ -121,107 +131,125 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         used.map(|index| self.slots.key(index))
     }
 
-    /// Takes a connection apart. This shard knows nothing of it afterwards, and neither closes nor counts it. `None` for
-    /// a key that names nothing, or a connection without a socket.
-    pub fn take_apart(&mut self, key: SlotKey) -> Option<TakenApart<M::Socket>> {
+    /// Everything in this shard's hands: also those whose socket is gone, and whose session waits for an answer.
+    pub fn all_keys(&self) -> impl Iterator<Item = SlotKey> {
+        let used = (0..self.slots.end()).filter(|&index| !matches!(self.slots[index].stage, Stage::Free));
+        used.map(|index| self.slots.key(index))
+    }
+
+    /// What is needed to go on with a connection elsewhere, and its socket unless that is gone. Nothing changes here: the
+    /// connection may as well go on here. `None` for a key that names nothing.
+    pub fn copy(&self, key: SlotKey) -> Option<(Option<&M::Socket>, Vec<u8>)> {
         let index = self.slots.find(key)?;
-        let socket = self.slots[index].socket.take()?;
-        self.machine.unwatch(&socket);
-        let now = tick(self.now.mono);
-        let flags = self.slots[index].flags;
-        let age_ticks = match self.slots[index].stage {
+        let mut state = Vec::new();
+        self.write_state(index, &mut state);
+        Some((self.slots[index].socket.as_ref(), state))
+    }
+
+    /// Appends what is needed to go on with a connection.
+    pub(super) fn write_state(&self, index: u32, out: &mut Vec<u8>) {
+        // Memory takes every write, and nothing in it refuses to be written.
+        rmp_serde::encode::write_named(out, &self.state(index)).expect("plain data can be written");
+    }
+
+    fn state(&self, index: u32) -> ToWrite<'_> {
+        let (slot, now) = (&self.slots[index], tick(self.now.mono));
+        let left = |due: &Tick| due.saturating_sub(now);
+        let age_ticks = match slot.stage {
             Stage::Echo(since) | Stage::Session(_, since) => now.wrapping_sub(since),
             _ => 0,
         };
-        self.unindex(index);
-        self.forget_missed(index);
-        let stage = match std::mem::replace(&mut self.slots[index].stage, Stage::Closing { drained: 0 }) {
-            Stage::Handshake(handshake) => {
-                self.handshakes -= 1;
-                self.buffers.change(Buffer::Head, handshake.head.capacity(), 0);
-                let Handshake { peer, began_at, lasted, due, head } = *handshake;
-                let lasted = lasted + self.now.mono.saturating_sub(began_at);
-                StageState::Handshake { peer, lasted, ticks_left: due.saturating_sub(now), head }
-            }
+        let stage = match &slot.stage {
+            Stage::Handshake(handshake) => StageState::Handshake {
+                peer: handshake.peer,
+                lasted: handshake.age(self.now.mono),
+                ticks_left: left(&handshake.due),
+                head: handshake.head.clone(),
+            },
             Stage::Echo(_) => StageState::Echo,
-            Stage::Session(mut session, _) | Stage::Orphan(mut session) => {
-                for topic in session.topics() {
-                    if let Some(change) = self.hub.detach(index, topic) {
-                        self.services.unfollow(topic.stream(), change);
-                    }
-                }
-                session.move_clock(now, 0);
-                StageState::Session(session)
-            }
-            Stage::Closing { .. } | Stage::Free => {
-                StageState::Closing { ticks_left: self.slots[index].due.saturating_sub(now) }
-            }
+            Stage::Session(session, _) => StageState::Session(&**session),
+            Stage::Orphan(session) => StageState::Orphan(&**session),
+            Stage::Closing { .. } | Stage::Free => StageState::Closing { ticks_left: left(&slot.due) },
         };
-        if flags & flag::COUNTED != 0 {
-            self.services.closed();
-        }
-        let outbox = self.take_outbox(index).map(|outbox| outbox.take_apart(now));
-        let stash = self.take_stash(index).map(|stash| stash.rest().to_vec()).unwrap_or_default();
-        let message_ticks_left = self.rare_deadlines.messages.get(&index).map(|due| due.saturating_sub(now));
-        let token_ticks_left = self.rare_deadlines.tokens.remove(&index).map(|due| due.saturating_sub(now));
-        let idle_ticks_left = self.rare_deadlines.idle.remove(&index).map(|due| due.saturating_sub(now));
-        let reader = self.take_reader(index);
-        let slot = &mut self.slots[index];
-        let state = ConnectionState {
+        ConnectionState {
             format: FORMAT,
             phase_ms: tick_phase(self.now.mono),
             carrier: slot.form.carrier,
             dialect: slot.form.dialect,
             listener: slot.listener,
             stage,
-            reader,
+            reader: &slot.reader,
             age_ticks,
-            message_ticks_left,
-            token_ticks_left,
-            idle_ticks_left,
-            outbox,
-            stash,
-            counted: flags & flag::COUNTED != 0,
-            indexed: flags & flag::INDEXED != 0,
-            peer_shut: flags & flag::PEER_SHUT != 0,
-        };
+            session_clock: now,
+            message_ticks_left: self.rare_deadlines.messages.get(&index).map(left),
+            token_ticks_left: self.rare_deadlines.tokens.get(&index).map(left),
+            idle_ticks_left: self.rare_deadlines.idle.get(&index).map(left),
+            outbox: slot.outbox.as_ref().map(|outbox| outbox.copy(now)),
+            stash: self.stashes.rest(index).to_vec(),
+            counted: slot.flags & flag::COUNTED != 0,
+            indexed: slot.flags & flag::INDEXED != 0,
+            peer_shut: slot.flags & flag::PEER_SHUT != 0,
+        }
+    }
+
+    /// Takes a connection apart. This shard knows nothing of it afterwards, and neither closes nor counts it. `None` for
+    /// a key that names nothing, or a connection without a socket.
+    pub fn take_apart(&mut self, key: SlotKey) -> Option<TakenApart<M::Socket>> {
+        let (_, state) = self.copy(key)?;
+        let index = key.index;
+        let socket = self.slots[index].socket.take()?;
+        self.machine.unwatch(&socket);
+        self.unindex(index);
+        self.forget_missed(index);
+        match std::mem::replace(&mut self.slots[index].stage, Stage::Closing { drained: 0 }) {
+            Stage::Handshake(handshake) => {
+                self.handshakes -= 1;
+                self.buffers.change(Buffer::Head, handshake.head.capacity(), 0);
+            }
+            Stage::Session(session, _) => {
+                for topic in session.topics() {
+                    if let Some(change) = self.hub.detach(index, topic) {
+                        self.services.unfollow(topic.stream(), change);
+                    }
+                }
+            }
+            Stage::Echo(_) | Stage::Orphan(_) | Stage::Closing { .. } | Stage::Free => {}
+        }
+        if self.slots[index].flags & flag::COUNTED != 0 {
+            self.services.closed();
+        }
+        self.rare_deadlines.tokens.remove(&index);
+        self.rare_deadlines.idle.remove(&index);
+        self.forget_read(index);
         self.free(index);
-        // Memory takes every write, and nothing in it refuses to be written.
-        let state = rmp_serde::to_vec_named(&state).expect("plain data can be written");
         Some(TakenApart { key, socket, state })
     }
 
-    /// Puts a connection together that was taken apart elsewhere, and goes on with it in this turn. Gives its key here.
-    /// The answer to its open question must be given to that, even if the connection is over at once because its socket
-    /// cannot be watched.
+    /// Puts a connection together that was taken apart or copied elsewhere, and goes on with it in this turn. Gives its key
+    /// here. The answer to its open question must be given to that, even if the connection is over at once because its
+    /// socket cannot be watched.
     ///
     /// # Errors
     /// The state cannot be used; the socket comes back.
-    pub fn put_together(&mut self, socket: M::Socket, state: &[u8]) -> Result<SlotKey, (M::Socket, BadState)> {
+    pub fn put_together(
+        &mut self,
+        socket: impl Into<Option<M::Socket>>,
+        state: &[u8],
+    ) -> Result<SlotKey, (Option<M::Socket>, BadState)> {
+        let socket = socket.into();
         let read = match read(state) {
             Ok(read) => read,
             Err(bad) => return Err((socket, bad)),
         };
+        if socket.is_some() == matches!(read.stage, StageState::Orphan(_)) {
+            return Err((socket, BadState::Socket));
+        }
         let now = moved_tick(self.now.mono, read.phase_ms);
-        let mut closing = None;
-        let stage = match read.stage {
-            StageState::Handshake { peer, lasted, ticks_left, head } => {
-                self.handshakes += 1;
-                let due = now.saturating_add(ticks_left);
-                self.buffers.change(Buffer::Head, 0, head.capacity());
-                Stage::Handshake(Box::new(Handshake { peer, began_at: self.now.mono, lasted, due, head }))
-            }
-            StageState::Echo => Stage::Echo(now.wrapping_sub(read.age_ticks)),
-            StageState::Session(mut session) => {
-                session.move_clock(0, now);
-                session.share_topics(|identifier, stream| self.hub.topic(identifier, stream));
-                Stage::Session(session, now.wrapping_sub(read.age_ticks))
-            }
-            StageState::Closing { ticks_left } => {
-                closing = Some(now.saturating_add(ticks_left));
-                Stage::Closing { drained: 0 }
-            }
+        let closing = match read.stage {
+            StageState::Closing { ticks_left } => Some(now.saturating_add(ticks_left)),
+            _ => None,
         };
+        let stage = self.stage(read.stage, now, read.session_clock, now.wrapping_sub(read.age_ticks));
         let index = self.slots.insert(socket, read.listener, stage);
         if matches!(self.slots[index].stage, Stage::Handshake(_)) {
             self.note_handshake(index);
@@ -263,16 +291,37 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         }
         let key = self.slots.key(index);
         match self.watch(index) {
-            Err(error) => self.failed(index, &error),
+            Err(error) => self.unwatched(index, &error),
             Ok(()) if self.slots[index].outbox.is_some() => self.mark_dirty(index),
             Ok(()) => {}
         }
         Ok(key)
     }
 
+    /// What a connection is at, on the clock here. `since` is when it was accepted.
+    fn stage(&mut self, state: StageState<Box<Session>>, now: Tick, session_clock: Tick, since: Tick) -> Stage {
+        let settle = |mut session: Box<Session>| {
+            session.move_clock(session_clock, now);
+            session.share_topics(|identifier, stream| self.hub.topic(identifier, stream));
+            session
+        };
+        match state {
+            StageState::Handshake { peer, lasted, ticks_left, head } => {
+                self.handshakes += 1;
+                let due = now.saturating_add(ticks_left);
+                self.buffers.change(Buffer::Head, 0, head.capacity());
+                Stage::Handshake(Box::new(Handshake { peer, began_at: self.now.mono, lasted, due, head }))
+            }
+            StageState::Echo => Stage::Echo(since),
+            StageState::Session(session) => Stage::Session(settle(session), since),
+            StageState::Orphan(session) => Stage::Orphan(settle(session)),
+            StageState::Closing { .. } => Stage::Closing { drained: 0 },
+        }
+    }
+
     /// Attaches a session to the streams it follows.
     fn attach_all(&mut self, index: u32) {
-        let Stage::Session(session, _) = &self.slots[index].stage else { return };
+        let (Stage::Session(session, _) | Stage::Orphan(session)) = &self.slots[index].stage else { return };
         for topic in session.topics() {
             if let Some(change) = self.hub.attach(index, topic) {
                 self.services.follow(topic.stream(), change);
@@ -281,7 +330,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     }
 }
 
-fn read(state: &[u8]) -> Result<ConnectionState, BadState> {
+fn read(state: &[u8]) -> Result<ToRead, BadState> {
     let Version { format } = rmp_serde::from_slice(state)?;
     if format != FORMAT {
         return Err(BadState::Format(format));

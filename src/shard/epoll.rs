@@ -114,7 +114,14 @@ impl Socket {
 impl From<TcpStream> for Socket {
     /// A socket for a shard. It must not block.
     fn from(stream: TcpStream) -> Socket {
-        Socket { fd: stream.into(), _counted: Counted::new() }
+        Socket::from(OwnedFd::from(stream))
+    }
+}
+
+impl From<OwnedFd> for Socket {
+    /// The same, as it came from another process.
+    fn from(fd: OwnedFd) -> Socket {
+        Socket { fd, _counted: Counted::new() }
     }
 }
 

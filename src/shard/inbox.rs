@@ -4,6 +4,7 @@
 //! bounded by the node before they are put in, and there is at most one running call for each session.
 
 use std::any::Any;
+use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,6 +15,7 @@ use crate::model::{Answer, Publication, RemoteDisconnect, ResumeTicket};
 use crate::os::poll::Waker;
 
 use super::epoll::Socket;
+use super::lanes::{Divert, HandOver};
 use super::{Incoming, Look, Settings};
 
 /// Something for a shard.
@@ -45,6 +47,8 @@ pub enum Message<S> {
     Settings(Arc<Settings>),
     /// Somebody wants to know whether the shard turns.
     Turn(oneshot::Sender<()>),
+    /// Its connections are handed over to another process.
+    HandOver(HandOver),
     /// Send everybody away within this time and stop accepting.
     Drain {
         /// How long it may take.
@@ -66,19 +70,26 @@ pub struct Delivery {
 pub type Permit = Box<dyn Any + Send + Sync>;
 
 /// The shared end of a shard's inbox.
-#[derive(Debug)]
 pub struct Inbox {
     state: Mutex<State>,
     pub(super) waker: Waker,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct State {
     messages: Vec<Message<Socket>>,
     /// The shard waits for events, or is about to: the next message has to wake it.
     asleep: bool,
     /// The shard has ended: everything is dropped.
     closed: bool,
+    /// The shard has left: what comes is given to this.
+    divert: Option<Divert>,
+}
+
+impl fmt::Debug for Inbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inbox").finish_non_exhaustive()
+    }
 }
 
 impl Inbox {
@@ -97,6 +108,11 @@ impl Inbox {
     /// Puts a message in. Never waits. A shard that is at work is not woken: it looks here before it sleeps.
     pub fn put(&self, message: Message<Socket>) {
         let mut state = self.state();
+        if let Some(divert) = &state.divert {
+            let divert = Arc::clone(divert);
+            drop(state);
+            return divert(message);
+        }
         if state.closed {
             return;
         }
@@ -121,9 +137,21 @@ impl Inbox {
         state.asleep
     }
 
-    /// The shard has ended: what is here and what comes is dropped, and with it its share of the bound.
+    /// The shard has ended: what is here and what comes is dropped, and with it its share of the bound. What is diverted stays
+    /// so.
     pub(super) fn close(&self) {
-        *self.state() = State { closed: true, ..State::default() };
+        let mut state = self.state();
+        *state = State { closed: true, divert: state.divert.take(), ..State::default() };
+    }
+
+    /// The shard has left its connections to somebody else: what it has taken and not carried out, what is here, and what
+    /// comes is given to `divert`, in this order. That is called by whoever puts something in, so it must not wait.
+    pub(super) fn divert(&self, taken: Vec<Message<Socket>>, divert: Divert) {
+        taken.into_iter().for_each(|message| divert(message));
+        let mut state = self.state();
+        // Under the lock: what comes now comes behind it.
+        std::mem::take(&mut state.messages).into_iter().for_each(|message| divert(message));
+        state.divert = Some(divert);
     }
 }
 
@@ -145,6 +173,27 @@ mod tests {
         inbox.take(&mut messages);
         assert!(matches!(messages[..], [Message::Publication(_), Message::Drain { .. }]), "{messages:?}");
         assert!(inbox.may_sleep());
+    }
+
+    #[test]
+    fn what_a_shard_left_and_what_comes_is_diverted_in_order() {
+        let inbox = Inbox::new().unwrap();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let over = |ms| Message::Drain { over: Duration::from_millis(ms) };
+        inbox.put(over(2));
+        inbox.put(over(3));
+        let into = Arc::clone(&seen);
+        inbox.divert(
+            vec![over(1)],
+            Arc::new(move |message| match message {
+                Message::Drain { over } => into.lock().unwrap().push(over.as_millis()),
+                other => panic!("{other:?}"),
+            }),
+        );
+        inbox.put(over(4));
+        inbox.close();
+        inbox.put(over(5));
+        assert_eq!(*seen.lock().unwrap(), [1, 2, 3, 4, 5]);
     }
 
     #[test]

@@ -180,7 +180,7 @@ impl Outbox {
     }
 
     /// What is needed to go on elsewhere; `now` is the tick of the clock here.
-    pub fn take_apart(self, now: Tick) -> OutboxState {
+    pub fn copy(&self, now: Tick) -> OutboxState {
         let frames = self.first.iter().chain(self.more.iter().flat_map(|more| &more.frames));
         OutboxState {
             frames: frames.map(|frame| ByteBuf::from(frame.parts().concat())).collect(),

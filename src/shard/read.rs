@@ -30,7 +30,7 @@ impl Stash {
         Stash { bytes, at: 0 }
     }
 
-    pub fn rest(&self) -> &[u8] {
+    fn rest(&self) -> &[u8] {
         &self.bytes[self.at..]
     }
 }
@@ -38,6 +38,16 @@ impl Stash {
 impl Stashes {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// What waits for this slot.
+    pub fn rest(&self, index: u32) -> &[u8] {
+        self.0.get(&index).map_or(&[], Stash::rest)
+    }
+
+    /// The slots for which something waits.
+    pub fn indexes(&self) -> Vec<u32> {
+        self.0.keys().copied().collect()
     }
 
     /// Memory that is held for this slot.
@@ -131,6 +141,10 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
 
     /// A question is answered: what was read behind it comes first, then what the socket holds.
     pub(super) fn go_on_reading(&mut self, index: u32) {
+        if self.is_still() {
+            // What it has said waits; more of it could be asked, and would have to be answered, without end.
+            return self.read_again(index);
+        }
         if let Some(mut stash) = self.take_stash(index) {
             let left = self.frames(index, &mut stash.bytes[stash.at..]);
             if left > 0 {

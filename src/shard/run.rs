@@ -1,23 +1,34 @@
 //! The loop of a real shard.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
+use crate::model::Reply;
 use crate::os::poll;
 
 use super::epoll::{Epoll, LISTENER, Socket, WAKER};
-use super::{Machine, Readiness, Services, Shard};
+use super::lanes::{Divert, HandOver, Settled, Verdict};
+use super::{Machine, Message, Readiness, Services, Shard};
 
 /// Events taken from the kernel in one turn.
 const EVENTS_PER_TURN: usize = 1024;
 
-/// Runs a shard on this thread until it is drained.
+/// Runs a shard on this thread until it is drained, or has left its connections to another process.
 ///
 /// # Errors
 /// The poller failed, which it does not.
 pub fn run<N: Services<Socket>>(mut shard: Shard<Epoll, N>) -> io::Result<()> {
     let mut events = Vec::with_capacity(EVENTS_PER_TURN);
     let mut messages = Vec::new();
+    let mut settling = Settling::default();
+    if shard.is_still() {
+        // It begins with connections of another process.
+        shard.begin_turn();
+        shard.go_on();
+        shard.end_turn();
+    }
     while !shard.is_drained() {
         let now = shard.machine().now().mono;
         let timeout = match shard.machine().inbox.may_sleep() {
@@ -36,8 +47,76 @@ pub fn run<N: Services<Socket>>(mut shard: Shard<Epoll, N>) -> io::Result<()> {
             }
         }
         shard.machine().inbox.take(&mut messages);
-        messages.drain(..).for_each(|message| shard.receive(message));
+        let mut taken = messages.drain(..);
+        while let Some(message) = taken.next() {
+            let Message::HandOver(told) = message else {
+                settling.note(&message);
+                shard.receive(message);
+                continue;
+            };
+            if let Some(divert) = hand_over(&mut shard, &mut settling, told) {
+                let mut left = shard.take_messages();
+                left.extend(taken);
+                Arc::clone(&shard.machine().inbox).divert(left, divert);
+                // With it goes its poller, and then its sockets, which are open elsewhere.
+                return Ok(());
+            }
+        }
+        drop(taken);
         shard.end_turn();
+        settling.answer(&shard);
     }
     Ok(())
+}
+
+/// Does what a shard is told for a hand-over. Gives who takes its messages if it has left.
+fn hand_over<N: Services<Socket>>(
+    shard: &mut Shard<Epoll, N>,
+    settling: &mut Settling,
+    told: HandOver,
+) -> Option<Divert> {
+    match told {
+        HandOver::Settle(answer) => {
+            shard.stop();
+            settling.asked = Some(answer);
+        }
+        HandOver::GoOn => shard.go_on(),
+        HandOver::Copy(copying) => {
+            let copied = shard.copy_into(&copying);
+            let _ = copying.done.send(copied);
+            // Whoever would say what comes of it is gone with the whole process.
+            match copying.verdict.recv() {
+                Ok(Verdict::Leave(divert)) => return Some(divert),
+                Ok(Verdict::GoOn) | Err(_) => shard.go_on(),
+            }
+        }
+    }
+    None
+}
+
+/// Somebody waits for the shard to have carried out everything.
+#[derive(Default)]
+struct Settling {
+    asked: Option<Sender<Settled>>,
+    was_busy: bool,
+}
+
+impl Settling {
+    /// Something came. What only asks, or waits, makes nothing that others could get.
+    fn note(&mut self, message: &Message<Socket>) {
+        let counts = match message {
+            Message::Answer(answer) => !matches!(answer.reply, Reply::App(_)),
+            Message::Publication(_) | Message::Disconnect(_) | Message::Yield { .. } => true,
+            _ => false,
+        };
+        self.was_busy |= counts;
+    }
+
+    fn answer<N: Services<Socket>>(&mut self, shard: &Shard<Epoll, N>) {
+        if shard.is_settled()
+            && let Some(asked) = self.asked.take()
+        {
+            let _ = asked.send(Settled { was_busy: std::mem::take(&mut self.was_busy) });
+        }
+    }
 }

@@ -147,7 +147,8 @@ impl<S> Slots<S> {
     }
 
     /// Takes a free slot into use and names it.
-    pub fn insert(&mut self, socket: S, listener: u8, stage: Stage) -> u32 {
+    pub fn insert(&mut self, socket: impl Into<Option<S>>, listener: u8, stage: Stage) -> u32 {
+        let socket = socket.into();
         self.used += 1;
         if self.free == NONE {
             return self.append(socket, listener, stage);
@@ -155,7 +156,7 @@ impl<S> Slots<S> {
         let index = self.free;
         let slot = &mut self[index];
         let next = slot.timer.next;
-        slot.socket = Some(socket);
+        slot.socket = socket;
         slot.stage = stage;
         slot.timer = Chain::LOOSE;
         slot.flags = 0;
@@ -212,13 +213,13 @@ impl<S> Slots<S> {
         self.blocks.last().map_or(0, |last| (self.blocks.len() - 1) * BLOCK + last.len()) as u32
     }
 
-    fn append(&mut self, socket: S, listener: u8, stage: Stage) -> u32 {
+    fn append(&mut self, socket: Option<S>, listener: u8, stage: Stage) -> u32 {
         let index = self.end();
         if (index as usize).is_multiple_of(BLOCK) {
             self.blocks.push(Vec::with_capacity(BLOCK));
         }
         let slot = Slot {
-            socket: Some(socket),
+            socket,
             generation: 0,
             due: 0,
             timer: Chain::LOOSE,

@@ -95,13 +95,8 @@ impl Families {
 
     /// Adds a value. A value that is there already under the same name and labels is added to.
     pub fn put(&mut self, name: &'static str, help: &'static str, labels: &[(&str, &str)], value: Value) {
-        let mut key = String::new();
         let tags = self.tags.iter().map(|(label, text)| (label.as_str(), text.as_str()));
-        for (label, text) in tags.chain(labels.iter().copied()) {
-            let separator = if key.is_empty() { "" } else { "," };
-            let escaped = text.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
-            let _ = write!(key, "{separator}{label}=\"{escaped}\"");
-        }
+        let key = text_of(tags.chain(labels.iter().copied()));
         self.add(Cow::Borrowed(name), Cow::Borrowed(help), key, value);
     }
 
@@ -109,12 +104,13 @@ impl Families {
     fn add(&mut self, name: Cow<'static, str>, help: Cow<'static, str>, key: String, value: Value) {
         let family = self.by_name.entry(name).or_insert_with(|| Family { help, values: BTreeMap::new() });
         match (family.values.get_mut(&key), value) {
-            (Some(Value::Counter(sum)), Value::Counter(more)) => *sum += more,
+            (Some(Value::Counter(sum)), Value::Counter(more)) => *sum = sum.saturating_add(more),
             (Some(Value::Gauge(sum)), Value::Gauge(more)) => *sum += more,
-            (Some(Value::Histogram(bounds, sums, sum)), Value::Histogram(same, more, more_sum)) => {
-                debug_assert_eq!(*bounds, same, "a histogram has two sets of bounds");
-                sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
-                *sum += more_sum;
+            // Another version may have other bounds; its buckets mean nothing here.
+            (Some(Value::Histogram(bounds, ..)), Value::Histogram(others, ..)) if *bounds != others => {}
+            (Some(Value::Histogram(_, sums, sum)), Value::Histogram(_, more, more_sum)) => {
+                sums.iter_mut().zip(more).for_each(|(sum, more)| *sum = sum.saturating_add(more));
+                *sum = sum.saturating_add(more_sum);
             }
             (_, value) => drop(family.values.insert(key, value)),
         }
@@ -135,6 +131,17 @@ impl Families {
         }
         text
     }
+}
+
+/// The text form of labels.
+fn text_of<'a>(labels: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    let mut key = String::new();
+    for (label, text) in labels {
+        let separator = if key.is_empty() { "" } else { "," };
+        let escaped = text.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
+        let _ = write!(key, "{separator}{label}=\"{escaped}\"");
+    }
+    key
 }
 
 /// A text form of metrics.
@@ -203,9 +210,9 @@ impl Text {
             Value::Counter(n) => writeln!(text, "{name}{} {n}", braces("")),
             Value::Gauge(n) => writeln!(text, "{name}{} {n}", braces("")),
             Value::Histogram(bounds, buckets, sum_us) => {
-                let mut total = 0;
+                let mut total = 0u64;
                 for (bucket, count) in buckets.iter().enumerate() {
-                    total += count;
+                    total = total.saturating_add(*count);
                     let bound = bounds.get(bucket).map(|us| *us as f64 / 1e6);
                     let labels = braces(&format!("le=\"{}\"", self.bound(bound)));
                     let _ = writeln!(text, "{name}_bucket{labels} {total}");

@@ -1,6 +1,6 @@
 //! Clients of the extended protocol, which know positions and ask for what they missed, and what is held of what they get.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -8,24 +8,34 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::client::{Client, connect, http, identifier, json_string, response_head};
+use crate::client::{Client, http, identifier, json_string, response_head, try_connect};
 
 /// A client of the extended protocol, and the `sid` of its welcome.
 pub fn extended(address: SocketAddr, sid: Option<&str>) -> (Client, Value) {
-    let mut socket = connect(address);
+    try_extended(address, sid).expect("a server that lets it in")
+}
+
+/// The same where the server may not run, or may be about to end.
+pub fn try_extended(address: SocketAddr, sid: Option<&str>) -> io::Result<(Client, Value)> {
+    let mut socket = try_connect(address)?;
     let query = sid.map_or_else(String::new, |sid| format!("?sid={sid}"));
     let request = format!(
         "GET /cable{query} HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
          Sec-WebSocket-Protocol: actioncable-v1-ext-json\r\n\r\n"
     );
-    socket.write_all(request.as_bytes()).expect("sent");
-    let response = response_head(&mut socket).expect("an answer");
-    assert_eq!(response.status, 101);
+    socket.write_all(request.as_bytes())?;
+    let response = response_head(&mut socket)?;
+    if response.status != 101 {
+        return Err(io::Error::other(format!("{response:?}")));
+    }
     let mut client = Client::on(socket, response.rest);
-    let welcome = json(&client.text());
-    assert_eq!(welcome["type"], "welcome");
-    (client, welcome)
+    let said = client.0.read().map_err(io::Error::other)?;
+    let welcome = json(said.to_text().map_err(io::Error::other)?);
+    match welcome["type"].as_str() {
+        Some("welcome") => Ok((client, welcome)),
+        _ => Err(io::Error::other(welcome.to_string())),
+    }
 }
 
 pub fn json(text: &str) -> Value {

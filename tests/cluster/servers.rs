@@ -38,7 +38,7 @@ pub fn until(what: &str, is_so: impl Fn() -> bool) {
 
 /// A port that is free, and 10000 above too, where a node of a Redis Cluster listens for the others. Not one of those that
 /// the kernel gives to clients: a server that is restarted must find it free again.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     loop {
         let port = rand::random_range(11_000..20_000);
         let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
@@ -247,6 +247,14 @@ impl Redis {
     pub fn restart(&mut self) {
         self.process.restart();
         self.answers();
+    }
+
+    /// Deletes everything that it has on its disk; it must not run.
+    pub fn forget(&self) {
+        // A folder of files since 7.0, a file before.
+        let of = |name: &str| self.process.folder.path().join(name);
+        let deleted = std::fs::remove_dir_all(of("appendonlydir"));
+        deleted.or_else(|_| std::fs::remove_file(of("appendonly.aof"))).expect("deleted");
     }
 
     /// Stops it from doing anything, without closing a connection, until [`Redis::go_on`].

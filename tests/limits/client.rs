@@ -27,16 +27,25 @@ impl Response {
 
 /// A connection on which every wait has an end.
 pub fn connect(address: SocketAddr) -> TcpStream {
-    let socket = TcpStream::connect_timeout(&address, SOON).expect("connected");
+    try_connect(address).expect("connected")
+}
+
+/// The same to a server that may not run.
+pub fn try_connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = TcpStream::connect_timeout(&address, SOON)?;
     socket.set_read_timeout(Some(SOON)).expect("set");
     socket.set_write_timeout(Some(SOON)).expect("set");
     socket.set_nodelay(true).expect("set");
-    socket
+    Ok(socket)
 }
 
 /// One request on a connection of its own.
 pub fn http(address: SocketAddr, method: &str, path: &str, body: &str) -> io::Result<Response> {
-    let mut socket = connect(address);
+    http_on(connect(address), method, path, body)
+}
+
+/// One request, which is the last on its connection.
+pub fn http_on(mut socket: TcpStream, method: &str, path: &str, body: &str) -> io::Result<Response> {
     let length = body.len();
     let head = format!(
         "{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
@@ -28,6 +29,7 @@ pub struct Start {
     reader: Reader,
     redirect: String,
     passed: Option<OwnedFd>,
+    program: Option<PathBuf>,
 }
 
 /// Who reads what the server says.
@@ -88,6 +90,13 @@ impl Start {
         self
     }
 
+    /// Another file with the program.
+    #[allow(dead_code, reason = "not every test that shares this harness does that")]
+    pub fn program(mut self, program: &Path) -> Start {
+        self.program = Some(program.to_owned());
+        self
+    }
+
     /// Passes it a descriptor as systemd passes a listening socket of the name `main`.
     #[allow(dead_code, reason = "not every test that shares this harness does that")]
     pub fn passed(mut self, fd: impl Into<OwnedFd>) -> Start {
@@ -137,9 +146,11 @@ impl Start {
         };
         let mut command = Command::new("sh");
         command.arg("-c").arg(format!("{limit}{pass}exec \"$@\" {}", self.redirect)).arg("sh");
-        command.arg(env!("CARGO_BIN_EXE_cableway")).args(&self.arguments);
-        // Whoever runs the tests may have settings of their own.
-        command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path))).envs(self.env);
+        let program = self.program.unwrap_or_else(|| env!("CARGO_BIN_EXE_cableway").into());
+        command.arg(program).args(&self.arguments);
+        // Whoever runs the tests may have settings of their own. A server that is killed would leave its socket behind.
+        command.env_clear().env("CABLEWAY_CONTROL_SOCKET", "none");
+        command.envs(std::env::var_os("PATH").map(|path| ("PATH", path))).envs(self.env);
         command.stdin(self.passed.map_or_else(Stdio::null, Stdio::from));
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the server starts");

@@ -41,6 +41,9 @@ cargo xtask COMMAND
                          killed, and what a publication costs (`cableway-loadtest processes --help`)
   versus [ARGS...]       build both in release, then run Cableway and other servers under the same load
                          (`cableway-loadtest versus --help`)
+  upgrade [--connections N] [--upgrades N] [ARGS...]
+                         build both in release, then upgrade a server 10 times in a row under 15,000 clients, publications, commands
+                         and messages that are half on their way, and see that no client notices (`cableway-loadtest upgrade --help`)
   dead-peers [--peers N] [--only TEXT]
                          as root: let 1,000 clients (N) die each death in a network that is cut, beside as many healthy ones,
                          and see that they are closed within the bound that the server states
@@ -83,6 +86,7 @@ fn main() -> ExitCode {
         Some("functions") => functions::run(&places, &rest(&mut args)),
         Some("load") => load(&places, &rest(&mut args)),
         Some("processes") => processes(&places, &rest(&mut args)),
+        Some("upgrade") => upgrade(&places, &rest(&mut args)),
         Some("versus") => versus(&places, &rest(&mut args)),
         Some("dead-peers") => ended(steps::dead_peers(&places, &rest(&mut args))),
         Some("cuts") => match steps::cuts_for_long(&places, &rest(&mut args)) {
@@ -162,6 +166,10 @@ fn load(places: &Places, args: &[String]) -> ExitCode {
 
 fn processes(places: &Places, args: &[String]) -> ExitCode {
     measure(places, args, |loadtest| loadtest.arg("processes").args(args).arg("--note").arg(provenance(places)))
+}
+
+fn upgrade(places: &Places, args: &[String]) -> ExitCode {
+    measure(places, args, |loadtest| loadtest.arg("upgrade").args(args).arg("--note").arg(provenance(places)))
 }
 
 fn versus(places: &Places, args: &[String]) -> ExitCode {

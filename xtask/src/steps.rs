@@ -96,6 +96,12 @@ pub const ALL: &[Step] = &[
         run: deaths,
     },
     Step {
+        name: "upgrade",
+        what: "a server is upgraded under load and no client notices; other users are refused (as root)",
+        needs: &[],
+        run: upgrade,
+    },
+    Step {
         name: "proxies",
         what: "nginx and HAProxy in front of the real binary",
         needs: &[NGINX, HAPROXY],
@@ -311,6 +317,24 @@ pub fn dead_peers(places: &Places, args: &[String]) -> Outcome {
         }
         Err(outcome) => outcome,
     }
+}
+
+/// What a debug build on two busy cores can deliver: `cargo xtask upgrade` takes fifteen times the clients and five times the
+/// publications.
+const UPGRADE: [&str; 6] = ["--connections", "1000", "--upgrades", "3", "--rate", "10"];
+
+fn upgrade(places: &Places) -> Outcome {
+    let programs = program(places, "cableway").and_then(|server| Ok((server, program(places, "cableway-loadtest")?)));
+    let (server, loadtest) = match programs {
+        Ok(programs) => programs,
+        Err(outcome) => return outcome,
+    };
+    let run = Command::new(loadtest, places).arg("upgrade").args(UPGRADE).arg("--server").arg(server);
+    if !run.passes() {
+        return Outcome::of(false);
+    }
+    let (passed, count) = cargo(places).args(["test", "--test", "upgrade", "--", "--ignored"]).counts();
+    Outcome::Ran { passed, count }
 }
 
 fn proxies(places: &Places) -> Outcome {

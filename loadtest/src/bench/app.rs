@@ -34,6 +34,8 @@ struct Calls {
     most_at_once: AtomicU64,
     answered: AtomicU64,
     delay_us: AtomicU64,
+    /// Messages of clients.
+    messages: AtomicU64,
     /// Clients that it was asked to let in.
     connects: AtomicU64,
     /// How often it was told that a client is gone, of those that gave themselves a number.
@@ -107,6 +109,11 @@ impl App {
     /// How often it was asked to let a client in.
     pub fn connects(&self) -> u64 {
         self.calls.connects.load(Ordering::Relaxed)
+    }
+
+    /// Messages of clients that reached it.
+    pub fn messages(&self) -> u64 {
+        self.calls.messages.load(Ordering::Relaxed)
     }
 
     /// Calls answered.
@@ -222,7 +229,7 @@ fn connect(calls: &Calls, sid: &str, request: ConnectionRequest) -> ConnectionRe
     }
 }
 
-fn command(_: &Calls, _: &str, call: CommandMessage) -> CommandResponse {
+fn command(calls: &Calls, _: &str, call: CommandMessage) -> CommandResponse {
     let identifier = json_string(&call.identifier);
     let mut response = CommandResponse { status: SUCCESS, ..CommandResponse::default() };
     match call.command.as_str() {
@@ -231,11 +238,19 @@ fn command(_: &Calls, _: &str, call: CommandMessage) -> CommandResponse {
             response.transmissions.push(format!(r#"{{"type":"confirm_subscription","identifier":{identifier}}}"#));
         }
         "message" => {
-            response.transmissions.push(format!(r#"{{"identifier":{identifier},"message":"done"}}"#));
+            calls.messages.fetch_add(1, Ordering::Relaxed);
+            let text = long_answer(&call.data).unwrap_or_else(|| "done".to_owned());
+            response.transmissions.push(format!(r#"{{"identifier":{identifier},"message":"{text}"}}"#));
         }
         _ => {}
     }
     response
+}
+
+/// The text that a message with `"action":"long"` is answered with: as many `z` as its `bytes` say, a few megabytes at most.
+fn long_answer(data: &str) -> Option<String> {
+    let bytes = data.strip_prefix(r#"{"action":"long","bytes":"#)?.strip_suffix('}')?.parse().ok()?;
+    Some("z".repeat(usize::min(bytes, 4 << 20)))
 }
 
 fn disconnect(calls: &Calls, _: &str, request: DisconnectRequest) -> DisconnectResponse {

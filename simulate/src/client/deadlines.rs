@@ -32,6 +32,10 @@ pub struct Move {
 #[derive(Default)]
 pub struct Clock {
     pub moves: Vec<Move>,
+    /// Times in which its shard stood still: deadlines passed, and nobody looked.
+    pub pauses: Vec<Move>,
+    /// The move that it makes if the copy of its connection is the one that goes on.
+    pub copied: Option<Move>,
     pub accepted_at: Option<Duration>,
     /// When the server wrote the end of what was read last.
     pub said_at: Duration,
@@ -56,7 +60,8 @@ impl Clock {
 
     /// How much later they may be because of moves.
     fn postponed(&self, since: Duration) -> Duration {
-        self.moves.iter().filter(|a| a.together >= since).map(|a| a.together - a.apart + TICK).sum()
+        let postpones = self.moves.iter().chain(&self.pauses).filter(|a| a.together >= since);
+        postpones.map(|a| a.together - a.apart + TICK).sum()
     }
 
     /// Whether a deadline that was set at `since`, for this time later, has not passed at `now`.

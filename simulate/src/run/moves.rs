@@ -71,7 +71,7 @@ impl Run {
             let told = self.shards[s].inbox.iter().any(|post| matches!(post, Post::Drain(_)));
             told || sim.sites[s].drained_by.is_some()
         };
-        let targets: Vec<usize> = (0..self.shards.len()).filter(|&s| !emptied(s)).collect();
+        let targets: Vec<usize> = (self.live_from..self.shards.len()).filter(|&s| !emptied(s)).collect();
         (!targets.is_empty()).then(|| sim.rng.pick(&targets))
     }
 
@@ -178,7 +178,7 @@ impl Run {
             return false;
         }
         let Some(conn) = sim.net.backlogs[s].pop_front() else { return false };
-        let to = sim.rng.below(self.shards.len());
+        let to = sim.rng.between(self.live_from, self.shards.len() - 1);
         if to != s {
             sim.moved(conn, to);
         }
@@ -235,7 +235,7 @@ impl Post {
         matches!(self, Post::Answer(key) | Post::Late(key, _) | Post::Said(key, _) if *key == wanted)
     }
 
-    fn readdressed(self, to: SlotKey) -> Post {
+    pub(super) fn readdressed(self, to: SlotKey) -> Post {
         match self {
             Post::Answer(_) => Post::Answer(to),
             Post::Late(_, question) => Post::Late(to, question),

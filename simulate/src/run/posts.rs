@@ -31,6 +31,8 @@ pub(super) enum Post {
     /// A connection that somebody else has accepted, and the bytes that were read of it.
     Adopt(ConnId, Vec<u8>),
     Drain(Duration),
+    /// What had reached another shard, which has left its connections.
+    Again(Message<Socket>),
 }
 
 impl Run {
@@ -95,6 +97,10 @@ impl Run {
             match next {
                 Some(Outgoing::Answer(key, reply)) => {
                     self.shards[usize::from(key.shard)].inbox.push_back(Post::Said(key, reply));
+                }
+                // Whoever is asked in the place of a shard that has left finds nothing, and asks who has it.
+                Some(Outgoing::Yield(place, ticket)) if usize::from(place.shard) < self.live_from => {
+                    self.shards[self.live_from].inbox.push_back(Post::Yield(u32::MAX, ticket));
                 }
                 Some(Outgoing::Yield(place, ticket)) => {
                     self.shards[usize::from(place.shard)].inbox.push_back(Post::Yield(place.index, ticket));
@@ -284,6 +290,7 @@ impl Sim {
                 }
                 Message::Disconnect(disconnect)
             }
+            Post::Again(message) => message,
             Post::Adopt(..) => return None,
             Post::Drain(over) => {
                 self.trace(|| format!("shard {s} drains over {over:?}"));

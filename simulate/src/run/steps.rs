@@ -10,6 +10,9 @@ use super::Run;
 /// Rounds in a row that move neither the clock nor a client, after which the shards are said to spin.
 const ROUNDS_MAX: usize = 1_000;
 
+/// Shards that have left, beyond which a run has seen enough of it.
+const UPGRADES_MAX: usize = 6;
+
 impl Run {
     /// One thing happens.
     pub(super) fn step(&mut self, clients: usize) -> Result<(), String> {
@@ -87,6 +90,14 @@ impl Run {
         };
         if moves {
             self.move_some()?;
+        }
+        let upgrades = {
+            let sim = &mut *self.sim.borrow_mut();
+            let upgrades = sim.scenario.upgrades;
+            upgrades > 0 && self.live_from < UPGRADES_MAX && sim.rng.chance(upgrades)
+        };
+        if upgrades {
+            self.upgrade()?;
         }
         let first = self.sim.borrow_mut().rng.below(self.shards.len());
         for s in 0..self.shards.len() {

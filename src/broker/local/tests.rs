@@ -5,12 +5,12 @@ use super::*;
 use crate::broker::{Departure, Place, Resumption, SWEEPS};
 use crate::model::{Admission, ResumeTicket, SavedSession, SlotKey, State};
 
-fn at(seconds: u64) -> Now {
+pub(super) fn at(seconds: u64) -> Now {
     Now { mono: Duration::from_secs(seconds), unix: Duration::from_secs(1_790_000_000 + seconds) }
 }
 
-fn memory() -> LocalBroker {
-    LocalBroker::new(Some(MemorySettings {
+pub(super) fn settings() -> MemorySettings {
+    MemorySettings {
         epoch: "e".into(),
         history_limit: 3,
         history_ttl: Duration::from_secs(300),
@@ -18,7 +18,11 @@ fn memory() -> LocalBroker {
         presence_ttl: Duration::from_secs(15),
         presence_bytes_max: 1 << 20,
         sessions: SessionsSettings { ttl: Duration::from_secs(300), bytes_max: 1 << 20 },
-    }))
+    }
+}
+
+fn memory() -> LocalBroker {
+    LocalBroker::new(Some(settings()))
 }
 
 fn publish(broker: &LocalBroker, stream: &str, message: u64, seconds: u64) -> Option<u64> {

@@ -11,16 +11,24 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+mod stream;
+mod wanted;
+
+use std::collections::HashMap;
+use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
 use super::store::{Entry, StoreId};
 use super::{Outlet, RemoteMetrics};
 use crate::model::{NameHasher, Position, Publication};
+
+use stream::Stream;
+pub use wanted::Want;
+use wanted::Wanted;
 
 /// Publications of one stream that wait for those before them. What is more is fetched again.
 const WAITING_MAX: usize = 256;
@@ -29,22 +37,30 @@ const WAITING_MAX: usize = 256;
 /// a link was lost for long: a batch each time.
 const SERVED_MAX: usize = 1024;
 
+/// A power of two. Shards and the thread "links" rarely want the same lock.
+const BUCKETS: usize = 64;
+
 /// The place of a publication in the bound on those on their way.
 pub type Permit = Option<OwnedSemaphorePermit>;
 
+/// Called once, by any thread, while a lock of the gate is held; must not wait.
+pub type Then = Box<dyn FnOnce() + Send>;
+
 /// All streams that this node follows.
 pub struct Gate {
-    state: Mutex<State>,
-    /// Streams whose counter is to be read.
-    open: mpsc::UnboundedSender<Arc<str>>,
-    /// Streams of which something is missing.
-    fill: mpsc::UnboundedSender<Arc<str>>,
-    /// Streams of which the storage has less than it had.
-    doubt: mpsc::UnboundedSender<Arc<str>>,
+    hasher: NameHasher,
+    /// Each taken for one look, or while publications of one of its streams are handed over.
+    buckets: Box<[Mutex<Bucket>]>,
+    /// What is not of one stream. Taken with a bucket or without, and never the other way round.
+    common: Mutex<Common>,
+    /// There is something to be read, for each reason.
+    came: [Notify; Want::COUNT],
     /// Something has come with another epoch than is known.
     pub unknown_epoch: Notify,
     /// How long the storage remembers how far a stream is.
     counters_ttl: Duration,
+    /// What times of streams are counted from.
+    begun: Instant,
     outlet: Arc<dyn Outlet>,
     metrics: Arc<RemoteMetrics>,
 }
@@ -55,31 +71,21 @@ pub fn remembered_for(counters_ttl: Duration) -> Duration {
     counters_ttl.mul_f64(0.9)
 }
 
-#[derive(Default)]
-struct State {
+/// Some of the streams.
+struct Bucket {
     streams: HashMap<Arc<str>, Stream, NameHasher>,
-    /// Stores of this node whose clients were served without a position, because nobody knew whether they were kept.
-    served: Vec<StoreId>,
+    /// Those of them that are to be read.
+    wanted: Wanted,
     epoch: Option<Arc<str>>,
-    /// What has come with another epoch: that of storage that has begun anew, which is not known yet, or an old one.
-    strays: Vec<(Publication, Permit)>,
 }
 
 #[derive(Default)]
-struct Stream {
-    /// Shards that follow it.
-    shards: u32,
-    /// Everything up to here has been delivered, or was there before. `None` until the counter is read.
-    last: Option<u64>,
-    /// It has come at least this far.
-    head: u64,
-    /// When it came that far.
-    came: Option<Instant>,
-    waiting: BTreeMap<u64, (Publication, Permit)>,
-    /// It stands in `fill`.
-    is_filling: bool,
-    /// Who wants to know when everything up to an offset is delivered; 0: when it is open.
-    watchers: Vec<(u64, oneshot::Sender<()>)>,
+struct Common {
+    epoch: Option<Arc<str>>,
+    /// Stores of this node whose clients were served without a position, because nobody knew whether they were kept.
+    served: Vec<StoreId>,
+    /// What has come with another epoch: that of storage that has begun anew, which is not known yet, or an old one.
+    strays: Vec<(Publication, Permit)>,
 }
 
 /// What became of a publication that came.
@@ -95,16 +101,6 @@ pub enum Passed {
     NotFollowed,
 }
 
-/// What the streams of a gate want read; for who runs it.
-pub struct Wanted {
-    /// To be opened, by [`Gate::opened`].
-    pub open: mpsc::UnboundedReceiver<Arc<str>>,
-    /// To be filled, by [`Gate::filled`].
-    pub fill: mpsc::UnboundedReceiver<Arc<str>>,
-    /// Of these the storage has less than it had.
-    pub doubt: mpsc::UnboundedReceiver<Arc<str>>,
-}
-
 /// What was read of a stream to fill it.
 pub struct Filling {
     /// The offset of the newest publication; 0 if the storage does not know the stream.
@@ -117,100 +113,177 @@ pub struct Filling {
 
 impl Gate {
     /// One through which nothing passes yet.
-    pub fn new(outlet: Arc<dyn Outlet>, metrics: Arc<RemoteMetrics>, counters_ttl: Duration) -> (Gate, Wanted) {
-        let ((open, opens), (fill, fills)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
-        let (doubt, doubts) = mpsc::unbounded_channel();
-        let unknown_epoch = Notify::new();
-        let gate = Gate { state: Mutex::default(), open, fill, doubt, unknown_epoch, counters_ttl, outlet, metrics };
-        (gate, Wanted { open: opens, fill: fills, doubt: doubts })
+    pub fn new(outlet: Arc<dyn Outlet>, metrics: Arc<RemoteMetrics>, counters_ttl: Duration) -> Gate {
+        let hasher = NameHasher::default();
+        let bucket =
+            || Bucket { streams: HashMap::with_hasher(hasher), wanted: Wanted::with_hasher(hasher), epoch: None };
+        Gate {
+            hasher,
+            buckets: (0..BUCKETS).map(|_| Mutex::new(bucket())).collect(),
+            common: Mutex::default(),
+            came: Default::default(),
+            unknown_epoch: Notify::new(),
+            counters_ttl,
+            begun: Instant::now(),
+            outlet,
+            metrics,
+        }
     }
 
-    /// One more shard follows a stream. Tells whether it is the first.
-    pub fn follow(&self, stream: &str) -> bool {
-        let mut state = self.lock();
-        if let Some(known) = state.streams.get_mut(stream) {
+    /// One more shard follows a stream. `name` is the same, where another table has it already. Gives the name if this is
+    /// the first.
+    pub fn follow(&self, stream: &str, name: Option<Arc<str>>) -> Option<Arc<str>> {
+        let mut bucket = self.bucket(stream);
+        if let Some(known) = bucket.streams.get_mut(stream) {
             known.shards += 1;
-            return false;
+            return None;
         }
-        state.streams.insert(stream.into(), Stream { shards: 1, ..Stream::default() });
-        true
+        let name = name.unwrap_or_else(|| stream.into());
+        bucket.streams.insert(Arc::clone(&name), Stream::followed());
+        Some(name)
     }
 
     /// The cluster gives this node what is published to a stream from now on, or cannot: its counter can be read.
     pub fn subscribed(&self, stream: &str) {
-        // Ends with the node.
-        let _ = self.open.send(stream.into());
+        let mut bucket = self.bucket(stream);
+        if let Some((name, _)) = bucket.streams.get_key_value(stream) {
+            let name = Arc::clone(name);
+            self.want(&mut bucket.wanted, Want::Open, name);
+        }
     }
 
     /// One shard less follows it.
     pub fn unfollow(&self, stream: &str) {
-        let mut state = self.lock();
-        let Some(known) = state.streams.get_mut(stream) else { return };
+        let mut bucket = self.bucket(stream);
+        let Some(known) = bucket.streams.get_mut(stream) else { return };
         known.shards = known.shards.saturating_sub(1);
         if known.shards == 0 {
-            state.streams.remove(stream);
+            bucket.wanted.forget(stream);
+            let gone = bucket.streams.remove(stream);
+            drop(bucket);
+            gone.into_iter().flat_map(|mut gone| gone.take_openings()).for_each(|then| then());
         }
+    }
+
+    /// Calls `then` when a stream is open, so that whatever is stored from now on passes: at once if it is, if nobody follows
+    /// it, or if it cannot be opened now.
+    pub fn when_open(&self, stream: &str, then: Then) {
+        let mut bucket = self.bucket(stream);
+        match bucket.streams.get_mut(stream).filter(|stream| stream.last().is_none()) {
+            Some(stream) => stream.more().openings.push(then),
+            None => {
+                drop(bucket);
+                then();
+            }
+        }
+    }
+
+    /// The counters of these could not be read. They are wanted again when that is possible; until then nobody waits.
+    pub fn not_opened(&self, names: &[Arc<str>]) {
+        for name in names {
+            let openings = self.bucket(name).streams.get_mut(name).map(Stream::take_openings);
+            openings.into_iter().flatten().for_each(|then| then());
+        }
+    }
+
+    /// Waits until there are streams to be read for this reason, and gives some of them.
+    pub async fn wanted(&self, want: Want, max: usize) -> Vec<Arc<str>> {
+        loop {
+            let names = self.take_wanted(want, max);
+            if !names.is_empty() {
+                return names;
+            }
+            self.came[want as usize].notified().await;
+        }
+    }
+
+    fn take_wanted(&self, want: Want, max: usize) -> Vec<Arc<str>> {
+        let mut names = Vec::new();
+        // Where all of them are busy, each comes first at times.
+        let first = rand::random_range(0..BUCKETS);
+        for bucket in self.buckets[first..].iter().chain(&self.buckets[..first]) {
+            lock(bucket).wanted.take(want, max - names.len(), &mut names);
+        }
+        names
     }
 
     /// Those that are open and that the storage has to know, and how far each is.
     pub fn offsets(&self) -> Vec<(Arc<str>, u64)> {
-        let state = self.lock();
-        let known = state.streams.iter().filter(|(_, stream)| self.is_remembered(stream));
-        known.filter_map(|(name, stream)| Some((Arc::clone(name), stream.last?))).collect()
+        let mut offsets = Vec::new();
+        for bucket in &self.buckets {
+            let bucket = lock(bucket);
+            let known = bucket.streams.iter().filter(|(_, stream)| self.is_remembered(stream));
+            offsets.extend(known.filter_map(|(name, stream)| Some((Arc::clone(name), stream.last()?))));
+        }
+        offsets
     }
 
     /// This is the generation of the storage. Tells whether there was another one before: what is delivered has other
     /// offsets from now on.
     pub fn set_epoch(&self, epoch: &Arc<str>) -> bool {
-        let mut state = self.lock();
-        if state.epoch.as_ref() == Some(epoch) || state.epoch.replace(Arc::clone(epoch)).is_none() {
-            return false;
-        }
-        let State { streams, served, strays, .. } = &mut *state;
-        served.clear();
-        for (name, stream) in streams.iter_mut() {
-            stream.last = None;
-            stream.head = 0;
-            stream.waiting.clear();
-            let _ = self.open.send(Arc::clone(name));
-        }
-        for (publication, permit) in std::mem::take(strays) {
-            let at = publication.position.as_ref().filter(|position| position.epoch == *epoch);
-            let offset = at.map(|position| position.offset);
-            if let (Some(offset), Some(stream)) = (offset, streams.get_mut(&*publication.stream)) {
-                stream.waiting.insert(offset, (publication, permit));
+        let (is_another, strays) = {
+            let mut common = lock(&self.common);
+            if common.epoch.as_ref() == Some(epoch) {
+                return false;
+            }
+            let is_another = common.epoch.replace(Arc::clone(epoch)).is_some();
+            if is_another {
+                common.served.clear();
+            }
+            (is_another, if is_another { std::mem::take(&mut common.strays) } else { Vec::new() })
+        };
+        for bucket in &self.buckets {
+            let mut bucket = lock(bucket);
+            let Bucket { streams, wanted, epoch: current } = &mut *bucket;
+            *current = Some(Arc::clone(epoch));
+            if is_another {
+                streams.values_mut().for_each(Stream::begin_anew);
+                streams.keys().for_each(|name| self.want(wanted, Want::Open, Arc::clone(name)));
             }
         }
-        true
+        for (publication, permit) in strays {
+            let at = publication.position.as_ref().filter(|position| position.epoch == *epoch);
+            if let Some(offset) = at.map(|position| position.offset)
+                && let Some(stream) = self.bucket(&publication.stream).streams.get_mut(&*publication.stream)
+            {
+                stream.more().waiting.insert(offset, (publication, permit));
+            }
+        }
+        is_another
     }
 
     /// The counters of all streams are to be read: something may be missing.
     pub fn open_all(&self) {
-        for name in self.lock().streams.keys() {
-            let _ = self.open.send(Arc::clone(name));
+        for bucket in &self.buckets {
+            let mut bucket = lock(bucket);
+            let Bucket { streams, wanted, .. } = &mut *bucket;
+            streams.keys().for_each(|name| self.want(wanted, Want::Open, Arc::clone(name)));
         }
     }
 
     /// The counters of streams are known.
     pub fn opened(&self, heads: impl IntoIterator<Item = (Arc<str>, u64)>) {
-        let mut state = self.lock();
         for (name, head) in heads {
-            let Some(stream) = state.streams.get_mut(&name) else { continue };
-            match stream.last {
+            let mut bucket = self.bucket(&name);
+            let Bucket { streams, wanted, .. } = &mut *bucket;
+            let Some(stream) = streams.get_mut(&name) else { continue };
+            match stream.last() {
                 None => {
                     // What came meanwhile is delivered, although it may be counted already.
-                    let first = stream.waiting.keys().next().map_or(u64::MAX, |first| first - 1);
-                    stream.last = Some(head.min(first));
-                    self.advance(&name, stream);
+                    let first = stream.first_waiting().map_or(u64::MAX, |first| first - 1);
+                    stream.open_at(0);
+                    self.go_to(stream, head.min(first));
+                    self.advance(&name, stream, wanted);
+                    stream.take_openings().into_iter().for_each(|then| then());
                 }
                 Some(last) if head < last && self.is_remembered(stream) => {
-                    let _ = self.doubt.send(Arc::clone(&name));
+                    self.want(wanted, Want::Doubt, Arc::clone(&name));
                 }
                 // Nothing was published for so long that the storage has forgotten the stream.
-                Some(last) if head < last => (stream.last, stream.head) = (Some(head), head),
+                Some(last) if head < last => stream.open_at(head),
                 Some(_) => {}
             }
-            self.reach(&name, stream, head);
+            self.reach(&name, stream, wanted, head);
         }
     }
 
@@ -220,32 +293,34 @@ impl Gate {
             self.outlet.deliver(publication, permit);
             return Passed::Delivered;
         };
-        let mut state = self.lock();
-        let is_current = state.epoch.as_ref().is_none_or(|current| *current == epoch);
-        let Some((name, _)) = state.streams.get_key_value(&*publication.stream) else { return Passed::NotFollowed };
+        let mut bucket = self.bucket(&publication.stream);
+        let Bucket { streams, wanted, epoch: current } = &mut *bucket;
+        let Some((name, _)) = streams.get_key_value(&*publication.stream) else { return Passed::NotFollowed };
         let name = Arc::clone(name);
-        let Some(stream) = state.streams.get_mut(&name) else { return Passed::NotFollowed };
-        if !is_current {
+        let Some(stream) = streams.get_mut(&name) else { return Passed::NotFollowed };
+        if current.as_ref().is_some_and(|current| *current != epoch) {
             self.metrics.cluster_old_epoch_total.inc();
-            if state.strays.len() < WAITING_MAX {
-                state.strays.push((publication, permit));
+            let mut common = lock(&self.common);
+            if common.strays.len() < WAITING_MAX {
+                common.strays.push((publication, permit));
             }
             self.unknown_epoch.notify_one();
             return Passed::Waits;
         }
-        match stream.last {
+        match stream.last() {
             Some(last) if offset <= last => Passed::Double,
             Some(last) if offset == last + 1 => {
                 self.outlet.deliver(publication, permit);
-                stream.last = Some(offset);
-                self.advance(&name, stream);
+                self.go_to(stream, offset);
+                self.advance(&name, stream, wanted);
                 Passed::Delivered
             }
             last => {
-                if stream.waiting.len() < WAITING_MAX {
-                    stream.waiting.entry(offset).or_insert((publication, permit));
+                let waiting = &mut stream.more().waiting;
+                if waiting.len() < WAITING_MAX {
+                    waiting.entry(offset).or_insert((publication, permit));
                 }
-                self.reach(&name, stream, if last.is_some() { offset } else { 0 });
+                self.reach(&name, stream, wanted, if last.is_some() { offset } else { 0 });
                 Passed::Waits
             }
         }
@@ -254,44 +329,49 @@ impl Gate {
     /// Delivers a publication without a position to who follows its stream. `unsure`: it may be in the history all the same,
     /// and is not to be delivered once more when it is found there.
     pub fn pass_unstored(&self, publication: Publication, permit: Permit, unsure: Option<StoreId>) {
-        let mut state = self.lock();
-        state.served.extend(unsure);
-        let over = state.served.len().saturating_sub(SERVED_MAX);
-        state.served.drain(..over);
+        let _in_order = self.bucket(&publication.stream);
+        {
+            let served = &mut lock(&self.common).served;
+            served.extend(unsure);
+            let over = served.len().saturating_sub(SERVED_MAX);
+            served.drain(..over);
+        }
         self.outlet.deliver(publication, permit);
     }
 
     /// A stream has come this far, as somebody knows.
     pub fn reaches(&self, stream: &str, head: u64) {
-        let mut state = self.lock();
-        let Some((name, _)) = state.streams.get_key_value(stream) else { return };
+        let mut bucket = self.bucket(stream);
+        let Bucket { streams, wanted, .. } = &mut *bucket;
+        let Some((name, _)) = streams.get_key_value(stream) else { return };
         let name = Arc::clone(name);
-        if let Some(stream) = state.streams.get_mut(&name) {
-            self.reach(&name, stream, head);
+        if let Some(stream) = streams.get_mut(&name) {
+            self.reach(&name, stream, wanted, head);
         }
     }
 
-    fn reach(&self, name: &Arc<str>, stream: &mut Stream, head: u64) {
-        if head > stream.head {
-            (stream.head, stream.came) = (head, Some(Instant::now()));
+    fn reach(&self, name: &Arc<str>, stream: &mut Stream, wanted: &mut Wanted, head: u64) {
+        if head > stream.head() {
+            stream.more().head = head;
+            stream.came_at(self.begun.elapsed());
         }
-        if stream.last.is_some_and(|last| last < head) {
-            self.want_filling(name, stream);
+        if stream.last().is_some_and(|last| last < head) {
+            self.want_filling(name, stream, wanted);
         }
     }
 
     /// A stream was read. `None`: it could not be, and is wanted again when something more comes.
     pub fn filled(&self, stream: &str, read: Option<Filling>) {
-        let mut state = self.lock();
-        let State { streams, served, .. } = &mut *state;
+        let mut bucket = self.bucket(stream);
+        let Bucket { streams, wanted, .. } = &mut *bucket;
         let Some((name, _)) = streams.get_key_value(stream) else { return };
         let name = Arc::clone(name);
         let Some(stream) = streams.get_mut(&name) else { return };
         stream.is_filling = false;
-        let (Some(Filling { head, base, entries }), Some(before)) = (read, stream.last) else { return };
+        let (Some(Filling { head, base, entries }), Some(before)) = (read, stream.last()) else { return };
         if head < before {
             if self.is_remembered(stream) {
-                let _ = self.doubt.send(name);
+                self.want(wanted, Want::Doubt, name);
             }
             return;
         }
@@ -303,30 +383,36 @@ impl Gate {
             }
             self.go_on(stream, last, offset - 1, base);
             last = offset;
-            if let Some(at) = origin.and_then(|origin| served.iter().position(|served| *served == origin)) {
-                served.swap_remove(at);
+            if origin.is_some_and(|origin| self.was_served(origin)) {
                 continue;
             }
             // One that waited has its place in the bound.
-            let (publication, permit) = stream.waiting.remove(&offset).unwrap_or_else(|| {
+            let (publication, permit) = stream.take_waiting(offset).unwrap_or_else(|| {
                 self.metrics.cluster_filled_total.inc();
                 (publication, None)
             });
             self.outlet.deliver(publication, permit);
         }
         self.go_on(stream, last, head, base);
-        stream.last = Some(last.max(head));
-        self.advance(&name, stream);
+        self.go_to(stream, last.max(head));
+        self.advance(&name, stream, wanted);
+    }
+
+    /// Whether clients have had without a position what this store kept; that is forgotten then.
+    fn was_served(&self, origin: StoreId) -> bool {
+        let served = &mut lock(&self.common).served;
+        let at = served.iter().position(|served| *served == origin);
+        at.map(|at| served.swap_remove(at)).is_some()
     }
 
     /// Of those behind `last` and up to `to` none is kept any more: delivers what has come by itself, and counts the others.
     fn go_on(&self, stream: &mut Stream, mut last: u64, to: u64, base: u64) {
         while last < to {
-            let next = stream.waiting.range(last + 1..=to).next().map(|(offset, _)| *offset);
+            let next = stream.next_waiting(last + 1..=to);
             let lost = next.map_or(to, |next| next - 1).saturating_sub(last.max(base));
             self.metrics.cluster_lost_total.add(lost);
             last = next.unwrap_or(to);
-            if let Some((publication, permit)) = next.and_then(|next| stream.waiting.remove(&next)) {
+            if let Some((publication, permit)) = next.and_then(|next| stream.take_waiting(next)) {
                 self.outlet.deliver(publication, permit);
             }
         }
@@ -346,71 +432,78 @@ impl Gate {
 
     /// Whether something of a stream is missing, as far as is known.
     pub fn has_gap(&self, stream: &str) -> bool {
-        self.lock().streams.get(stream).is_some_and(|stream| stream.last.is_some_and(|last| last < stream.head))
+        let bucket = self.bucket(stream);
+        bucket.streams.get(stream).is_some_and(|stream| stream.last().is_some_and(|last| last < stream.head()))
     }
 
     /// How far a stream is that is followed and open.
     pub fn last(&self, stream: &str) -> Option<u64> {
-        self.lock().streams.get(stream)?.last
+        self.bucket(stream).streams.get(stream)?.last()
     }
 
-    /// Done when everything up to `offset` of a stream is delivered or lost, or nobody follows it any more. Whoever
-    /// watches must not wait for ever.
+    /// Done when a stream is open and everything up to `offset` of it is delivered or lost, or nobody follows it any more.
+    /// Whoever watches must not wait for ever.
     pub fn watch(&self, stream: &str, offset: u64) -> Option<oneshot::Receiver<()>> {
-        let mut state = self.lock();
-        let stream = state.streams.get_mut(stream)?;
-        if stream.last.is_some_and(|last| last >= offset) {
+        let mut bucket = self.bucket(stream);
+        let stream = bucket.streams.get_mut(stream)?;
+        if stream.last().is_some_and(|last| last >= offset) {
             return None;
         }
         let (sender, receiver) = oneshot::channel();
-        stream.watchers.push((offset, sender));
+        stream.more().watchers.push((offset, sender));
         Some(receiver)
     }
 
+    /// Everything of a stream up to here is delivered.
+    fn go_to(&self, stream: &mut Stream, last: u64) {
+        if last > stream.head() {
+            stream.came_at(self.begun.elapsed());
+        }
+        stream.set_last(last);
+    }
+
     /// Delivers what has waited for its turn, and tells who watches.
-    fn advance(&self, name: &Arc<str>, stream: &mut Stream) {
-        let Some(mut last) = stream.last else { return };
-        while let Some(first) = stream.waiting.first_entry() {
-            if *first.key() <= last {
-                first.remove();
-            } else if *first.key() == last + 1 {
-                let (publication, permit) = first.remove();
-                self.outlet.deliver(publication, permit);
-                last += 1;
-            } else {
-                stream.head = stream.head.max(*first.key());
-                self.want_filling(name, stream);
+    fn advance(&self, name: &Arc<str>, stream: &mut Stream, wanted: &mut Wanted) {
+        let Some(mut last) = stream.last() else { return };
+        while let Some(first) = stream.first_waiting() {
+            if first > last + 1 {
+                stream.more().head = stream.head().max(first);
+                self.want_filling(name, stream, wanted);
                 break;
             }
+            let waited = stream.take_waiting(first);
+            if let Some((publication, permit)) = waited.filter(|_| first == last + 1) {
+                self.outlet.deliver(publication, permit);
+                last = first;
+            }
         }
-        stream.last = Some(last);
-        if last > stream.head {
-            (stream.head, stream.came) = (last, Some(Instant::now()));
-        }
-        if stream.watchers.is_empty() {
-            return;
-        }
-        let (done, left) = std::mem::take(&mut stream.watchers).into_iter().partition(|(offset, _)| *offset <= last);
-        stream.watchers = left;
-        for (_, watcher) in Vec::<(u64, oneshot::Sender<()>)>::into_iter(done) {
-            // Perhaps it has not waited for this long.
-            let _ = watcher.send(());
-        }
+        self.go_to(stream, last);
+        stream.settle();
     }
 
     /// Whether the storage has to know how far a stream is.
     fn is_remembered(&self, stream: &Stream) -> bool {
-        stream.came.is_some_and(|came| came.elapsed() < remembered_for(self.counters_ttl))
+        stream.age(self.begun.elapsed()).is_some_and(|age| age < remembered_for(self.counters_ttl))
     }
 
-    fn want_filling(&self, name: &Arc<str>, stream: &mut Stream) {
+    fn want_filling(&self, name: &Arc<str>, stream: &mut Stream, wanted: &mut Wanted) {
         if !std::mem::replace(&mut stream.is_filling, true) {
-            let _ = self.fill.send(Arc::clone(name));
+            self.want(wanted, Want::Fill, Arc::clone(name));
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic cannot leave it half changed in a way that matters more than the panic.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn want(&self, wanted: &mut Wanted, want: Want, name: Arc<str>) {
+        wanted.add(want, name);
+        self.came[want as usize].notify_one();
     }
+
+    fn bucket(&self, stream: &str) -> MutexGuard<'_, Bucket> {
+        // Bits that the bucket's own table uses neither for places nor for tags.
+        lock(&self.buckets[(self.hasher.hash_one(stream) >> 32) as usize % BUCKETS])
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic cannot leave it half changed in a way that matters more than the panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,6 +1,7 @@
 //! The sessions of this node that their clients may come back to, here or on another node, and who has asked for them.
 
 use std::collections::HashMap;
+use std::hash::BuildHasher;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::broker::Place;
@@ -35,19 +36,33 @@ struct Resident {
 
 const _: () = assert!(size_of::<(Sid, Resident)>() <= 32);
 
-/// The table. One lock: it is taken once when a client is let in and once when it goes.
-#[derive(Default)]
-pub struct Residents(Mutex<HashMap<Sid, Resident, NameHasher>>);
+/// A power of two. Two shards rarely want the same lock.
+const BUCKETS: usize = 64;
+
+type Bucket = HashMap<Sid, Resident, NameHasher>;
+
+/// The table. Each lock is taken once when a client is let in and once when it goes.
+pub struct Residents {
+    hasher: NameHasher,
+    buckets: Box<[Mutex<Bucket>]>,
+}
+
+impl Default for Residents {
+    fn default() -> Residents {
+        let hasher = NameHasher::default();
+        Residents { hasher, buckets: (0..BUCKETS).map(|_| Mutex::new(HashMap::with_hasher(hasher))).collect() }
+    }
+}
 
 impl Residents {
     /// A session lives there from now on.
     pub fn resident(&self, sid: Sid, place: Place) {
-        self.lock().entry(sid).and_modify(|known| known.place = place).or_insert(Resident { place, waiter: None });
+        self.bucket(sid).entry(sid).and_modify(|known| known.place = place).or_insert(Resident { place, waiter: None });
     }
 
     /// Somebody asks for a session.
     pub fn ask(&self, ticket: &ResumeTicket, asker: Asker) -> Found {
-        match self.lock().get_mut(&ticket.sid) {
+        match self.bucket(ticket.sid).get_mut(&ticket.sid) {
             Some(Resident { place, waiter: waiter @ None }) => {
                 *waiter = Some(Box::new((asker, ticket.clone())));
                 Found::Here(*place)
@@ -59,23 +74,25 @@ impl Residents {
 
     /// A session is over. Gives who has asked for it.
     pub fn departed(&self, sid: Sid) -> Option<(Asker, ResumeTicket)> {
-        self.lock().remove(&sid)?.waiter.map(|waiter| *waiter)
+        self.bucket(sid).remove(&sid)?.waiter.map(|waiter| *waiter)
     }
 
     /// A session is not given up. Gives who has asked for it.
     pub fn stays(&self, sid: Sid) -> Option<Asker> {
-        self.lock().get_mut(&sid)?.waiter.take().map(|waiter| waiter.0)
+        self.bucket(sid).get_mut(&sid)?.waiter.take().map(|waiter| waiter.0)
     }
 
     /// A session is not where it was asked for. Gives where else to ask, if it has moved.
     pub fn moved(&self, sid: Sid, from: Place) -> Option<(Place, ResumeTicket)> {
-        match self.lock().get(&sid) {
+        match self.bucket(sid).get(&sid) {
             Some(Resident { place, waiter: Some(waiter) }) if *place != from => Some((*place, waiter.1.clone())),
             _ => None,
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Sid, Resident, NameHasher>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn bucket(&self, sid: Sid) -> MutexGuard<'_, Bucket> {
+        // Bits that the bucket's own table uses neither for places nor for tags.
+        let bucket = (self.hasher.hash_one(sid) >> 32) as usize % BUCKETS;
+        self.buckets[bucket].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

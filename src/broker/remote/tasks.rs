@@ -9,7 +9,7 @@ use futures_util::future::{join_all, try_join_all};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::gate::{Filling, remembered_for};
+use super::gate::{Filling, Want, remembered_for};
 use super::store::{From, LEASE_EVERY, Presence, Reach, Read, Remembered, Store, Trouble};
 use super::writer::Writer;
 use super::{Job, Running, Shared, WAIT_MAX, YIELD, YieldRequest};
@@ -110,15 +110,15 @@ impl<S> Clone for Tasks<S> {
 impl<S: Store> Running<S> {
     /// Runs for as long as the node.
     pub async fn run(self) {
-        let Running { tasks, publications, jobs, wanted } = self;
+        let Running { tasks, publications, jobs } = self;
         let writer = Writer::new(Arc::clone(&tasks.store), Arc::clone(&tasks.shared));
         tokio::join!(
             tasks.store.run(Arc::clone(&tasks.shared) as Arc<_>),
             writer.run(publications),
             tasks.keep_working(jobs),
-            tasks.keep_opening(wanted.open),
-            tasks.keep_filling(wanted.fill),
-            tasks.keep_doubting(wanted.doubt),
+            tasks.keep_opening(),
+            tasks.keep_filling(),
+            tasks.keep_doubting(),
             tasks.keep_checking(),
             tasks.keep_saving(),
             tasks.keep_telling(),
@@ -246,6 +246,11 @@ impl<S: Store> Tasks<S> {
             None if since > 0 && since <= now => From::Since(since),
             None => return Ok(Missed { stream: stream.into(), had: 0, publications: Vec::new() }),
         };
+        // What passes the gate begins where it was opened, and has to begin within what is read.
+        if let Some(open) = self.shared.gate.watch(stream, 0) {
+            // Dropped when nobody follows the stream any more.
+            timeout_at(deadline, open).await.map(drop).map_err(|_| BrokerError::Unavailable)?;
+        }
         let read = self.asked(deadline, || self.store.read(stream, from)).await?;
         let Read { epoch, head, entries, .. } = &read;
         if let Some(had) = had {
@@ -333,26 +338,29 @@ impl<S: Store> Tasks<S> {
     }
 
     /// Reads the counters of streams that are new to this node, and after a loss those of all.
-    async fn keep_opening(&self, mut wanted: mpsc::UnboundedReceiver<Arc<str>>) {
-        let mut names = Vec::new();
-        while wanted.recv_many(&mut names, HEADS_AT_ONCE).await > 0 {
+    async fn keep_opening(&self) {
+        let gate = &self.shared.gate;
+        loop {
+            let names = gate.wanted(Want::Open, HEADS_AT_ONCE).await;
             match self.store.heads(&names).await {
-                Ok(heads) => self.shared.gate.opened(names.drain(..).zip(heads)),
-                // All are read when it is back.
-                Err(Trouble::Away(_)) => names.clear(),
+                Ok(heads) => gate.opened(names.into_iter().zip(heads)),
                 Err(trouble) => {
-                    self.after(&trouble).await;
-                    names.drain(..).for_each(|name| self.shared.gate.subscribed(&name));
+                    gate.not_opened(&names);
+                    // Of storage that is away all are read when it is back.
+                    if !matches!(trouble, Trouble::Away(_)) {
+                        self.after(&trouble).await;
+                        names.iter().for_each(|name| gate.subscribed(name));
+                    }
                 }
             }
         }
     }
 
-    async fn keep_filling(&self, mut wanted: mpsc::UnboundedReceiver<Arc<str>>) {
-        let mut names = Vec::new();
-        while wanted.recv_many(&mut names, FILLS_AT_ONCE).await > 0 {
+    async fn keep_filling(&self) {
+        loop {
+            let names = self.shared.gate.wanted(Want::Fill, FILLS_AT_ONCE).await;
             sleep(FILL_AFTER).await;
-            join_all(names.drain(..).map(|name| self.fill(name))).await;
+            join_all(names.into_iter().map(|name| self.fill(name))).await;
         }
     }
 
@@ -376,10 +384,10 @@ impl<S: Store> Tasks<S> {
 
     /// Storage that has less than it had begins anew. What was read of it may only have been overtaken by what came
     /// meanwhile, so it is looked at again.
-    async fn keep_doubting(&self, mut wanted: mpsc::UnboundedReceiver<Arc<str>>) {
-        let mut names = Vec::new();
-        while wanted.recv_many(&mut names, HEADS_AT_ONCE).await > 0 {
-            let reached = names.drain(..).filter_map(|name| Some((self.shared.gate.last(&name)?, name)));
+    async fn keep_doubting(&self) {
+        loop {
+            let names = self.shared.gate.wanted(Want::Doubt, HEADS_AT_ONCE).await;
+            let reached = names.into_iter().filter_map(|name| Some((self.shared.gate.last(&name)?, name)));
             let (reached, streams): (Vec<u64>, Vec<Arc<str>>) = reached.unzip();
             // Where it is away it is checked when it is back.
             let begun = match self.store.heads(&streams).await {

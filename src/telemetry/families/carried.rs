@@ -69,6 +69,19 @@ impl Families {
         }
     }
 
+    /// Adds what a process counted that this one goes on from. Its metrics were collected without labels for all of them.
+    pub fn go_on_from(&mut self, before: Parts) {
+        let tags = self.tags.iter().map(|(label, text)| (label.as_str(), text.as_str()));
+        let tags = super::text_of(tags);
+        for Carried { name, help, values } in before.0 {
+            for (labels, value) in values {
+                let separator = if tags.is_empty() || labels.is_empty() { "" } else { "," };
+                let labels = format!("{tags}{separator}{labels}");
+                self.add(Cow::Owned(name.clone()), Cow::Owned(help.clone()), labels, value.into());
+            }
+        }
+    }
+
     /// What has to be added to the value that is there for `value` to come out, if that is more.
     fn larger(&self, name: &str, labels: &str, value: Value) -> Option<Value> {
         let known = self.by_name.get(name).and_then(|family| family.values.get(labels));
@@ -194,6 +207,43 @@ mod tests {
         ] {
             assert!(text.lines().any(|known| known == line), "{line}: {text}");
         }
+    }
+
+    #[test]
+    fn a_process_goes_on_counting_from_another_that_is_gone() {
+        let kettle = |cups: u64| {
+            let kettle = Kettle::default();
+            kettle.cups_total.add(cups);
+            kettle.boil_seconds.observe(std::time::Duration::from_secs(cups));
+            kettle.water.set(9);
+            kettle
+        };
+        let mut before = Families::default();
+        kettle(2).collect(&[("kitchen", "a")], &mut before);
+        before.put("broken_total", "Kettles that broke.", &[], Value::Counter(1));
+        let mut now =
+            Families::new(vec![("house", "h".to_owned())].into_iter().map(|(a, b)| (a.to_owned(), b)).collect());
+        kettle(3).collect(&[("kitchen", "a")], &mut now);
+        now.go_on_from(before.into_parts().of_the_gone());
+        let text = now.to_text("", Text::Prometheus);
+        for line in [
+            "cups_total{house=\"h\",kitchen=\"a\"} 5",
+            "broken_total{house=\"h\"} 1",
+            "boil_seconds_sum{house=\"h\",kitchen=\"a\"} 5",
+            "water{house=\"h\",kitchen=\"a\"} 9",
+        ] {
+            assert!(text.lines().any(|known| known == line), "{line}: {text}");
+        }
+    }
+
+    #[test]
+    fn buckets_of_another_version_are_not_mixed_with_those_of_this_one() {
+        let mut families = Families::default();
+        families.put("wait_seconds", "Waits.", &[], Value::Histogram(Cow::Owned(vec![1, 2]), vec![1, 1, 1].into(), 7));
+        let mut other = Families::default();
+        other.put("wait_seconds", "Waits.", &[], Value::Histogram(Cow::Owned(vec![1]), vec![5, 5].into(), 7));
+        families.go_on_from(other.into_parts());
+        assert!(families.to_text("", Text::Prometheus).contains("wait_seconds_count 3\n"));
     }
 
     #[test]

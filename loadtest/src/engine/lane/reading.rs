@@ -193,7 +193,8 @@ impl Lane {
 
     fn on_text(&mut self, index: usize, message: &[u8]) -> Result<(), Failure> {
         Counters::add(&self.counters.messages, 1);
-        if let Some((sequence, at_ns)) = protocol::find_mark(message) {
+        let mark = protocol::find_mark(message);
+        if let Some((sequence, at_ns)) = mark {
             self.on_marked(index, sequence, at_ns);
             if let Some(returning) = self.returning.get_mut(index)
                 && let Some(position) = protocol::position(message)
@@ -223,7 +224,7 @@ impl Lane {
                 let awaited = self.run.as_ref().is_some_and(|run| match run.saying.reply {
                     Reply::Any => true,
                     Reply::Pong => kind == Kind::Pong,
-                    Reply::Data => kind == Kind::Data,
+                    Reply::Data => kind == Kind::Data && mark.is_none(),
                     Reply::History => kind == Kind::ConfirmHistory,
                 });
                 if awaited {

@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::*;
 use crate::broker::Place;
 use crate::model::{BrokerError, BrokerReply, NodeId, Now, ResumeTicket, SlotKey};
@@ -22,7 +24,6 @@ impl Outlet for Noted {
 
 struct Fixture {
     gate: Gate,
-    wanted: Wanted,
     noted: Arc<Noted>,
 }
 
@@ -43,11 +44,16 @@ impl Fixture {
     /// The stream `s` is followed, and is at 10.
     fn open() -> Fixture {
         let noted = Arc::new(Noted::default());
-        let (gate, wanted) = Gate::new(Arc::clone(&noted) as Arc<_>, Arc::default(), Duration::from_secs(100));
+        let gate = Gate::new(Arc::clone(&noted) as Arc<_>, Arc::default(), Duration::from_secs(100));
         gate.set_epoch(&"e".into());
-        assert!(gate.follow("s"));
+        assert!(gate.follow("s", None).is_some());
         gate.opened([("s".into(), 10)]);
-        Fixture { gate, wanted, noted }
+        Fixture { gate, noted }
+    }
+
+    /// What is wanted to be read now, for this reason.
+    fn wanted(&self, want: Want) -> Vec<Arc<str>> {
+        self.gate.take_wanted(want, 10)
     }
 
     fn pass(&self, offset: u64) -> Passed {
@@ -67,15 +73,15 @@ impl Fixture {
 
 #[test]
 fn what_comes_by_several_ways_is_delivered_once_and_in_order() {
-    let mut f = Fixture::open();
+    let f = Fixture::open();
     assert_eq!(
         [11, 11, 10, 3].map(|offset| f.pass(offset)),
         [Passed::Delivered, Passed::Double, Passed::Double, Passed::Double]
     );
     // Two answers of our own stores overtake the message of another node.
     assert_eq!([13, 14].map(|offset| f.pass(offset)), [Passed::Waits, Passed::Waits]);
-    assert_eq!(f.wanted.fill.try_recv().as_deref(), Ok("s"));
-    assert!(f.wanted.fill.try_recv().is_err(), "asked for once");
+    assert_eq!(f.wanted(Want::Fill), [Arc::from("s")]);
+    assert!(f.wanted(Want::Fill).is_empty(), "asked for once");
     assert_eq!(f.pass(12), Passed::Delivered);
     assert_eq!(f.delivered(), ["11", "12", "13", "14"]);
     assert!(!f.gate.has_gap("s"));
@@ -111,12 +117,12 @@ fn a_counter_that_was_forgotten_and_begins_again_has_lost_nothing() {
 
 #[test]
 fn a_stream_that_is_new_here_begins_where_it_is_or_with_what_has_come_meanwhile() {
-    let mut f = Fixture::open();
+    let f = Fixture::open();
     f.gate.unfollow("s");
     assert_eq!(f.pass(11), Passed::NotFollowed);
-    assert!(f.gate.follow("s") && !f.gate.follow("s"));
+    assert!(f.gate.follow("s", None).is_some() && f.gate.follow("s", None).is_none());
     f.gate.subscribed("s");
-    assert_eq!(f.wanted.open.try_recv().as_deref(), Ok("s"));
+    assert_eq!(f.wanted(Want::Open), [Arc::from("s")]);
     assert_eq!([12, 13].map(|offset| f.pass(offset)), [Passed::Waits, Passed::Waits]);
     f.gate.opened([("s".into(), 14)]);
     assert_eq!(
@@ -156,14 +162,14 @@ fn what_was_served_without_a_position_is_not_delivered_again_when_it_is_found() 
 
 #[test]
 fn storage_that_has_less_than_it_had_is_doubted_and_another_epoch_begins_anew() {
-    let mut f = Fixture::open();
+    let f = Fixture::open();
     f.gate.opened([("s".into(), 9)]);
-    assert_eq!(f.wanted.doubt.try_recv().as_deref(), Ok("s"));
+    assert_eq!(f.wanted(Want::Doubt), [Arc::from("s")]);
     f.pass(12);
     f.gate.filled("s", filling(5, []));
-    assert_eq!(f.wanted.doubt.try_recv().as_deref(), Ok("s"));
+    assert_eq!(f.wanted(Want::Doubt), [Arc::from("s")]);
     assert!(f.gate.set_epoch(&"f".into()) && !f.gate.set_epoch(&"f".into()));
-    assert_eq!(f.wanted.open.try_recv().as_deref(), Ok("s"));
+    assert_eq!(f.wanted(Want::Open), [Arc::from("s")]);
     assert_eq!(f.pass(11), Passed::Waits, "a position of the old epoch");
     f.gate.opened([("s".into(), 3)]);
     let next = |epoch: &str| Publication { position: Some(Position { epoch: epoch.into(), offset: 4 }), ..at(4) };
@@ -178,14 +184,62 @@ fn storage_that_has_less_than_it_had_is_doubted_and_another_epoch_begins_anew() 
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_was_forgotten_because_it_is_quiet_is_no_loss() {
-    let mut f = Fixture::open();
+    let f = Fixture::open();
     f.pass(11);
     assert_eq!(f.gate.offsets().len(), 1);
     tokio::time::sleep(Duration::from_secs(95)).await;
     assert!(f.gate.offsets().is_empty());
     f.gate.opened([("s".into(), 0)]);
-    assert!(f.wanted.doubt.try_recv().is_err());
+    assert!(f.wanted(Want::Doubt).is_empty());
     f.pass(1001);
     f.gate.filled("s", Some(Filling { head: 1001, base: 1000, entries: vec![entry(1001)] }));
     assert_eq!((f.delivered(), f.counted().1), (vec!["11".to_owned(), "1001".to_owned()], 0));
+}
+
+#[test]
+fn what_is_wanted_is_bounded_by_what_is_followed() {
+    let f = Fixture::open();
+    let names: Vec<Arc<str>> = (0..1000).map(|n| format!("s{n}").into()).collect();
+    for name in &names {
+        assert_eq!(f.gate.follow(name, Some(Arc::clone(name))).as_ref(), Some(name));
+        (0..3).for_each(|_| f.gate.subscribed(name));
+    }
+    // The link comes back twice, and half of the streams are left.
+    (0..2).for_each(|_| f.gate.open_all());
+    names[..500].iter().for_each(|name| f.gate.unfollow(name));
+    let mut wanted = Vec::new();
+    while let some @ [_, ..] = &f.gate.take_wanted(Want::Open, 64)[..] {
+        assert!(some.len() <= 64);
+        wanted.extend_from_slice(some);
+    }
+    wanted.sort();
+    let mut expected = [&names[500..], &["s".into()]].concat();
+    expected.sort();
+    assert_eq!(wanted, expected);
+}
+
+#[test]
+fn who_waits_for_a_stream_to_be_open_is_called_when_it_is_or_cannot_be() {
+    let f = Fixture::open();
+    let called = Arc::new(AtomicUsize::new(0));
+    let wait = |stream: &str| {
+        let called = Arc::clone(&called);
+        f.gate.when_open(stream, Box::new(move || _ = called.fetch_add(1, Ordering::Relaxed)));
+    };
+    let calls = || called.load(Ordering::Relaxed);
+    wait("s");
+    wait("nobody's");
+    assert_eq!(calls(), 2, "at once");
+    f.gate.follow("t", None);
+    wait("t");
+    assert_eq!(calls(), 2);
+    f.gate.not_opened(&["t".into()]);
+    assert_eq!(calls(), 3, "its counter cannot be read now");
+    wait("t");
+    f.gate.opened([("t".into(), 7)]);
+    assert_eq!((calls(), f.gate.last("t")), (4, Some(7)));
+    f.gate.follow("u", None);
+    wait("u");
+    f.gate.unfollow("u");
+    assert_eq!(calls(), 5, "nobody follows it any more");
 }

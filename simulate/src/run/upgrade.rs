@@ -1,0 +1,329 @@
+//! The whole node is handed over to a new one in mid-run: all shards stand still, everything is copied into new shards, more or
+//! fewer or as many, and then either the old ones go on as if nothing had been, or the new ones do.
+//!
+//! From the copy on nobody touches a connection until it is decided; `Sim::is_copied` sees to it.
+
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cableway::model::SlotKey;
+use cableway::shard::{Message, Shard, ShardMetrics};
+
+use super::posts::Post;
+use super::{Driven, Run};
+use crate::client::Move;
+use crate::seams::{Seams, Socket};
+use crate::world::Site;
+
+/// Rounds after which shards that stand still have carried out what they were given.
+const ROUNDS_MAX: usize = 10_000;
+
+/// Old key, new key, client.
+type Renamed = (SlotKey, SlotKey, usize);
+
+/// A key that no connection has.
+fn nobody(shard: usize) -> SlotKey {
+    SlotKey { shard: shard as u16, index: u32::MAX, generation: 0 }
+}
+
+impl Run {
+    /// Hands everything over, or tries to. Not while anybody is sent away to end the node.
+    pub(super) fn upgrade(&mut self) -> Result<(), String> {
+        let is_draining = |s: usize| {
+            let told = self.shards[s].inbox.iter().any(|post| matches!(post, Post::Drain(_)));
+            told || self.sim.borrow().sites[s].drained_by.is_some()
+        };
+        if self.live().any(is_draining) {
+            return Ok(());
+        }
+        self.sim.borrow().trace(|| "an upgrade begins".into());
+        let stopped_at = self.sim.borrow().mono;
+        for s in self.live() {
+            self.open_turn(s, 0);
+            self.shards[s].shard.stop();
+            self.close_turn(s);
+        }
+        self.come_to_rest()?;
+        self.let_some_wait();
+        self.world_goes_on(true);
+        let (base, is_done) = (self.shards.len(), self.sim.borrow_mut().rng.chance(600));
+        self.add_shards();
+        let renamed = self.copy_all(base)?;
+        self.world_goes_on(false);
+        if is_done {
+            self.upgrades += 1;
+            self.leave(base, &renamed);
+        } else {
+            self.given_up += 1;
+            self.forget(base);
+        }
+        let sim = &mut *self.sim.borrow_mut();
+        let now = sim.mono;
+        for client in &mut sim.clients {
+            client.clock.pauses.push(Move { apart: stopped_at, together: now });
+        }
+        sim.trace(|| format!("the upgrade is {}", if is_done { "done" } else { "given up" }));
+        sim.violation.take().map_or(Ok(()), Err)
+    }
+
+    fn live(&self) -> std::ops::Range<usize> {
+        self.live_from..self.shards.len()
+    }
+
+    /// What was published is delivered, and what follows from it, while nobody is read from.
+    fn come_to_rest(&mut self) -> Result<(), String> {
+        self.flush();
+        let mut kept: Vec<VecDeque<Post>> = Vec::new();
+        for driven in &mut self.shards {
+            let waits = |post: &Post| matches!(post, Post::Answer(_) | Post::Late(..) | Post::Adopt(..));
+            let (waiting, rest) = std::mem::take(&mut driven.inbox).into_iter().partition(waits);
+            driven.inbox = rest;
+            kept.push(waiting);
+        }
+        for round in 0.. {
+            if round == ROUNDS_MAX {
+                return Err("shards that stand still do not come to rest".into());
+            }
+            let is_busy = |s: &usize| {
+                let Driven { shard, inbox, .. } = &self.shards[*s];
+                !inbox.is_empty() || *s >= self.live_from && !shard.is_settled()
+            };
+            let Some(s) = (0..self.shards.len()).find(is_busy) else { break };
+            self.open_turn(s, self.shards[s].inbox.len());
+            self.close_turn(s);
+            self.flush();
+        }
+        for (driven, kept) in self.shards.iter_mut().zip(kept) {
+            driven.inbox = kept;
+        }
+        Ok(())
+    }
+
+    /// Some of what has to wait reaches its shard, and waits there.
+    fn let_some_wait(&mut self) {
+        for s in self.live() {
+            let most = self.shards[s].inbox.len();
+            let taken = self.sim.borrow_mut().rng.between(0, most);
+            self.open_turn(s, taken);
+            self.close_turn(s);
+        }
+        // An answer of the broker is carried out, and somebody may be told of it.
+        let is_at_rest =
+            self.sim.borrow().outgoing.is_empty() && self.live().all(|s| self.shards[s].shard.is_settled());
+        if !is_at_rest {
+            self.sim.borrow_mut().fail("what waits is no more than that".into());
+        }
+    }
+
+    /// Time passes and clients do something; shards may notice.
+    fn world_goes_on(&mut self, shards_may_turn: bool) {
+        let times = self.sim.borrow_mut().rng.below(6);
+        for _ in 0..times {
+            {
+                let sim = &mut *self.sim.borrow_mut();
+                let most = sim.rng.pick(&[0, 20, 20, 2_000]);
+                sim.mono += Duration::from_millis(sim.rng.between(0, most) as u64);
+                if !sim.clients.is_empty() {
+                    let c = sim.rng.below(sim.clients.len());
+                    sim.client_step(c);
+                }
+            }
+            if shards_may_turn {
+                let s = self.sim.borrow_mut().rng.between(self.live_from, self.shards.len() - 1);
+                self.open_turn(s, 0);
+                self.close_turn(s);
+            }
+        }
+        for s in self.live() {
+            while shards_may_turn && !self.shards[s].shard.is_settled() {
+                self.open_turn(s, 0);
+                self.close_turn(s);
+            }
+        }
+    }
+
+    /// The new node's shards, which stand still. They have got what the old ones have.
+    fn add_shards(&mut self) {
+        let shards = self.sim.borrow_mut().rng.between(1, 3);
+        for _ in 0..shards {
+            let s = self.shards.len();
+            let settings = {
+                let sim = &mut *self.sim.borrow_mut();
+                let most = sim.rng.pick(&[0, 150, 30_000, 40_000_000]);
+                let origin = Duration::from_millis(sim.rng.between(0, most) as u64);
+                let published = sim.published.len();
+                // Listeners come when the old node leaves.
+                sim.sites.push(Site { got: published, delivered: published, listening: false, ..Site::new(origin) });
+                sim.net.backlogs.push(VecDeque::new());
+                Arc::clone(&sim.scenario.settings)
+            };
+            let mut driven = Driven::new(&self.sim, s, settings);
+            driven.shard.stop();
+            self.shards.push(driven);
+        }
+    }
+
+    /// Copies everything into the new shards.
+    fn copy_all(&mut self, base: usize) -> Result<Vec<Renamed>, String> {
+        let mut copies = Vec::new();
+        for s in self.live_from..base {
+            // As the driver of a real shard does it.
+            self.shards[s].shard.look_at_the_clock();
+            self.sim.borrow_mut().is_copied = true;
+            let keys: Vec<SlotKey> = self.shards[s].shard.all_keys().collect();
+            for key in keys {
+                let copied = self.shards[s].shard.copy(key);
+                let (socket, state) = copied.ok_or_else(|| format!("{key:?} cannot be copied"))?;
+                copies.push((key, socket.map(Socket::again), state));
+            }
+            self.sim.borrow_mut().is_copied = false;
+        }
+        let copied_at = self.sim.borrow().mono;
+        {
+            let sim = &mut *self.sim.borrow_mut();
+            sim.is_copied = true;
+            sim.mono += Duration::from_millis(sim.rng.between(0, 100) as u64);
+            sim.rng.shuffle(&mut copies);
+        }
+        let open = self.sim.borrow().open;
+        let mut renamed = Vec::new();
+        for (key, socket, state) in copies {
+            let to = self.sim.borrow_mut().rng.between(base, self.shards.len() - 1);
+            let c = match &socket {
+                Some(socket) => socket.conn,
+                None => self.sim.borrow().waits_for(key).ok_or_else(|| format!("{key:?} waits for nothing"))?,
+            };
+            self.shards[to].shard.look_at_the_clock();
+            let new = self.shards[to].shard.put_together(socket, &state);
+            let new = new.map_err(|(_, error)| format!("client {c} cannot be put together: {error}"))?;
+            renamed.push((key, new, c));
+        }
+        let sim = &mut *self.sim.borrow_mut();
+        // Each process counts for itself.
+        if sim.open != 2 * open {
+            sim.fail(format!("{open} WebSockets are open, and {} were copied", sim.open - open));
+        }
+        sim.open = open;
+        let together = sim.mono;
+        for &(_, _, c) in &renamed {
+            sim.clients[c].clock.copied = Some(Move { apart: copied_at, together });
+        }
+        Ok(renamed)
+    }
+
+    /// The old shards go on, and what was copied is nobody's.
+    fn forget(&mut self, base: usize) {
+        self.shards.truncate(base);
+        {
+            let sim = &mut *self.sim.borrow_mut();
+            sim.sites.truncate(base);
+            sim.net.backlogs.truncate(base);
+            sim.net.forget_next_watches();
+            sim.residents.clear();
+            sim.is_copied = false;
+        }
+        for s in self.live() {
+            self.open_turn(s, 0);
+            self.shards[s].shard.go_on();
+            self.close_turn(s);
+        }
+        self.flush();
+    }
+
+    /// The new shards have everything, and go on.
+    fn leave(&mut self, base: usize, renamed: &[Renamed]) {
+        let new_keys: HashMap<SlotKey, SlotKey> = renamed.iter().map(|&(old, new, _)| (old, new)).collect();
+        let mut posts = Vec::new();
+        for s in self.live_from..base {
+            let settings = Arc::clone(&self.sim.borrow().scenario.settings);
+            let driven = &mut self.shards[s];
+            let held = driven.shard.take_messages().into_iter().map(Post::Again);
+            posts.extend(held.chain(std::mem::take(&mut driven.inbox)));
+            // Nobody comes to the one in its place.
+            let left = std::mem::replace(driven, Driven::new(&self.sim, s, settings));
+            self.left.push(left.metrics);
+            drop(left.shard);
+        }
+        self.live_from = base;
+        {
+            let sim = &mut *self.sim.borrow_mut();
+            let moved: Vec<_> = renamed.iter().filter(|(old, ..)| usize::from(old.shard) < base).collect();
+            for &&(old, new, c) in &moved {
+                sim.moved(c, usize::from(new.shard));
+                sim.rename(c, old, new);
+                let copied = sim.clients[c].clock.copied.take();
+                sim.clients[c].clock.moves.extend(copied);
+            }
+            sim.net.take_next_watches();
+            for s in 0..base {
+                let site = &mut sim.sites[s];
+                (site.listening, site.watching) = (false, true);
+                site.present.clear();
+                site.followed.clear();
+                site.followed_by_name.clear();
+                for conn in std::mem::take(&mut sim.net.backlogs[s]) {
+                    let to = sim.rng.between(base, self.shards.len() - 1);
+                    sim.moved(conn, to);
+                    sim.net.backlogs[to].push_back(conn);
+                }
+            }
+            sim.sites[base..].iter_mut().for_each(|site| site.listening = true);
+            sim.is_copied = false;
+            for (sid, shard, index) in std::mem::take(&mut sim.residents) {
+                sim.on_resident(sid, shard, index);
+            }
+        }
+        for s in self.live() {
+            self.turns += 1;
+            self.shards[s].shard.begin_turn();
+            self.shards[s].shard.go_on();
+            self.close_turn(s);
+        }
+        posts.into_iter().for_each(|post| self.send_on(post, base, &new_keys));
+        self.flush();
+    }
+
+    /// What was for an old shard reaches the new one that has it now.
+    fn send_on(&mut self, post: Post, base: usize, new_keys: &HashMap<SlotKey, SlotKey>) {
+        let some = self.sim.borrow_mut().rng.between(base, self.shards.len() - 1);
+        let new = |key: SlotKey| new_keys.get(&key).copied().unwrap_or(nobody(some));
+        let (to, post) = match post {
+            Post::Again(Message::Answer(mut answer)) => {
+                answer.key = new(answer.key);
+                (usize::from(answer.key.shard), Post::Again(Message::Answer(answer)))
+            }
+            Post::Again(message) => {
+                if let Message::Adopt { incoming, .. } = &message {
+                    self.sim.borrow_mut().moved(incoming.socket.conn, some);
+                }
+                (some, Post::Again(message))
+            }
+            Post::Answer(key) | Post::Late(key, _) | Post::Said(key, _) => {
+                let key = new(key);
+                (usize::from(key.shard), post.readdressed(key))
+            }
+            Post::Adopt(conn, read) => {
+                self.sim.borrow_mut().moved(conn, some);
+                (some, Post::Adopt(conn, read))
+            }
+            other => (some, other),
+        };
+        self.shards[to].inbox.push_back(post);
+    }
+}
+
+impl Driven {
+    /// A shard without connections.
+    pub(super) fn new(
+        sim: &Rc<std::cell::RefCell<crate::world::Sim>>,
+        s: usize,
+        settings: Arc<cableway::shard::Settings>,
+    ) -> Driven {
+        let metrics = Arc::new(ShardMetrics::new(s as u16));
+        let seams = || Seams { sim: Rc::clone(sim), shard: s };
+        let shard = Shard::new(s as u16, seams(), seams(), settings, Arc::clone(&metrics));
+        Driven { shard, metrics, inbox: VecDeque::new(), asked: Vec::new(), given_up: 0 }
+    }
+}

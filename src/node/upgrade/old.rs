@@ -1,0 +1,411 @@
+//! The old process's side.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::{Child, Command};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use serde_bytes::ByteBuf;
+
+use crate::config::ListenOn;
+use crate::http::HttpServer;
+use crate::node::listeners::ReadyPort;
+use crate::node::observe::Parts;
+use crate::node::publish::Frozen;
+use crate::node::state::{self, Given, NodeState, Snapshot};
+use crate::node::{Node, UpgradeError, Upgraded};
+use crate::os::clock::{self, Clock};
+use crate::os::hand_over::Channel;
+use crate::shard::{Copied, Copying, Divert, HandOver, Message, Settled, Verdict};
+
+use super::Understood;
+use super::protocol::{Have, Hello, LineError, Offer, Port, Talk, ToNew, ToOld, Yours};
+use super::successor::{Successor, ToSuccessor};
+
+/// How long publications may take to be delivered, and shards to carry out what they were given, before they stop.
+const SETTLE_MAX: Duration = Duration::from_secs(5);
+
+/// How often all shards are asked whether anything came: what one of them does may be work for another.
+const SETTLE_ROUNDS_MAX: usize = 64;
+
+/// How long the new process may take to put everything together once it is sent.
+const HAVE_MAX: Duration = Duration::from_secs(10);
+
+/// How long the new process may take to say that it serves. Nothing is undone after that.
+const STARTED_MAX: Duration = Duration::from_secs(5);
+
+/// How long the new process is waited for to see that it is not wanted, before it is killed.
+const ABORT_MAX: Duration = Duration::from_millis(200);
+
+/// How long a process that has closed its end may take to end.
+const END_MAX: Duration = Duration::from_secs(2);
+
+/// What a supervisor has told this process of itself and what is not so for another one.
+const NOT_INHERITED: [&str; 4] = ["WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+
+/// A process that is not told yet that all is its own: it ends with this value.
+pub(super) struct NewProcess {
+    child: Child,
+    talk: Talk,
+    hello: Hello,
+    is_let_go: bool,
+}
+
+impl NewProcess {
+    /// Starts the program with the arguments and the environment of this process, and hears what it understands.
+    pub fn start(program: &Path, patience: Duration) -> Result<NewProcess, UpgradeError> {
+        let cannot = |error: std::io::Error| UpgradeError::New(format!("{}: {error}", program.display()));
+        let (here, there) = Channel::pair().map_err(UpgradeError::old)?;
+        let mut command = Command::new(program);
+        command.args(std::env::args_os().skip(1));
+        NOT_INHERITED.iter().for_each(|name| drop(command.env_remove(name)));
+        there.inherit_by(&mut command);
+        let child = command.spawn().map_err(cannot)?;
+        // It holds the other end, whose end is to be noticed.
+        drop(command);
+        let hello = Hello { protocol: 0, version: String::new(), pid: child.id(), connections: vec![], states: vec![] };
+        let mut new = NewProcess { child, talk: Talk(here), hello, is_let_go: false };
+        match new.hear(patience, "say hello")? {
+            (ToOld::Hello(hello), _) => new.hello = hello,
+            (other, _) => return Err(UpgradeError::New(format!("it began with {other:?}"))),
+        }
+        new.hello.understands_us().map_err(UpgradeError::New)?;
+        Ok(new)
+    }
+
+    /// Its version.
+    pub fn version(&self) -> &str {
+        &self.hello.version
+    }
+
+    /// What it says next.
+    fn hear(&mut self, patience: Duration, what: &'static str) -> Result<(ToOld, Vec<OwnedFd>), UpgradeError> {
+        match self.talk.hear(Some(patience)) {
+            Ok((ToOld::Failed { why }, _)) => Err(UpgradeError::New(why)),
+            Ok(said) => Ok(said),
+            Err(LineError::Silent(_)) => Err(UpgradeError::Late(patience, what)),
+            Err(LineError::Ended) => Err(UpgradeError::New(self.how_it_ended())),
+            Err(error) => Err(UpgradeError::New(error.to_string())),
+        }
+    }
+
+    /// It has closed its end.
+    fn how_it_ended(&mut self) -> String {
+        let clock = Clock::start();
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => return format!("it ended ({status}); its log says why"),
+                // It is about to end, and may have something to say before.
+                Ok(None) if clock.now().mono < END_MAX => std::thread::sleep(Duration::from_millis(5)),
+                Ok(None) => return "it does not talk to this one any more".to_owned(),
+                Err(error) => return format!("it ended ({error})"),
+            }
+        }
+    }
+
+    fn say(&self, message: &ToNew, descriptors: &[std::os::fd::BorrowedFd<'_>]) -> Result<(), UpgradeError> {
+        self.talk.say(message, descriptors).map_err(|error| UpgradeError::New(format!("it cannot be told: {error}")))
+    }
+
+    /// Offers it what it is made of; gives the lanes to its shards.
+    pub fn prepare(&mut self, node: &Node, patience: Duration) -> Result<Arc<[Channel]>, UpgradeError> {
+        let (offer, listeners) = node.offer()?;
+        let listeners: Vec<_> = listeners.iter().map(AsFd::as_fd).collect();
+        let said = self.talk.say_with_all(&ToNew::Listeners {}, &listeners);
+        said.map_err(|error| UpgradeError::New(format!("it cannot be told: {error}")))?;
+        self.say(&ToNew::Offer(Box::new(offer)), &[])?;
+        let mut lanes = Vec::new();
+        loop {
+            match self.hear(patience, "make everything ready")? {
+                (ToOld::Lanes {}, ends) => {
+                    for end in ends {
+                        lanes.push(Channel::try_from(end).map_err(|error| UpgradeError::New(error.to_string()))?);
+                    }
+                }
+                (ToOld::Prepared {}, _) if !lanes.is_empty() => break,
+                (other, _) => return Err(UpgradeError::New(format!("it says {other:?}, out of turn"))),
+            }
+        }
+        for lane in &lanes {
+            lane.set_patience(Some(HAVE_MAX)).map_err(UpgradeError::old)?;
+        }
+        Ok(lanes.into())
+    }
+
+    /// Gives it the snapshot, and waits until it has read it: that must not take time when everything stands still.
+    fn keep(&mut self, snapshot: &Snapshot, patience: Duration) -> Result<(), UpgradeError> {
+        self.say(&ToNew::Snapshot(ByteBuf::from(snapshot.bytes())), &[])?;
+        match self.hear(patience, "read what is kept")? {
+            (ToOld::Kept {}, _) => Ok(()),
+            (other, _) => Err(UpgradeError::New(format!("it says {other:?}, out of turn"))),
+        }
+    }
+
+    /// Ends it, and waits for its end: only then has nobody else the connections.
+    fn end(&mut self) {
+        if self.is_let_go {
+            return;
+        }
+        self.is_let_go = true;
+        let _ = self.talk.0.set_patience(Some(ABORT_MAX));
+        let _ = self.talk.say(&ToNew::Abort {}, &[]);
+        // One that listens has nothing to do any more; one that does not is not waited for.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for NewProcess {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// A node that stands still. Dropped: it goes on as if nothing had been.
+struct Stopped<'a> {
+    parts: &'a Parts,
+    /// Since when, on the machine's clock.
+    since_usec: u64,
+    /// Whoever is told what becomes of the shards that have copied.
+    verdicts: Vec<mpsc::Sender<Verdict>>,
+    frozen: Option<Frozen>,
+}
+
+impl<'a> Stopped<'a> {
+    /// Stops a node: everything is delivered, and no call is begun.
+    fn stop(node: &'a Node) -> Result<Stopped<'a>, UpgradeError> {
+        let parts = &node.observer.parts;
+        let since_usec = clock::machine_usec();
+        let frozen = node.runtime.block_on(async { tokio::time::timeout(SETTLE_MAX, parts.pipeline.freeze()).await });
+        let frozen = frozen.map_err(|_| {
+            UpgradeError::Old(format!("publications are not delivered within {SETTLE_MAX:?}; is a client flooded?"))
+        })?;
+        parts.backend.hold();
+        let stopped = Stopped { parts, since_usec, verdicts: Vec::new(), frozen: Some(frozen) };
+        stopped.settle()?;
+        Ok(stopped)
+    }
+
+    /// Has all shards carry out what they were given, until none of them gets anything from another.
+    fn settle(&self) -> Result<(), UpgradeError> {
+        let clock = Clock::start();
+        for _ in 0..SETTLE_ROUNDS_MAX {
+            let (settled, all) = mpsc::channel();
+            self.tell(|| HandOver::Settle(settled.clone()));
+            drop(settled);
+            let mut was_busy = false;
+            for _ in 0..self.parts.inboxes.len() {
+                let left = SETTLE_MAX.saturating_sub(clock.now().mono);
+                let Settled { was_busy: one_was } = all.recv_timeout(left).map_err(|_| self.unsettled())?;
+                was_busy |= one_was;
+            }
+            if !was_busy {
+                return Ok(());
+            }
+        }
+        Err(self.unsettled())
+    }
+
+    fn unsettled(&self) -> UpgradeError {
+        UpgradeError::Old("its shards do not come to rest".to_owned())
+    }
+
+    fn tell(&self, mut what: impl FnMut() -> HandOver) {
+        self.parts.inboxes.iter().for_each(|inbox| inbox.put(Message::HandOver(what())));
+    }
+
+    /// Has all shards send copies of everything.
+    fn copy(&mut self, lanes: &Arc<[Channel]>) -> mpsc::Receiver<std::io::Result<Copied>> {
+        let (done, all_done) = mpsc::channel();
+        let shards = self.parts.inboxes.len();
+        for (shard, inbox) in self.parts.inboxes.iter().enumerate() {
+            let (verdict, hears) = mpsc::channel();
+            self.verdicts.push(verdict);
+            let copying = Copying { lanes: Arc::clone(lanes), shard, shards, done: done.clone(), verdict: hears };
+            inbox.put(Message::HandOver(HandOver::Copy(copying)));
+        }
+        all_done
+    }
+
+    /// Everything is somebody else's.
+    fn leave(mut self, successor: &Arc<ToSuccessor>) {
+        let to = Arc::clone(successor);
+        let divert: Divert = Arc::new(move |message| to.message(message));
+        for verdict in self.verdicts.drain(..) {
+            let _ = verdict.send(Verdict::Leave(Arc::clone(&divert)));
+        }
+        self.parts.pipeline.succeed(Arc::clone(successor) as Arc<dyn Successor>);
+        let to = Arc::clone(successor);
+        self.parts.backend.succeed(move |call| to.tell(call));
+        self.frozen = None;
+    }
+}
+
+impl Drop for Stopped<'_> {
+    fn drop(&mut self) {
+        if self.frozen.is_none() {
+            return;
+        }
+        // Shards that have not copied are told by their inbox, the others wait for their verdict.
+        self.tell(|| HandOver::GoOn);
+        for verdict in self.verdicts.drain(..) {
+            let _ = verdict.send(Verdict::GoOn);
+        }
+        self.parts.backend.go_on();
+        state::forget_changes(self.parts);
+    }
+}
+
+/// Beside the connections.
+struct Sent {
+    have: Have,
+    bytes: usize,
+}
+
+impl Node {
+    /// Whether it can be upgraded at all.
+    pub(super) fn may_be_upgraded(&self) -> Result<&Path, UpgradeError> {
+        if self.made_of.has_extra_routes {
+            return Err(UpgradeError::Refused("the demo has parts that cannot be handed over".to_owned()));
+        }
+        if std::process::id() == 1 {
+            return Err(UpgradeError::Refused(
+                "it is process 1, and a container ends with that; start new containers beside it".to_owned(),
+            ));
+        }
+        self.made_of
+            .program
+            .as_deref()
+            .map_err(|error| UpgradeError::Refused(format!("where it is is unknown: {error}")))
+    }
+
+    pub(super) fn try_check(&self) -> Result<Understood, UpgradeError> {
+        let program = self.may_be_upgraded()?;
+        let patience = self.config.app.upgrade_timeout;
+        let mut new = NewProcess::start(program, patience)?;
+        new.prepare(self, patience)?;
+        let (old_version, new_version) = (env!("CARGO_PKG_VERSION").to_owned(), new.version().to_owned());
+        Ok(Understood { old_version, new_version, program: program.to_owned() })
+    }
+
+    pub(super) fn hand_over(&mut self) -> Result<Upgraded, UpgradeError> {
+        let clock = Clock::start();
+        let patience = self.config.app.upgrade_timeout;
+        let mut new = NewProcess::start(self.may_be_upgraded()?, patience)?;
+        let lanes = new.prepare(self, patience)?;
+        // All that can fail is made first.
+        let mut snapshot = Snapshot::take(&self.observer.parts);
+        let snapshot_bytes = snapshot.bytes().len();
+        let kept = new.keep(&snapshot, patience);
+        snapshot.forget();
+        let handed_over = kept.and_then(|()| {
+            let mut stopped = Stopped::stop(self)?;
+            let sent = give(&mut new, &mut stopped, &snapshot, &lanes).and_then(|sent| {
+                let successor = ToSuccessor::new(&new.talk).map_err(UpgradeError::old)?;
+                let longest_pause_usec = self.observer.parts.upgrades.longest_pause_usec();
+                let yours = Yours { stopped_usec: stopped.since_usec, longest_pause_usec };
+                new.say(&ToNew::Yours(yours), &[])?;
+                Ok((sent, Arc::new(successor)))
+            });
+            match sent {
+                Ok((sent, successor)) => {
+                    let since_usec = stopped.since_usec;
+                    new.is_let_go = true;
+                    stopped.leave(&successor);
+                    Ok((sent, successor, since_usec))
+                }
+                Err(error) => {
+                    // Before this node goes on.
+                    new.end();
+                    Err(error)
+                }
+            }
+        });
+        if handed_over.is_err() {
+            state::forget_changes(&self.observer.parts);
+        }
+        let (Sent { have, bytes }, successor, since_usec) = handed_over?;
+        drop(lanes);
+        self.http_servers().for_each(HttpServer::retire);
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let started_usec = successor.started(STARTED_MAX);
+        if started_usec.is_none() {
+            tracing::error!("the new process has everything and does not say that it serves; its log may say why");
+        }
+        self.successor = Some(successor);
+        let pause_usec = started_usec.unwrap_or_else(clock::machine_usec).saturating_sub(since_usec);
+        Ok(Upgraded {
+            pid: new.hello.pid,
+            version: new.hello.version.clone(),
+            connections: have.connections,
+            state_bytes: have.bytes + bytes + snapshot_bytes,
+            pause: Duration::from_micros(pause_usec),
+            took: clock.now().mono,
+        })
+    }
+
+    /// What a new process is made of, with its listeners.
+    fn offer(&self) -> Result<(Offer, Vec<OwnedFd>), UpgradeError> {
+        let server = &self.config.server;
+        let mut listeners: VecDeque<OwnedFd> = VecDeque::new();
+        let mut port = |host: &str, port: u16, own: &[std::net::TcpListener]| {
+            for listener in own {
+                listeners.push_back(listener.try_clone().map_err(UpgradeError::old)?.into());
+            }
+            Ok(Port { host: host.to_owned(), port, listeners: own.len() })
+        };
+        let main = {
+            let listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+            port(&server.host, server.port, &listeners)?
+        };
+        let mut others = Vec::new();
+        for ReadyPort { place, copies, .. } in &self.http_ports {
+            if let ListenOn::Own { host, port: number } = place {
+                others.push(port(host, *number, copies)?);
+            }
+        }
+        let offer = Offer {
+            given: Given::of(&self.observer.parts, &self.made_of.settings),
+            main,
+            main_was_passed: self.made_of.main_was_passed,
+            others,
+            shards: self.observer.parts.inboxes.len(),
+        };
+        Ok((offer, listeners.into()))
+    }
+}
+
+/// Gives the new process everything, and waits until it has it.
+fn give(
+    new: &mut NewProcess,
+    stopped: &mut Stopped<'_>,
+    snapshot: &Snapshot,
+    lanes: &Arc<[Channel]>,
+) -> Result<Sent, UpgradeError> {
+    let clock = Clock::start();
+    let left = || HAVE_MAX.saturating_sub(clock.now().mono);
+    let all_done = stopped.copy(lanes);
+    let state = NodeState::collect(stopped.parts, snapshot).to_bytes();
+    let bytes = state.len();
+    new.say(&ToNew::State(ByteBuf::from(state)), &[])?;
+    let mut copied = Copied::default();
+    for _ in 0..stopped.parts.inboxes.len() {
+        match all_done.recv_timeout(left()) {
+            Ok(Ok(of_shard)) => copied.connections += of_shard.connections,
+            // Its own words come first, if it has any.
+            Ok(Err(error)) => {
+                new.hear(ABORT_MAX, "say why it takes nothing more")?;
+                return Err(UpgradeError::New(format!("connections cannot be sent to it: {error}")));
+            }
+            Err(RecvTimeoutError::Timeout) => return Err(UpgradeError::Late(HAVE_MAX, "take the connections")),
+            Err(RecvTimeoutError::Disconnected) => return Err(UpgradeError::Old("a shard has ended".to_owned())),
+        }
+    }
+    match new.hear(left(), "put the connections together")? {
+        (ToOld::Have(have), _) if have.connections == copied.connections => Ok(Sent { have, bytes }),
+        (other, _) => Err(UpgradeError::New(format!("it says {other:?} of {} connections", copied.connections))),
+    }
+}

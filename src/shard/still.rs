@@ -1,0 +1,125 @@
+//! A shard that stands still: while its connections are copied into another process, or have come from one.
+//!
+//! It accepts nobody, reads nothing and lets no deadline pass. What it was given before is carried out, publications, remote
+//! disconnects, answers of the broker, and what that produces is written, until it [is settled](Shard::is_settled). What
+//! could go on without end waits: answers of the app, after which a client's next command would be read. Readiness that is
+//! reported meanwhile is noted down, since it is not reported again.
+//!
+//! Then it may be copied: nothing of it changes as long as nobody takes a turn with it. It goes on as if nothing had been, or
+//! is dropped, which neither closes nor counts a connection that somebody else has too.
+
+use crate::model::{Answer, Reply};
+
+use super::slots::{Stage, flag};
+use super::{Accepting, Machine, Message, Services, Shard};
+
+/// What waits until the shard goes on.
+pub(super) struct Still<S> {
+    /// In the order in which they came.
+    messages: Vec<Message<S>>,
+    /// Connections that cannot be watched. They have not ended as long as somebody else may have them.
+    unwatched: Vec<u32>,
+    /// Sessions that wait for the cluster, which was asked elsewhere.
+    unasked: Vec<u32>,
+}
+
+impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
+    /// Stands still from now on.
+    pub fn stop(&mut self) {
+        if self.still.is_none() {
+            self.still = Some(Still { messages: Vec::new(), unwatched: Vec::new(), unasked: Vec::new() });
+            if matches!(self.accepting, Accepting::Yes) {
+                self.machine.pause_listening();
+            }
+        }
+    }
+
+    /// Whether it stands still.
+    #[inline]
+    pub fn is_still(&self) -> bool {
+        self.still.is_some()
+    }
+
+    /// Whether everything is carried out and written that can be while it stands still.
+    pub fn is_settled(&self) -> bool {
+        self.is_still() && !self.is_delivering() && self.dirty.is_empty()
+    }
+
+    /// Whether a shard that stands still was told to send everybody away.
+    pub fn is_draining(&self) -> bool {
+        self.drain.is_some()
+    }
+
+    /// Sets the clock, for connections that are put together before its first turn.
+    pub fn look_at_the_clock(&mut self) {
+        self.now = self.machine.now();
+    }
+
+    /// Goes on. In a turn.
+    pub fn go_on(&mut self) {
+        let Some(Still { messages, unwatched, unasked }) = self.still.take() else { return };
+        if matches!(self.accepting, Accepting::Yes) {
+            self.machine.resume_listening();
+        }
+        for index in unwatched {
+            if let Err(error) = self.watch(index) {
+                self.failed(index, &error);
+            }
+        }
+        // What was read behind a command that was answered meanwhile.
+        for index in self.stashes.indexes() {
+            if !matches!(&self.slots[index].stage, Stage::Session(session, _) if session.is_waiting()) {
+                self.go_on_reading(index);
+            }
+        }
+        for index in unasked {
+            let Stage::Session(session, _) = &self.slots[index].stage else { continue };
+            let (sid, key) = (session.sid(), self.slots.key(index));
+            if let Some(question) = session.cluster_question()
+                && let Some(reply) = self.services.ask(key, sid, question)
+            {
+                self.answer(Answer { key, reply });
+            }
+        }
+        messages.into_iter().for_each(|message| self.receive(message));
+    }
+
+    /// A session waits for the cluster, which is asked when the shard goes on.
+    pub(super) fn ask_again(&mut self, index: u32) {
+        self.still.iter_mut().for_each(|still| still.unasked.push(index));
+    }
+
+    /// What it was given and has not carried out, to be carried out by whoever has its connections now.
+    pub fn take_messages(&mut self) -> Vec<Message<M::Socket>> {
+        self.still.as_mut().map(|still| std::mem::take(&mut still.messages)).unwrap_or_default()
+    }
+
+    /// Keeps a message that has to wait; gives one that need not.
+    pub(super) fn keep_still(&mut self, message: Message<M::Socket>) -> Option<Message<M::Socket>> {
+        let Some(still) = &mut self.still else { return Some(message) };
+        let waits = match &message {
+            Message::Answer(answer) => matches!(answer.reply, Reply::App(_)),
+            Message::Adopt { .. } | Message::Drain { .. } => true,
+            _ => false,
+        };
+        if waits {
+            still.messages.push(message);
+            return None;
+        }
+        Some(message)
+    }
+
+    /// A socket is ready that must not be touched: noted down.
+    pub(super) fn note_ready(&mut self, index: u32) {
+        self.slots[index].flags |= flag::READABLE;
+        self.read_again(index);
+    }
+
+    /// A connection cannot be watched.
+    pub(super) fn unwatched(&mut self, index: u32, error: &std::io::Error) {
+        match &mut self.still {
+            Some(still) => still.unwatched.push(index),
+            None => self.failed(index, error),
+        }
+    }
+}
