@@ -11,6 +11,8 @@
 
 #[path = "limits/client.rs"]
 mod client;
+#[path = "cluster/extended.rs"]
+mod extended;
 #[path = "limits/server.rs"]
 mod server;
 

@@ -158,15 +158,11 @@ fn residents(options: &Options) -> anyhow::Result<Vec<Figure>> {
     let each = |difference: f64| difference / f64::from(connections - warm_up).max(1.0);
     let bytes = each(after as f64 - before as f64);
     let name = "processes: memory of the parent for a client that follows a stream and can come back";
-    Ok(vec![
-        Figure::alone(name, "bytes", Limit::None, bytes),
-        Figure::alone("processes: its memory at rest", "bytes", Limit::None, before as f64),
-        Figure::alone(
-            "processes: CPU of the parent for such a client that comes",
-            "us",
-            Limit::None,
-            each(cpu_after[1] - cpu_before[1]),
-        ),
-        Figure::alone("processes: … of all processes", "us", Limit::None, each(cpu_after[0] - cpu_before[0])),
-    ])
+    let figures = [
+        (name, "bytes", bytes),
+        ("processes: its memory at rest", "bytes", before as f64),
+        ("processes: CPU of the parent for such a client that comes", "us", each(cpu_after[1] - cpu_before[1])),
+        ("processes: … of all processes", "us", each(cpu_after[0] - cpu_before[0])),
+    ];
+    Ok(figures.map(|(name, unit, value)| Figure::new(name, unit, Limit::None, vec![(value, None)])).into())
 }
