@@ -91,9 +91,12 @@ fn fixture_with(sink: Arc<Recorder>, change: impl FnOnce(&mut Routes, &mut Limit
     let mut routes = Routes {
         broadcast: Some(route("/_broadcast", None, Source::Http)),
         api: Some(route("/api", key, Source::Api)),
-        health: Some("/health".into()),
-        ready: Some(ReadyRoute { path: "/ready".into(), checks: Box::new(Vec::new) }),
-        metrics: Some(MetricsRoute { path: "/metrics".into(), text: Box::new(|_| "up 1\n".into()) }),
+        health: Some(HealthRoute { path: "/health".into(), sickness: Box::new(|| Box::pin(async { None })) }),
+        ready: Some(ReadyRoute { path: "/ready".into(), checks: Box::new(|| Box::pin(async { Vec::new() })) }),
+        metrics: Some(MetricsRoute {
+            path: "/metrics".into(),
+            text: Box::new(|_| Box::pin(async { "up 1\n".into() })),
+        }),
         ..Routes::default()
     };
     let mut limits = Limits::new(Config::default().broadcast.max_size);
