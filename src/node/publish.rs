@@ -718,7 +718,7 @@ mod tests {
         assert!(!now_or_never(&mut pin!(turns.next())));
         let third = tokio::spawn({
             let pipeline = Arc::clone(&pipeline);
-            async move { pipeline.disconnect(away("u")).await.unwrap() }
+            async move { PublicationSink::disconnect(&*pipeline, away("u")).await.unwrap() }
         });
         tokio::task::yield_now().await;
         assert!(texts(&inboxes[0]).is_empty());
@@ -753,7 +753,7 @@ mod tests {
         waiting.await.unwrap();
         drop(frozen);
         publish([3, 4]).await.unwrap();
-        pipeline.disconnect(away("u")).await.unwrap();
+        PublicationSink::disconnect(&*pipeline, away("u")).await.unwrap();
         assert_eq!(*noted.0.lock().unwrap(), ["1", "2", "3", "4", "u"]);
         assert!(texts(&inboxes[0]).is_empty());
         assert!(!now_or_never(&mut pin!(pipeline.sweeping.next())), "what was frozen stays so");
