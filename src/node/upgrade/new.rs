@@ -209,7 +209,7 @@ impl Taken {
     /// Has the shards serve, and says so.
     pub fn serve(&mut self, predecessor: &Predecessor, parts: &Parts) {
         // A shard that has ended is seen by the watchdog.
-        self.go_on.drain(..).for_each(|go_on| drop(go_on.send(())));
+        self.go_on.drain(..).for_each(|go_on| _ = go_on.send(()));
         let at_usec = clock::machine_usec();
         let _ = predecessor.talk.say(&ToOld::Started { at_usec }, &[]);
         let pause = self.yours.map(|yours| Duration::from_micros(at_usec.saturating_sub(yours.stopped_usec)));

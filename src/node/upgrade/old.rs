@@ -66,7 +66,7 @@ impl NewProcess {
         let (here, there) = Channel::pair().map_err(UpgradeError::old)?;
         let mut command = Command::new(program);
         command.args(std::env::args_os().skip(1)).envs(environment.iter().map(|(name, value)| (name, value)));
-        NOT_INHERITED.iter().for_each(|name| drop(command.env_remove(name)));
+        NOT_INHERITED.iter().for_each(|name| _ = command.env_remove(name));
         there.inherit_by(&mut command);
         let child = command.spawn().map_err(cannot)?;
         // It holds the other end, whose end is to be noticed.
