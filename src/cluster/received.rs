@@ -216,7 +216,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_over_the_bound_is_dropped_and_counted_and_what_waited_is_delivered_in_order() {
-        let cluster = Cluster::new(Settings::default());
+        let cluster = Cluster::new(NodeId::from_bits(1), Settings::default());
         let exchange = Arc::clone(cluster.exchange().unwrap());
         let slow = Arc::new(Slow::default());
         let delivering = (Arc::clone(&exchange), Arc::clone(&slow));
