@@ -134,7 +134,7 @@ fn with_a_broker_what_any_node_publishes_comes_once_and_in_order<E: Engine>() {
 }
 
 /// Publishes on one connection.
-trait Publisher: Engine {
+trait Publisher: Engine + Sync {
     fn publisher(&self) -> Box<dyn FnMut(&str, &str) + Send + '_>;
 }
 
