@@ -259,13 +259,12 @@ impl Exchange {
         self.marks.notify_one();
     }
 
-    /// Waits until a mark is to be published; gives it, and its text.
-    async fn wanted_mark(&self) -> (String, String) {
+    /// Waits until a mark is to be published, and gives it.
+    async fn wanted_mark(&self) -> String {
         loop {
             self.marks.notified().await;
             if let Some(key) = self.received.seam.key() {
-                let text = key.mark();
-                return (between_nodes::write_command(SEAM, &format!("\"{text}\""), self.node), text.to_owned());
+                return between_nodes::write_command(SEAM, &format!("\"{}\"", key.mark()), self.node);
             }
         }
     }
