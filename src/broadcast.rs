@@ -139,8 +139,12 @@ impl Broadcast {
         let (mut together, mut taken) = (Vec::new(), 0);
         for payload in payloads {
             match self.read(source, payload) {
-                Some(Incoming::Publications(mut publications) | Incoming::PartOfBatch { mut publications, .. }) => {
-                    together.append(&mut publications);
+                Some(Incoming::Publications(publications) | Incoming::PartOfBatch { publications, .. }) => {
+                    // Nearly always there is one payload.
+                    match together.is_empty() {
+                        true => together = publications,
+                        false => together.extend(publications),
+                    }
                     taken += 1;
                 }
                 Some(Incoming::Disconnect(disconnect)) => {

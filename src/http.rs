@@ -35,7 +35,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
 pub use admin::{AdminRoute, AdminRoutes};
-use rooms::{Doing, Place, Rooms, Sizes};
+pub use rooms::Place;
+use rooms::{Doing, Rooms, Sizes};
 pub use routes::{Check, Cors, ExtraAnswer, ExtraRoutes, MetricsRoute, PublishRoute, ReadyRoute, Routes, metrics_form};
 use socket::ReplayedStream;
 use upgrade::Wish;
@@ -204,8 +205,20 @@ impl HttpServer {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
+        self.serve_in(self.enter(), socket, already_read).await
+    }
+
+    /// Takes a connection in, so that [`HttpServer::drained`] waits for it; it is to be served in the place.
+    pub fn enter(&self) -> Option<Arc<Place>> {
+        self.0.rooms.enter()
+    }
+
+    /// The same as [`HttpServer::serve`] for a connection that was taken in already, or for which there was no room.
+    pub async fn serve_in<S>(&self, place: Option<Arc<Place>>, socket: S, already_read: Vec<u8>) -> Option<(S, Vec<u8>)>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
         let shared = &self.0;
-        let place = shared.rooms.enter();
         let wish = Arc::new(Wish::default());
         let mut socket = ReplayedStream::new(socket, already_read, &shared.limits, place.clone(), Arc::clone(&wish));
         let Some(place) = place else {

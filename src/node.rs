@@ -65,7 +65,7 @@ use upgrade::{Following, Predecessor, ToSuccessor};
 pub use upgrade::{Understood, UpgradeError, Upgraded};
 
 /// How long a process that was succeeded waits for the next request on connections that their senders keep.
-const LEAVE_MAX: Duration = Duration::from_secs(2);
+const LEAVE_MAX: Duration = Duration::from_secs(5);
 
 /// Part of the time a shutdown may take that clients are spread over; the rest is for their last bytes and for telling
 /// the app.
@@ -306,8 +306,6 @@ impl Node {
     /// Waits until what this process has begun and another one goes on with is finished, at most `--shutdown-timeout`.
     async fn outlive(&self) {
         let deadline = Instant::now() + self.config.app.shutdown_timeout;
-        // Senders that keep connections hear of it by an answer, so that none of their requests meets a closed connection.
-        self.http_servers().for_each(HttpServer::leave);
         let finished = async {
             let left = async {
                 for server in self.http_servers() {
@@ -326,6 +324,9 @@ impl Node {
             self.backend.drain(deadline).await;
             if let Some(predecessor) = &self.predecessor {
                 predecessor.ended().await;
+            }
+            if let Some(links) = &self.links {
+                links.finish(deadline).await;
             }
         };
         let in_time = tokio::time::timeout_at(deadline, finished).await.is_ok();

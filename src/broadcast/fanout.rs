@@ -171,8 +171,10 @@ mod tests {
         ours.push(b"b", &metrics);
         let (mark, _) = theirs.wanted_mark().await;
         for payload in [b"c", b"d"] {
-            [&ours, &theirs].map(|fanout| fanout.push(payload, &metrics));
-            [&ours, &theirs].map(|fanout| fanout.push(mark.as_bytes(), &metrics));
+            for fanout in [&ours, &theirs] {
+                fanout.push(payload, &metrics);
+                fanout.push(mark.as_bytes(), &metrics);
+            }
         }
         theirs.push(b"e", &metrics);
         assert!(theirs.seam.is_marked() && waiting(&theirs) == "cde", "{}", waiting(&theirs));

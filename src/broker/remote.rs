@@ -134,6 +134,8 @@ struct Shared {
     recent: Recent,
     /// How many nodes live, as far as is known.
     nodes: AtomicUsize,
+    /// Sessions that are asked for and not answered.
+    resuming: AtomicUsize,
     /// The number of the last store.
     last_store: AtomicU64,
     /// Questions and demands that are not answered.
@@ -204,6 +206,7 @@ impl RemoteBroker {
             people: People::new(&settings),
             recent: Recent::new(settings.counters_ttl),
             nodes: AtomicUsize::new(0),
+            resuming: AtomicUsize::new(0),
             last_store: AtomicU64::new(0),
             jobs: AtomicUsize::new(0),
             turns: AllTurns::default(),
@@ -281,9 +284,9 @@ impl RemoteBroker {
         }
     }
 
-    /// Whether no session waits to be stored.
+    /// Whether no session waits to be stored, or is being taken out of the storage.
     pub fn has_kept_all(&self) -> bool {
-        self.shared.saves.amounts().0 == 0
+        self.shared.resuming.load(Relaxed) == 0 && self.shared.saves.amounts().0 == 0
     }
 
     /// Asks on behalf of a session. The answer comes through the [`Outlet`].
@@ -296,7 +299,7 @@ impl RemoteBroker {
                     metrics.sessions_refused_total.inc();
                     return outlet.answer(key, Ok(BrokerReply::Resumed(None)));
                 }
-                Found::Nowhere => {}
+                Found::Nowhere => _ = self.shared.resuming.fetch_add(1, Relaxed),
             }
         }
         self.want(Job::Ask(key, Instant::now(), question));

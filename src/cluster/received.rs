@@ -184,3 +184,120 @@ fn sender(message: &NodeMessage) -> Option<NodeId> {
         NodeMessage::Disconnect(_, node) | NodeMessage::Command { node, .. } => *node,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::cluster::{Cluster, Settings, Work};
+    use crate::link::{BEFORE_MARK, SeamKey};
+    use crate::model::{Publication, RemoteDisconnect};
+    use crate::proto::publication::between_nodes::Origin;
+
+    /// Shards that take nothing before they are told to.
+    #[derive(Default)]
+    struct Slow {
+        goes_on: Notify,
+        taken: Mutex<Vec<usize>>,
+    }
+
+    impl Incoming for Slow {
+        fn publication(&self, publication: Publication, _: Option<Origin>, _: bool) -> Work<'_> {
+            Box::pin(async move {
+                self.goes_on.notified().await;
+                self.goes_on.notify_one();
+                self.taken.lock().unwrap().push(publication.message.len());
+            })
+        }
+        fn disconnect(&self, _: RemoteDisconnect) {}
+        fn command(&self, _: &str, _: &str, _: NodeId) {}
+        fn subscribed(&self, _: &str) {}
+    }
+
+    #[tokio::test]
+    async fn what_is_over_the_bound_is_dropped_and_counted_and_what_waited_is_delivered_in_order() {
+        let cluster = Cluster::new(NodeId::from_bits(1), Settings::default());
+        let exchange = Arc::clone(cluster.exchange().unwrap());
+        let slow = Arc::new(Slow::default());
+        let delivering = (Arc::clone(&exchange), Arc::clone(&slow));
+        let delivering = tokio::spawn(async move { delivering.0.received.keep_delivering(&*delivering.1).await });
+        // Each as long as a tenth of the bound and some more.
+        let long = |n: usize| format!("{{\"stream\":\"s\",\"data\":\"{}\"}}", "1".repeat(BYTES_MAX / 10 + n));
+        for n in 0..12 {
+            exchange.receive(long(n).as_bytes());
+            // The first is being handed over, and has its place in the bound until it is.
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(exchange.metrics.cluster_overflow_total.get(), 3);
+        slow.goes_on.notify_one();
+        while slow.taken.lock().unwrap().len() < 9 {
+            tokio::task::yield_now().await;
+        }
+        assert!(slow.taken.lock().unwrap().iter().copied().eq((0..9).map(|n| BYTES_MAX / 10 + n)));
+        exchange.receive(long(12).as_bytes());
+        while slow.taken.lock().unwrap().len() < 10 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(exchange.metrics.cluster_overflow_total.get(), 3, "there is room again");
+        delivering.abort();
+    }
+
+    fn waiting(exchange: &Exchange) -> String {
+        let queue = exchange.received.queue();
+        assert_eq!(queue.bytes, queue.messages.iter().map(|waiting| waiting.bytes).sum::<usize>());
+        let text = |waiting: &Waiting| match &waiting.message {
+            NodeMessage::Publication(publication, _) => publication.message.to_string(),
+            other => panic!("{other:?}"),
+        };
+        queue.messages.iter().map(text).collect::<Vec<_>>().join(" ")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_process_hands_on_exactly_what_was_not_with_numbers_and_without() {
+        let node = NodeId::from_bits(1);
+        let exchange = || Cluster::new(node, Settings::default()).exchange().cloned().unwrap();
+        let (ours, theirs) = (exchange(), exchange());
+        [&ours, &theirs].into_iter().for_each(|exchange| _ = exchange.streams.follow("s"));
+        let key = SeamKey::default();
+        let numbered = |seq: u64| {
+            between_nodes::write(&Publication::new("s", seq.to_string()), Origin { node: NodeId::from_bits(2), seq })
+        };
+        let foreign = r#"{"stream":"s","data":"0"}"#.to_owned();
+        let mark = between_nodes::write_command(SEAM, &format!("\"{}\"", key.mark()), node);
+        // Noted from the beginning by the one, and from later on by the other.
+        ours.received.seam.begin(key.clone());
+        [numbered(1), foreign.clone()].iter().for_each(|payload| ours.receive(payload.as_bytes()));
+        theirs.received.seam.begin(key);
+        tokio::time::advance(BEFORE_MARK).await;
+        for payload in [&numbered(2), &mark, &foreign, &numbered(3)] {
+            [&ours, &theirs].into_iter().for_each(|exchange| exchange.receive(payload.as_bytes()));
+        }
+        [&numbered(4), &foreign].into_iter().for_each(|payload| theirs.receive(payload.as_bytes()));
+        // Handed on: 1, the first foreign one, 2, and the second foreign one.
+        assert_eq!(waiting(&ours), "1 0 2 0 3");
+        ours.received.queue().messages.drain(..4);
+        let given = rmp_serde::to_vec_named(&ours.given()).unwrap();
+        theirs.take_over(rmp_serde::from_slice(&given).unwrap());
+        assert_eq!(waiting(&theirs), "3 4 0");
+        assert!(theirs.received.seam.key().is_none());
+        // One that comes a second time is known by its number.
+        theirs.receive(numbered(3).as_bytes());
+        assert_eq!(waiting(&theirs), "3 4 0");
+        assert_eq!(theirs.metrics.cluster_gaps_total.get(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_came_before_the_other_listened_is_handed_on_by_it_first() {
+        let exchange = || Cluster::new(NodeId::from_bits(1), Settings::default()).exchange().cloned().unwrap();
+        let (ours, theirs) = (exchange(), exchange());
+        let key = SeamKey::default();
+        let foreign = |n: u32| format!("{{\"stream\":\"s\",\"data\":\"{n}\"}}");
+        ours.received.seam.begin(key.clone());
+        ours.receive(foreign(1).as_bytes());
+        theirs.received.seam.begin(key);
+        [&ours, &theirs].into_iter().for_each(|exchange| exchange.receive(foreign(2).as_bytes()));
+        theirs.take_over(ours.given());
+        assert_eq!(waiting(&theirs), "1 2");
+    }
+}

@@ -79,7 +79,14 @@ impl RunningLinks {
             while self.sources.clone().changed().await.is_ok() {}
             let is_over = || self.exchange.as_ref().is_none_or(|exchange| exchange.has_sent_all());
             let is_kept = || match &self.pipeline.broker {
-                Broker::Remote(remote) => remote.has_kept_all(),
+                Broker::Remote(remote) => {
+                    // In this order: what is found now may be what was answered a moment ago.
+                    let has_kept_all = remote.has_kept_all();
+                    let left = self.pipeline.left_sessions();
+                    let is_nothing_left = left.is_empty();
+                    left.into_iter().for_each(|saved| remote.departed(saved.sid, Some(Box::new(saved))));
+                    has_kept_all && is_nothing_left
+                }
                 Broker::Local(_) => true,
             };
             while !(is_over() && is_kept()) {

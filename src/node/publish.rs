@@ -23,8 +23,8 @@ use crate::hub::{StreamChange, StreamHasher};
 use crate::link::{Held, Turns};
 use crate::metrics;
 use crate::model::{
-    Answer, BrokerError, BrokerReply, Now, PresenceChange, Publication, RemoteDisconnect, Reply, ResumeTicket, Sid,
-    SlotKey,
+    Answer, BrokerError, BrokerReply, Now, PresenceChange, Publication, RemoteDisconnect, Reply, ResumeTicket,
+    SavedSession, Sid, SlotKey,
 };
 use crate::os::clock::Clock;
 use crate::shard::{Delivery, Inbox, Message};
@@ -66,8 +66,9 @@ pub(super) struct Pipeline {
     room: Arc<Semaphore>,
     /// Read by whoever sends sessions away, so that nobody does so while the node stands still.
     sending_away: Arc<RwLock<()>>,
-    /// It stands still, or is about to: nobody gets a permit, and what shards have under way does without.
+    /// It stands still, or is about to: nobody gets a permit of `room`, and what shards have under way takes one of `spare`.
     frozen: AtomicBool,
+    spare: Arc<Semaphore>,
     /// Gets what comes here when it is there.
     successor: OnceLock<Arc<dyn Successor>>,
     /// What works beside the shards, to be held up in this order: first what takes publications in.
@@ -104,6 +105,7 @@ impl Pipeline {
             room: Arc::new(Semaphore::new(PUBLICATIONS_MAX)),
             sending_away: Arc::default(),
             frozen: AtomicBool::new(false),
+            spare: Arc::new(Semaphore::new(PUBLICATIONS_MAX)),
             successor: OnceLock::new(),
             sources: Mutex::default(),
             workers: Mutex::default(),
@@ -115,12 +117,12 @@ impl Pipeline {
 
     /// Gives a publication its position and puts it into the inbox of every shard that follows its stream, before the
     /// next publication of that stream.
-    fn place(&self, publication: Publication, permit: Option<OwnedSemaphorePermit>) {
+    fn place(&self, publication: Publication, permit: OwnedSemaphorePermit) {
         let unstored = match &self.broker {
             Broker::Local(local) => local,
             Broker::Remote(remote) => &remote.unstored,
         };
-        unstored.in_order(publication, self.clock.now(), |publication| self.hand_over(publication, permit));
+        unstored.in_order(publication, self.clock.now(), |publication| self.hand_over(publication, Some(permit)));
     }
 
     /// Puts a publication that has its place into the inboxes, and tells the other nodes; called under its stream's lock.
@@ -150,9 +152,11 @@ impl Pipeline {
         self.successor.get().ok_or_else(|| PublishError("the node has ended".to_owned()))
     }
 
-    /// Whether something may go past the bound: it comes from a shard that finishes what it has under way.
-    fn finishes(&self) -> bool {
-        self.frozen.load(Ordering::Acquire)
+    /// Room for something of a shard, which does not wait; also while this stands still and the shard finishes what it has
+    /// under way.
+    fn try_room(&self, places: u32) -> Option<OwnedSemaphorePermit> {
+        let of = |room: &Arc<Semaphore>| Arc::clone(room).try_acquire_many_owned(places).ok();
+        of(&self.room).or_else(|| of(&self.spare).filter(|_| self.frozen.load(Ordering::Acquire)))
     }
 
     /// Something that takes publications in, piece after piece. It stands still when the pipeline does.
@@ -266,6 +270,11 @@ impl Pipeline {
         }
     }
 
+    /// Sessions that were given to clients of shards that have ended.
+    pub(super) fn left_sessions(&self) -> Vec<SavedSession> {
+        self.inboxes.iter().flat_map(|inbox| inbox.take_sessions()).collect()
+    }
+
     /// A shard is to give up a session.
     pub(super) fn ask_to_yield(&self, Place { shard, index }: Place, ticket: ResumeTicket) {
         if let Some(inbox) = self.inboxes.get(usize::from(shard)) {
@@ -280,8 +289,8 @@ impl Pipeline {
             Broker::Local(local) => local,
             Broker::Remote(remote) => return remote.change_presence(sid, stream, change),
         };
-        let permit = Arc::clone(&self.room).try_acquire_owned().ok();
-        if permit.is_none() && matches!(change, PresenceChange::Join { .. }) && !self.finishes() {
+        let permit = self.try_room(1);
+        if permit.is_none() && matches!(change, PresenceChange::Join { .. }) {
             local.metrics.presence_refused_total.inc();
             return;
         }
@@ -323,7 +332,7 @@ impl PublicationSink for Pipeline {
                     (Some(permit), Broker::Remote(remote)) if !publication.transient => {
                         stores.push(remote.publish(publication, permit));
                     }
-                    (Some(permit), _) => self.place(publication, Some(permit)),
+                    (Some(permit), _) => self.place(publication, permit),
                     (None, _) => {
                         left = Some(publication);
                         break;
@@ -341,14 +350,11 @@ impl PublicationSink for Pipeline {
     }
 
     fn try_publish(&self, publication: Publication) -> bool {
-        let permit = Arc::clone(&self.room).try_acquire_many_owned(places(&publication)).ok();
-        match (permit, &self.broker) {
+        let Some(permit) = self.try_room(places(&publication)) else { return false };
+        match &self.broker {
             // What becomes of it is waited for by nobody.
-            (Some(permit), Broker::Remote(remote)) if !publication.transient => {
-                drop(remote.publish(publication, permit));
-            }
-            (None, _) if !self.finishes() => return false,
-            (permit, _) => self.place(publication, permit),
+            Broker::Remote(remote) if !publication.transient => drop(remote.publish(publication, permit)),
+            _ => self.place(publication, permit),
         }
         true
     }

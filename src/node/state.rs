@@ -42,9 +42,6 @@ pub enum BadNodeState {
     /// It cannot be read.
     #[error("the state of the old process cannot be read: {0}")]
     Unreadable(#[from] rmp_serde::decode::Error),
-    /// Not all of it is there.
-    #[error("the state of the old process ends too early")]
-    Truncated,
     /// What comes meanwhile would be lost.
     #[error("the old process has its link to {0}, and this one does not get one")]
     Link(&'static str),
@@ -106,22 +103,24 @@ impl Given {
     }
 }
 
-/// What may be large, as it was before the node stopped: a head, and behind it any number of pieces, each behind its length.
+/// What may be large, as it was before the node stopped. It is sent a piece at a time, so that it never lies anywhere twice.
 pub(super) struct Snapshot {
-    bytes: Vec<u8>,
     /// When it was begun.
     since: Now,
+    /// Bytes of all pieces.
+    pub bytes: usize,
 }
 
 /// Begins everything.
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Head {
     format: u16,
 }
 
 /// A piece of a [`Snapshot`].
-#[derive(Default, Serialize, Deserialize)]
-struct Piece {
+#[derive(Serialize, Deserialize)]
+pub(super) struct Piece {
+    format: u16,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     local: Option<BrokerPart>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -130,71 +129,58 @@ struct Piece {
     links: Option<LinksSnapshot>,
 }
 
-/// A [`Snapshot`] that was read.
-pub(super) struct ReadSnapshot(Vec<Piece>);
-
 impl Snapshot {
-    /// Of a running node. Takes its time; everything goes on meanwhile, and it is noted what changes.
-    pub fn take(parts: &Parts) -> Snapshot {
-        let (mut bytes, since) = (Vec::new(), parts.pipeline.clock.now());
-        put_framed(&mut bytes, &Head { format: STATE_FORMAT });
-        let mut put = |piece: Piece| put_framed(&mut bytes, &piece);
+    /// Gives all of a running node to `send`, piece by piece. Takes its time; everything goes on meanwhile, and it is noted
+    /// what changes.
+    ///
+    /// # Errors
+    /// A piece was not sent.
+    pub fn give<E>(parts: &Parts, mut send: impl FnMut(Vec<u8>) -> Result<(), E>) -> Result<Snapshot, E> {
+        let mut snapshot = Snapshot { since: parts.pipeline.clock.now(), bytes: 0 };
+        let mut give = |piece: Piece| {
+            let bytes = written(&piece);
+            snapshot.bytes += bytes.len();
+            send(bytes)
+        };
+        let empty = || Piece { format: STATE_FORMAT, local: None, closes: None, links: None };
         if let Broker::Local(local) = &parts.pipeline.broker {
             for part in local.snapshot() {
-                put(Piece { local: Some(part), ..Piece::default() });
+                give(Piece { local: Some(part), ..empty() })?;
             }
         }
         let closes = look::all_closes(&parts.inboxes, parts.inherited.closes());
-        put(Piece { closes: Some(closes), ..Piece::default() });
-        let links = parts.handed.snapshot(&parts.pipeline, &parts.links);
-        put(Piece { links: Some(links), ..Piece::default() });
-        Snapshot { bytes, since }
+        give(Piece { closes: Some(closes), ..empty() })?;
+        // Last, because the new process waits for its links.
+        give(Piece { links: Some(parts.handed.snapshot(&parts.pipeline, &parts.links)), ..empty() })?;
+        Ok(snapshot)
     }
+}
 
-    /// To be sent.
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    /// It has been sent, and what it holds is not needed any more.
-    pub fn forget(&mut self) {
-        self.bytes = Vec::new();
-    }
-
+impl Piece {
     /// What was sent.
     ///
     /// # Errors
     /// See [`BadNodeState`].
-    pub fn from_bytes(bytes: &[u8]) -> Result<ReadSnapshot, BadNodeState> {
-        let (head, mut rest) = framed(bytes)?;
-        check_format(head)?;
-        let mut pieces = Vec::new();
-        while !rest.is_empty() {
-            let (piece, behind) = framed(rest)?;
-            pieces.push(rmp_serde::from_slice(piece)?);
-            rest = behind;
-        }
-        Ok(ReadSnapshot(pieces))
+    pub fn from_bytes(bytes: &[u8]) -> Result<Piece, BadNodeState> {
+        check_format(bytes)?;
+        Ok(rmp_serde::from_slice(bytes)?)
     }
-}
 
-impl ReadSnapshot {
-    /// Puts it into a node that does not run yet, and waits until its links get what those of the old process get.
+    /// Puts it into a node that does not run yet; that of the links waits until they get what those of the old process get.
     ///
     /// # Errors
     /// One of them does not.
     pub fn apply(self, parts: &Parts) -> Result<(), BadNodeState> {
-        for Piece { local, closes, links } in self.0 {
-            if let (Some(part), Broker::Local(broker)) = (local, &parts.pipeline.broker) {
-                broker.take_over(part);
-            }
-            if let Some(closes) = closes {
-                // There is one list.
-                let _ = parts.inherited.closes.set(closes);
-            }
-            if let Some(links) = links {
-                parts.handed.follow(links, &parts.pipeline, &parts.links).map_err(BadNodeState::Link)?;
-            }
+        let Piece { local, closes, links, .. } = self;
+        if let (Some(part), Broker::Local(broker)) = (local, &parts.pipeline.broker) {
+            broker.take_over(part);
+        }
+        if let Some(closes) = closes {
+            // There is one list.
+            let _ = parts.inherited.closes.set(closes);
+        }
+        if let Some(links) = links {
+            parts.handed.follow(links, &parts.pipeline, &parts.links).map_err(BadNodeState::Link)?;
         }
         Ok(())
     }
@@ -274,32 +260,7 @@ pub(super) fn renamed(parts: &Parts, moved: &Moved) -> Vec<SlotKey> {
 }
 
 fn written(plain: &impl Serialize) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    put(&mut bytes, plain);
-    bytes
-}
-
-fn put(bytes: &mut Vec<u8>, plain: &impl Serialize) {
-    let mut writer = rmp_serde::Serializer::new(bytes).with_struct_map();
-    plain.serialize(&mut writer).expect("plain data can be written");
-}
-
-/// In front of a piece stands its length.
-const LENGTH_BYTES: usize = size_of::<u64>();
-
-fn put_framed(bytes: &mut Vec<u8>, plain: &impl Serialize) {
-    let begin = bytes.len();
-    bytes.extend([0; LENGTH_BYTES]);
-    put(bytes, plain);
-    let length = (bytes.len() - begin - LENGTH_BYTES) as u64;
-    bytes[begin..begin + LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
-}
-
-/// The first piece, and what is behind it.
-fn framed(bytes: &[u8]) -> Result<(&[u8], &[u8]), BadNodeState> {
-    let (length, rest) = bytes.split_first_chunk::<LENGTH_BYTES>().ok_or(BadNodeState::Truncated)?;
-    let length = usize::try_from(u64::from_le_bytes(*length)).map_err(|_| BadNodeState::Truncated)?;
-    rest.split_at_checked(length).ok_or(BadNodeState::Truncated)
+    rmp_serde::to_vec_named(plain).expect("plain data can be written")
 }
 
 fn check_format(bytes: &[u8]) -> Result<(), BadNodeState> {

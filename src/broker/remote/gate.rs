@@ -19,6 +19,7 @@ use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
@@ -59,7 +60,7 @@ pub struct Gate {
     pub unknown_epoch: Notify,
     /// How long the storage remembers how far a stream is.
     counters_ttl: Duration,
-    /// What times of streams are counted from.
+    /// What times of streams are counted from, with [`Gate::time`].
     begun: Instant,
     outlet: Arc<dyn Outlet>,
     metrics: Arc<RemoteMetrics>,
@@ -78,7 +79,7 @@ struct Bucket {
     wanted: Wanted,
     epoch: Option<Arc<str>>,
     /// How far streams were in the process that this one goes on from, until they are followed here.
-    inherited: HashMap<Arc<str>, u64, NameHasher>,
+    inherited: HashMap<Arc<str>, GivenStream, NameHasher>,
 }
 
 #[derive(Default)]
@@ -88,6 +89,16 @@ struct Common {
     served: Vec<StoreId>,
     /// What has come with another epoch: that of storage that has begun anew, which is not known yet, or an old one.
     strays: Vec<(Publication, Permit)>,
+}
+
+/// How far a stream is, for another process that goes on as the same node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GivenStream {
+    name: Arc<str>,
+    /// Everything up to here has been delivered.
+    last: u64,
+    /// For how long it has not come further, in seconds; none: it has not come further since it was followed.
+    age: Option<u64>,
 }
 
 /// What became of a publication that came.
@@ -146,8 +157,8 @@ impl Gate {
         }
         let name = name.unwrap_or_else(|| stream.into());
         let mut followed = Stream::followed();
-        if let Some(last) = bucket.inherited.remove(stream) {
-            self.go_on_from(&mut followed, last);
+        if let Some(given) = bucket.inherited.remove(stream) {
+            self.go_on_from(&mut followed, &given);
         }
         bucket.streams.insert(Arc::clone(&name), followed);
         Some(name)
@@ -196,12 +207,20 @@ impl Gate {
         }
     }
 
+    /// Grows as the clock does, and is old enough at the beginning for whatever another process remembers.
+    fn time(&self) -> Duration {
+        self.begun.elapsed() + self.counters_ttl
+    }
+
     /// The generation of the storage, and how far each stream is that is open.
-    pub fn given(&self) -> (Option<Arc<str>>, Vec<(Arc<str>, u64)>) {
-        let mut streams = Vec::new();
+    pub fn given(&self) -> (Option<Arc<str>>, Vec<GivenStream>) {
+        let (mut streams, now) = (Vec::new(), self.time());
+        let given = |(name, stream): (&Arc<str>, &Stream)| {
+            let age = stream.age(now).map(|age| age.as_secs());
+            Some(GivenStream { name: Arc::clone(name), last: stream.last()?, age })
+        };
         for bucket in &self.buckets {
-            let bucket = lock(bucket);
-            streams.extend(bucket.streams.iter().filter_map(|(name, stream)| Some((Arc::clone(name), stream.last()?))));
+            streams.extend(lock(bucket).streams.iter().filter_map(given));
         }
         (lock(&self.common).epoch.clone(), streams)
     }
@@ -213,7 +232,7 @@ impl Gate {
 
     /// Streams go on behind what another process has delivered, those that are followed here and those that will be until
     /// [`forget_inherited`](Self::forget_inherited). To be called before anything passes here.
-    pub fn take_over(&self, epoch: Option<&Arc<str>>, streams: Vec<(Arc<str>, u64)>, served: Vec<StoreId>) {
+    pub fn take_over(&self, epoch: Option<&Arc<str>>, streams: Vec<GivenStream>, served: Vec<StoreId>) {
         let is_another = {
             let mut common = lock(&self.common);
             let known = common.epoch.clone();
@@ -228,15 +247,15 @@ impl Gate {
             return;
         }
         self.buckets.iter().for_each(|bucket| lock(bucket).epoch = epoch.cloned());
-        for (name, last) in streams {
-            let mut bucket = self.bucket(&name);
+        for given in streams {
+            let mut bucket = self.bucket(&given.name);
             let Bucket { streams, wanted, inherited, .. } = &mut *bucket;
-            match streams.get_mut(&name) {
+            match streams.get_mut(&given.name) {
                 Some(stream) => {
-                    self.go_on_from(stream, last);
-                    self.want(wanted, Want::Open, name);
+                    self.go_on_from(stream, &given);
+                    self.want(wanted, Want::Open, given.name);
                 }
-                None => _ = inherited.insert(name, last),
+                None => _ = inherited.insert(Arc::clone(&given.name), given),
             }
         }
     }
@@ -246,9 +265,11 @@ impl Gate {
         self.buckets.iter().for_each(|bucket| lock(bucket).inherited = HashMap::with_hasher(self.hasher));
     }
 
-    fn go_on_from(&self, stream: &mut Stream, last: u64) {
-        stream.open_at(last);
-        stream.came_at(self.begun.elapsed());
+    fn go_on_from(&self, stream: &mut Stream, given: &GivenStream) {
+        stream.open_at(given.last);
+        if let Some(came) = given.age.and_then(|age| self.time().checked_sub(Duration::from_secs(age))) {
+            stream.came_at(came);
+        }
     }
 
     /// Waits until there are streams to be read for this reason, and gives some of them.
@@ -418,7 +439,7 @@ impl Gate {
     fn reach(&self, name: &Arc<str>, stream: &mut Stream, wanted: &mut Wanted, head: u64) {
         if head > stream.head() {
             stream.more().head = head;
-            stream.came_at(self.begun.elapsed());
+            stream.came_at(self.time());
         }
         if stream.last().is_some_and(|last| last < head) {
             self.want_filling(name, stream, wanted);
@@ -522,7 +543,7 @@ impl Gate {
     /// Everything of a stream up to here is delivered.
     fn go_to(&self, stream: &mut Stream, last: u64) {
         if last > stream.head() {
-            stream.came_at(self.begun.elapsed());
+            stream.came_at(self.time());
         }
         stream.set_last(last);
     }
@@ -548,7 +569,7 @@ impl Gate {
 
     /// Whether the storage has to know how far a stream is.
     fn is_remembered(&self, stream: &Stream) -> bool {
-        stream.age(self.begun.elapsed()).is_some_and(|age| age < remembered_for(self.counters_ttl))
+        stream.age(self.time()).is_some_and(|age| age < remembered_for(self.counters_ttl))
     }
 
     fn want_filling(&self, name: &Arc<str>, stream: &mut Stream, wanted: &mut Wanted) {

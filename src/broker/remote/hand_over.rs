@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
 
+use super::gate::GivenStream;
 use super::people::GivenPeople;
 use super::store::StoreId;
 use super::{AllTurns, RemoteBroker};
@@ -23,7 +24,7 @@ pub struct GivenRemote {
     epoch: Option<Arc<str>>,
     /// Up to where clients have each stream.
     #[serde(default)]
-    streams: Vec<(Arc<str>, u64)>,
+    streams: Vec<GivenStream>,
     #[serde(default)]
     served: Vec<StoreId>,
     /// Streams, offsets, and how long ago it was.

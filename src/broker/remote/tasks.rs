@@ -317,6 +317,7 @@ impl<S: Store> Tasks<S> {
                 shared.outlet.answer(key, Err(error));
             }
         }
+        shared.resuming.fetch_sub(1, Relaxed);
     }
 
     async fn found(&self, ticket: &ResumeTicket, deadline: Instant) -> Result<Option<SavedSession>, BrokerError> {

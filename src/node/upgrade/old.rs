@@ -141,10 +141,11 @@ impl NewProcess {
     }
 
     /// Gives it the snapshot, and waits until it has read it: that must not take time when everything stands still.
-    fn keep(&mut self, snapshot: &Snapshot, patience: Duration) -> Result<(), UpgradeError> {
-        self.say(&ToNew::Snapshot(ByteBuf::from(snapshot.bytes())), &[])?;
+    fn keep(&mut self, parts: &Parts, patience: Duration) -> Result<Snapshot, UpgradeError> {
+        let snapshot = Snapshot::give(parts, |piece| self.say(&ToNew::Snapshot(ByteBuf::from(piece)), &[]))?;
+        self.say(&ToNew::SnapshotEnds {}, &[])?;
         match self.hear(patience, "read what is kept")? {
-            (ToOld::Kept {}, _) => Ok(()),
+            (ToOld::Kept {}, _) => Ok(snapshot),
             (other, _) => Err(UpgradeError::New(format!("it says {other:?}, out of turn"))),
         }
     }
@@ -299,11 +300,9 @@ impl Node {
         let mut new = NewProcess::start(self.may_be_upgraded()?, &self.made_of.for_successors, patience)?;
         let lanes = new.prepare(self, patience)?;
         // All that can fail is made first.
-        let mut snapshot = Snapshot::take(&self.observer.parts);
-        let snapshot_bytes = snapshot.bytes().len();
-        let kept = new.keep(&snapshot, patience);
-        snapshot.forget();
-        let handed_over = kept.and_then(|()| {
+        let kept = new.keep(&self.observer.parts, patience);
+        let snapshot_bytes = kept.as_ref().map_or(0, |snapshot| snapshot.bytes);
+        let handed_over = kept.and_then(|snapshot| {
             let mut stopped = Stopped::stop(self)?;
             let sent = give(&mut new, &mut stopped, &snapshot, &lanes).and_then(|sent| {
                 let successor = ToSuccessor::new(&new.talk).map_err(UpgradeError::old)?;
@@ -331,6 +330,7 @@ impl Node {
         }
         let (Sent { have, bytes }, successor, since_usec) = handed_over?;
         drop(lanes);
+        // Senders that keep connections hear of it by an answer, so that none of their requests meets a closed connection.
         self.http_servers().for_each(HttpServer::leave);
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let started_usec = successor.started(STARTED_MAX);
