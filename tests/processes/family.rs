@@ -9,10 +9,9 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
-use tungstenite::Message;
+use serde_json::Value;
 
-use crate::client::{self, Client, Response, connect, response_head};
+use crate::client::{self, Response, connect};
 use crate::server::{SOON, Server, Start};
 
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -108,23 +107,12 @@ impl Family {
         (0..self.processes).map(of).collect()
     }
 
-    /// Which process has this session.
-    pub fn process_of(&self, sid: &str) -> String {
-        let seen = debug(self, &format!("/debug/connections?sid={sid}"));
-        seen["connections"][0]["process"].as_str().unwrap_or_else(|| panic!("nobody has {sid}: {seen}")).to_owned()
-    }
-
     pub fn await_log(&self, start: &str) {
         self.await_log_line(|line| line.starts_with(start));
     }
 
     pub fn await_log_line(&self, is_it: impl Fn(&str) -> bool) {
         assert!(self.server.log.wait_for(is_it).is_some(), "{}", self.server.log.text());
-    }
-
-    pub fn post(&self, body: &str) {
-        let response = client::http(self.server.address(), "POST", "/_broadcast", body).expect("an answer");
-        assert_eq!(response.status, 201, "{response:?}");
     }
 
     /// Asks on many connections at once until some process gives such an answer: one that is stopped gives none.
@@ -162,60 +150,4 @@ pub fn signal(pid: u32, signal: &str) {
 pub fn is_gone(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with('Z'))
-}
-
-/// A client that speaks the extended protocol.
-pub struct Extended {
-    client: Client,
-    pub welcome: Value,
-    pub sid: String,
-}
-
-impl Extended {
-    /// Connects and takes the welcome; `query` begins with `?` or is empty.
-    pub fn open(address: SocketAddr, query: &str) -> Extended {
-        let mut socket = connect(address);
-        let request = client::upgrade_request(&format!("/cable{query}"));
-        let request = request.replace("actioncable-v1-json", "actioncable-v1-ext-json");
-        socket.write_all(request.as_bytes()).expect("sent");
-        let response = response_head(&mut socket).expect("an answer");
-        assert_eq!(response.status, 101, "{response:?}");
-        let mut client = Client::on(socket, response.rest);
-        let welcome = read(&mut client);
-        let sid = welcome["sid"].as_str().unwrap_or_else(|| panic!("no welcome: {welcome}")).to_owned();
-        Extended { client, welcome, sid }
-    }
-
-    pub fn send(&mut self, command: Value) {
-        self.client.send(&command.to_string());
-    }
-
-    pub fn next(&mut self) -> Value {
-        read(&mut self.client)
-    }
-
-    pub fn follow(&mut self, stream: &str) {
-        self.send(json!({"command": "subscribe", "identifier": client::identifier(stream)}));
-        let confirmed = self.next();
-        assert_eq!(confirmed["type"], "confirm_subscription", "{confirmed}");
-    }
-
-    pub fn leave(self) {
-        self.client.leave();
-    }
-}
-
-/// The next text that is no ping.
-fn read(client: &mut Client) -> Value {
-    loop {
-        match client.0.read().expect("a message") {
-            Message::Text(text) => {
-                let text: Value = serde_json::from_str(&text).expect("JSON");
-                if text["type"] != "ping" {
-                    return text;
-                }
-            }
-            other => panic!("no text but {other:?}"),
-        }
-    }
 }
