@@ -768,3 +768,36 @@ async fn draining_finishes_requests_and_ends_everything_else() {
     assert_eq!(fixture.metrics.http_connections_num.get(), 0);
     assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
 }
+
+#[tokio::test]
+async fn who_keeps_a_connection_to_a_server_that_leaves_is_answered_once_more_and_told() {
+    let fixture = fixture_with(Recorder::new(false, false), |_, limits| limits.linger = Duration::from_millis(20));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = fixture.server.clone();
+    let listening = tokio::spawn(async move { server.listen(listener).await });
+    let mut kept = TcpStream::connect(address).await.unwrap();
+    let mut idle = TcpStream::connect(address).await.unwrap();
+    for client in [&mut kept, &mut idle] {
+        client.write_all(b"HEAD /health HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+        assert!(!read_head(client).await.contains("close"));
+    }
+    let mut busy = TcpStream::connect(address).await.unwrap();
+    busy.write_all(post("/_broadcast", "", PUBLICATION).as_bytes()).await.unwrap();
+    fixture.sink.has_begun().await;
+
+    fixture.server.leave();
+    listening.await.unwrap();
+    fixture.sink.gate.add_permits(2);
+    kept.write_all(post("/_broadcast", "", PUBLICATION).as_bytes()).await.unwrap();
+    for client in [&mut busy, &mut kept] {
+        let head = read_head(client).await;
+        assert!(status_of(&head) == 201 && head.contains("connection: close"), "{head}");
+        assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+    }
+    drop((busy, kept));
+    fixture.server.drain();
+    assert_eq!(idle.read(&mut [0]).await.unwrap(), 0);
+    drop(idle);
+    fixture.server.drained().await;
+}
