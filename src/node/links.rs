@@ -128,7 +128,7 @@ impl Links {
     ///
     /// # Errors
     /// Files that are named cannot be read, or hold nothing that can be used.
-    pub fn new(config: &Config, given: Option<&LinksGiven>, parent: Option<ParentEnd>) -> Result<Links, StartError> {
+    pub fn new(config: &Config, parent: Option<ParentEnd>, given: Option<&LinksGiven>) -> Result<Links, StartError> {
         let mut handed = HandedLinks::new(given);
         let mut links = Links { parent, ..Links::default() };
         if config.pubsub() != PubSub::None {

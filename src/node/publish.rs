@@ -124,9 +124,9 @@ impl Pipeline {
     /// Takes a publication for which there is room. Gives what a publisher is to wait for, if the broker is elsewhere.
     fn take(&self, publication: Publication, permit: OwnedSemaphorePermit) -> Option<oneshot::Receiver<()>> {
         match &self.broker {
-            Broker::Remote(remote) if !publication.transient => return Some(remote.publish(publication, permit)),
-            Broker::Remote(remote) => self.place(&remote.unstored, publication, permit),
             Broker::Local(local) => self.place(local, publication, permit),
+            Broker::Remote(remote) if publication.transient => self.place(&remote.unstored, publication, permit),
+            Broker::Remote(remote) => return Some(remote.publish(publication, permit)),
             // It has its own way.
             Broker::Parent(_) => {}
         }

@@ -188,7 +188,7 @@ impl Assembly {
         let of_all = parent.as_ref().map(|parent| parent.welcome.clone());
         let family = parent.as_ref().map(|parent| parent.family(plan.room_max()));
         let is_child = family.is_some();
-        let mut links = Links::new(&plan.config, plan.given.as_ref().and_then(Given::links), parent)?;
+        let mut links = Links::new(&plan.config, parent, plan.given.as_ref().and_then(Given::links))?;
         // The first shard has as many as any.
         let core = Core::new(&plan, of_all.as_ref(), main_port.of_shards[0].len(), &calls, &mut links)?;
         let links_runtime = links.runtime()?;
