@@ -187,11 +187,61 @@ fn sender(message: &NodeMessage) -> Option<NodeId> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::cluster::{Cluster, Settings};
+    use crate::cluster::{Cluster, Settings, Work};
     use crate::link::{BEFORE_MARK, SeamKey};
-    use crate::model::Publication;
+    use crate::model::{Publication, RemoteDisconnect};
     use crate::proto::publication::between_nodes::Origin;
+
+    /// Shards that take nothing before they are told to.
+    #[derive(Default)]
+    struct Slow {
+        goes_on: Notify,
+        taken: Mutex<Vec<usize>>,
+    }
+
+    impl Incoming for Slow {
+        fn publication(&self, publication: Publication, _: Option<Origin>, _: bool) -> Work<'_> {
+            Box::pin(async move {
+                self.goes_on.notified().await;
+                self.goes_on.notify_one();
+                self.taken.lock().unwrap().push(publication.message.len());
+            })
+        }
+        fn disconnect(&self, _: RemoteDisconnect) {}
+        fn command(&self, _: &str, _: &str, _: NodeId) {}
+        fn subscribed(&self, _: &str) {}
+    }
+
+    #[tokio::test]
+    async fn what_is_over_the_bound_is_dropped_and_counted_and_what_waited_is_delivered_in_order() {
+        let cluster = Cluster::new(NodeId::from_bits(1), Settings::default());
+        let exchange = Arc::clone(cluster.exchange().unwrap());
+        let slow = Arc::new(Slow::default());
+        let delivering = (Arc::clone(&exchange), Arc::clone(&slow));
+        let delivering = tokio::spawn(async move { delivering.0.received.keep_delivering(&*delivering.1).await });
+        // Each as long as a tenth of the bound and some more.
+        let long = |n: usize| format!("{{\"stream\":\"s\",\"data\":\"{}\"}}", "1".repeat(BYTES_MAX / 10 + n));
+        for n in 0..12 {
+            exchange.receive(long(n).as_bytes());
+            // The first is being handed over, and has its place in the bound until it is.
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(exchange.metrics.cluster_overflow_total.get(), 3);
+        slow.goes_on.notify_one();
+        while slow.taken.lock().unwrap().len() < 9 {
+            tokio::task::yield_now().await;
+        }
+        assert!(slow.taken.lock().unwrap().iter().copied().eq((0..9).map(|n| BYTES_MAX / 10 + n)));
+        exchange.receive(long(12).as_bytes());
+        while slow.taken.lock().unwrap().len() < 10 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(exchange.metrics.cluster_overflow_total.get(), 3, "there is room again");
+        delivering.abort();
+    }
 
     fn waiting(exchange: &Exchange) -> String {
         let queue = exchange.received.queue();

@@ -28,8 +28,8 @@ pub(super) struct MadeOf {
     pub program: io::Result<PathBuf>,
     /// A supervisor has opened the main port.
     pub main_was_passed: bool,
-    /// The caller has added routes of its own.
-    pub has_extra_routes: bool,
+    /// Environment variables for a process that takes over, beside those of this one.
+    pub for_successors: Vec<(&'static str, String)>,
 }
 
 /// Why a configuration is not taken over.
@@ -58,6 +58,8 @@ impl Node {
         settings.stream_hasher = before.stream_hasher.clone();
         // Clients have been told theirs.
         settings.resume_tokens.clone_from(&before.resume_tokens);
+        // It is the process that is one of several, or not.
+        settings.session.cluster = before.session.cluster;
         let settings = Arc::new(settings);
         let ports = settings::ports(&config, &secrets, broadcast, &self.observer, None);
         self.backend.set_http_secret(secrets.http_rpc.as_deref()).map_err(StartError::from)?;

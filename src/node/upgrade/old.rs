@@ -55,13 +55,20 @@ pub(super) struct NewProcess {
 }
 
 impl NewProcess {
-    /// Starts the program with the arguments and the environment of this process, and hears what it understands.
-    pub fn start(program: &Path, patience: Duration) -> Result<NewProcess, UpgradeError> {
+    /// Starts the program with the arguments and the environment of this process, and more of that, and hears what it
+    /// understands.
+    pub fn start(
+        program: &Path,
+        environment: &[(&'static str, String)],
+        patience: Duration,
+    ) -> Result<NewProcess, UpgradeError> {
         let cannot = |error: std::io::Error| UpgradeError::New(format!("{}: {error}", program.display()));
         let (here, there) = Channel::pair().map_err(UpgradeError::old)?;
         let mut command = Command::new(program);
-        command.args(std::env::args_os().skip(1));
-        NOT_INHERITED.iter().for_each(|name| drop(command.env_remove(name)));
+        command.args(std::env::args_os().skip(1)).envs(environment.iter().map(|(name, value)| (name, value)));
+        for name in NOT_INHERITED {
+            command.env_remove(name);
+        }
         there.inherit_by(&mut command);
         let child = command.spawn().map_err(cannot)?;
         // It holds the other end, whose end is to be noticed.
@@ -173,21 +180,30 @@ struct Stopped<'a> {
     /// Whoever is told what becomes of the shards that have copied.
     verdicts: Vec<mpsc::Sender<Verdict>>,
     frozen: Option<Frozen>,
+    clock: Clock,
 }
 
 impl<'a> Stopped<'a> {
     /// Stops a node: everything is delivered, and no call is begun.
     fn stop(node: &'a Node) -> Result<Stopped<'a>, UpgradeError> {
         let parts = &node.observer.parts;
-        let since_usec = clock::machine_usec();
+        let (since_usec, clock) = (clock::machine_usec(), Clock::start());
         let frozen = node.runtime.block_on(async { tokio::time::timeout(SETTLE_MAX, parts.pipeline.freeze()).await });
         let frozen = frozen.map_err(|_| {
             UpgradeError::Old(format!("publications are not delivered within {SETTLE_MAX:?}; is a client flooded?"))
         })?;
         parts.backend.hold();
-        let stopped = Stopped { parts, since_usec, verdicts: Vec::new(), frozen: Some(frozen) };
+        let stopped = Stopped { parts, since_usec, verdicts: Vec::new(), frozen: Some(frozen), clock };
+        stopped.mark("everything is delivered");
         stopped.settle()?;
+        stopped.mark("the shards are at rest");
         Ok(stopped)
+    }
+
+    /// Notes for who measures how far it is, in milliseconds since it began to stop.
+    fn mark(&self, what: &str) {
+        let ms = self.clock.now().mono.as_secs_f64() * 1e3;
+        tracing::debug!(ms, "upgrade: {what}");
     }
 
     /// Has all shards carry out what they were given, until none of them gets anything from another.
@@ -269,9 +285,6 @@ struct Sent {
 impl Node {
     /// Whether it can be upgraded at all.
     pub(super) fn may_be_upgraded(&self) -> Result<&Path, UpgradeError> {
-        if self.made_of.has_extra_routes {
-            return Err(UpgradeError::Refused("the demo has parts that cannot be handed over".to_owned()));
-        }
         if std::process::id() == 1 {
             return Err(UpgradeError::Refused(
                 "it is process 1, and a container ends with that; start new containers beside it".to_owned(),
@@ -286,7 +299,7 @@ impl Node {
     pub(super) fn try_check(&self) -> Result<Understood, UpgradeError> {
         let program = self.may_be_upgraded()?;
         let patience = self.config.app.upgrade_timeout;
-        let mut new = NewProcess::start(program, patience)?;
+        let mut new = NewProcess::start(program, &self.made_of.for_successors, patience)?;
         let prepared = new.prepare(self, patience);
         state::forget_changes(&self.observer.parts);
         prepared?;
@@ -297,7 +310,7 @@ impl Node {
     pub(super) fn hand_over(&mut self) -> Result<Upgraded, UpgradeError> {
         let clock = Clock::start();
         let patience = self.config.app.upgrade_timeout;
-        let mut new = NewProcess::start(self.may_be_upgraded()?, patience)?;
+        let mut new = NewProcess::start(self.may_be_upgraded()?, &self.made_of.for_successors, patience)?;
         let prepared = new.prepare(self, patience);
         let lanes = prepared.inspect_err(|_| state::forget_changes(&self.observer.parts))?;
         // All that can fail is made first.
@@ -394,6 +407,7 @@ fn give(
     let state = NodeState::collect(stopped.parts, snapshot).to_bytes();
     let bytes = state.len();
     new.say(&ToNew::State(ByteBuf::from(state)), &[])?;
+    stopped.mark("the state beside the connections is sent");
     let mut copied = Copied::default();
     for _ in 0..stopped.parts.inboxes.len() {
         match all_done.recv_timeout(left()) {
@@ -407,8 +421,12 @@ fn give(
             Err(RecvTimeoutError::Disconnected) => return Err(UpgradeError::Old("a shard has ended".to_owned())),
         }
     }
+    stopped.mark("the connections are copied");
     match new.hear(left(), "put the connections together")? {
-        (ToOld::Have(have), _) if have.connections == copied.connections => Ok(Sent { have, bytes }),
+        (ToOld::Have(have), _) if have.connections == copied.connections => {
+            stopped.mark("the new process has everything");
+            Ok(Sent { have, bytes })
+        }
         (other, _) => Err(UpgradeError::New(format!("it says {other:?} of {} connections", copied.connections))),
     }
 }

@@ -77,7 +77,10 @@ impl ToSuccessor {
                     tracing::error!(%error, "what is for the new process cannot be sent to it");
                     return;
                 }
-                sent.into_iter().for_each(|sent| drop(sent.send(())));
+                if let Some(sent) = sent {
+                    // Whoever waited may have gone.
+                    let _ = sent.send(());
+                }
             }
         };
         thread::Builder::new().name("successor-out".into()).spawn(say)?;
