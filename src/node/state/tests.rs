@@ -65,6 +65,9 @@ fn bare(epoch: &str) -> Bare {
         links: Vec::new(),
         redisx: None,
         inherited: Arc::default(),
+        control: Arc::default(),
+        family: None,
+        upgrades: Arc::default(),
     };
     Bare { parts, _runtime: runtime }
 }
@@ -72,7 +75,7 @@ fn bare(epoch: &str) -> Bare {
 fn local(bare: &Bare) -> &LocalBroker {
     match &bare.parts.pipeline.broker {
         Broker::Local(local) => local,
-        Broker::Remote(_) => unreachable!(),
+        Broker::Remote(_) | Broker::Parent(_) => unreachable!(),
     }
 }
 
