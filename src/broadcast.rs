@@ -18,10 +18,10 @@ use crate::metrics;
 use crate::model::{Publication, RemoteDisconnect};
 use crate::proto::publication::{self, Incoming};
 
-pub use fanout::Fanout;
+pub use fanout::{Fanout, GivenFanout};
 pub use nats::NatsSource;
 pub use redis::RedisSource;
-pub use redisx::{RedisXMetrics, RedisXSource};
+pub use redisx::{RedisXInHand, RedisXMetrics, RedisXSource};
 
 /// The end of a hand-over; waits while there is no room.
 pub type Handover<'a> = Pin<Box<dyn Future<Output = Result<(), PublishError>> + Send + 'a>>;
@@ -139,8 +139,12 @@ impl Broadcast {
         let (mut together, mut taken) = (Vec::new(), 0);
         for payload in payloads {
             match self.read(source, payload) {
-                Some(Incoming::Publications(mut publications) | Incoming::PartOfBatch { mut publications, .. }) => {
-                    together.append(&mut publications);
+                Some(Incoming::Publications(publications) | Incoming::PartOfBatch { publications, .. }) => {
+                    // Nearly always there is one payload.
+                    match together.is_empty() {
+                        true => together = publications,
+                        false => together.extend(publications),
+                    }
                     taken += 1;
                 }
                 Some(Incoming::Disconnect(disconnect)) => {

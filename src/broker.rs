@@ -24,7 +24,7 @@ pub use metrics::BrokerMetrics;
 pub use nats::{NatsBrokerSettings, NatsStore};
 pub use parent::{Credit, FromParent, ParentBroker};
 pub use redis::{Channels, RedisBrokerSettings, RedisStore};
-pub use remote::{Outlet, RemoteBroker, RemoteMetrics, RemoteSettings, Running};
+pub use remote::{GivenRemote, Outlet, RemoteBroker, RemoteMetrics, RemoteSettings, Running};
 pub use sent_away::GivenAway;
 pub use sessions::{Departure, Place, Resumption, SessionNote, Sessions, SessionsSettings};
 

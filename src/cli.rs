@@ -260,7 +260,9 @@ fn serve_demo(mut config: Config, file: Option<&Path>, log: &Log) -> anyhow::Res
     let cable_path = config.ws.paths.first().cloned().unwrap_or_default();
     let broadcast_path = config.broadcast.http_path.clone();
     let broadcast_on = config.broadcast_on();
-    let node = Node::start(config, file, Some(demo.routes()))?;
+    let mut node = Node::start(config, file, Some(demo.routes()))?;
+    // Whoever has the page open shows it, also when another process has taken over.
+    node.hand_on("CABLEWAY_BROADCAST_KEY", broadcast_key.clone().unwrap_or_default());
     let mut address = node.address();
     if address.ip().is_unspecified() {
         address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
@@ -297,8 +299,12 @@ fn serve_demo(mut config: Config, file: Option<&Path>, log: &Log) -> anyhow::Res
         complain("The Cableway demo is running; Ctrl-C ends it. Open this page in two tabs:");
         let _ = writeln!(io::stdout(), "http://{address}/");
     };
+    let has_taken_over = node.has_taken_over();
     let ready = || {
         log.limit();
+        if has_taken_over {
+            return;
+        }
         if let Err(error) = thread::Builder::new().name("tell".into()).spawn(tell) {
             tracing::error!(%error, "cannot tell where the demo is");
         }

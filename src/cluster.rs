@@ -22,13 +22,17 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+
+use crate::link::Turns;
 use crate::metrics;
 use crate::model::{NodeId, Publication, RemoteDisconnect};
-use crate::proto::publication::between_nodes::Origin;
+use crate::proto::publication::between_nodes::{self, Origin};
 
 pub use nats::NatsMedium;
-pub use outgoing::{Outgoing, Sent};
-pub use received::Received;
+pub use outgoing::{GivenOutgoing, Outgoing, Sent};
+pub use received::{GivenReceived, Received};
 pub use redis::RedisMedium;
 pub use streams::{Changes, Streams, Then};
 
@@ -115,19 +119,42 @@ pub struct Exchange {
     pub received: Received,
     /// What was counted.
     pub metrics: ClusterMetrics,
+    /// One for each batch that is sent.
+    pub sending: Turns,
+    /// A mark is to be published.
+    marks: Notify,
     settings: Settings,
+}
+
+/// The name of the command that is a mark; its payload is the text. See [`Seam`](crate::link::Seam).
+const SEAM: &str = "seam";
+
+/// Streams of which the numbers of other nodes are given to another process. Of more, gaps and doubles are not noticed there
+/// until each node has published once.
+const NUMBERS_MAX: usize = 1 << 17;
+
+/// What this node knows of the cluster, for a process that goes on as the same node.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct GivenCluster {
+    #[serde(default)]
+    outgoing: GivenOutgoing,
+    #[serde(default)]
+    received: GivenReceived,
+    #[serde(default)]
+    numbers: Vec<(Arc<str>, Vec<(NodeId, u64)>)>,
 }
 
 impl Cluster {
     /// A node of a cluster.
-    pub fn new(settings: Settings) -> Cluster {
-        let node = NodeId::from_bits(rand::random());
+    pub fn new(node: NodeId, settings: Settings) -> Cluster {
         Cluster(Some(Arc::new(Exchange {
             node,
             outgoing: Outgoing::new(node),
             streams: Streams::default(),
             received: Received::default(),
             metrics: ClusterMetrics::default(),
+            sending: Turns::default(),
+            marks: Notify::new(),
             settings,
         })))
     }
@@ -211,6 +238,36 @@ impl Exchange {
     /// Takes what the medium has received, whatever channel it came by.
     pub fn receive(&self, payload: &[u8]) {
         self.received.take(payload, self);
+    }
+
+    /// Everything that it knows of the cluster, while nothing is sent, received, or published.
+    pub fn given(&self) -> GivenCluster {
+        let numbers = self.streams.numbers(NUMBERS_MAX);
+        GivenCluster { outgoing: self.outgoing.given(), received: self.received.given(), numbers }
+    }
+
+    /// Goes on with it.
+    pub fn take_over(&self, given: GivenCluster) {
+        let GivenCluster { outgoing, received, numbers } = given;
+        self.outgoing.take_over(outgoing);
+        self.received.take_over(received, self);
+        self.streams.take_over_numbers(numbers);
+    }
+
+    /// Has a mark published, for whoever notes what comes.
+    pub fn publish_mark(&self) {
+        self.marks.notify_one();
+    }
+
+    /// Waits until a mark is to be published; gives it, and its text.
+    async fn wanted_mark(&self) -> (String, String) {
+        loop {
+            self.marks.notified().await;
+            if let Some(key) = self.received.seam.key() {
+                let text = key.mark();
+                return (between_nodes::write_command(SEAM, &format!("\"{text}\""), self.node), text.to_owned());
+            }
+        }
     }
 
     fn is_reserved(&self, stream: &str) -> bool {

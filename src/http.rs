@@ -35,7 +35,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
 pub use admin::{AdminRoute, AdminRoutes};
-use rooms::{Doing, Place, Rooms, Sizes};
+pub use rooms::Place;
+use rooms::{Doing, Rooms, Sizes};
 pub use routes::{
     Check, Cors, ExtraAnswer, ExtraRoutes, HealthRoute, Later, MetricsRoute, PublishRoute, ReadyRoute, Routes,
     metrics_form,
@@ -144,9 +145,17 @@ struct Shared {
     refusals: Semaphore,
     /// One permit per byte.
     bodies: Semaphore,
-    draining: watch::Sender<bool>,
-    /// Each connection ends behind its next answer.
-    retired: watch::Sender<bool>,
+    mode: watch::Sender<Mode>,
+}
+
+/// How far a server is on its way to its end.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Mode {
+    Serving,
+    /// It listens no more, and ends each connection behind the next answer.
+    Leaving,
+    /// It keeps no connection open.
+    Draining,
 }
 
 impl HttpServer {
@@ -160,8 +169,7 @@ impl HttpServer {
             rooms: Rooms::new(sizes, Arc::clone(&metrics)),
             refusals: Semaphore::new(REFUSALS_MAX),
             bodies: Semaphore::new(limits.bodies_bytes_max.min(Semaphore::MAX_PERMITS)),
-            draining: watch::Sender::new(false),
-            retired: watch::Sender::new(false),
+            mode: watch::Sender::new(Mode::Serving),
             routes: RwLock::new(Arc::new(routes)),
             limits,
             metrics,
@@ -173,8 +181,7 @@ impl HttpServer {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                () = self.draining() => return,
-                () = self.retired() => return,
+                () = self.reaches(Mode::Leaving) => return,
             };
             match accepted {
                 Ok((socket, _)) => {
@@ -201,8 +208,20 @@ impl HttpServer {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
+        self.serve_in(self.enter(), socket, already_read).await
+    }
+
+    /// Takes a connection in, so that [`HttpServer::drained`] waits for it; it is to be served in the place.
+    pub fn enter(&self) -> Option<Arc<Place>> {
+        self.0.rooms.enter()
+    }
+
+    /// The same as [`HttpServer::serve`] for a connection that was taken in already, or for which there was no room.
+    pub async fn serve_in<S>(&self, place: Option<Arc<Place>>, socket: S, already_read: Vec<u8>) -> Option<(S, Vec<u8>)>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
         let shared = &self.0;
-        let place = shared.rooms.enter();
         let wish = Arc::new(Wish::default());
         let mut socket = ReplayedStream::new(socket, already_read, &shared.limits, place.clone(), Arc::clone(&wish));
         let Some(place) = place else {
@@ -235,7 +254,7 @@ impl HttpServer {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let mut draining = pin!(self.draining());
+        let mut draining = pin!(self.reaches(Mode::Draining));
         let mut keeps_open = true;
         let head = poll_fn(|cx| {
             if keeps_open && draining.as_mut().poll(cx).is_ready() {
@@ -274,24 +293,24 @@ impl HttpServer {
         *self.0.routes.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(routes);
     }
 
+    /// Stops listening, and ends each connection behind its next answer, which says so: a sender whose request is on its way
+    /// is answered still. For a process whose port is served by another one; [`HttpServer::drain`] ends the rest.
+    pub fn leave(&self) {
+        self.advance(Mode::Leaving);
+    }
+
     /// Stops listening and keeping connections open. Requests that are being served are finished.
     pub fn drain(&self) {
-        self.0.draining.send_replace(true);
+        self.advance(Mode::Draining);
     }
 
-    /// Accepts nobody any more, and ends each connection behind its next answer: whoever keeps one open is told, and sends
-    /// nothing into one that is being closed. [`HttpServer::drain`] ends those on which nothing comes.
-    pub fn retire(&self) {
-        self.0.retired.send_replace(true);
+    fn advance(&self, mode: Mode) {
+        self.0.mode.send_modify(|current| *current = mode.max(*current));
     }
 
-    async fn draining(&self) {
+    async fn reaches(&self, mode: Mode) {
         // The sender lives as long as this server, so waiting cannot fail.
-        let _ = self.0.draining.subscribe().wait_for(|draining| *draining).await;
-    }
-
-    async fn retired(&self) {
-        let _ = self.0.retired.subscribe().wait_for(|retired| *retired).await;
+        let _ = self.0.mode.subscribe().wait_for(|current| *current >= mode).await;
     }
 
     /// Waits until no connection is left. Only after [`HttpServer::drain`] is that bound to happen: the limits see to it.
@@ -339,9 +358,9 @@ impl hyper::service::Service<Request<Incoming>> for Answering {
         Box::pin(async move {
             let mut reply = routes::answer(&shared, &routes, &place, &head, &mut body).await;
             place.begins(Doing::Waiting);
-            // The rest of the body would be taken for the next request, so the connection ends behind this answer. A
-            // sender that keeps connections has to know.
-            if !body.is_end_stream() || *shared.retired.borrow() {
+            // The rest of the body would be taken for the next request, or there is nobody to serve that: the connection ends
+            // behind this answer. A sender that keeps connections has to know.
+            if !body.is_end_stream() || *shared.mode.borrow() != Mode::Serving {
                 reply.headers_mut().insert(::http::header::CONNECTION, CLOSE);
             }
             Ok(reply)

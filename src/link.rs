@@ -10,6 +10,7 @@
 pub mod local;
 pub mod nats;
 pub mod redis;
+mod seam;
 pub mod tls;
 mod turns;
 
@@ -21,6 +22,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+pub use seam::{BEFORE_MARK, Seam, SeamKey, TakenThere};
 pub use turns::{Held, Turns};
 
 /// The wait before the first try to get a lost link back.

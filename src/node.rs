@@ -70,13 +70,12 @@ pub use settings::ExtraRoutes;
 use upgrade::{Following, Predecessor, ToSuccessor};
 pub use upgrade::{Understood, UpgradeError, Upgraded};
 
+/// How long a process that was succeeded waits for the next request on connections that their senders keep.
+const LEAVE_MAX: Duration = Duration::from_secs(5);
+
 /// Part of the time a shutdown may take that clients are spread over; the rest is for their last bytes and for telling
 /// the app.
 const DRAIN_SHARE: f64 = 0.8;
-
-/// How long a connection of ordinary HTTP is kept for one more request, which is told that it is the last, once another process
-/// serves. One that is closed without that may be closed over a request.
-const HTTP_IDLE_MAX: Duration = Duration::from_secs(5);
 
 /// How long the last of what is forwarded to another process may take to be sent.
 const FORWARD_MAX: Duration = Duration::from_secs(1);
@@ -220,6 +219,16 @@ impl Node {
         &self.runtime
     }
 
+    /// Whether this process has taken over from another one.
+    pub fn has_taken_over(&self) -> bool {
+        self.predecessor.is_some()
+    }
+
+    /// A process that takes over gets this environment variable, too: for what was chosen here and must be the same there.
+    pub fn hand_on(&mut self, variable: &'static str, value: String) {
+        self.made_of.for_successors.push((variable, value));
+    }
+
     /// What the server knows of itself.
     pub fn observer(&self) -> &Arc<Observer> {
         &self.observer
@@ -245,7 +254,7 @@ impl Node {
             self.tell();
         }
         ready();
-        let supervisor = Arc::new(Supervisor::from_env(self.predecessor.is_some()));
+        let supervisor = Arc::new(Supervisor::from_env(self.has_taken_over()));
         handle.spawn(Arc::clone(&supervisor).keep_told(Turns::new(Arc::clone(&self.observer))));
         if let Some(parent) = self.links.as_mut().and_then(RunningLinks::parent_mut) {
             signals.obey(parent.take_orders(), parent.until_lost());
@@ -354,11 +363,14 @@ impl Node {
     async fn outlive(&self) {
         let deadline = Instant::now() + self.config.app.shutdown_timeout;
         let finished = async {
-            let idle_until = Instant::now() + HTTP_IDLE_MAX;
-            for server in self.http_servers() {
-                let _ = tokio::time::timeout_at(idle_until, server.drained()).await;
+            let left = async {
+                for server in self.http_servers() {
+                    server.drained().await;
+                }
+            };
+            if tokio::time::timeout(LEAVE_MAX, left).await.is_err() {
+                self.http_servers().for_each(HttpServer::drain);
             }
-            self.http_servers().for_each(HttpServer::drain);
             for server in self.http_servers() {
                 server.drained().await;
             }

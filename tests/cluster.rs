@@ -10,6 +10,8 @@
 )]
 #![allow(dead_code, reason = "not every test uses all of the harness, part of which is that of `limits`")]
 
+#[path = "cluster/broker.rs"]
+mod broker;
 #[path = "cluster/broker_nats.rs"]
 mod broker_nats;
 #[path = "cluster/broker_redis.rs"]
@@ -28,6 +30,8 @@ mod mixed;
 mod nats_pubsub;
 #[path = "cluster/nodes.rs"]
 mod nodes;
+#[path = "cluster/pubsub.rs"]
+mod pubsub;
 #[path = "cluster/redis_broadcasts.rs"]
 mod redis_broadcasts;
 #[path = "cluster/redis_pubsub.rs"]
@@ -40,3 +44,5 @@ mod server;
 mod servers;
 #[path = "cluster/servers_hold.rs"]
 mod servers_hold;
+#[path = "cluster/upgrade.rs"]
+mod upgrade;

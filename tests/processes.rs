@@ -18,8 +18,6 @@ mod server;
 
 #[path = "processes/app.rs"]
 mod app;
-#[path = "cluster/extended.rs"]
-mod extended;
 #[path = "processes/family.rs"]
 mod family;
 #[path = "processes/relay.rs"]

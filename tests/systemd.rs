@@ -204,10 +204,10 @@ impl Drop for Killed {
 fn an_upgrade_that_fails_is_a_reload_that_ends() {
     let systemd = Systemd::new();
     // The new process finds the mistake in the file.
-    let path = systemd.file("[ws]\nping_interval = 0\n");
+    let path = systemd.file("[app]\nping_interval = 0\n");
     let server = systemd.start(Start::with(&["--config", path.to_str().expect("text")])).start();
     systemd.wait_for_line("READY=1");
-    systemd.file("[ws]\nping_intervall = 0\n");
+    systemd.file("[app]\nping_intervall = 0\n");
     server.signal("USR2");
     systemd.wait_for_line("RELOADING=1");
     let told = systemd.wait_for_line("READY=1");

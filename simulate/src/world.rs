@@ -212,13 +212,6 @@ impl Sim {
         moment.saturating_sub(self.sites[shard].origin)
     }
 
-    /// Whose question is open under this key.
-    pub fn waits_for(&self, key: SlotKey) -> Option<usize> {
-        let running = self.running.iter().map(|(known, c, _)| (known, c));
-        let mut all = running.chain(self.in_flight.iter().map(|(known, c)| (known, c)));
-        all.find(|(known, _)| **known == key).map(|(_, c)| *c)
-    }
-
     /// What becomes of a question.
     pub fn make_answer(&mut self, question: &Open) -> Reply {
         match question {

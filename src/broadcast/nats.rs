@@ -4,8 +4,8 @@
 
 use std::sync::Arc;
 
-use super::{Broadcast, Fanout, Source};
-use crate::link::nats::{Connection, NatsError, Servers};
+use super::{Broadcast, BroadcastMetrics, Fanout, Source};
+use crate::link::nats::{Client, Connection, NatsError, Outgoing, Servers};
 use crate::link::{LinkState, keep};
 
 /// The number of the subscription.
@@ -19,17 +19,19 @@ pub struct NatsSource {
     pub state: Arc<LinkState>,
     /// What to listen to (`--nats-channel`).
     pub subject: String,
+    /// What was heard.
+    pub fanout: Arc<Fanout>,
 }
 
 impl NatsSource {
     /// Listens for as long as the node runs.
     pub async fn run(self, broadcast: Arc<Broadcast>) {
-        let fanout = Fanout::new(Source::Nats, broadcast);
-        tokio::join!(keep(&self.state, || self.listen(&fanout)), fanout.keep_delivering());
+        let listen = || self.listen(broadcast.metrics());
+        tokio::join!(keep(&self.state, listen), self.fanout.keep_delivering(Source::Nats, &broadcast));
     }
 
     /// Listens until the connection is lost.
-    async fn listen(&self, fanout: &Fanout) -> NatsError {
+    async fn listen(&self, metrics: &BroadcastMetrics) -> NatsError {
         let connection = match Connection::open(&self.servers).await {
             Ok(connection) => connection,
             Err(why) => return why,
@@ -39,13 +41,24 @@ impl NatsSource {
         let ready = async {
             if client.flush().await.is_ok() {
                 self.state.came_up();
+                self.mark(&client).await;
             }
             // The connection knows better when it ends, and why.
             std::future::pending().await
         };
         tokio::select! {
-            why = connection.run(|message| fanout.push(&message.payload)) => why,
+            why = connection.run(|message| self.fanout.push(&message.payload, metrics)) => why,
             never = ready => never,
+        }
+    }
+
+    /// Publishes a mark if one is wanted, once. It does not come back here: whatever came before the acknowledgement came before
+    /// the mark.
+    async fn mark(&self, client: &Client) {
+        let (mark, text) = self.fanout.wanted_mark().await;
+        let message = Outgoing { subject: &self.subject, payload: mark.as_bytes(), ..Outgoing::default() };
+        if client.publish(&message).is_ok() && client.flush().await.is_ok() {
+            self.fanout.seam.mark(&text);
         }
     }
 }

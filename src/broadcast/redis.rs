@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use redis::RedisResult;
 
-use super::{Broadcast, Fanout, Source};
+use super::{Broadcast, BroadcastMetrics, Fanout, Source};
 use crate::link::redis::{ANSWER_TIMEOUT, Redis, closed, connect_pubsub, in_time, until_silent};
 use crate::link::{LinkState, keep};
 
@@ -22,30 +22,40 @@ pub struct RedisSource {
     pub channel: String,
     /// How often sentinels are asked for the master.
     pub ask_sentinels_every: Duration,
+    /// What was heard.
+    pub fanout: Arc<Fanout>,
 }
 
 impl RedisSource {
     /// Listens for as long as the node runs.
     pub async fn run(self, broadcast: Arc<Broadcast>) {
-        let fanout = Fanout::new(Source::Redis, broadcast);
-        let listen = || async { self.listen(&fanout).await.err().unwrap_or_else(closed) };
-        tokio::join!(keep(&self.state, listen), fanout.keep_delivering());
+        let listen = || async { self.listen(broadcast.metrics()).await.err().unwrap_or_else(closed) };
+        tokio::join!(keep(&self.state, listen), self.fanout.keep_delivering(Source::Redis, &broadcast));
     }
 
     /// Listens until something fails.
-    async fn listen(&self, fanout: &Fanout) -> RedisResult<()> {
+    async fn listen(&self, metrics: &BroadcastMetrics) -> RedisResult<()> {
         let server = self.redis.server().await?;
         let (mut sink, mut messages) = connect_pubsub(&server).await?.split();
         in_time(ANSWER_TIMEOUT, sink.subscribe(&self.channel)).await?;
         self.state.came_up();
         let read = async {
             while let Some(message) = messages.next().await {
-                fanout.push(message.get_payload_bytes());
+                self.fanout.push(message.get_payload_bytes(), metrics);
             }
             Err::<(), _>(closed())
         };
         let silent = async { Err::<(), _>(until_silent(sink).await) };
         let replaced = async { Err::<(), _>(self.redis.until_replaced(&server, self.ask_sentinels_every).await) };
-        tokio::try_join!(read, silent, replaced).map(|((), (), ())| ())
+        tokio::try_join!(read, silent, replaced, self.mark()).map(|((), (), (), ())| ())
+    }
+
+    /// Publishes a mark if one is wanted, once. It comes back by the channel.
+    async fn mark(&self) -> RedisResult<()> {
+        let (mark, _) = self.fanout.wanted_mark().await;
+        let mut publish = redis::cmd("PUBLISH");
+        let mut connection = self.redis.connection(ANSWER_TIMEOUT).await?;
+        publish.arg(&self.channel).arg(mark).exec_async(&mut connection).await?;
+        std::future::pending().await
     }
 }

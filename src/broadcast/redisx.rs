@@ -12,6 +12,7 @@
 //! Back-pressure is that nothing is read while what was read is not handed over.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use tokio::time::Instant;
 
 use super::{Broadcast, Source};
 use crate::link::redis::{ANSWER_TIMEOUT, Connection, Redis};
-use crate::link::{LinkState, keep};
+use crate::link::{LinkState, Turns, keep};
 use crate::metrics;
 
 /// Entries of one reading. All of them are in hand while the first is handed over, so few; enough to read at a hundred
@@ -81,18 +82,44 @@ pub struct RedisXSource {
     pub read_block: Duration,
     /// What was counted.
     pub metrics: Arc<RedisXMetrics>,
+    /// What it has in hand.
+    pub in_hand: Arc<RedisXInHand>,
 }
+
+/// What a source has in hand, and the way to have it stand still between two readings.
+#[derive(Default)]
+pub struct RedisXInHand {
+    /// One for each reading and what it gave.
+    pub turns: Turns,
+    acks: Acks,
+    /// Readings are to be short.
+    is_hasty: AtomicBool,
+}
+
+impl RedisXInHand {
+    /// From now on no reading waits for longer than [`HASTY_BLOCK`]: somebody is about to have it stand still. Or as ever.
+    pub fn set_hasty(&self, is_hasty: bool) {
+        self.is_hasty.store(is_hasty, Relaxed);
+    }
+
+    /// Entries that were handed over and are not acknowledged for certain, while it stands still.
+    pub fn unacknowledged(&self) -> Vec<String> {
+        self.acks.ids().clone()
+    }
+
+    /// Goes on as the same consumer as another process that has handed these over.
+    pub fn take_over(&self, unacknowledged: Vec<String>) {
+        unacknowledged.into_iter().for_each(|id| self.acks.push(id));
+    }
+}
+
+/// See [`RedisXInHand::set_hasty`].
+const HASTY_BLOCK: Duration = Duration::from_millis(10);
 
 impl RedisXSource {
     /// Reads for as long as the node runs, or until `stop` says so: then what is in hand is finished first.
     pub async fn run(self, broadcast: Arc<Broadcast>, mut stop: watch::Receiver<bool>) {
-        let reader = tokio::sync::Mutex::new(Reader {
-            source: &self,
-            broadcast,
-            acks: Acks::default(),
-            claim_from: None,
-            stop: stop.clone(),
-        });
+        let reader = tokio::sync::Mutex::new(Reader { source: &self, broadcast, claim_from: None, stop: stop.clone() });
         let left = Notify::new();
         let work = || async {
             match reader.lock().await.work().await {
@@ -126,13 +153,16 @@ impl RedisXSource {
 struct Reader<'a> {
     source: &'a RedisXSource,
     broadcast: Arc<Broadcast>,
-    acks: Acks,
     /// When entries of others may be claimed; none before the first connection.
     claim_from: Option<Instant>,
     stop: watch::Receiver<bool>,
 }
 
 impl Reader<'_> {
+    fn acks(&self) -> &Acks {
+        &self.source.in_hand.acks
+    }
+
     /// Works until the link is lost, or it is to stop and all is acknowledged.
     async fn work(&mut self) -> RedisResult<()> {
         let RedisXSource { redis, state, read_block, .. } = self.source;
@@ -140,15 +170,15 @@ impl Reader<'_> {
         let reading = redis.connection(*read_block + ANSWER_TIMEOUT).await?;
         self.join_group(&commands).await?;
         state.came_up();
-        self.acks.failed().take();
-        self.acks.flush(self.source, commands.clone()).await?;
+        self.acks().failed().take();
+        self.acks().flush(self.source, commands.clone()).await?;
         self.claim_from = Some(self.claim_from.map_or_else(Instant::now, |_| Instant::now() + CLAIM_AFTER_LOSS));
         let ended = tokio::select! {
             ended = self.read(&commands, reading) => ended,
-            () = self.acks.keep_flushing(self.source, commands.clone()) => return Ok(()),
+            () = self.acks().keep_flushing(self.source, commands.clone()) => return Ok(()),
         };
         ended?;
-        self.acks.flush(self.source, commands.clone()).await?;
+        self.acks().flush(self.source, commands.clone()).await?;
         self.leave(commands).await;
         Ok(())
     }
@@ -172,7 +202,8 @@ impl Reader<'_> {
         let mut after = Some("0".to_owned());
         let mut claimed_at = Instant::now();
         while !*self.stop.borrow() {
-            if let Some(error) = self.acks.failed().take() {
+            let _turn = self.source.in_hand.turns.next().await;
+            if let Some(error) = self.acks().failed().take() {
                 return Err(error);
             }
             if claimed_at.elapsed() >= CLAIM_IDLE && self.claim_from.is_some_and(|from| from <= Instant::now()) {
@@ -181,7 +212,7 @@ impl Reader<'_> {
                 self.source.metrics.redisx_claimed_total.add(claimed.len() as u64);
                 self.hand_over(claimed, commands).await;
             }
-            self.acks.wait_for_room().await;
+            self.acks().wait_for_room().await;
             let entries = match self.next(&mut reading, after.as_deref()).await {
                 Err(error) if error.code() == Some("NOGROUP") => {
                     self.join_group(commands).await?;
@@ -201,7 +232,8 @@ impl Reader<'_> {
         let mut command = redis::cmd("XREADGROUP");
         command.arg("GROUP").arg(group).arg(consumer).arg("COUNT").arg(ENTRIES);
         if after.is_none() {
-            command.arg("BLOCK").arg((*read_block).min(CLAIM_IDLE).as_millis().max(1) as u64);
+            let block_max = if self.source.in_hand.is_hasty.load(Relaxed) { HASTY_BLOCK } else { CLAIM_IDLE };
+            command.arg("BLOCK").arg((*read_block).min(block_max).as_millis().max(1) as u64);
         }
         command.arg("STREAMS").arg(stream).arg(after.unwrap_or(">"));
         let reply: Option<StreamReadReply> = command.query_async(reading).await?;
@@ -219,13 +251,13 @@ impl Reader<'_> {
         claim.arg(consumer).arg(idle);
         let mut wanted = false;
         for (id, holder, _, deliveries) in pending {
-            if self.acks.holds(&id) {
+            if self.acks().holds(&id) {
                 continue;
             }
             if deliveries >= DELIVERIES_MAX {
                 metrics.redisx_poison_total.inc();
                 tracing::error!(id, holder, deliveries, "an entry of the stream is never handed over: it is dropped");
-                self.acks.push(id);
+                self.acks().push(id);
                 continue;
             }
             claim.arg(id);
@@ -242,7 +274,7 @@ impl Reader<'_> {
     async fn hand_over(&self, mut entries: Vec<StreamId>, commands: &Connection) {
         let metrics = &self.source.metrics;
         // Handed over before the link was lost.
-        entries.retain(|entry| !self.acks.holds(&entry.id));
+        entries.retain(|entry| !self.acks().holds(&entry.id));
         for begin in (0..entries.len()).step_by(TOGETHER) {
             let (held, end) = (&entries[begin..], entries.len().min(begin + TOGETHER));
             let together = &entries[begin..end];
@@ -260,7 +292,7 @@ impl Reader<'_> {
             // What failed stays pending, and is claimed again.
             if self.while_holding(held, commands.clone(), taking).await.is_ok() {
                 metrics.redisx_entries_total.add(count);
-                together.iter().for_each(|entry| self.acks.push(entry.id.clone()));
+                together.iter().for_each(|entry| self.acks().push(entry.id.clone()));
             }
         }
     }

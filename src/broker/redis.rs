@@ -89,8 +89,8 @@ struct Scripts {
 impl Default for Scripts {
     fn default() -> Scripts {
         Scripts {
-            store: Script::new(include_str!("redis/store.lua")),
-            read: Script::new(include_str!("redis/read.lua")),
+            store: Script::new(concat!(include_str!("redis/stream.lua"), include_str!("redis/store.lua"))),
+            read: Script::new(concat!(include_str!("redis/stream.lua"), include_str!("redis/read.lua"))),
             epoch: Script::new(include_str!("redis/epoch.lua")),
             save: Script::new(include_str!("redis/save.lua")),
             take: Script::new(include_str!("redis/take.lua")),
@@ -203,6 +203,7 @@ impl RedisStore {
         let settings = &self.settings;
         let beginning = settings.channels.as_ref().map(|_| between_nodes::write_beginning(publication));
         Call::new(&self.scripts.store, self.stream_keys(stream, connection))
+            .arg(epoch)
             .number(self.node)
             .number(seq)
             .arg(message.as_bytes())
@@ -210,7 +211,6 @@ impl RedisStore {
             .arg(exclude.map_or_else(String::new, |sid| sid.to_string()))
             .number(settings.history_limit)
             .number(millis(settings.history_ttl))
-            .arg(epoch)
             .arg(self.channel(stream))
             .arg(beginning.unwrap_or_default())
     }
@@ -318,7 +318,7 @@ impl Store for RedisStore {
             From::After(offset) => format!("{}-0", offset.saturating_add(1)),
             From::Since(_) => "-".into(),
         };
-        let call = Call::new(&self.scripts.read, self.stream_keys(stream, &connection)).arg(first).arg(&*epoch);
+        let call = Call::new(&self.scripts.read, self.stream_keys(stream, &connection)).arg(&*epoch).arg(first);
         let read = self.call::<(String, Option<u64>, u64, Vec<RawEntry>)>(&connection, call).await;
         let (epoch, head, base, entries) = read.map_err(|error| self.trouble(error))?;
         let epoch = self.epoch(&epoch);

@@ -12,6 +12,7 @@
 //! * Of presence every node knows its own people, and tells them again when the storage has forgotten them.
 
 mod gate;
+mod hand_over;
 mod people;
 mod residents;
 mod saved;
@@ -20,7 +21,7 @@ mod tasks;
 mod writer;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,7 @@ use tokio::time::Instant;
 
 use super::sent_away::SentAway;
 use super::{BrokerMetrics, LocalBroker, Place};
+use crate::link::Turns;
 use crate::metrics;
 use crate::model::{
     BrokerError, BrokerQuestion, BrokerReply, NodeId, Now, PresenceChange, Publication, ResumeTicket, SavedSession,
@@ -37,6 +39,7 @@ use crate::model::{
 
 use gate::Gate;
 pub use gate::Then;
+pub use hand_over::GivenRemote;
 use people::People;
 use residents::{Asker, Found, Residents};
 use saved::{Saves, Yields};
@@ -131,8 +134,24 @@ struct Shared {
     recent: Recent,
     /// How many nodes live, as far as is known.
     nodes: AtomicUsize,
+    /// Sessions that are asked for and not answered.
+    resuming: AtomicUsize,
+    /// The number of the last store.
+    last_store: AtomicU64,
+    /// Questions and demands that are not answered.
+    jobs: AtomicUsize,
+    turns: AllTurns,
     metrics: BrokerMetrics,
     remote_metrics: Arc<RemoteMetrics>,
+}
+
+/// Of what is done beside the shards, one for each kind.
+#[derive(Default)]
+struct AllTurns {
+    saving: Turns,
+    telling: Turns,
+    leasing: Turns,
+    filling: Turns,
 }
 
 /// What somebody wants to have done.
@@ -187,6 +206,10 @@ impl RemoteBroker {
             people: People::new(&settings),
             recent: Recent::new(settings.counters_ttl),
             nodes: AtomicUsize::new(0),
+            resuming: AtomicUsize::new(0),
+            last_store: AtomicU64::new(0),
+            jobs: AtomicUsize::new(0),
+            turns: AllTurns::default(),
             metrics: BrokerMetrics::default(),
             remote_metrics,
             outlet,
@@ -261,9 +284,9 @@ impl RemoteBroker {
         }
     }
 
-    /// Whether no session waits to be stored.
+    /// Whether no session waits to be stored, or is being taken out of the storage.
     pub fn has_kept_all(&self) -> bool {
-        self.shared.saves.amounts().0 == 0
+        self.shared.resuming.load(Relaxed) == 0 && self.shared.saves.amounts().0 == 0
     }
 
     /// Asks on behalf of a session. The answer comes through the [`Outlet`].
@@ -276,10 +299,10 @@ impl RemoteBroker {
                     metrics.sessions_refused_total.inc();
                     return outlet.answer(key, Ok(BrokerReply::Resumed(None)));
                 }
-                Found::Nowhere => {}
+                Found::Nowhere => _ = self.shared.resuming.fetch_add(1, Relaxed),
             }
         }
-        let _ = self.jobs.send(Job::Ask(key, Instant::now(), question));
+        self.want(Job::Ask(key, Instant::now(), question));
     }
 
     /// Who is present on a stream, as JSON text.
@@ -288,9 +311,15 @@ impl RemoteBroker {
     /// It cannot be found out now.
     pub async fn present(&self, stream: &str) -> Result<Vec<u8>, BrokerError> {
         let (answer, is_answered) = oneshot::channel();
-        let _ = self.jobs.send(Job::Present(stream.into(), answer));
+        self.want(Job::Present(stream.into(), answer));
         // Both end with the node.
         is_answered.await.unwrap_or(Err(BrokerError::Unavailable))
+    }
+
+    fn want(&self, job: Job) {
+        self.shared.jobs.fetch_add(1, Relaxed);
+        // Ends with the node.
+        let _ = self.jobs.send(job);
     }
 
     /// Changes who is present.
@@ -355,7 +384,7 @@ impl RemoteBroker {
         self.sent_away_elsewhere(identifiers);
         let (done, is_done) = oneshot::channel();
         if !self.shared.settings.sessions_ttl.is_zero() {
-            let _ = self.jobs.send(Job::SendAway(identifiers.into(), done));
+            self.want(Job::SendAway(identifiers.into(), done));
         }
         is_done
     }

@@ -71,7 +71,7 @@ impl Connected<'_> {
         let client = connection.client();
         let work = async {
             // They end when the connection does, which knows better why.
-            let _ = tokio::try_join!(self.subscribe(&client), self.publish(&client));
+            let _ = tokio::try_join!(self.subscribe(&client), self.publish(&client), self.mark(&client));
             std::future::pending().await
         };
         tokio::select! {
@@ -111,9 +111,11 @@ impl Connected<'_> {
     }
 
     async fn publish(&self, client: &Client) -> Result<(), Refused> {
-        let Exchange { outgoing, metrics, .. } = self.exchange;
+        let Exchange { outgoing, metrics, sending, .. } = self.exchange;
         loop {
-            let batch = Arc::new(outgoing.next(BATCH, BATCH_BYTES, metrics).await);
+            outgoing.wait().await;
+            let _turn = sending.next().await;
+            let batch = Arc::new(outgoing.take(BATCH, BATCH_BYTES, metrics));
             // Kept first: what follows may be given up at each wait.
             self.set_unsure(Arc::clone(&batch));
             for sent in &*batch {
@@ -121,6 +123,17 @@ impl Connected<'_> {
             }
             client.flush().await?;
             self.set_unsure(Arc::default());
+        }
+    }
+
+    /// Publishes marks. They do not come back here: whatever came before the acknowledgement came before the mark.
+    async fn mark(&self, client: &Client) -> Result<(), Refused> {
+        loop {
+            let (mark, text) = self.exchange.wanted_mark().await;
+            let message = Outgoing { subject: &self.medium.commands, payload: mark.as_bytes(), ..Outgoing::default() };
+            client.publish(&message)?;
+            client.flush().await?;
+            self.exchange.received.seam.mark(&text);
         }
     }
 

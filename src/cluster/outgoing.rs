@@ -7,6 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -30,7 +31,7 @@ const MESSAGE_BYTES: usize = 128;
 const COUNTERS: usize = 32_768;
 
 /// A message ready to be sent.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sent {
     /// The stream it is for; none: a command for all nodes.
     pub stream: Option<Box<str>>,
@@ -131,19 +132,15 @@ impl Outgoing {
         self.came.notify_one();
     }
 
-    /// Waits for messages and takes up to `most` of them out, in their order, and no more than about `bytes_max`. Whoever
-    /// is dropped while it waits has taken none.
-    pub async fn next(&self, most: usize, bytes_max: usize, metrics: &ClusterMetrics) -> Vec<Sent> {
-        loop {
-            let taken = self.take(most, bytes_max, metrics);
-            if !taken.is_empty() {
-                return taken;
-            }
+    /// Waits until there are messages.
+    pub async fn wait(&self) {
+        while self.queue().messages.is_empty() {
             self.came.notified().await;
         }
     }
 
-    fn take(&self, most: usize, bytes_max: usize, metrics: &ClusterMetrics) -> Vec<Sent> {
+    /// Takes up to `most` messages out, in their order, and no more than about `bytes_max`.
+    pub fn take(&self, most: usize, bytes_max: usize, metrics: &ClusterMetrics) -> Vec<Sent> {
         let (mut taken, mut bytes) = (Vec::new(), 0);
         let mut queue = self.queue();
         while taken.len() < most && bytes < bytes_max {
@@ -190,6 +187,41 @@ impl Outgoing {
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What waits to be sent and how far each stream is counted, for a process that goes on as the same node.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct GivenOutgoing {
+    #[serde(default)]
+    messages: Vec<Sent>,
+    #[serde(default)]
+    counters: Vec<(Box<str>, u64)>,
+}
+
+impl Outgoing {
+    /// Everything, while nothing is put in and nothing taken out.
+    pub(super) fn given(&self) -> GivenOutgoing {
+        let queue = self.queue();
+        let messages = queue.messages.iter().map(|(_, message)| match message {
+            Message::Again(sent) => sent.clone(),
+            Message::Publication(publication, seq) => self.encode(Message::Publication(publication.clone(), *seq)),
+            Message::Disconnect(disconnect) => self.encode(Message::Disconnect(disconnect.clone())),
+            Message::Command { name, payload } => self.encode(Message::Command { name, payload: payload.clone() }),
+        });
+        let Counters { recent, older } = &queue.counters;
+        let counters = older.iter().chain(recent).map(|(stream, last)| (stream.clone(), *last));
+        GivenOutgoing { messages: messages.collect(), counters: counters.collect() }
+    }
+
+    /// Goes on with it, before anything is put in here.
+    pub(super) fn take_over(&self, given: GivenOutgoing) {
+        let mut queue = self.queue();
+        queue.put_in += given.messages.len() as u64;
+        queue.counters.recent.extend(given.counters.into_iter().take(2 * COUNTERS));
+        drop(queue);
+        self.put_back(given.messages);
+        self.came.notify_one();
     }
 }
 
@@ -240,9 +272,9 @@ mod tests {
         for n in 0..4 {
             outgoing.publication(Publication::new(["a", "b"][n % 2], n.to_string()), &metrics);
         }
-        let first = outgoing.next(3, usize::MAX, &metrics).await;
+        let first = outgoing.take(3, usize::MAX, &metrics);
         outgoing.put_back(first.clone());
-        let all = outgoing.next(10, usize::MAX, &metrics).await;
+        let all = outgoing.take(10, usize::MAX, &metrics);
         assert_eq!(first.iter().map(read).collect::<Vec<_>>(), all[..3].iter().map(read).collect::<Vec<_>>());
         let read: Vec<_> = all.iter().map(read).collect();
         assert_eq!(read.iter().map(|(message, _)| &**message).collect::<Vec<_>>(), ["0", "1", "2", "3"]);
@@ -262,9 +294,27 @@ mod tests {
         assert_eq!(outgoing.waiting().0, 1);
         tokio::time::advance(AGE_MAX + Duration::from_secs(1)).await;
         outgoing.publication(Publication::new("a", "1"), &metrics);
-        let left = outgoing.next(10, usize::MAX, &metrics).await;
+        let left = outgoing.take(10, usize::MAX, &metrics);
         assert_eq!((left.len(), &*read(&left[0]).0), (1, "1"));
         assert_eq!(metrics.cluster_dropped_total.get() + 1, outgoing.put_in());
+    }
+
+    #[tokio::test]
+    async fn another_process_goes_on_sending_and_counting_as_the_same_node() {
+        let ((ours, metrics), (theirs, _)) = (outgoing(), outgoing());
+        ours.publication(Publication::new("a", "1"), &metrics);
+        let first = ours.take(10, usize::MAX, &metrics);
+        ours.publication(Publication::new("a", "2"), &metrics);
+        ours.disconnect(RemoteDisconnect { identifiers: "u".into(), reconnect: true }, &metrics);
+        let given = rmp_serde::to_vec_named(&ours.given()).unwrap();
+        theirs.take_over(rmp_serde::from_slice(&given).unwrap());
+        theirs.publication(Publication::new("a", "3"), &metrics);
+        theirs.wait().await;
+        let sent = theirs.take(10, usize::MAX, &metrics);
+        assert_eq!(sent[..2], ours.take(10, usize::MAX, &metrics)[..]);
+        let (last, next) = (read(&first[0]).1, read(&sent[2]));
+        assert_eq!((&*next.0, next.1), ("3", last + 2));
+        assert_eq!(theirs.put_in(), 3);
     }
 
     #[test]

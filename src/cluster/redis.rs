@@ -73,11 +73,12 @@ impl Connected<'_> {
         let ends = tokio::try_join!(
             self.read(stream),
             self.subscribe(sink.clone()),
+            self.mark(publishing.clone()),
             self.publish(publishing),
             async { Err(until_silent(sink).await) },
             async { Err(self.medium.redis.until_replaced(&server, self.medium.ask_sentinels_every).await) },
         );
-        ends.map(|((), (), (), (), ())| ())
+        ends.map(|((), (), (), (), (), ())| ())
     }
 
     fn channel(&self, name: &str) -> String {
@@ -114,14 +115,27 @@ impl Connected<'_> {
         streams.iter().map(|stream| self.channel(stream)).collect()
     }
 
-    async fn publish(&self, mut connection: MultiplexedConnection) -> RedisResult<()> {
-        let Exchange { outgoing, metrics, .. } = self.exchange;
+    /// Publishes marks, which come back to this node as to all others.
+    async fn mark(&self, mut connection: MultiplexedConnection) -> RedisResult<()> {
         loop {
-            let waiting = tokio::time::timeout(PING_EVERY, outgoing.next(BATCH, BATCH_BYTES, metrics));
-            let Ok(batch) = waiting.await else {
+            let (mark, _) = self.exchange.wanted_mark().await;
+            let mut publish = redis::cmd("PUBLISH");
+            publish.arg(self.channel(&self.medium.commands)).arg(mark).exec_async(&mut connection).await?;
+        }
+    }
+
+    async fn publish(&self, mut connection: MultiplexedConnection) -> RedisResult<()> {
+        let Exchange { outgoing, metrics, sending, .. } = self.exchange;
+        loop {
+            if tokio::time::timeout(PING_EVERY, outgoing.wait()).await.is_err() {
                 redis::cmd("PING").exec_async(&mut connection).await?;
                 continue;
-            };
+            }
+            let _turn = sending.next().await;
+            let batch = outgoing.take(BATCH, BATCH_BYTES, metrics);
+            if batch.is_empty() {
+                continue;
+            }
             let mut pipeline = redis::pipe();
             pipeline.ignore_errors();
             for Sent { stream, payload } in &batch {

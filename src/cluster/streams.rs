@@ -206,6 +206,51 @@ impl Streams {
         if (2..JUMP_MAX).contains(&ahead) { Seen::After(ahead - 1) } else { Seen::Next }
     }
 
+    /// Everything that is followed.
+    pub fn followed(&self) -> Vec<Arc<str>> {
+        let of_bucket = |bucket: &Mutex<Bucket>| {
+            let bucket = lock(bucket);
+            bucket.iter().filter(|(_, entry)| entry.shards > 0).map(|(name, _)| Arc::clone(name)).collect::<Vec<_>>()
+        };
+        self.buckets.iter().flat_map(of_bucket).collect()
+    }
+
+    /// Whether all that is followed is subscribed to.
+    pub fn are_all_subscribed(&self) -> bool {
+        let all = |bucket: &Mutex<Bucket>| lock(bucket).values().all(|entry| entry.subscribed || entry.shards == 0);
+        self.up.load(Ordering::SeqCst) && self.buckets.iter().all(all)
+    }
+
+    /// The last number of each node, for up to so many streams.
+    pub fn numbers(&self, max: usize) -> Vec<(Arc<str>, Vec<(NodeId, u64)>)> {
+        let mut numbers = Vec::new();
+        for bucket in &self.buckets {
+            let bucket = lock(bucket);
+            let seen = bucket.iter().filter_map(|(name, entry)| Some((name, &entry.more.as_ref()?.seen)));
+            let seen = seen.filter(|(_, seen)| !seen.is_empty()).take(max - numbers.len());
+            numbers.extend(seen.map(|(name, seen)| (Arc::clone(name), seen.clone())));
+        }
+        numbers
+    }
+
+    /// Another process has seen these. Of two numbers of one node the later one counts.
+    pub fn take_over_numbers(&self, numbers: Vec<(Arc<str>, Vec<(NodeId, u64)>)>) {
+        for (name, numbers) in numbers {
+            let mut bucket = self.bucket(&name);
+            let Some(entry) = bucket.get_mut(&name) else { continue };
+            let More { seen, .. } = &mut **entry.more.get_or_insert_default();
+            for (node, last) in numbers {
+                if let Some((_, known)) = seen.iter_mut().find(|(known, _)| *known == node) {
+                    if last.abs_diff(*known) < JUMP_MAX {
+                        *known = last.max(*known);
+                    }
+                } else if seen.len() < NODES_MAX {
+                    seen.push((node, last));
+                }
+            }
+        }
+    }
+
     /// A link is up: gives everything that is to be subscribed to. Changes since then come by [`Self::changes`].
     pub fn came_up(&self) -> Vec<Arc<str>> {
         {

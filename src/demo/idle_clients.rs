@@ -3,7 +3,7 @@
 //! They run in a process of their own, this program again under a hidden command, because their half of every
 //! connection would otherwise count as memory of the server and spoil the figure that the page is there to show.
 //! The process reports on its standard output, one JSON object a line, and ends when its standard input does: on
-//! release, and whenever the server ends, however that happens.
+//! release, and whenever the process that started it ends, however that happens, also when another one has taken over from that.
 
 mod hold;
 

@@ -69,7 +69,7 @@ struct Guest {
 }
 
 /// A connection's place; given up when it is dropped.
-pub(super) struct Place {
+pub struct Place {
     rooms: Arc<Rooms>,
     number: u64,
     out: Arc<Notify>,

@@ -319,7 +319,9 @@ async fn readiness_says_which_check_is_false() {
     for (backend, status) in [(true, 200), (false, 503)] {
         let check = |name, ok, needed| Check { name, ok, needed };
         let checks = move || {
-            vec![check("not_draining", true, true), check("backend", backend, true), check("redis", false, false)]
+            let checks =
+                vec![check("not_draining", true, true), check("backend", backend, true), check("redis", false, false)];
+            Box::pin(async { checks }) as Later<_>
         };
         let fixture = fixture(|routes, _| routes.ready.as_mut().unwrap().checks = Box::new(checks));
         let answer = fixture.exchange(b"", b"GET /ready HTTP/1.1\r\nHost: h\r\n\r\n").await;
@@ -471,7 +473,7 @@ async fn slow_peers_are_not_waited_for() {
 #[tokio::test]
 async fn a_peer_that_does_not_read_is_dropped() {
     let fixture = fixture(|routes, limits| {
-        routes.metrics.as_mut().unwrap().text = Box::new(|_| "x".repeat(64 << 20));
+        routes.metrics.as_mut().unwrap().text = Box::new(|_| Box::pin(async { "x".repeat(64 << 20) }));
         limits.write_timeout = Duration::from_millis(20);
     });
     let (_client, served) = fixture.connect(b"GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n").await;
@@ -625,7 +627,7 @@ async fn an_upgrade_behind_answered_requests_gives_the_connection_back_with_all_
 async fn answers_that_a_slow_peer_has_not_read_are_not_lost_when_the_connection_goes_back() {
     let fixture = fixture(|routes, _| {
         routes.websockets = Some(websocket_rules());
-        routes.metrics.as_mut().unwrap().text = Box::new(|_| "x".repeat(16 << 20));
+        routes.metrics.as_mut().unwrap().text = Box::new(|_| Box::pin(async { "x".repeat(16 << 20) }));
     });
     let (mut client, socket) = pair().await;
     let server = fixture.server.clone();
@@ -765,4 +767,37 @@ async fn draining_finishes_requests_and_ends_everything_else() {
     fixture.server.drained().await;
     assert_eq!(fixture.metrics.http_connections_num.get(), 0);
     assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
+}
+
+#[tokio::test]
+async fn who_keeps_a_connection_to_a_server_that_leaves_is_answered_once_more_and_told() {
+    let fixture = fixture_with(Recorder::new(false, false), |_, limits| limits.linger = Duration::from_millis(20));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = fixture.server.clone();
+    let listening = tokio::spawn(async move { server.listen(listener).await });
+    let mut kept = TcpStream::connect(address).await.unwrap();
+    let mut idle = TcpStream::connect(address).await.unwrap();
+    for client in [&mut kept, &mut idle] {
+        client.write_all(b"HEAD /health HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+        assert!(!read_head(client).await.contains("close"));
+    }
+    let mut busy = TcpStream::connect(address).await.unwrap();
+    busy.write_all(post("/_broadcast", "", PUBLICATION).as_bytes()).await.unwrap();
+    fixture.sink.has_begun().await;
+
+    fixture.server.leave();
+    listening.await.unwrap();
+    fixture.sink.gate.add_permits(2);
+    kept.write_all(post("/_broadcast", "", PUBLICATION).as_bytes()).await.unwrap();
+    for client in [&mut busy, &mut kept] {
+        let head = read_head(client).await;
+        assert!(status_of(&head) == 201 && head.contains("connection: close"), "{head}");
+        assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+    }
+    drop((busy, kept));
+    fixture.server.drain();
+    assert_eq!(idle.read(&mut [0]).await.unwrap(), 0);
+    drop(idle);
+    fixture.server.drained().await;
 }

@@ -27,9 +27,6 @@ const SCHEME: &str = "http://";
 
 impl Env {
     /// Packs a URL and headers. A text that contains a mark or a NUL ends there; a header without a name is left out.
-    ///
-    /// # Panics
-    /// On a request of 4 GiB; a head is bounded far below.
     pub fn new<'a>(url: &str, headers: impl IntoIterator<Item = (&'a str, &'a str)>) -> Env {
         fn put(packed: &mut String, text: &str) {
             // The smallest byte is found many at a time, the first mark is not; and there hardly ever is one.

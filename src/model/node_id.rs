@@ -1,6 +1,9 @@
 //! What tells the nodes of a cluster apart.
 
+use std::borrow::Cow;
 use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Characters of a node's id, base 62.
 const LEN: usize = 8;
@@ -32,6 +35,19 @@ impl NodeId {
     pub fn as_str(&self) -> &str {
         // Always ASCII.
         std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl Serialize for NodeId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for NodeId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Cow::<str>::deserialize(deserializer)?;
+        NodeId::parse(&text).ok_or_else(|| serde::de::Error::custom("not the id of a node"))
     }
 }
 

@@ -4,22 +4,20 @@ use triomphe::ThinArc;
 
 /// Two texts in one shared allocation behind one word, each of any bytes.
 ///
-/// How long the first text is comes first, in seven bits a byte: one or two bytes nearly always, where a length in the
-/// allocation's header would take eight.
+/// How long the second text is comes first, in seven bits a byte: one byte nearly always, as it is the shorter one, where a
+/// length in the allocation's header would take eight.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct TextPair(ThinArc<(), u8>);
 
 const _: () = assert!(size_of::<TextPair>() == 8);
 
 /// Bytes of the largest length.
-const LEN_BYTES_MAX: usize = (u32::BITS as usize).div_ceil(7);
+const LEN_BYTES_MAX: usize = (usize::BITS as usize).div_ceil(7);
 
 /// In a byte of a length: there is one more.
 const GOES_ON: u8 = 1 << 7;
 
 impl TextPair {
-    /// # Panics
-    /// On a first text of 4 GiB; whoever makes one has bounded it far below.
     pub fn new(first: &str, second: &str) -> TextPair {
         TextPair::pack(first.as_bytes(), second)
     }
@@ -48,7 +46,7 @@ impl TextPair {
     }
 
     fn pack(first: &[u8], second: &str) -> TextPair {
-        let mut len = u32::try_from(first.len()).expect("a first text is bounded");
+        let mut len = second.len();
         let mut packed = Vec::with_capacity(LEN_BYTES_MAX + first.len() + second.len());
         while len >= 1 << 7 {
             packed.push(len as u8 | GOES_ON);
@@ -68,7 +66,8 @@ impl TextPair {
             at += 1;
         }
         len |= usize::from(packed[at]) << (7 * at);
-        packed[at + 1..].split_at(len)
+        let both = &packed[at + 1..];
+        both.split_at(both.len() - len)
     }
 }
 
@@ -92,8 +91,9 @@ mod tests {
         }
         assert!(TextPair::new("ab", "c") != TextPair::new("a", "bc"));
         for len in [0, 1, 127, 128, 129, 255, 256, 16_383, 16_384, 100_000] {
-            let pair = TextPair::new(&"x".repeat(len), "second");
-            assert_eq!((pair.first().len(), pair.second()), (len, "second"));
+            let pair = TextPair::new("first", &"x".repeat(len));
+            assert_eq!((pair.first(), pair.second().len()), ("first", len));
+            assert_eq!(pair.with_second("second").second(), "second");
         }
     }
 }

@@ -17,9 +17,6 @@ pub struct Topic(TextPair);
 
 impl Topic {
     /// Makes a topic of its own.
-    ///
-    /// # Panics
-    /// On an identifier of 4 GiB; a client's message is much shorter.
     pub fn new(identifier: &str, stream: &str) -> Topic {
         Topic(TextPair::new(identifier, stream))
     }

@@ -1,6 +1,7 @@
 //! The links of this node to Redis and NATS: what is kept over them, and the thread "links" on which all of it runs. A node
 //! without any has no such thread.
 
+mod hand_over;
 mod nats;
 
 use std::io;
@@ -29,6 +30,8 @@ use super::publish::Pipeline;
 use super::settings;
 use super::threads::RuntimeThread;
 
+pub(super) use hand_over::{HandedLinks, LinksGiven, LinksSnapshot, LinksState};
+
 /// What reads broadcasts from a link until it is told to stop.
 type Source = Box<dyn FnOnce(Arc<Broadcast>, watch::Receiver<bool>) -> SourceWork + Send>;
 type SourceWork = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -45,6 +48,8 @@ pub(super) struct Links {
     pub states: Vec<Arc<LinkState>>,
     /// What came by the stream of Redis, if it is read.
     pub redisx: Option<Arc<RedisXMetrics>>,
+    /// What another process goes on with.
+    pub handed: Arc<HandedLinks>,
     medium: Option<Box<dyn Medium>>,
     sources: Vec<Source>,
     /// What the broker keeps everything in.
@@ -80,7 +85,14 @@ impl RunningLinks {
             while self.sources.clone().changed().await.is_ok() {}
             let is_over = || self.exchange.as_ref().is_none_or(|exchange| exchange.has_sent_all());
             let is_kept = || match &self.pipeline.broker {
-                Broker::Remote(remote) => remote.has_kept_all(),
+                Broker::Remote(remote) => {
+                    // In this order: what is found now may be what was answered a moment ago.
+                    let has_kept_all = remote.has_kept_all();
+                    let left = self.pipeline.left_sessions();
+                    let is_nothing_left = left.is_empty();
+                    left.into_iter().for_each(|saved| remote.departed(saved.sid, Some(Box::new(saved))));
+                    has_kept_all && is_nothing_left
+                }
                 Broker::Local(_) | Broker::Parent(_) => true,
             };
             while !(is_over() && is_kept()) {
@@ -111,28 +123,38 @@ impl RunningLinks {
 }
 
 impl Links {
-    /// What the configuration asks for, and the link to the parent. Nothing is connected yet.
+    /// What the configuration asks for, and the link to the parent. Nothing is connected yet. `given` is from the process that
+    /// this one goes on from.
     ///
     /// # Errors
     /// Files that are named cannot be read, or hold nothing that can be used.
-    pub fn new(config: &Config, parent: Option<ParentEnd>) -> Result<Links, StartError> {
+    pub fn new(config: &Config, parent: Option<ParentEnd>, given: Option<&LinksGiven>) -> Result<Links, StartError> {
+        let mut handed = HandedLinks::new(given);
         let mut links = Links { parent, ..Links::default() };
         if config.pubsub() != PubSub::None {
-            links.cluster = Cluster::new(cluster::Settings { reserved: reserved(config) });
+            links.cluster = Cluster::new(handed.node(), cluster::Settings { reserved: reserved(config) });
         }
+        links.add_all(config, &mut handed)?;
+        handed.begin(given, &links.cluster);
+        links.handed = Arc::new(handed);
+        Ok(links)
+    }
+
+    fn add_all(&mut self, config: &Config, handed: &mut HandedLinks) -> Result<(), StartError> {
+        let links = self;
         if config.uses_redis() {
             let redis = redis_settings(config);
             let redis =
                 Redis::new(&redis).map_err(|error: RedisSettingsError| StartError::Setting(with_cause(&error)))?;
-            links.add_redis(config, &Arc::new(redis));
+            links.add_redis(config, &Arc::new(redis), handed);
         }
         if config.uses_nats() {
-            links.add_nats(config)?;
+            links.add_nats(config, handed)?;
         }
-        Ok(links)
+        Ok(())
     }
 
-    fn add_redis(&mut self, config: &Config, redis: &Arc<Redis>) {
+    fn add_redis(&mut self, config: &Config, redis: &Arc<Redis>, handed: &mut HandedLinks) {
         let ask_sentinels_every = config.redis.sentinel_discovery_interval;
         if config.pubsub() == PubSub::Redis {
             self.medium = Some(Box::new(RedisMedium {
@@ -154,7 +176,7 @@ impl Links {
                     .then(|| Channels { prefix: config.cluster.prefix.clone(), reserved: reserved(config) }),
                 ask_sentinels_every,
             };
-            let node = self.node();
+            let node = handed.node();
             let store = RedisStore::new(Arc::clone(redis), state, settings, node);
             self.store = Some(Box::new(move |settings, outlet| {
                 let (broker, running) = RemoteBroker::new(store, settings, node, outlet);
@@ -167,6 +189,7 @@ impl Links {
                 state: self.state("redis", redis.advice()),
                 channel: config.broadcast.redis_channel.clone(),
                 ask_sentinels_every,
+                fanout: handed.fanout("redis"),
             };
             self.sources.push(Box::new(|broadcast, stop| Box::pin(until_stopped(source.run(broadcast), stop))));
         }
@@ -178,9 +201,10 @@ impl Links {
                 state: self.state("redisx", redis.advice()),
                 stream: config.broadcast.redisx_stream.clone(),
                 group: config.broadcast.redisx_group.clone(),
-                consumer: NodeId::from_bits(rand::random()).to_string(),
+                consumer: handed.consumer().to_owned(),
                 read_block: config.broadcast.redisx_read_block,
                 metrics,
+                in_hand: handed.redisx(),
             };
             self.sources.push(Box::new(|broadcast, stop| Box::pin(source.run(broadcast, stop))));
         }
@@ -194,10 +218,6 @@ impl Links {
         let (broker, running) = self.store.take()?(settings::remote_broker(config), outlet);
         self.broker = Some(running);
         Some(Broker::Remote(broker))
-    }
-
-    fn node(&self) -> NodeId {
-        self.cluster.exchange().map_or_else(|| NodeId::from_bits(rand::random()), |exchange| exchange.node)
     }
 
     fn state(&mut self, name: &'static str, advice: String) -> Arc<LinkState> {
@@ -225,6 +245,8 @@ impl Links {
         let parent = self.parent.map(|parent| parent.start(&runtime, pipeline, observer));
         let exchange = self.cluster.exchange().cloned();
         if let (Some(exchange), Some(medium)) = (&exchange, self.medium) {
+            // Not before: a process that takes over has nothing to send, and a mark to publish.
+            pipeline.add_worker(exchange.sending.clone());
             runtime.spawn(Arc::clone(exchange).run(medium, Arc::clone(pipeline) as Arc<_>));
         }
         self.broker.into_iter().for_each(|broker| drop(runtime.spawn(broker)));

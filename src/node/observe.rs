@@ -19,6 +19,7 @@ use crate::shard::{Inbox, ShardMetrics};
 use super::child::Family;
 use super::control::{ControlMetrics, talk};
 use super::counts::Counts;
+use super::links::HandedLinks;
 use super::metrics::Measured;
 use super::publish::Pipeline;
 use super::state::Inherited;
@@ -41,6 +42,8 @@ pub(super) struct Parts {
     /// To Redis and NATS.
     pub links: Vec<Arc<LinkState>>,
     pub redisx: Option<Arc<RedisXMetrics>>,
+    /// What another process goes on with of the links.
+    pub handed: Arc<HandedLinks>,
     /// Of the processes before this one.
     pub inherited: Arc<Inherited>,
     pub control: Arc<ControlMetrics>,

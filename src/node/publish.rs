@@ -23,8 +23,8 @@ use crate::hub::{StreamChange, StreamHasher};
 use crate::link::{Held, Turns};
 use crate::metrics;
 use crate::model::{
-    Answer, BrokerError, BrokerReply, Now, PresenceChange, Publication, RemoteDisconnect, Reply, ResumeTicket, Sid,
-    SlotKey,
+    Answer, BrokerError, BrokerReply, Now, PresenceChange, Publication, RemoteDisconnect, Reply, ResumeTicket,
+    SavedSession, Sid, SlotKey,
 };
 use crate::os::clock::Clock;
 use crate::shard::{Delivery, Inbox, Message, Permit};
@@ -47,6 +47,9 @@ pub(super) const SWEEP_ALL: Duration = Duration::from_secs(1);
 /// A remote disconnect waits no longer for the broker's storage to know of it.
 const SEND_AWAY_MAX: Duration = Duration::from_secs(1);
 
+/// Whoever has the pipeline stand still waits no longer for answers of the broker. What is not answered by then is later.
+const ANSWERS_MAX: Duration = Duration::from_millis(500);
+
 /// How many places of [`PUBLICATIONS_MAX`] a publication takes.
 pub(super) fn places(publication: &Publication) -> u32 {
     (publication.message.len().div_ceil(BYTES_PER_PLACE)).clamp(1, PUBLICATIONS_MAX) as u32
@@ -63,8 +66,9 @@ pub(super) struct Pipeline {
     room: Arc<Semaphore>,
     /// Read by whoever sends sessions away, so that nobody does so while the node stands still.
     sending_away: Arc<RwLock<()>>,
-    /// It stands still, or is about to: nobody gets a permit, and what shards have under way does without.
+    /// It stands still, or is about to: nobody gets a permit of `room`, and what shards have under way takes one of `spare`.
     frozen: AtomicBool,
+    spare: Arc<Semaphore>,
     /// Gets what comes here when it is there.
     successor: OnceLock<Arc<dyn Successor>>,
     /// What works beside the shards, to be held up in this order: first what takes publications in.
@@ -101,6 +105,7 @@ impl Pipeline {
             room: Arc::new(Semaphore::new(PUBLICATIONS_MAX)),
             sending_away: Arc::default(),
             frozen: AtomicBool::new(false),
+            spare: Arc::new(Semaphore::new(PUBLICATIONS_MAX)),
             successor: OnceLock::new(),
             sources: Mutex::default(),
             workers: Mutex::default(),
@@ -112,21 +117,18 @@ impl Pipeline {
 
     /// Gives a publication its position and puts it into the inbox of every shard that follows its stream, before the
     /// next publication of that stream.
-    fn place(&self, broker: &LocalBroker, publication: Publication, permit: Option<OwnedSemaphorePermit>) {
-        broker.in_order(publication, self.clock.now(), |publication| self.hand_over(publication, permit));
+    fn place(&self, broker: &LocalBroker, publication: Publication, permit: OwnedSemaphorePermit) {
+        broker.in_order(publication, self.clock.now(), |publication| self.hand_over(publication, Some(permit)));
     }
 
-    /// Takes a publication for which there is room, or that goes without. Gives what a publisher is to wait for, if the broker
-    /// is elsewhere.
-    fn take(&self, publication: Publication, permit: Option<OwnedSemaphorePermit>) -> Option<oneshot::Receiver<()>> {
-        match (&self.broker, permit) {
-            (Broker::Remote(remote), Some(permit)) if !publication.transient => {
-                return Some(remote.publish(publication, permit));
-            }
-            (Broker::Remote(remote), permit) => self.place(&remote.unstored, publication, permit),
-            (Broker::Local(local), permit) => self.place(local, publication, permit),
+    /// Takes a publication for which there is room. Gives what a publisher is to wait for, if the broker is elsewhere.
+    fn take(&self, publication: Publication, permit: OwnedSemaphorePermit) -> Option<oneshot::Receiver<()>> {
+        match &self.broker {
+            Broker::Local(local) => self.place(local, publication, permit),
+            Broker::Remote(remote) if publication.transient => self.place(&remote.unstored, publication, permit),
+            Broker::Remote(remote) => return Some(remote.publish(publication, permit)),
             // It has its own way.
-            (Broker::Parent(_), _) => {}
+            Broker::Parent(_) => {}
         }
         None
     }
@@ -162,9 +164,11 @@ impl Pipeline {
         self.successor.get().ok_or_else(|| PublishError("the node has ended".to_owned()))
     }
 
-    /// Whether something may go past the bound: it comes from a shard that finishes what it has under way.
-    fn finishes(&self) -> bool {
-        self.frozen.load(Ordering::Acquire)
+    /// Room for something of a shard, which does not wait; also while this stands still and the shard finishes what it has
+    /// under way.
+    fn try_room(&self, places: u32) -> Option<OwnedSemaphorePermit> {
+        let of = |room: &Arc<Semaphore>| Arc::clone(room).try_acquire_many_owned(places).ok();
+        of(&self.room).or_else(|| of(&self.spare).filter(|_| self.frozen.load(Ordering::Acquire)))
     }
 
     /// Something that takes publications in, piece after piece. It stands still when the pipeline does.
@@ -189,6 +193,9 @@ impl Pipeline {
         frozen.sending_away = Some(Arc::clone(&self.sending_away).write_owned().await);
         self.frozen.store(true, Ordering::Release);
         frozen.permits = Arc::clone(&self.room).acquire_many_owned(PUBLICATIONS_MAX as u32).await.ok();
+        if let Broker::Remote(remote) = &self.broker {
+            remote.questions_answered(ANSWERS_MAX).await;
+        }
         for turns in list(&self.workers) {
             frozen.held.push(turns.hold().await);
         }
@@ -296,6 +303,11 @@ impl Pipeline {
         }
     }
 
+    /// Sessions that were given to clients of shards that have ended.
+    pub(super) fn left_sessions(&self) -> Vec<SavedSession> {
+        self.inboxes.iter().flat_map(|inbox| inbox.take_sessions()).collect()
+    }
+
     /// A shard is to give up a session.
     pub(super) fn ask_to_yield(&self, Place { shard, index }: Place, ticket: ResumeTicket) {
         if let Some(inbox) = self.inboxes.get(usize::from(shard)) {
@@ -311,8 +323,8 @@ impl Pipeline {
             Broker::Remote(remote) => return remote.change_presence(sid, stream, change),
             Broker::Parent(parent) => return parent.change_presence(sid, stream, change),
         };
-        let permit = Arc::clone(&self.room).try_acquire_owned().ok();
-        if permit.is_none() && matches!(change, PresenceChange::Join { .. }) && !self.finishes() {
+        let permit = self.try_room(1);
+        if permit.is_none() && matches!(change, PresenceChange::Join { .. }) {
             local.metrics.presence_refused_total.inc();
             return;
         }
@@ -355,7 +367,7 @@ impl PublicationSink for Pipeline {
             let mut left = None;
             for publication in rest.by_ref() {
                 match self.room(&publication).await {
-                    Some(permit) => stores.extend(self.take(publication, Some(permit))),
+                    Some(permit) => stores.extend(self.take(publication, permit)),
                     None => {
                         left = Some(publication);
                         break;
@@ -376,10 +388,7 @@ impl PublicationSink for Pipeline {
         if let Broker::Parent(parent) = &self.broker {
             return parent.whisper(publication);
         }
-        let permit = Arc::clone(&self.room).try_acquire_many_owned(places(&publication)).ok();
-        if permit.is_none() && !self.finishes() {
-            return false;
-        }
+        let Some(permit) = self.try_room(places(&publication)) else { return false };
         // What becomes of it is waited for by nobody.
         drop(self.take(publication, permit));
         true
@@ -709,7 +718,7 @@ mod tests {
         assert!(!now_or_never(&mut pin!(turns.next())));
         let third = tokio::spawn({
             let pipeline = Arc::clone(&pipeline);
-            async move { pipeline.disconnect(away("u")).await.unwrap() }
+            async move { PublicationSink::disconnect(&*pipeline, away("u")).await.unwrap() }
         });
         tokio::task::yield_now().await;
         assert!(texts(&inboxes[0]).is_empty());
@@ -744,7 +753,7 @@ mod tests {
         waiting.await.unwrap();
         drop(frozen);
         publish([3, 4]).await.unwrap();
-        pipeline.disconnect(away("u")).await.unwrap();
+        PublicationSink::disconnect(&*pipeline, away("u")).await.unwrap();
         assert_eq!(*noted.0.lock().unwrap(), ["1", "2", "3", "4", "u"]);
         assert!(texts(&inboxes[0]).is_empty());
         assert!(!now_or_never(&mut pin!(pipeline.sweeping.next())), "what was frozen stays so");

@@ -28,8 +28,8 @@ pub(super) struct MadeOf {
     pub program: io::Result<PathBuf>,
     /// A supervisor has opened the main port.
     pub main_was_passed: bool,
-    /// The caller has added routes of its own.
-    pub has_extra_routes: bool,
+    /// Environment variables for a process that takes over, beside those of this one.
+    pub for_successors: Vec<(&'static str, String)>,
 }
 
 /// Why a configuration is not taken over.

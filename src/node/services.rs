@@ -188,10 +188,12 @@ impl Services<Socket> for NodeServices {
         let http = self.shared.http.clone();
         let inbox = Arc::clone(&self.shared.inboxes[usize::from(self.shard)]);
         let stream = socket.into_stream();
-        // The server bounds how many it serves and turns the others away at once.
+        // The server bounds how many it serves and turns the others away at once. Taken in here: a shutdown waits for what the
+        // shards have handed over.
+        let place = http.enter();
         self.shared.runtime.spawn(async move {
             let Ok(socket) = tokio::net::TcpStream::from_std(stream) else { return };
-            let Some((socket, read)) = http.serve(socket, read).await else { return };
+            let Some((socket, read)) = http.serve_in(place, socket, read).await else { return };
             // Its peer asks for a WebSocket now. That takes it from the runtime, too.
             if let Ok(stream) = socket.into_std() {
                 let incoming = Incoming { socket: Socket::from(stream), peer, listener };

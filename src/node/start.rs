@@ -103,7 +103,6 @@ pub(super) struct Assembly {
     machines: Vec<Epoll>,
     is_child: bool,
     main_was_passed: bool,
-    has_extra_routes: bool,
 }
 
 /// What shards, HTTP and observer use alike.
@@ -154,6 +153,7 @@ impl Core {
             let broker = links.broker(config, Arc::new(ToPipeline(Weak::clone(pipeline)))).unwrap_or_else(local);
             Pipeline::new(Arc::clone(&inboxes), hasher, broker, links.cluster.clone(), clock)
         });
+        links.handed.stand_still_with(&pipeline);
         Ok(Core {
             metrics: (0..plan.shards as u16).map(|n| Arc::new(ShardMetrics::new(n))).collect(),
             broadcast: Arc::new(Broadcast::new(Arc::clone(&pipeline) as Arc<_>)),
@@ -175,7 +175,7 @@ impl Assembly {
         extra: Option<ExtraRoutes>,
     ) -> Result<Assembly, StartError> {
         let address = main_port.address()?;
-        let (main_was_passed, has_extra_routes) = (main_port.was_passed, extra.is_some());
+        let main_was_passed = main_port.was_passed;
         let copies = main_port.of_shards.iter().flatten().map(TcpListener::try_clone).collect::<Result<Vec<_>, _>>()?;
         let listeners = Arc::new(Mutex::new(copies));
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -188,7 +188,7 @@ impl Assembly {
         let of_all = parent.as_ref().map(|parent| parent.welcome.clone());
         let family = parent.as_ref().map(|parent| parent.family(plan.room_max()));
         let is_child = family.is_some();
-        let mut links = Links::new(&plan.config, parent)?;
+        let mut links = Links::new(&plan.config, parent, plan.given.as_ref().and_then(Given::links))?;
         // The first shard has as many as any.
         let core = Core::new(&plan, of_all.as_ref(), main_port.of_shards[0].len(), &calls, &mut links)?;
         let links_runtime = links.runtime()?;
@@ -208,6 +208,7 @@ impl Assembly {
             draining: Arc::clone(&draining),
             links: links.states.clone(),
             redisx: links.redisx.clone(),
+            handed: Arc::clone(&links.handed),
             inherited: Arc::default(),
             control: Arc::default(),
             family,
@@ -242,7 +243,6 @@ impl Assembly {
             machines,
             is_child,
             main_was_passed,
-            has_extra_routes,
         })
     }
 
@@ -308,7 +308,7 @@ impl Assembly {
                 broadcast,
                 program,
                 main_was_passed: self.main_was_passed,
-                has_extra_routes: self.has_extra_routes,
+                for_successors: Vec::new(),
             },
             runtime: self.runtime,
             shards,

@@ -25,6 +25,7 @@ use crate::model::{Now, SlotKey};
 use crate::{shard, telemetry};
 
 use self::calls::GivenCalls;
+use super::links::{LinksGiven, LinksSnapshot, LinksState};
 use super::look;
 use super::observe::Parts;
 
@@ -41,9 +42,9 @@ pub enum BadNodeState {
     /// It cannot be read.
     #[error("the state of the old process cannot be read: {0}")]
     Unreadable(#[from] rmp_serde::decode::Error),
-    /// Not all of it is there.
-    #[error("the state of the old process ends too early")]
-    Truncated,
+    /// What comes meanwhile would be lost.
+    #[error("the old process has its link to {0}, and this one does not get one")]
+    Link(&'static str),
     /// Another version wrote it.
     #[error("the state of the old process has format {0}, and {STATE_FORMAT} is understood here")]
     Format(u16),
@@ -76,27 +77,21 @@ pub(super) struct Given {
     /// The key of the tokens that clients show to come back.
     #[serde(default)]
     resume_key: Option<String>,
+    #[serde(default)]
+    links: Option<LinksGiven>,
 }
 
 impl Given {
-    /// Of a running node.
+    /// Of a running node. From now on its links note what comes, until [`forget_changes`].
     pub fn of(parts: &Parts, settings: &shard::Settings) -> Given {
+        let links = Some(parts.handed.given(&parts.pipeline));
         let resume_key = settings.resume_tokens.as_ref().map(|tokens| tokens.secret.expose().to_owned());
-        Given { format: STATE_FORMAT, clock_began_ns: parts.pipeline.clock.began_ns(), resume_key }
+        Given { format: STATE_FORMAT, clock_began_ns: parts.pipeline.clock.began_ns(), resume_key, links }
     }
 
-    /// To be sent.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        written(self)
-    }
-
-    /// What was sent.
-    ///
-    /// # Errors
-    /// See [`BadNodeState`].
-    pub fn from_bytes(bytes: &[u8]) -> Result<Given, BadNodeState> {
-        check_format(bytes)?;
-        Ok(rmp_serde::from_slice(bytes)?)
+    /// What the links go on with.
+    pub fn links(&self) -> Option<&LinksGiven> {
+        self.links.as_ref()
     }
 
     /// Changes settings of shards to what the old process has.
@@ -108,86 +103,86 @@ impl Given {
     }
 }
 
-/// What may be large, as it was before the node stopped: a head, and behind it any number of pieces, each behind its length.
+/// What may be large, as it was before the node stopped. It is sent a piece at a time, so that it never lies anywhere twice.
 pub(super) struct Snapshot {
-    bytes: Vec<u8>,
     /// When it was begun.
     since: Now,
+    /// Bytes of all pieces.
+    pub bytes: usize,
 }
 
 /// Begins everything.
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Head {
     format: u16,
 }
 
 /// A piece of a [`Snapshot`].
-#[derive(Default, Serialize, Deserialize)]
-struct Piece {
+#[derive(Serialize, Deserialize)]
+pub(super) struct Piece {
+    format: u16,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     local: Option<BrokerPart>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     closes: Option<Vec<Value>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    links: Option<LinksSnapshot>,
 }
 
-/// A [`Snapshot`] that was read.
-pub(super) struct ReadSnapshot(Vec<Piece>);
-
 impl Snapshot {
-    /// Of a running node. Takes its time; everything goes on meanwhile, and it is noted what changes.
-    pub fn take(parts: &Parts) -> Snapshot {
-        let (mut bytes, since) = (Vec::new(), parts.pipeline.clock.now());
-        put_framed(&mut bytes, &Head { format: STATE_FORMAT });
-        let mut put = |piece: Piece| put_framed(&mut bytes, &piece);
+    /// Gives all of a running node to `send`, piece by piece. Takes its time; everything goes on meanwhile, and it is noted
+    /// what changes.
+    ///
+    /// # Errors
+    /// A piece was not sent.
+    pub fn give<E>(parts: &Parts, mut send: impl FnMut(Vec<u8>) -> Result<(), E>) -> Result<Snapshot, E> {
+        let mut snapshot = Snapshot { since: parts.pipeline.clock.now(), bytes: 0 };
+        let mut give = |piece: Piece| {
+            let bytes = written(&piece);
+            snapshot.bytes += bytes.len();
+            send(bytes)
+        };
+        let empty = || Piece { format: STATE_FORMAT, local: None, closes: None, links: None };
         if let Broker::Local(local) = &parts.pipeline.broker {
             for part in local.snapshot() {
-                put(Piece { local: Some(part), ..Piece::default() });
+                give(Piece { local: Some(part), ..empty() })?;
             }
         }
         let closes = look::all_closes(&parts.inboxes, parts.inherited.closes());
-        put(Piece { closes: Some(closes), ..Piece::default() });
-        Snapshot { bytes, since }
+        give(Piece { closes: Some(closes), ..empty() })?;
+        // Last, because the new process waits for its links.
+        give(Piece { links: Some(parts.handed.snapshot(&parts.pipeline, &parts.links)), ..empty() })?;
+        Ok(snapshot)
     }
+}
 
-    /// To be sent.
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    /// It has been sent, and what it holds is not needed any more.
-    pub fn forget(&mut self) {
-        self.bytes = Vec::new();
-    }
-
+impl Piece {
     /// What was sent.
     ///
     /// # Errors
     /// See [`BadNodeState`].
-    pub fn from_bytes(bytes: &[u8]) -> Result<ReadSnapshot, BadNodeState> {
-        let (head, mut rest) = framed(bytes)?;
-        check_format(head)?;
-        let mut pieces = Vec::new();
-        while !rest.is_empty() {
-            let (piece, behind) = framed(rest)?;
-            pieces.push(rmp_serde::from_slice(piece)?);
-            rest = behind;
-        }
-        Ok(ReadSnapshot(pieces))
+    pub fn from_bytes(bytes: &[u8]) -> Result<Piece, BadNodeState> {
+        check_format(bytes)?;
+        Ok(rmp_serde::from_slice(bytes)?)
     }
-}
 
-impl ReadSnapshot {
-    /// Puts it into a node that does not run yet.
-    pub fn apply(self, parts: &Parts) {
-        for Piece { local, closes } in self.0 {
-            if let (Some(part), Broker::Local(broker)) = (local, &parts.pipeline.broker) {
-                broker.take_over(part);
-            }
-            if let Some(closes) = closes {
-                // There is one list.
-                let _ = parts.inherited.closes.set(closes);
-            }
+    /// Puts it into a node that does not run yet; that of the links waits until they get what those of the old process get.
+    ///
+    /// # Errors
+    /// One of them does not.
+    pub fn apply(self, parts: &Parts) -> Result<(), BadNodeState> {
+        let Piece { local, closes, links, .. } = self;
+        if let (Some(part), Broker::Local(broker)) = (local, &parts.pipeline.broker) {
+            broker.take_over(part);
         }
+        if let Some(closes) = closes {
+            // There is one list.
+            let _ = parts.inherited.closes.set(closes);
+        }
+        if let Some(links) = links {
+            parts.handed.follow(links, &parts.pipeline, &parts.links).map_err(BadNodeState::Link)?;
+        }
+        Ok(())
     }
 }
 
@@ -201,6 +196,8 @@ pub(super) struct NodeState {
     calls: GivenCalls,
     #[serde(default)]
     totals: telemetry::Parts,
+    #[serde(default)]
+    links: LinksState,
 }
 
 impl NodeState {
@@ -210,7 +207,13 @@ impl NodeState {
             Broker::Local(local) => local.changes(snapshot.since),
             Broker::Remote(_) | Broker::Parent(_) => BrokerPart::default(),
         };
-        NodeState { format: STATE_FORMAT, local, calls: GivenCalls::of(&parts.backend), totals: counted::totals(parts) }
+        NodeState {
+            format: STATE_FORMAT,
+            local,
+            calls: GivenCalls::of(&parts.backend),
+            totals: counted::totals(parts),
+            links: parts.handed.state(&parts.pipeline),
+        }
     }
 
     /// To be sent.
@@ -229,10 +232,11 @@ impl NodeState {
 
     /// Puts it into a node that does not run yet, while its shards put connections together on their threads.
     pub fn apply(self, parts: &Parts) {
-        let NodeState { local, calls, totals, .. } = self;
+        let NodeState { local, calls, totals, links, .. } = self;
         if let Broker::Local(broker) = &parts.pipeline.broker {
             broker.take_over(local);
         }
+        parts.handed.take_over(links, &parts.pipeline);
         // There is one state.
         let _ = parts.inherited.totals.set(totals);
         let _ = parts.inherited.calls.set(calls);
@@ -241,6 +245,7 @@ impl NodeState {
 
 /// An upgrade has come to nothing, or is over: nobody needs to know any more what changes.
 pub(super) fn forget_changes(parts: &Parts) {
+    parts.handed.forget(&parts.pipeline);
     if let Broker::Local(local) = &parts.pipeline.broker {
         LocalBroker::forget_changes(local);
     }
@@ -250,36 +255,12 @@ pub(super) fn forget_changes(parts: &Parts) {
 /// by a new one. Called once, behind [`NodeState::apply`] and before anything runs. Gives the old keys of those whose calls are
 /// made here now: the old process does not answer them.
 pub(super) fn renamed(parts: &Parts, moved: &Moved) -> Vec<SlotKey> {
+    parts.handed.all_are_here(&parts.pipeline);
     parts.inherited.calls.get().map(|calls| calls.make(&parts.backend, moved)).unwrap_or_default()
 }
 
 fn written(plain: &impl Serialize) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    put(&mut bytes, plain);
-    bytes
-}
-
-fn put(bytes: &mut Vec<u8>, plain: &impl Serialize) {
-    let mut writer = rmp_serde::Serializer::new(bytes).with_struct_map();
-    plain.serialize(&mut writer).expect("plain data can be written");
-}
-
-/// In front of a piece stands its length.
-const LENGTH_BYTES: usize = size_of::<u64>();
-
-fn put_framed(bytes: &mut Vec<u8>, plain: &impl Serialize) {
-    let begin = bytes.len();
-    bytes.extend([0; LENGTH_BYTES]);
-    put(bytes, plain);
-    let length = (bytes.len() - begin - LENGTH_BYTES) as u64;
-    bytes[begin..begin + LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
-}
-
-/// The first piece, and what is behind it.
-fn framed(bytes: &[u8]) -> Result<(&[u8], &[u8]), BadNodeState> {
-    let (length, rest) = bytes.split_first_chunk::<LENGTH_BYTES>().ok_or(BadNodeState::Truncated)?;
-    let length = usize::try_from(u64::from_le_bytes(*length)).map_err(|_| BadNodeState::Truncated)?;
-    rest.split_at_checked(length).ok_or(BadNodeState::Truncated)
+    rmp_serde::to_vec_named(plain).expect("plain data can be written")
 }
 
 fn check_format(bytes: &[u8]) -> Result<(), BadNodeState> {

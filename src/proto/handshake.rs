@@ -107,22 +107,23 @@ pub fn answer(head: &Head<'_, '_>, rules: &Rules) -> Decision {
 
 /// The key to answer, or the status that refuses.
 fn check<'b>(head: &Head<'_, 'b>, rules: &Rules) -> Result<&'b [u8], u16> {
-    if !head.host_is_sound() {
+    let upgrade = head.upgrade();
+    if !upgrade.host_is_sound {
         return Err(400);
     }
-    if !head.lists("connection", "upgrade") || !head.lists("upgrade", "websocket") {
+    if !upgrade.connection || !upgrade.websocket {
         return Err(400);
     }
     if head.method() != "GET" {
         return Err(405);
     }
-    if !head.lists("sec-websocket-version", "13") {
+    if !upgrade.version_13 {
         return Err(400);
     }
-    if !rules.allowed_origins.allow(head.header_bytes("origin")) {
+    if !rules.allowed_origins.allow(upgrade.origin) {
         return Err(403);
     }
-    head.header_bytes("sec-websocket-key").filter(|key| is_key(key)).ok_or(400)
+    upgrade.key.filter(|key| is_key(key)).ok_or(400)
 }
 
 /// Whether this is base64 of 16 bytes (RFC 6455 section 4.2.1 item 5). The four bits that the 22nd digit has over are

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::model::{Answer, Publication, RemoteDisconnect, ResumeTicket};
+use crate::model::{Answer, BrokerReply, Publication, RemoteDisconnect, Reply, ResumeTicket, SavedSession};
 use crate::os::poll::Waker;
 
 use super::epoll::Socket;
@@ -113,7 +113,7 @@ impl Inbox {
             drop(state);
             return divert(message);
         }
-        if state.closed {
+        if state.closed && session_in(&message).is_none() {
             return;
         }
         state.messages.push(message);
@@ -137,11 +137,22 @@ impl Inbox {
         state.asleep
     }
 
-    /// The shard has ended: what is here and what comes is dropped, and with it its share of the bound. What is diverted stays
-    /// so.
+    /// The shard has ended: what is here and what comes is dropped, and with it its share of the bound; but for
+    /// [`sessions`](Self::take_sessions). What is diverted stays so.
     pub(super) fn close(&self) {
         let mut state = self.state();
-        *state = State { closed: true, divert: state.divert.take(), ..State::default() };
+        state.closed = true;
+        state.messages.retain(|message| session_in(message).is_some());
+    }
+
+    /// The sessions that came for clients of a shard that has ended, and that nobody else has now.
+    pub fn take_sessions(&self) -> Vec<SavedSession> {
+        let mut state = self.state();
+        if !state.closed {
+            return Vec::new();
+        }
+        let messages = std::mem::take(&mut state.messages);
+        messages.iter().filter_map(session_in).cloned().collect()
     }
 
     /// The shard has left its connections to somebody else: what it has taken and not carried out, what is here, and what
@@ -152,6 +163,13 @@ impl Inbox {
         // Under the lock: what comes now comes behind it.
         std::mem::take(&mut state.messages).into_iter().for_each(|message| divert(message));
         state.divert = Some(divert);
+    }
+}
+
+fn session_in(message: &Message<Socket>) -> Option<&SavedSession> {
+    match message {
+        Message::Answer(Answer { reply: Reply::Broker(Ok(BrokerReply::Resumed(saved))), .. }) => saved.as_deref(),
+        _ => None,
     }
 }
 

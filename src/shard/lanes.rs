@@ -197,6 +197,9 @@ impl<N: Services<Socket>> Shard<Epoll, N> {
             let mut sockets = received.descriptors.into_iter();
             left -= usize::from(chunk.last);
             self.look_at_the_clock();
+            if arrived.copied.connections == 0 {
+                self.note_arrival();
+            }
             for (shard, index, generation, has_socket, state) in chunk.connections {
                 let socket = if has_socket { Some(sockets.next().ok_or(LaneError::Sockets)?) } else { None };
                 let key = self.put_together(socket.map(Socket::from), state).map_err(|(_, bad)| bad)?;

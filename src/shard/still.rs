@@ -8,7 +8,9 @@
 //! Then it may be copied: nothing of it changes as long as nobody takes a turn with it. It goes on as if nothing had been, or
 //! is dropped, which neither closes nor counts a connection that somebody else has too.
 
-use crate::model::{Answer, Reply};
+use std::time::Duration;
+
+use crate::model::{Answer, Reply, TICK_MS, Tick};
 
 use super::slots::{Stage, flag};
 use super::{Accepting, Machine, Message, Services, Shard};
@@ -21,13 +23,16 @@ pub(super) struct Still<S> {
     unwatched: Vec<u32>,
     /// Sessions that wait for the cluster, which was asked elsewhere.
     unasked: Vec<u32>,
+    /// Since when, on the shard's clock; for connections of another process, since they came.
+    since: Duration,
 }
 
 impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     /// Stands still from now on.
     pub fn stop(&mut self) {
         if self.still.is_none() {
-            self.still = Some(Still { messages: Vec::new(), unwatched: Vec::new(), unasked: Vec::new() });
+            let since = self.now.mono;
+            self.still = Some(Still { messages: Vec::new(), unwatched: Vec::new(), unasked: Vec::new(), since });
             if matches!(self.accepting, Accepting::Yes) {
                 self.machine.pause_listening();
             }
@@ -57,7 +62,8 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
 
     /// Goes on. In a turn.
     pub fn go_on(&mut self) {
-        let Some(Still { messages, unwatched, unasked }) = self.still.take() else { return };
+        let Some(Still { messages, unwatched, unasked, since }) = self.still.take() else { return };
+        self.make_up_for(self.now.mono.saturating_sub(since));
         if matches!(self.accepting, Accepting::Yes) {
             self.machine.resume_listening();
         }
@@ -82,6 +88,28 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             }
         }
         messages.into_iter().for_each(|message| self.receive(message));
+    }
+
+    /// Peers who were in the middle of something had this time less for it: what they had said filled their socket, and was not
+    /// read. Everything else is there to be read, or is sent by us.
+    fn make_up_for(&mut self, pause: Duration) {
+        let ticks = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX).div_ceil(TICK_MS);
+        let ticks = Tick::try_from(ticks).unwrap_or(Tick::MAX);
+        for due in self.rare_deadlines.messages.values_mut() {
+            *due = due.saturating_add(ticks);
+        }
+        let begun: Vec<u32> = self.begun.tokens().filter_map(|token| self.slots.find_token(token)).collect();
+        for index in begun {
+            if let Stage::Handshake(handshake) = &mut self.slots[index].stage {
+                handshake.due = handshake.due.saturating_add(ticks);
+            }
+        }
+    }
+
+    /// Connections of another process begin to come.
+    pub(super) fn note_arrival(&mut self) {
+        let now = self.now.mono;
+        self.still.iter_mut().for_each(|still| still.since = now);
     }
 
     /// A session waits for the cluster, which is asked when the shard goes on.

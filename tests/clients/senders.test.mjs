@@ -1,9 +1,11 @@
-// Three nodes, clients on each, and senders that nobody here wrote: @anycable/serverless-js over HTTP, redis-cli for both forms
-// of Redis, the npm package `nats`. Each client gets each message once and in order. Beside them stands what a node of AnyCable
+// Three nodes, clients on each, and senders that nobody here wrote: @anycable/serverless-js over HTTP, redis-cli and Ruby's gem
+// redis for both forms of Redis, the npm package `nats`. Each client gets each message once and in order. Beside them stands what a node of AnyCable
 // says and hears on the same channels (contracts/pubsub-cluster.md sections 3 and 4).
 
 import assert from 'node:assert/strict';
+import { execFile } from 'node:child_process';
 import { after, before, describe, test } from 'node:test';
+import { promisify } from 'node:util';
 import { connect, StringCodec } from 'nats';
 import { loadServerless } from './apps/serverless.mjs';
 import { BROADCAST_KEY, Cableway } from './harness/cableway.mjs';
@@ -25,6 +27,23 @@ let serial = 0;
 const name = () => `stream-${(serial += 1)}`;
 
 const startNodes = (args) => Promise.all(numbers(NODES).map(() => Cableway.start([...OPTIONS, ...args])));
+
+/** Publishes numbers to one stream by `PUBLISH` and to another by `XADD`, by Ruby's gem `redis` (Debian package ruby-redis). */
+const RUBY = `
+  require 'json'
+  require 'redis'
+  url, published, added, count = ARGV
+  redis = Redis.new(url: url)
+  publication = ->(stream, n) { { stream: stream, data: n.to_json }.to_json }
+  heard = count.to_i.times.map { |n| redis.publish('__anycable__', publication.(published, n)) }.uniq
+  count.to_i.times { |n| redis.xadd('__anycable__', { payload: publication.(added, n) }) }
+  puts "each of #{heard.join(' or ')} nodes hears the channel"
+`;
+
+async function ruby(url, published, added) {
+  const args = ['-e', RUBY, url, published, added, String(MESSAGES)];
+  return (await promisify(execFile)('ruby', args)).stdout.trimEnd();
+}
 
 /** Clients that follow these streams, spread over the nodes. */
 async function followers(nodes, streams, count = CLIENTS) {
@@ -85,6 +104,25 @@ describe('Redis between three nodes', () => {
       assert.deepEqual(got.toSorted((a, b) => a - b), numbers(MESSAGES));
       socket.ws.close();
     }
+  });
+
+  test("Ruby's gem redis publishes on the channel and adds to the stream, as a Rails app does", async () => {
+    const [published, added] = [name(), name()];
+    const sockets = await followers(nodes, [published, added]);
+    const said = await ruby(redis.url, published, added);
+    assert.equal(said, `each of ${NODES} nodes hears the channel`);
+    for (const socket of sockets) {
+      const got = { [published]: [], [added]: [] };
+      for (const _ of numbers(2 * MESSAGES)) {
+        const { identifier, message } = await socket.json('a publication');
+        got[JSON.parse(identifier).stream_name].push(message);
+      }
+      assert.deepEqual(got[published], numbers(MESSAGES));
+      // Entries are read by three nodes at once, so that only those of one node are in order among themselves.
+      assert.deepEqual(got[added].toSorted((a, b) => a - b), numbers(MESSAGES));
+    }
+    await eachGets(sockets, []);
+    assert.equal(redis.cli('XLEN', '__anycable__'), '0', 'every entry is acknowledged and deleted');
   });
 
   test('names of any kind, by each way', async () => {

@@ -30,10 +30,12 @@ pub trait Engine: Sized {
     fn forget(&self);
     /// How many nodes are subscribed to the channel of a stream.
     fn heard(&self, channel: &str) -> usize;
+    /// How many channels with names that begin so somebody is subscribed to.
+    fn heard_of(&self, beginning: &str) -> usize;
     /// Publishes on a channel as an app or another node does.
     fn publish(&self, channel: &str, payloads: &[&str]);
-    /// Waits until sessions wait for their clients, or none does.
-    fn keeps_sessions(&self, are_there: bool);
+    /// Waits until sessions wait for their clients.
+    fn keeps_sessions(&self);
     /// Waits until so many nodes know of each other.
     fn knows_nodes(&self, nodes: u64);
 }
@@ -76,12 +78,16 @@ impl Engine for Redis {
         answer.lines().last().and_then(|count| count.parse().ok()).expect("a number")
     }
 
+    fn heard_of(&self, beginning: &str) -> usize {
+        self.cli(&["PUBSUB", "CHANNELS"]).lines().filter(|channel| channel.starts_with(beginning)).count()
+    }
+
     fn publish(&self, channel: &str, payloads: &[&str]) {
         payloads.iter().for_each(|payload| _ = self.cli(&["PUBLISH", channel, payload]));
     }
 
-    fn keeps_sessions(&self, are_there: bool) {
-        until("sessions are kept", || self.cli(&["KEYS", "cableway:r:*"]).is_empty() != are_there);
+    fn keeps_sessions(&self) {
+        until("sessions are kept", || !self.cli(&["KEYS", "cableway:r:*"]).is_empty());
     }
 
     fn knows_nodes(&self, nodes: u64) {
@@ -126,14 +132,18 @@ impl Engine for Nats {
         self.subscriptions().iter().filter(|one| *one == channel).count()
     }
 
+    fn heard_of(&self, beginning: &str) -> usize {
+        self.subscriptions().iter().filter(|subject| subject.starts_with(beginning)).count()
+    }
+
     fn publish(&self, channel: &str, payloads: &[&str]) {
         let mut app = Plain::at(self);
         payloads.iter().for_each(|payload| app.publish(channel, payload));
         app.flush();
     }
 
-    fn keeps_sessions(&self, are_there: bool) {
-        until("sessions are kept", || (self.store("cableway_sessions").0 > 0) == are_there);
+    fn keeps_sessions(&self) {
+        until("sessions are kept", || self.store("cableway_sessions").0 > 0);
     }
 
     /// Each has said twice that it lives.

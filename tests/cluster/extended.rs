@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::client::{Client, http, identifier, json_string, response_head, try_connect};
+use crate::server::Server;
 
 /// A client of the extended protocol, and the `sid` of its welcome.
 pub fn extended(address: SocketAddr, sid: Option<&str>) -> (Client, Value) {
@@ -30,11 +31,15 @@ pub fn try_extended(address: SocketAddr, sid: Option<&str>) -> io::Result<(Clien
         return Err(io::Error::other(format!("{response:?}")));
     }
     let mut client = Client::on(socket, response.rest);
-    let said = client.0.read().map_err(io::Error::other)?;
-    let welcome = json(said.to_text().map_err(io::Error::other)?);
-    match welcome["type"].as_str() {
-        Some("welcome") => Ok((client, welcome)),
-        _ => Err(io::Error::other(welcome.to_string())),
+    loop {
+        let said = client.0.read().map_err(io::Error::other)?;
+        let said = json(said.to_text().map_err(io::Error::other)?);
+        match said["type"].as_str() {
+            Some("welcome") => return Ok((client, said)),
+            // While the server looks for the session.
+            Some("ping") => {}
+            _ => return Err(io::Error::other(said.to_string())),
+        }
     }
 }
 
@@ -102,4 +107,35 @@ pub fn all_come(client: &mut Client, per_publisher: [u64; 2]) {
         next[publisher] += 2;
     }
     assert_eq!(next, [2 * per_publisher[0], 2 * per_publisher[1] + 1]);
+}
+
+/// What is said of who is present: the kind and the id.
+pub fn presence(client: &mut Client) -> (String, String) {
+    let text = client.text();
+    let event = json(&text);
+    assert_eq!(event["type"], "presence", "{text}");
+    let said = |name: &str| event["message"][name].as_str().unwrap_or_default().to_owned();
+    (said("type"), said("id"))
+}
+
+pub fn join(client: &mut Client, stream: &str, id: &str) {
+    let identifier = json_string(&identifier(stream));
+    client.send(&format!(
+        "{{\"command\":\"join\",\"identifier\":{identifier},\"presence\":{{\"id\":\"{id}\",\"info\":{{\"n\":1}}}}}}"
+    ));
+}
+
+/// Ends publishers also when a test fails.
+pub struct Stop<'a>(pub &'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Holds that nothing of this was counted.
+pub fn are_zero(node: &Server, names: &[&str]) {
+    let metrics = node.metrics();
+    names.iter().for_each(|name| assert_eq!(metrics.get(name), 0, "{name}"));
 }

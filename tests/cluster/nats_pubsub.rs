@@ -1,12 +1,13 @@
-//! Nodes that tell each other by NATS, and apps that publish there: what is published reaches the clients of all nodes, once
-//! and in order.
+//! Nodes that tell each other by NATS, and apps that publish there, with what only NATS has; what they have in common with
+//! others is in `pubsub`.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 
 use serde_json::{Value, json};
 
-use crate::client::{Client, connect, http, json_string};
+use crate::client::{Client, connect, http};
+use crate::engine::is_heard;
 use crate::nodes::{Nodes, each_gets};
 use crate::server::{Server, Start};
 use crate::servers::{Authority, Nats, NatsStart, Wire, until};
@@ -26,11 +27,6 @@ fn is_up(node: &Server, up: bool) {
     node.metrics_until("the links", |metrics| {
         ["nats", "nats_pubsub"].iter().all(|link| metrics.get(&format!("link_up{{link=\"{link}\"}}")) == u64::from(up))
     });
-}
-
-/// Waits until so many connections are subscribed to a subject.
-fn is_heard(nats: &Nats, subject: &str, nodes: usize) {
-    until("subscribed", || nats.subscriptions().iter().filter(|one| *one == subject).count() == nodes);
 }
 
 /// Connects, follows a stream, and gives the connection identifiers too, in JSON.
@@ -111,29 +107,6 @@ impl Plain {
 
 #[test]
 #[ignore = "needs nats-server"]
-fn what_one_node_takes_reaches_the_clients_of_all_once_and_in_order() {
-    let nats = Nats::start();
-    let nodes = nodes(3, &nats.url(), &[]);
-    let streams = ["a", "b", "c.d"];
-    let mut clients: Vec<Vec<Client>> = streams.iter().map(|stream| nodes.followers(6, stream)).collect();
-    streams.iter().for_each(|stream| is_heard(&nats, stream, 3));
-    for n in 0..200 {
-        for (stream, node) in streams.iter().zip(&nodes.0) {
-            node.broadcast(stream, &n.to_string());
-        }
-    }
-    clients.iter_mut().for_each(|clients| each_gets(clients, &numbers(0..200)));
-    for node in &nodes.0 {
-        // Its own do not even come back.
-        let metrics = node.metrics_until("all came", |metrics| metrics.get("cluster_received_total") == 400);
-        assert_eq!((metrics.get("cluster_sent_total"), metrics.get("cluster_own_total")), (200, 0));
-        let troubles = ["dropped", "doubles", "gaps", "missing", "overflow"];
-        assert_eq!(troubles.map(|name| metrics.get(&format!("cluster_{name}_total"))), [0; 5]);
-    }
-}
-
-#[test]
-#[ignore = "needs nats-server"]
 fn what_an_app_publishes_in_nats_reaches_the_clients_of_all_nodes() {
     let nats = Nats::start();
     let nodes = nodes(2, &nats.url(), &[]);
@@ -160,94 +133,10 @@ fn what_an_app_publishes_in_nats_reaches_the_clients_of_all_nodes() {
 
 #[test]
 #[ignore = "needs nats-server"]
-fn whispers_and_remote_disconnects_cross() {
-    let nats = Nats::start();
-    let nodes = nodes(2, &nats.url(), &[]);
-    let mut clients = nodes.followers(2, "room");
-    is_heard(&nats, "room", 2);
-    let identifier = json_string(&crate::client::identifier("room"));
-    clients[0].send(&format!("{{\"command\":\"whisper\",\"identifier\":{identifier},\"data\":{{\"n\":1}}}}"));
-    assert_eq!(message(&mut clients[1]), json!({"n": 1}));
-    let (mut away, identifiers) = identified(&nodes.0[1], "other");
-    let command = disconnect(&identifiers, true);
-    let response = http(nodes.0[0].address(), "POST", "/_broadcast", &command).expect("an answer");
-    assert_eq!(response.status, 201);
-    let text = away.text();
-    assert!(text.contains(r#""reason":"remote","reconnect":true"#), "{text}");
-    assert_eq!(nodes.0[0].metrics().get("broadcast_msg_total"), 2, "neither is carried out a second time");
-}
-
-#[test]
-#[ignore = "needs nats-server"]
-fn names_of_any_kind_cross_and_none_is_another() {
-    let nats = Nats::start();
-    let nodes = nodes(2, &nats.url(), &[]);
-    let long = "x".repeat(3000);
-    let mut names = vec![
-        "a b",
-        "a.b",
-        "a*",
-        "*",
-        ">",
-        "a.*",
-        "a.>",
-        "a/b",
-        "über",
-        "\u{1F600}",
-        "\"quoted\"",
-        "a\\b",
-        "$x",
-        "$SYS.>",
-        "_cw_.x",
-        "a\tb",
-        ".",
-        "a..b",
-        ".a",
-        "a.",
-        "_INBOX.x",
-        "a\r\nPUB b 0\r\n",
-        "a\u{a0}b",
-        "$JS.API.INFO",
-    ];
-    names.push(&long);
-    let mut client = Client::welcomed(nodes.0[1].address());
-    let before = nats.subscriptions().len();
-    for name in &names {
-        let identifier = json!({"channel": "$pubsub", "stream_name": name}).to_string();
-        client.send(&json!({"command": "subscribe", "identifier": identifier}).to_string());
-        let answer = client.text();
-        assert!(answer.contains("confirm_subscription"), "{name:?}: {answer}");
-    }
-    until("all are subscribed to", || nats.subscriptions().len() == before + names.len());
-    for (n, name) in names.iter().enumerate() {
-        publish(&nodes.0[0], name, &n.to_string());
-        assert_eq!(message(&mut client), json!(n), "{name}");
-    }
-    for node in &nodes.0 {
-        let reconnects = node.metrics().get("link_reconnects_total{link=\"nats_pubsub\"}");
-        assert_eq!(reconnects, 0, "the server minds none of these subjects");
-    }
-}
-
-#[test]
-#[ignore = "needs nats-server"]
-fn a_node_of_anycable_and_ours_understand_each_other() {
+fn a_node_of_anycable_understands_ours() {
     let nats = Nats::start();
     let nodes = nodes(1, &nats.url(), &[]);
-    let (mut client, identifiers) = identified(&nodes.0[0], "room/7");
-    is_heard(&nats, "room/7", 1);
     let mut other = Plain::at(&nats);
-    let publication =
-        r#"{"stream":"room/7","data":"{\"a\":1}","meta":{"broadcast_type":"presence"},"offset":4,"epoch":"x"}"#;
-    other.publish("room/7", publication);
-    let text: Value = serde_json::from_str(&client.text()).expect("JSON");
-    assert_eq!((&text["message"], &text["type"]), (&json!({"a": 1}), &json!("presence")));
-    // The stream in the payload decides, whatever subject it came by.
-    other.publish(COMMANDS, r#"{"stream":"room/7","data":"text"}"#);
-    assert_eq!(message(&mut client), json!("text"));
-    other.publish("room/7", "no JSON");
-    other.publish(COMMANDS, r#"{"command":"dance"}"#);
-    // What ours says is what AnyCable reads.
     other.say(&format!("SUB room/7 1\r\nSUB {COMMANDS} 2\r\n"));
     other.flush();
     publish(&nodes.0[0], "room/7", "{\"b\": 2}");
@@ -262,79 +151,6 @@ fn a_node_of_anycable_and_ours_understand_each_other() {
     let payload: Value = serde_json::from_str(&payload).expect("JSON");
     assert_eq!((&*subject, &payload["command"]), (COMMANDS, &json!("disconnect")));
     assert_eq!(payload["payload"], json!({"identifier": "nobody", "reconnect": true}));
-    assert_eq!(message(&mut client), json!({"b": 2}));
-    other.publish(COMMANDS, &disconnect(&identifiers, false));
-    let text = client.text();
-    assert!(text.contains(r#""reason":"remote","reconnect":false"#), "{text}");
-    nodes.0[0].metrics_until("counted", |metrics| {
-        metrics.get("failed_broadcast_msg_total") == 1 && metrics.get("cluster_own_total") == 0
-    });
-}
-
-#[test]
-#[ignore = "needs nats-server"]
-fn without_nats_a_node_serves_its_own_clients_and_afterwards_all_again() {
-    let mut nats = Nats::start();
-    let nodes = nodes(2, &nats.url(), &[]);
-    let mut clients = nodes.followers(2, "room");
-    is_heard(&nats, "room", 2);
-    let [first, second] = &nodes.0[..] else { panic!("two") };
-    first.broadcast("room", "0");
-    each_gets(&mut clients, &numbers(0..1));
-    nats.kill();
-    nodes.0.iter().for_each(|node| is_up(node, false));
-    for n in 1..20 {
-        first.broadcast("room", &n.to_string());
-    }
-    each_gets(&mut clients[..1], &numbers(1..20));
-    let ready = second.get("/ready");
-    assert_eq!(ready.status, 200);
-    assert!(ready.body.contains("\"nats_pubsub\":false"), "{}", ready.body);
-    // A client that comes meanwhile is confirmed without waiting, and hears of all when NATS is back.
-    clients.push(Client::following(second.address(), "room"));
-    nats.restart();
-    nodes.0.iter().for_each(|node| is_up(node, true));
-    is_heard(&nats, "room", 2);
-    first.metrics_until("what waited is out", |metrics| metrics.get("cluster_queue_size") == 0);
-    second.broadcast("room", "\"from the second\"");
-    assert_eq!(message(&mut clients[0]), json!("from the second"));
-    // What was published while NATS was away waited there, if both nodes were back by then, and is else noticed as missing.
-    first.broadcast("room", "\"last\"");
-    let mut seen = Vec::new();
-    loop {
-        match message(&mut clients[1]) {
-            Value::Number(n) => seen.push(n.as_u64().expect("a number")),
-            Value::String(text) if text == "last" => break,
-            _ => {}
-        }
-    }
-    assert!(seen.is_sorted_by(|a, b| a < b), "once and in order: {seen:?}");
-    let metrics = second.metrics();
-    let (seen, missing) = (seen.len() as u64, metrics.get("cluster_missing_total"));
-    assert_eq!((seen + missing, metrics.get("cluster_doubles_total")), (19, 0));
-    assert_eq!(metrics.get("link_reconnects_total{link=\"nats_pubsub\"}"), 1);
-    let log = second.log.text();
-    let lost = log.lines().filter(|line| line.contains("a link is away") && line.contains("nats_pubsub")).count();
-    assert_eq!(lost, 1, "one line says so: {log}");
-}
-
-#[test]
-#[ignore = "needs nats-server"]
-fn a_nats_that_says_nothing_any_more_is_left() {
-    let nats = Nats::start();
-    let nodes = nodes(2, &nats.url(), &[]);
-    let mut clients = nodes.followers(2, "room");
-    is_heard(&nats, "room", 2);
-    nats.freeze();
-    nodes.0[0].broadcast("room", "1");
-    assert_eq!(message(&mut clients[0]), json!(1));
-    nodes.0.iter().for_each(|node| is_up(node, false));
-    nats.go_on();
-    nodes.0.iter().for_each(|node| is_up(node, true));
-    is_heard(&nats, "room", 2);
-    nodes.0[0].broadcast("room", "2");
-    let seen: Vec<_> = std::iter::from_fn(|| Some(message(&mut clients[1])).filter(|seen| *seen != json!(2))).collect();
-    assert!(seen.len() <= 1, "{seen:?}");
 }
 
 #[test]
@@ -423,23 +239,6 @@ fn who_is_not_let_in_says_why_and_serves_its_clients() {
 
 #[test]
 #[ignore = "needs nats-server"]
-fn two_clusters_share_a_nats_by_their_prefixes() {
-    let nats = Nats::start();
-    let (one, other) = (nodes(2, &nats.url(), &["--pubsub-prefix", "one."]), nodes(1, &nats.url(), &[]));
-    let mut clients = one.followers(2, "room");
-    let mut stranger = Client::following(other.0[0].address(), "room");
-    is_heard(&nats, "one.room", 2);
-    is_heard(&nats, "room", 1);
-    one.0[0].broadcast("room", "1");
-    each_gets(&mut clients, &numbers(1..2));
-    other.0[0].broadcast("room", "2");
-    assert_eq!(message(&mut stranger), json!(2));
-    one.0[0].broadcast("room", "3");
-    each_gets(&mut clients, &numbers(3..4));
-}
-
-#[test]
-#[ignore = "needs nats-server"]
 fn a_message_that_nats_does_not_take_is_dropped_and_nothing_else() {
     let nats = Nats::start();
     let nodes = nodes(2, &nats.url(), &[]);
@@ -459,26 +258,4 @@ fn a_message_that_nats_does_not_take_is_dropped_and_nothing_else() {
         (1, 0)
     );
     nodes.0[1].metrics_until("the gap is noticed", |metrics| metrics.get("cluster_missing_total") == 1);
-}
-
-#[test]
-#[ignore = "needs nats-server"]
-fn many_streams_are_subscribed_to_again_after_a_crash() {
-    const STREAMS: usize = 900;
-    let mut nats = Nats::start();
-    let nodes = nodes(1, &nats.url(), &["--ws-max-pending-size", "16MiB", "--max-session-size", "0"]);
-    let mut client = Client::welcomed(nodes.0[0].address());
-    let of_streams = |nats: &Nats| nats.subscriptions().iter().filter(|subject| subject.starts_with("s-")).count();
-    for n in 0..STREAMS {
-        let identifier = json_string(&crate::client::identifier(&format!("s-{n}")));
-        client.send(&format!("{{\"command\":\"subscribe\",\"identifier\":{identifier}}}"));
-    }
-    (0..STREAMS).for_each(|_| assert!(client.text().contains("confirm_subscription")));
-    until("all are subscribed to", || of_streams(&nats) == STREAMS);
-    nats.kill();
-    is_up(&nodes.0[0], false);
-    nats.restart();
-    until("all are subscribed to again", || of_streams(&nats) == STREAMS);
-    client.leave();
-    until("nothing is subscribed to", || of_streams(&nats) == 0);
 }

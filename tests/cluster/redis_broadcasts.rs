@@ -13,8 +13,10 @@ use serde_json::{Value, json};
 use tokio::sync::{Semaphore, watch};
 
 use crate::client::Client;
+use crate::engine::is_heard;
+use crate::extended::history;
 use crate::nodes::{Nodes, each_gets};
-use crate::server::Server;
+use crate::server::{SOON, Server, Start};
 use crate::servers::{Redis, RedisCluster, RedisStart, Sentinels, until};
 
 const STREAM: &str = "__anycable__";
@@ -32,11 +34,6 @@ fn nodes(count: usize, url: &str, adapter: &str) -> Nodes {
         is_up(node, "redis_pubsub");
     }
     nodes
-}
-
-fn is_heard(redis: &Redis, channel: &str, nodes: usize) {
-    let wanted = format!("{channel}\n{nodes}");
-    until("subscribed", || redis.cli(&["PUBSUB", "NUMSUB", channel]) == wanted);
 }
 
 fn publication(stream: &str, n: usize) -> String {
@@ -183,6 +180,23 @@ fn nothing_of_the_stream_is_lost_or_doubled_when_redis_crashes() {
     seen.dedup();
     assert_eq!(seen.len(), count, "none twice");
     assert_eq!(seen.len() as u64 + nodes.0[0].metrics().get("cluster_missing_total"), 300);
+}
+
+#[test]
+#[ignore = "needs redis-server"]
+fn what_comes_while_no_node_runs_waits_in_the_stream() {
+    let redis = Redis::start();
+    let url = redis.url();
+    let options = ["--redis-url", &url, "--broker", "redis", "--broadcast-adapter", "http,redisx"];
+    let mut node = Start::with(&options).start();
+    is_up(&node, "redisx");
+    node.signal("TERM");
+    assert!(node.wait(SOON).success());
+    (0..50).for_each(|n| _ = add(&redis, &publication("s", n)));
+    let node = Start::with(&options).start();
+    is_empty(&redis);
+    let mut client = Client::following(node.address(), "s");
+    assert_eq!(history(&mut client, "s", "{\"since\":1}"), Some((0..50).collect()));
 }
 
 #[test]

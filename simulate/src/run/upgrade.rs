@@ -123,6 +123,12 @@ impl Run {
         for _ in 0..times {
             {
                 let sim = &mut *self.sim.borrow_mut();
+                for c in 0..sim.clients.len() {
+                    if sim.clients[c].prompt {
+                        sim.client_reads(c, true);
+                        sim.client_writes(c, true);
+                    }
+                }
                 let most = sim.rng.pick(&[0, 20, 20, 2_000]);
                 sim.mono += Duration::from_millis(sim.rng.between(0, most) as u64);
                 if !sim.clients.is_empty() {
@@ -193,7 +199,7 @@ impl Run {
             let to = self.sim.borrow_mut().rng.between(base, self.shards.len() - 1);
             let c = match &socket {
                 Some(socket) => socket.conn,
-                None => self.sim.borrow().waits_for(key).ok_or_else(|| format!("{key:?} waits for nothing"))?,
+                None => self.sim.borrow().net.holder_of(key).ok_or_else(|| format!("{key:?} is nobody's"))?,
             };
             self.shards[to].shard.look_at_the_clock();
             let new = self.shards[to].shard.put_together(socket, &state);

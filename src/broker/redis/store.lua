@@ -1,18 +1,10 @@
 -- Gives a publication its place in its stream and keeps it.
 --
--- KEYS: the history, the counter, and the epoch where all keys are on one server.
--- ARGV: node, number of the store, message, kind, session that is left out, messages to keep, milliseconds to keep them,
---       epoch, channel to publish to ('' for none), beginning of what is published there
+-- Behind stream.lua. ARGV from the second on: node, number of the store, message, kind, session that is left out, messages to
+-- keep, milliseconds to keep them, channel to publish to ('' for none), beginning of what is published there
 -- Gives: epoch, offset (false: stored before, nobody knows where), the newest offset of the stream, 1 if it was stored before
 local history, counter = KEYS[1], KEYS[2]
-local node, seq = 'n:' .. ARGV[1], ARGV[2]
-local epoch = ARGV[8]
-if KEYS[3] then
-    epoch = redis.call('GET', KEYS[3])
-    if not epoch then
-        return redis.error_reply('NOEPOCH nothing of what was kept is there')
-    end
-end
+local node, seq = 'n:' .. ARGV[2], ARGV[3]
 
 -- A node sends a store again when the answer was lost. Its stores of a stream come in order.
 local before = redis.call('HGET', counter, node)
@@ -31,16 +23,16 @@ if redis.call('HEXISTS', counter, 'o') == 0 then
     redis.call('DEL', history)
 end
 local offset = string.format('%.0f', redis.call('HINCRBY', counter, 'o', 1))
-local limit, ttl = tonumber(ARGV[6]), tonumber(ARGV[7])
+local limit, ttl = tonumber(ARGV[7]), tonumber(ARGV[8])
 if limit > 0 then
-    local entry = { 't', time[1], 'n', ARGV[1], 'q', seq, 'm', ARGV[3] }
-    if ARGV[4] ~= '' then
-        entry[#entry + 1] = 'k'
-        entry[#entry + 1] = ARGV[4]
-    end
+    local entry = { 't', time[1], 'n', ARGV[2], 'q', seq, 'm', ARGV[4] }
     if ARGV[5] ~= '' then
-        entry[#entry + 1] = 'x'
+        entry[#entry + 1] = 'k'
         entry[#entry + 1] = ARGV[5]
+    end
+    if ARGV[6] ~= '' then
+        entry[#entry + 1] = 'x'
+        entry[#entry + 1] = ARGV[6]
     end
     redis.call('XADD', history, 'MAXLEN', '=', limit, offset .. '-0', unpack(entry))
     redis.call('PEXPIRE', history, ttl)
@@ -60,6 +52,6 @@ if redis.call('HLEN', counter) > 32 then
 end
 
 if ARGV[9] ~= '' then
-    redis.call('PUBLISH', ARGV[9], ARGV[10] .. ',"offset":' .. offset .. ',"epoch":"' .. epoch .. '","node":"' .. ARGV[1] .. '"}')
+    redis.call('PUBLISH', ARGV[9], ARGV[10] .. ',"offset":' .. offset .. ',"epoch":"' .. epoch .. '","node":"' .. ARGV[2] .. '"}')
 end
 return { epoch, offset, offset, 0 }

@@ -19,6 +19,7 @@ use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
@@ -59,7 +60,7 @@ pub struct Gate {
     pub unknown_epoch: Notify,
     /// How long the storage remembers how far a stream is.
     counters_ttl: Duration,
-    /// What times of streams are counted from.
+    /// What times of streams are counted from, with [`Gate::time`].
     begun: Instant,
     outlet: Arc<dyn Outlet>,
     metrics: Arc<RemoteMetrics>,
@@ -77,6 +78,8 @@ struct Bucket {
     /// Those of them that are to be read.
     wanted: Wanted,
     epoch: Option<Arc<str>>,
+    /// How far streams were in the process that this one goes on from, until they are followed here.
+    inherited: HashMap<Arc<str>, GivenStream, NameHasher>,
 }
 
 #[derive(Default)]
@@ -86,6 +89,16 @@ struct Common {
     served: Vec<StoreId>,
     /// What has come with another epoch: that of storage that has begun anew, which is not known yet, or an old one.
     strays: Vec<(Publication, Permit)>,
+}
+
+/// How far a stream is, for another process that goes on as the same node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GivenStream {
+    name: Arc<str>,
+    /// Everything up to here has been delivered.
+    last: u64,
+    /// For how long it has not come further, in seconds; none: it has not come further since it was followed.
+    age: Option<u64>,
 }
 
 /// What became of a publication that came.
@@ -115,8 +128,12 @@ impl Gate {
     /// One through which nothing passes yet.
     pub fn new(outlet: Arc<dyn Outlet>, metrics: Arc<RemoteMetrics>, counters_ttl: Duration) -> Gate {
         let hasher = NameHasher::default();
-        let bucket =
-            || Bucket { streams: HashMap::with_hasher(hasher), wanted: Wanted::with_hasher(hasher), epoch: None };
+        let bucket = || Bucket {
+            streams: HashMap::with_hasher(hasher),
+            wanted: Wanted::with_hasher(hasher),
+            epoch: None,
+            inherited: HashMap::with_hasher(hasher),
+        };
         Gate {
             hasher,
             buckets: (0..BUCKETS).map(|_| Mutex::new(bucket())).collect(),
@@ -139,7 +156,11 @@ impl Gate {
             return None;
         }
         let name = name.unwrap_or_else(|| stream.into());
-        bucket.streams.insert(Arc::clone(&name), Stream::followed());
+        let mut followed = Stream::followed();
+        if let Some(given) = bucket.inherited.remove(stream) {
+            self.go_on_from(&mut followed, &given);
+        }
+        bucket.streams.insert(Arc::clone(&name), followed);
         Some(name)
     }
 
@@ -183,6 +204,71 @@ impl Gate {
         for name in names {
             let openings = self.bucket(name).streams.get_mut(name).map(Stream::take_openings);
             openings.into_iter().flatten().for_each(|then| then());
+        }
+    }
+
+    /// Grows as the clock does, and is old enough at the beginning for whatever another process remembers.
+    fn time(&self) -> Duration {
+        self.begun.elapsed() + self.counters_ttl
+    }
+
+    /// The generation of the storage, and how far each stream is that is open.
+    pub fn given(&self) -> (Option<Arc<str>>, Vec<GivenStream>) {
+        let (mut streams, now) = (Vec::new(), self.time());
+        let given = |(name, stream): (&Arc<str>, &Stream)| {
+            let age = stream.age(now).map(|age| age.as_secs());
+            Some(GivenStream { name: Arc::clone(name), last: stream.last()?, age })
+        };
+        for bucket in &self.buckets {
+            streams.extend(lock(bucket).streams.iter().filter_map(given));
+        }
+        (lock(&self.common).epoch.clone(), streams)
+    }
+
+    /// Stores of this node whose clients were served without a position.
+    pub fn served(&self) -> Vec<StoreId> {
+        lock(&self.common).served.clone()
+    }
+
+    /// Streams go on behind what another process has delivered, those that are followed here and those that will be until
+    /// [`forget_inherited`](Self::forget_inherited). To be called before anything passes here.
+    pub fn take_over(&self, epoch: Option<&Arc<str>>, streams: Vec<GivenStream>, served: Vec<StoreId>) {
+        let is_another = {
+            let mut common = lock(&self.common);
+            let known = common.epoch.clone();
+            if known.is_none() {
+                common.epoch = epoch.cloned();
+            }
+            common.served = served;
+            known.is_some() && known.as_ref() != epoch
+        };
+        if is_another {
+            // Their offsets mean nothing any more.
+            return;
+        }
+        self.buckets.iter().for_each(|bucket| lock(bucket).epoch = epoch.cloned());
+        for given in streams {
+            let mut bucket = self.bucket(&given.name);
+            let Bucket { streams, wanted, inherited, .. } = &mut *bucket;
+            match streams.get_mut(&given.name) {
+                Some(stream) => {
+                    self.go_on_from(stream, &given);
+                    self.want(wanted, Want::Open, given.name);
+                }
+                None => _ = inherited.insert(Arc::clone(&given.name), given),
+            }
+        }
+    }
+
+    /// Whatever is followed from now on begins where it is.
+    pub fn forget_inherited(&self) {
+        self.buckets.iter().for_each(|bucket| lock(bucket).inherited = HashMap::with_hasher(self.hasher));
+    }
+
+    fn go_on_from(&self, stream: &mut Stream, given: &GivenStream) {
+        stream.open_at(given.last);
+        if let Some(came) = given.age.and_then(|age| self.time().checked_sub(Duration::from_secs(age))) {
+            stream.came_at(came);
         }
     }
 
@@ -234,7 +320,7 @@ impl Gate {
         };
         for bucket in &self.buckets {
             let mut bucket = lock(bucket);
-            let Bucket { streams, wanted, epoch: current } = &mut *bucket;
+            let Bucket { streams, wanted, epoch: current, .. } = &mut *bucket;
             *current = Some(Arc::clone(epoch));
             if is_another {
                 streams.values_mut().for_each(Stream::begin_anew);
@@ -294,7 +380,7 @@ impl Gate {
             return Passed::Delivered;
         };
         let mut bucket = self.bucket(&publication.stream);
-        let Bucket { streams, wanted, epoch: current } = &mut *bucket;
+        let Bucket { streams, wanted, epoch: current, .. } = &mut *bucket;
         let Some((name, _)) = streams.get_key_value(&*publication.stream) else { return Passed::NotFollowed };
         let name = Arc::clone(name);
         let Some(stream) = streams.get_mut(&name) else { return Passed::NotFollowed };
@@ -353,7 +439,7 @@ impl Gate {
     fn reach(&self, name: &Arc<str>, stream: &mut Stream, wanted: &mut Wanted, head: u64) {
         if head > stream.head() {
             stream.more().head = head;
-            stream.came_at(self.begun.elapsed());
+            stream.came_at(self.time());
         }
         if stream.last().is_some_and(|last| last < head) {
             self.want_filling(name, stream, wanted);
@@ -457,7 +543,7 @@ impl Gate {
     /// Everything of a stream up to here is delivered.
     fn go_to(&self, stream: &mut Stream, last: u64) {
         if last > stream.head() {
-            stream.came_at(self.begun.elapsed());
+            stream.came_at(self.time());
         }
         stream.set_last(last);
     }
@@ -483,7 +569,7 @@ impl Gate {
 
     /// Whether the storage has to know how far a stream is.
     fn is_remembered(&self, stream: &Stream) -> bool {
-        stream.age(self.begun.elapsed()).is_some_and(|age| age < remembered_for(self.counters_ttl))
+        stream.age(self.time()).is_some_and(|age| age < remembered_for(self.counters_ttl))
     }
 
     fn want_filling(&self, name: &Arc<str>, stream: &mut Stream, wanted: &mut Wanted) {

@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use super::RemoteSettings;
@@ -45,6 +46,25 @@ struct State {
 struct Known {
     person: Person,
     /// When others are told, if the connection is over.
+    end: Option<Duration>,
+}
+
+/// People of this node, for another process of it.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct GivenPeople {
+    #[serde(default)]
+    known: Vec<GivenPerson>,
+    /// What the storage has not heard.
+    #[serde(default)]
+    untold: Vec<Presence>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct GivenPerson {
+    stream: Box<str>,
+    sid: Sid,
+    person: Person,
+    #[serde(default)]
     end: Option<Duration>,
 }
 
@@ -152,6 +172,39 @@ impl People {
                 state.queue.pop_front();
             }
         }
+    }
+
+    /// Everybody, while nobody comes or goes.
+    pub fn given(&self) -> GivenPeople {
+        let state = self.lock();
+        let known = state.known.iter().map(|((stream, sid), known)| GivenPerson {
+            stream: stream.clone(),
+            sid: *sid,
+            person: known.person.clone(),
+            end: known.end,
+        });
+        GivenPeople { known: known.collect(), untold: state.queue.iter().cloned().collect() }
+    }
+
+    /// Goes on with those of another process of this node, before anybody comes or goes.
+    pub fn take_over(&self, given: GivenPeople) {
+        let mut state = self.lock();
+        for GivenPerson { stream, sid, person, end } in given.known {
+            let key: Key = (stream, sid);
+            state.bytes += bytes(&key, &person);
+            if let Some(end) = end {
+                state.endings.push_back((end, key.clone()));
+            }
+            if let Some(before) = state.known.insert(key.clone(), Known { person, end }) {
+                state.bytes -= bytes(&key, &before.person);
+            } else {
+                *state.streams.entry(key.0).or_default() += 1;
+            }
+        }
+        state.endings.make_contiguous().sort_by_key(|(end, _)| *end);
+        state.queue.extend(given.untold);
+        drop(state);
+        self.came.notify_one();
     }
 
     /// How many there are, and their bytes.

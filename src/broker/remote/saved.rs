@@ -69,6 +69,11 @@ impl Saves {
         }
     }
 
+    /// Those that wait, while none is stored.
+    pub fn given(&self) -> Vec<SavedSession> {
+        self.lock().sessions.iter().cloned().collect()
+    }
+
     /// How many there are, and their bytes.
     pub fn amounts(&self) -> (usize, usize) {
         let queue = self.lock();

@@ -4,13 +4,14 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::model::{NodeId, Publication, ResumeTicket, SavedSession, Sid};
 
 /// One store, told apart from all others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreId {
     /// The node that stored.
     pub node: NodeId,
@@ -99,7 +100,7 @@ pub enum Reach {
 }
 
 /// Somebody in a stream.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Person {
     /// Who, within the stream.
     pub id: Box<str>,
@@ -108,7 +109,7 @@ pub struct Person {
 }
 
 /// A change of who is present.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Presence {
     /// The stream.
     pub stream: Box<str>,

@@ -2,6 +2,7 @@
 //! and goes.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -68,6 +69,18 @@ impl Recent {
         let recent = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
         let known = recent.iter().filter(|(.., at)| at.elapsed() < remembered_for(self.counters_ttl));
         known.map(|(name, offset, _)| (Arc::clone(name), *offset)).collect()
+    }
+
+    /// Each with how long ago it was.
+    pub(super) fn given(&self) -> Vec<(Arc<str>, u64, Duration)> {
+        let recent = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.iter().map(|(name, offset, at)| (Arc::clone(name), *offset, at.elapsed())).collect()
+    }
+
+    pub(super) fn take_over(&self, given: Vec<(Arc<str>, u64, Duration)>) {
+        let now = Instant::now();
+        let known = given.into_iter().filter_map(|(name, offset, ago)| Some((name, offset, now.checked_sub(ago)?)));
+        *self.stores.lock().unwrap_or_else(PoisonError::into_inner) = known.take(RECENT_MAX).collect();
     }
 
     fn clear(&self) {
@@ -139,6 +152,7 @@ impl<S: Store> Tasks<S> {
             let tasks = self.clone();
             tokio::spawn(async move {
                 tasks.work(job).await;
+                tasks.shared.jobs.fetch_sub(1, Relaxed);
                 drop(place);
             });
         }
@@ -303,6 +317,7 @@ impl<S: Store> Tasks<S> {
                 shared.outlet.answer(key, Err(error));
             }
         }
+        shared.resuming.fetch_sub(1, Relaxed);
     }
 
     async fn found(&self, ticket: &ResumeTicket, deadline: Instant) -> Result<Option<SavedSession>, BrokerError> {
@@ -360,6 +375,7 @@ impl<S: Store> Tasks<S> {
         loop {
             let names = self.shared.gate.wanted(Want::Fill, FILLS_AT_ONCE).await;
             sleep(FILL_AFTER).await;
+            let _turn = self.shared.turns.filling.next().await;
             join_all(names.into_iter().map(|name| self.fill(name))).await;
         }
     }
@@ -418,6 +434,7 @@ impl<S: Store> Tasks<S> {
         let Shared { saves, outlet, .. } = &*self.shared;
         loop {
             let sessions = saves.next().await;
+            let turn = self.shared.turns.saving.next().await;
             let now = outlet.now().mono.as_secs();
             let aged: Vec<_> = sessions
                 .iter()
@@ -426,6 +443,7 @@ impl<S: Store> Tasks<S> {
             match self.store.save(&aged).await {
                 Ok(()) => {}
                 Err(trouble @ Trouble::Away(_)) => {
+                    drop(turn);
                     self.after(&trouble).await;
                     continue;
                 }
@@ -443,6 +461,7 @@ impl<S: Store> Tasks<S> {
         let people = &self.shared.people;
         loop {
             let changes = people.next().await;
+            let turn = self.shared.turns.telling.next().await;
             match self.store.change_presence(&changes).await {
                 Ok(due) => {
                     people.told(&changes);
@@ -452,7 +471,10 @@ impl<S: Store> Tasks<S> {
                         self.tell(event_of(stream, &person.id, person.info.as_deref(), *is_there));
                     }
                 }
-                Err(trouble @ Trouble::Away(_)) => self.after(&trouble).await,
+                Err(trouble @ Trouble::Away(_)) => {
+                    drop(turn);
+                    self.after(&trouble).await;
+                }
                 Err(Trouble::Refused(why) | Trouble::Never(why)) => {
                     tracing::warn!(why, "changes of presence were not stored");
                     people.told(&changes);
@@ -487,9 +509,11 @@ impl<S: Store> Tasks<S> {
         let mut reach = self.store.reach();
         loop {
             reach.mark_unchanged();
+            let turn = self.shared.turns.leasing.next().await;
             if let Err(trouble) = self.lease().await {
                 tracing::debug!(%trouble, "the broker's server was not told that this node lives");
             }
+            drop(turn);
             tokio::select! {
                 changed = reach.changed() => if changed.is_err() { return },
                 () = sleep(LEASE_EVERY) => {}

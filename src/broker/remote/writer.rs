@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
@@ -48,14 +49,12 @@ pub struct Writer<S> {
     shared: Arc<Shared>,
     reach: watch::Receiver<Reach>,
     queue: VecDeque<Waiting>,
-    /// The number of the last store.
-    seq: u64,
 }
 
 impl<S: Store> Writer<S> {
     pub fn new(store: Arc<S>, shared: Arc<Shared>) -> Writer<S> {
         let reach = store.reach();
-        Writer { store, shared, reach, queue: VecDeque::new(), seq: 0 }
+        Writer { store, shared, reach, queue: VecDeque::new() }
     }
 
     /// Runs until nobody publishes any more.
@@ -117,10 +116,8 @@ impl<S: Store> Writer<S> {
                 break;
             }
             bytes += waiting.publication.message.len();
-            let seq = *waiting.sent_as.get_or_insert_with(|| {
-                self.seq += 1;
-                self.seq
-            });
+            let next = || self.shared.last_store.fetch_add(1, Relaxed) + 1;
+            let seq = *waiting.sent_as.get_or_insert_with(next);
             batch.push(Unstored { seq, publication: waiting.publication.clone() });
         }
         let results = self.store.store(&batch).await;

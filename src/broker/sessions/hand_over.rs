@@ -97,7 +97,7 @@ impl Sessions {
 mod tests {
     use std::time::Duration;
 
-    use super::super::{Place, SessionsSettings};
+    use super::super::{Place, Resumption, SessionsSettings};
     use super::*;
     use crate::broker::STRIPES;
     use crate::model::{Admission, Now, ResumeTicket, SlotKey, State};
@@ -153,15 +153,24 @@ mod tests {
                 random % below
             };
             let (ours, theirs) = (sessions(usize::MAX), sessions(usize::MAX));
+            let mut last = 0u64;
             for step in 0..300 {
-                let sid = Sid::from_bits(next(20).into());
-                let ticket = ResumeTicket { sid, identifiers: None };
-                let key = SlotKey { shard: 0, index: 1, generation: 0 };
                 match next(4) {
-                    0 => drop(ours.resume(ticket, key, at(step), &metrics)),
+                    0 => {
+                        let sid = Sid::from_bits(next(last + 1).into());
+                        let key = SlotKey { shard: 0, index: 1, generation: 0 };
+                        let found = ours.resume(ResumeTicket { sid, identifiers: None }, key, at(step), &metrics);
+                        // Its client goes again, or stays.
+                        if let Resumption::Now(Some(saved)) = found
+                            && next(2) == 0
+                        {
+                            ours.departed(sid, Some(saved), at(step), &metrics);
+                        }
+                    }
                     1 => (0..3).for_each(|part| ours.sweep(next(64) as usize + part, at(step))),
                     _ => {
-                        ours.resume(ticket, key, at(step), &metrics);
+                        last += 1;
+                        let sid = Sid::from_bits(last.into());
                         ours.departed(sid, Some(saved(sid)), at(step), &metrics);
                     }
                 }

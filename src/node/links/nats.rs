@@ -10,10 +10,10 @@ use crate::link::nats::{Names, Servers, Settings};
 use crate::link::tls::{self, TlsSettings};
 use crate::node::StartError;
 
-use super::{Links, until_stopped};
+use super::{HandedLinks, Links, until_stopped};
 
 impl Links {
-    pub(super) fn add_nats(&mut self, config: &Config) -> Result<(), StartError> {
+    pub(super) fn add_nats(&mut self, config: &Config, handed: &mut HandedLinks) -> Result<(), StartError> {
         // Each link has its own: what one has learned of other servers holds for its connection.
         let settings = settings(config)?;
         let servers = || Arc::new(Servers::new(settings.clone()));
@@ -35,7 +35,7 @@ impl Links {
                 history_ttl: config.broker.history_ttl,
                 sessions_ttl: config.broker.sessions_ttl,
             };
-            let (node, state) = (self.node(), self.state("nats_broker", advice.clone()));
+            let (node, state) = (handed.node(), self.state("nats_broker", advice.clone()));
             let store = NatsStore::new(servers(), state, broker, node);
             self.store = Some(Box::new(move |settings, outlet| {
                 let (broker, running) = RemoteBroker::new(store, settings, node, outlet);
@@ -47,6 +47,7 @@ impl Links {
                 servers: servers(),
                 state: self.state("nats", advice),
                 subject: config.broadcast.nats_channel.clone(),
+                fanout: handed.fanout("nats"),
             };
             self.sources.push(Box::new(|broadcast, stop| Box::pin(until_stopped(source.run(broadcast), stop))));
         }

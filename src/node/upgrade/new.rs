@@ -20,7 +20,7 @@ use crate::node::StartError;
 use crate::node::listeners::HandedPort;
 use crate::node::observe::Parts;
 use crate::node::publish::Pipeline;
-use crate::node::state::{self, Given, NodeState, Snapshot};
+use crate::node::state::{self, Given, NodeState, Piece};
 use crate::os::clock;
 use crate::os::hand_over::{self, Channel};
 use crate::shard::{Arrived, Asks, Inbox, Incoming, LaneError, Message, Socket};
@@ -142,9 +142,9 @@ impl Predecessor {
         loop {
             match hear(&self.talk)?.0 {
                 ToNew::Snapshot(bytes) => {
-                    Snapshot::from_bytes(&bytes).map_err(unusable)?.apply(parts);
-                    self.talk.say(&ToOld::Kept {}, &[]).map_err(ended)?;
+                    Piece::from_bytes(&bytes).and_then(|piece| piece.apply(parts)).map_err(unusable)?;
                 }
+                ToNew::SnapshotEnds {} => self.talk.say(&ToOld::Kept {}, &[]).map_err(ended)?,
                 ToNew::State(bytes) => {
                     NodeState::from_bytes(&bytes).map_err(unusable)?.apply(parts);
                     break;

@@ -55,12 +55,17 @@ pub(super) struct NewProcess {
 }
 
 impl NewProcess {
-    /// Starts the program with the arguments and the environment of this process, and hears what it understands.
-    pub fn start(program: &Path, patience: Duration) -> Result<NewProcess, UpgradeError> {
+    /// Starts the program with the arguments and the environment of this process, and more of that, and hears what it
+    /// understands.
+    pub fn start(
+        program: &Path,
+        environment: &[(&'static str, String)],
+        patience: Duration,
+    ) -> Result<NewProcess, UpgradeError> {
         let cannot = |error: std::io::Error| UpgradeError::New(format!("{}: {error}", program.display()));
         let (here, there) = Channel::pair().map_err(UpgradeError::old)?;
         let mut command = Command::new(program);
-        command.args(std::env::args_os().skip(1));
+        command.args(std::env::args_os().skip(1)).envs(environment.iter().map(|(name, value)| (name, value)));
         NOT_INHERITED.iter().for_each(|name| drop(command.env_remove(name)));
         there.inherit_by(&mut command);
         let child = command.spawn().map_err(cannot)?;
@@ -136,10 +141,11 @@ impl NewProcess {
     }
 
     /// Gives it the snapshot, and waits until it has read it: that must not take time when everything stands still.
-    fn keep(&mut self, snapshot: &Snapshot, patience: Duration) -> Result<(), UpgradeError> {
-        self.say(&ToNew::Snapshot(ByteBuf::from(snapshot.bytes())), &[])?;
+    fn keep(&mut self, parts: &Parts, patience: Duration) -> Result<Snapshot, UpgradeError> {
+        let snapshot = Snapshot::give(parts, |piece| self.say(&ToNew::Snapshot(ByteBuf::from(piece)), &[]))?;
+        self.say(&ToNew::SnapshotEnds {}, &[])?;
         match self.hear(patience, "read what is kept")? {
-            (ToOld::Kept {}, _) => Ok(()),
+            (ToOld::Kept {}, _) => Ok(snapshot),
             (other, _) => Err(UpgradeError::New(format!("it says {other:?}, out of turn"))),
         }
     }
@@ -268,9 +274,6 @@ struct Sent {
 impl Node {
     /// Whether it can be upgraded at all.
     pub(super) fn may_be_upgraded(&self) -> Result<&Path, UpgradeError> {
-        if self.made_of.has_extra_routes {
-            return Err(UpgradeError::Refused("the demo has parts that cannot be handed over".to_owned()));
-        }
         if std::process::id() == 1 {
             return Err(UpgradeError::Refused(
                 "it is process 1, and a container ends with that; start new containers beside it".to_owned(),
@@ -285,7 +288,7 @@ impl Node {
     pub(super) fn try_check(&self) -> Result<Understood, UpgradeError> {
         let program = self.may_be_upgraded()?;
         let patience = self.config.app.upgrade_timeout;
-        let mut new = NewProcess::start(program, patience)?;
+        let mut new = NewProcess::start(program, &self.made_of.for_successors, patience)?;
         new.prepare(self, patience)?;
         let (old_version, new_version) = (env!("CARGO_PKG_VERSION").to_owned(), new.version().to_owned());
         Ok(Understood { old_version, new_version, program: program.to_owned() })
@@ -294,14 +297,12 @@ impl Node {
     pub(super) fn hand_over(&mut self) -> Result<Upgraded, UpgradeError> {
         let clock = Clock::start();
         let patience = self.config.app.upgrade_timeout;
-        let mut new = NewProcess::start(self.may_be_upgraded()?, patience)?;
+        let mut new = NewProcess::start(self.may_be_upgraded()?, &self.made_of.for_successors, patience)?;
         let lanes = new.prepare(self, patience)?;
         // All that can fail is made first.
-        let mut snapshot = Snapshot::take(&self.observer.parts);
-        let snapshot_bytes = snapshot.bytes().len();
-        let kept = new.keep(&snapshot, patience);
-        snapshot.forget();
-        let handed_over = kept.and_then(|()| {
+        let kept = new.keep(&self.observer.parts, patience);
+        let snapshot_bytes = kept.as_ref().map_or(0, |snapshot| snapshot.bytes);
+        let handed_over = kept.and_then(|snapshot| {
             let mut stopped = Stopped::stop(self)?;
             let sent = give(&mut new, &mut stopped, &snapshot, &lanes).and_then(|sent| {
                 let successor = ToSuccessor::new(&new.talk).map_err(UpgradeError::old)?;
@@ -329,7 +330,8 @@ impl Node {
         }
         let (Sent { have, bytes }, successor, since_usec) = handed_over?;
         drop(lanes);
-        self.http_servers().for_each(HttpServer::retire);
+        // Senders that keep connections hear of it by an answer, so that none of their requests meets a closed connection.
+        self.http_servers().for_each(HttpServer::leave);
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let started_usec = successor.started(STARTED_MAX);
         if started_usec.is_none() {

@@ -5,7 +5,7 @@
 //!      <--------------------- Hello         read its configuration
 //! Listeners.. Offer --------------->        make everything that needs no port of its own
 //!      <---------- Lanes.. Prepared         one lane for each of its shards
-//! Snapshot ------------------------>        what is large, while the old one still serves
+//! Snapshot.. SnapshotEnds --------->        what is large, while the old one still serves
 //!      <---------------------- Kept
 //! State --------------------------->        and all connections, through the lanes
 //!      <---------------------- Have         everything is put together
@@ -161,7 +161,9 @@ pub(super) enum ToNew {
     /// With listeners, in the order of the ports.
     Listeners {},
     Offer(Box<Offer>),
+    /// A piece of it.
     Snapshot(ByteBuf),
+    SnapshotEnds {},
     State(ByteBuf),
     Yours(Yours),
     /// The old process goes on; the new one ends.

@@ -94,6 +94,10 @@ impl<'b> Head<'_, 'b> {
     /// Authority and the rest of a target in absolute form (RFC 9112 section 3.2.2), which proxies and some HTTP
     /// clients send.
     fn absolute(&self) -> Option<(&'b str, &'b str)> {
+        // Nearly every target is in origin form.
+        if self.target.starts_with('/') {
+            return None;
+        }
         let (scheme, rest) = self.target.split_once("://")?;
         // The schemes of HTTP, and those of WebSockets, which some proxies leave there.
         if !["http", "https", "ws", "wss"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) {
@@ -165,22 +169,32 @@ impl<'b> Head<'_, 'b> {
         named.unwrap_or_default()
     }
 
-    /// Whether the request names its host as RFC 9112 section 3.2 demands: once, unless it is HTTP/1.0, and with
-    /// nothing in it that could end the host in a URL.
-    pub(super) fn host_is_sound(&self) -> bool {
-        let mut hosts = self.values("host");
-        let first = hosts.next();
-        (first.is_some() || self.version == 0)
-            && hosts.next().is_none()
-            && first.is_none_or(is_authority)
-            && is_authority(self.host().as_bytes())
-    }
-
-    /// Whether the values of a header, all lines together, list this token, in any case (RFC 9110 section 5.6.1).
-    pub(super) fn lists(&self, name: &str, token: &str) -> bool {
-        self.values(name)
-            .flat_map(|value| value.split(|byte| *byte == b','))
-            .any(|item| item.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+    /// What this says of an upgrade, in one pass over the header lines.
+    pub(super) fn upgrade(&self) -> Upgrade<'b> {
+        let mut hosts = 0;
+        let mut upgrade = Upgrade {
+            host_is_sound: self.absolute().is_none_or(|(authority, _)| is_authority(authority.as_bytes())),
+            ..Upgrade::default()
+        };
+        for (name, value) in self.headers() {
+            let is = |known| name.eq_ignore_ascii_case(known);
+            if is("host") {
+                hosts += 1;
+                upgrade.host_is_sound &= is_authority(value);
+            } else if is("connection") {
+                upgrade.connection |= lists(value, "upgrade");
+            } else if is("upgrade") {
+                upgrade.websocket |= lists(value, "websocket");
+            } else if is("sec-websocket-version") {
+                upgrade.version_13 |= lists(value, "13");
+            } else if is("sec-websocket-key") {
+                upgrade.key = upgrade.key.or(Some(value));
+            } else if is("origin") {
+                upgrade.origin = upgrade.origin.or(Some(value));
+            }
+        }
+        upgrade.host_is_sound &= hosts == 1 || hosts == 0 && self.version == 0;
+        upgrade
     }
 
     /// The subprotocols the client offers, in its order. What is not UTF-8 cannot be one and is left out.
@@ -197,4 +211,27 @@ impl<'b> Head<'_, 'b> {
         let mut tokens = self.offered_protocols().filter_map(|offered| offered.strip_prefix("anycable-token."));
         tokens.find(|token| !token.is_empty())
     }
+}
+
+/// What a request says of an upgrade. Of a header in several lines all are one list, and else the first counts.
+#[derive(Default)]
+pub(super) struct Upgrade<'b> {
+    /// It names its host as RFC 9112 section 3.2 demands: once, unless it is HTTP/1.0, and with nothing in it that could
+    /// end the host in a URL.
+    pub host_is_sound: bool,
+    /// `Connection` lists `upgrade`.
+    pub connection: bool,
+    /// `Upgrade` lists `websocket`.
+    pub websocket: bool,
+    /// `Sec-WebSocket-Version` lists `13`.
+    pub version_13: bool,
+    /// `Sec-WebSocket-Key`.
+    pub key: Option<&'b [u8]>,
+    /// `Origin`.
+    pub origin: Option<&'b [u8]>,
+}
+
+/// Whether the value of a header lists this token, in any case (RFC 9110 section 5.6.1).
+fn lists(value: &[u8], token: &str) -> bool {
+    value.split(|byte| *byte == b',').any(|item| item.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
 }

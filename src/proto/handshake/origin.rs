@@ -77,10 +77,26 @@ fn entry_matches(entry: &[u8], host: &[u8]) -> bool {
     }
 }
 
+/// The bytes that the name of a host may have.
+static SOUND: [bool; 256] = {
+    let (mut sound, others) = ([false; 256], b"-._~!$&'()*+,;=%");
+    let mut byte = 0;
+    while byte < sound.len() {
+        sound[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut nth = 0;
+    while nth < others.len() {
+        sound[others[nth] as usize] = true;
+        nth += 1;
+    }
+    sound
+};
+
 /// Whether this can stand for `host[:port]` in a URL (RFC 3986 section 3.2.2): its characters, and digits behind the
 /// colon. May be empty.
 pub(super) fn is_authority(text: &[u8]) -> bool {
-    let sound = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%".contains(byte);
+    let sound = |byte: &u8| SOUND[usize::from(*byte)];
     let (host_is_sound, port) = match text {
         [b'[', inner @ ..] => {
             // An IPv6 address stands in brackets, since it has colons itself.

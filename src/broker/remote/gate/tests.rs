@@ -243,3 +243,50 @@ fn who_waits_for_a_stream_to_be_open_is_called_when_it_is_or_cannot_be() {
     f.gate.unfollow("u");
     assert_eq!(calls(), 5, "nobody follows it any more");
 }
+
+#[tokio::test(start_paused = true)]
+async fn another_process_goes_on_behind_what_was_delivered() {
+    // Aim: whichever comes first there, the follower or what is known of its stream, it goes on behind 11; and a stream of
+    // which nothing came for so long that the storage may have forgotten it is no reason for doubt.
+    let ours = Fixture::open();
+    ours.gate.follow("quiet", None);
+    ours.gate.opened([("quiet".into(), 7)]);
+    ours.gate.reaches("quiet", 7);
+    tokio::time::advance(Duration::from_secs(95)).await;
+    assert_eq!(ours.pass(11), Passed::Delivered);
+    let (epoch, streams) = ours.gate.given();
+    let text = rmp_serde::to_vec_named(&(&epoch, &streams)).unwrap();
+    let (read_epoch, read_streams): (Option<Arc<str>>, Vec<GivenStream>) = rmp_serde::from_slice(&text).unwrap();
+    assert_eq!((read_epoch, &read_streams), (epoch.clone(), &streams));
+    for follows_first in [false, true] {
+        let noted = Arc::new(Noted::default());
+        let gate = Gate::new(Arc::clone(&noted) as Arc<_>, Arc::default(), Duration::from_secs(100));
+        let theirs = Fixture { gate, noted };
+        let follow = || ["s", "quiet"].map(|stream| theirs.gate.follow(stream, None));
+        if follows_first {
+            follow();
+        }
+        theirs.gate.take_over(epoch.as_ref(), streams.clone(), Vec::new());
+        if !follows_first {
+            follow();
+        }
+        theirs.gate.forget_inherited();
+        theirs.gate.set_epoch(&"e".into());
+        assert_eq!((theirs.gate.last("s"), theirs.gate.last("quiet")), (Some(11), Some(7)));
+        // The storage has 13, and has forgotten the other.
+        theirs.gate.opened([("s".into(), 13), ("quiet".into(), 0)]);
+        assert_eq!(theirs.wanted(Want::Fill), [Arc::from("s")]);
+        theirs.gate.filled("s", filling(13, [12, 13]));
+        assert_eq!([11, 13, 14].map(|offset| theirs.pass(offset)), [Passed::Double, Passed::Double, Passed::Delivered]);
+        assert_eq!(theirs.delivered(), ["12", "13", "14"]);
+        assert!(theirs.wanted(Want::Doubt).is_empty() && theirs.gate.last("quiet") == Some(0));
+        // What the storage has to know and does not is doubted as ever.
+        theirs.gate.opened([("s".into(), 3)]);
+        assert_eq!(theirs.wanted(Want::Doubt), [Arc::from("s")]);
+    }
+    let another = Gate::new(Arc::new(Noted::default()), Arc::default(), Duration::from_secs(100));
+    another.set_epoch(&"new".into());
+    another.take_over(epoch.as_ref(), streams, Vec::new());
+    another.follow("s", None);
+    assert_eq!(another.last("s"), None, "offsets of another epoch mean nothing");
+}
