@@ -34,7 +34,7 @@ pub use nats::NatsMedium;
 pub use outgoing::{GivenOutgoing, Outgoing, Sent};
 pub use received::{GivenReceived, Received};
 pub use redis::RedisMedium;
-pub use streams::{Changes, Streams, Then};
+pub use streams::{Changes, Numbered, Streams, Then};
 
 /// What takes its time and gives nothing.
 pub type Work<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
@@ -141,7 +141,7 @@ pub struct GivenCluster {
     #[serde(default)]
     received: GivenReceived,
     #[serde(default)]
-    numbers: Vec<(Arc<str>, Vec<(NodeId, u64)>)>,
+    numbers: Vec<Numbered>,
 }
 
 impl Cluster {

@@ -133,19 +133,22 @@ fn with_a_broker_what_any_node_publishes_comes_once_and_in_order<E: Engine>() {
     two_nodes::<E>(Use::Broker);
 }
 
+/// Publishes a payload to a channel.
+type Publish<'a> = Box<dyn FnMut(&str, &str) + Send + 'a>;
+
 /// Publishes on one connection.
 trait Publisher: Engine + Sync {
-    fn publisher(&self) -> Box<dyn FnMut(&str, &str) + Send + '_>;
+    fn publisher(&self) -> Publish<'_>;
 }
 
 impl Publisher for Redis {
-    fn publisher(&self) -> Box<dyn FnMut(&str, &str) + Send + '_> {
+    fn publisher(&self) -> Publish<'_> {
         Box::new(|channel, payload| _ = self.cli(&["PUBLISH", channel, payload]))
     }
 }
 
 impl Publisher for Nats {
-    fn publisher(&self) -> Box<dyn FnMut(&str, &str) + Send + '_> {
+    fn publisher(&self) -> Publish<'_> {
         let mut app = Plain::at(self);
         Box::new(move |channel, payload| {
             app.publish(channel, payload);
