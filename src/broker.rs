@@ -1,13 +1,15 @@
 //! The broker: what gives a publication its place in its stream, and what remembers.
 //!
 //! One authority for each stream. With [`LocalBroker`] ("none", "memory") that is this process, and everything is known at
-//! once. With [`RemoteBroker`] it is a server beside all nodes of a cluster, and everything is known later.
+//! once. With [`RemoteBroker`] it is a server beside all nodes of a cluster, and everything is known later. With
+//! [`ParentBroker`] it is the `LocalBroker` of the parent process, over a link.
 //!
 //! It knows no shards and no sources. Time is an argument.
 
 mod local;
 mod metrics;
 mod nats;
+mod parent;
 mod redis;
 mod remote;
 mod sent_away;
@@ -20,6 +22,7 @@ pub use crate::history::COUNTER_TTLS;
 pub use local::{BrokerPart, LocalBroker, LocalSnapshot, MemorySettings};
 pub use metrics::BrokerMetrics;
 pub use nats::{NatsBrokerSettings, NatsStore};
+pub use parent::{Credit, FromParent, ParentBroker};
 pub use redis::{Channels, RedisBrokerSettings, RedisStore};
 pub use remote::{GivenRemote, Outlet, RemoteBroker, RemoteMetrics, RemoteSettings, Running};
 pub use sent_away::GivenAway;
@@ -31,6 +34,8 @@ pub enum Broker {
     Local(LocalBroker),
     /// On other machines.
     Remote(RemoteBroker),
+    /// In the parent of this process, which is one of several.
+    Parent(ParentBroker),
 }
 
 impl Broker {
@@ -39,6 +44,7 @@ impl Broker {
         match self {
             Broker::Local(local) => &local.metrics,
             Broker::Remote(remote) => remote.metrics(),
+            Broker::Parent(parent) => parent.metrics(),
         }
     }
 
@@ -47,6 +53,8 @@ impl Broker {
         match self {
             Broker::Local(local) => local.measure(),
             Broker::Remote(remote) => remote.measure(),
+            // The parent tells its own.
+            Broker::Parent(_) => {}
         }
     }
 
@@ -55,6 +63,7 @@ impl Broker {
         match self {
             Broker::Local(local) => local.sessions().is_some(),
             Broker::Remote(_) => true,
+            Broker::Parent(parent) => parent.remembers(),
         }
     }
 }

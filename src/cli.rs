@@ -17,17 +17,19 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
 
+use anyhow::bail;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::config::{
-    self, BroadcastAdapter, BrokerKind, Command, Config, ConfigError, Invocation, ListenOn, PubSub, RpcImplementation,
-    Secret, Secrets,
+    self, BroadcastAdapter, BrokerKind, Command, Config, ConfigError, Invocation, ListenOn, Processes, PubSub,
+    Reloaded, RpcImplementation, Secret, Secrets,
 };
 use crate::demo::{self, Demo, Site};
-use crate::node::{self, Node};
+use crate::node::{self, Node, Parent, ParentEnd, ReloadError, Terms};
 use crate::os::clock::Clock;
+use crate::os::family::{self, Inherited};
 use crate::os::signals;
-use log::{Log, Stream};
+use log::{Log, Name, Stream};
 
 /// A usage error, as in sysexits.h.
 const USAGE_ERROR: u8 = 64;
@@ -46,6 +48,14 @@ pub fn run() -> ExitCode {
         Some(print::COMPLETIONS_COMMAND) => return print::completions(arguments),
         Some(print::MAN_COMMAND) => return print::man(arguments),
         _ => {}
+    }
+    match family::inherited() {
+        Ok(None) => {}
+        Ok(Some(inherited)) => return serve_as_child(inherited),
+        Err(error) => {
+            complain(&error.to_string());
+            return ExitCode::from(ConfigError::EXIT_CODE);
+        }
     }
     let env = environment();
     match config::parse(std::env::args_os().skip(1), &env) {
@@ -76,9 +86,18 @@ fn carry_out(Invocation { command, warnings, notes, file }: Invocation) -> ExitC
         }
         Command::Serve(config) => {
             let level = log::level(config.log.level);
-            serve(*config, tell_of_config, level, Stream::Stdout, |config, log| {
+            let node_id = node_id(&config);
+            let name = Name { node_id: node_id.clone(), process: None };
+            serve(*config, name, tell_of_config, level, Stream::Stdout, |config, log| {
+                let config = match one_or_several(config, file.as_deref(), node_id)? {
+                    Ok(parent) => {
+                        let new = |parent: &mut Parent| reload(log, |new| parent.reload(new));
+                        return Ok(parent.run_until_signalled(|| log.limit(), new)?);
+                    }
+                    Err(config) => config,
+                };
                 let node = Node::start(config, file.as_deref(), None)?;
-                Ok(node.run_until_signalled(|| log.limit(), |node| reload(node, log))?)
+                Ok(node.run_until_signalled(|| log.limit(), |node| reload(log, |new| node.reload(new)))?)
             })
         }
         Command::Demo(config) => {
@@ -86,15 +105,69 @@ fn carry_out(Invocation { command, warnings, notes, file }: Invocation) -> ExitC
             // shown, unless somebody wants to see everything.
             let level = log::level(config.log.level);
             let level = if level == LevelFilter::INFO { LevelFilter::WARN } else { level };
-            serve(*config, tell_of_config, level, Stream::Stderr, |config, log| {
+            let name = Name { node_id: node_id(&config), process: None };
+            serve(*config, name, tell_of_config, level, Stream::Stderr, |config, log| {
                 serve_demo(config, file.as_deref(), log)
             })
         }
     }
 }
 
-/// Reads the configuration again as it was read at the start, and takes over what can be.
-fn reload(node: &mut Node, log: &Log) {
+/// The name of this node in the log.
+fn node_id(config: &Config) -> String {
+    let given = Some(&config.app.node_id).filter(|node_id| !node_id.is_empty()).cloned();
+    given.unwrap_or_else(log::random_node_id)
+}
+
+/// The parent of several processes, or the configuration, if it wants one only.
+fn one_or_several(config: Config, file: Option<&Path>, node_id: String) -> anyhow::Result<Result<Parent, Config>> {
+    match config.server.processes {
+        Processes::Count(1) => Ok(Err(config)),
+        _ => Ok(Parent::start(config, file, node_id)?),
+    }
+}
+
+/// Runs one of several processes, which its parent has started.
+fn serve_as_child(inherited: Inherited) -> ExitCode {
+    let process = Some(inherited.child);
+    let read = |text: &[u8]| {
+        let Terms { config, node_id } = Terms::read(text).map_err(|error| error.to_string())?;
+        Ok((config.into_config()?, node_id))
+    };
+    let (config, node_id) = match read(&inherited.text) {
+        Ok(terms) => terms,
+        // A parent that has ended by now has said nothing.
+        Err::<_, String>(error) => {
+            complain(&format!("what the parent process has said cannot be used: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let level = log::level(config.log.level);
+    serve(
+        config,
+        Name { node_id, process },
+        || (),
+        level,
+        Stream::Stdout,
+        |config, log| {
+            let node = Node::start_child(config, ParentEnd::greet(inherited)?)?;
+            let reload = |node: &mut Node| match node.take_order() {
+                Some(order) => {
+                    let taken = node.reload(&order.config);
+                    if let Ok(reloaded) = &taken {
+                        log.set_level(log::level(reloaded.config.log.level));
+                    }
+                    order.done(taken.map(drop).map_err(|error| error.to_string()));
+                }
+                None => tracing::debug!("SIGHUP ignored: the parent process reads the configuration"),
+            };
+            Ok(node.run_until_signalled(|| log.limit(), reload)?)
+        },
+    )
+}
+
+/// Reads the configuration again as it was read at the start, and has taken over what can be.
+fn reload(log: &Log, take: impl FnOnce(&Config) -> Result<Reloaded, ReloadError>) {
     let refused = |error: &dyn Display| {
         let why = error.to_string().replace('\n', "; ");
         tracing::error!("the configuration was read again and refused, nothing has changed: {why}");
@@ -104,7 +177,7 @@ fn reload(node: &mut Node, log: &Log) {
         Err(error) => return refused(&error),
     };
     let Command::Serve(new) = command else { return };
-    let reloaded = match node.reload(&new) {
+    let reloaded = match take(&new) {
         Ok(reloaded) => reloaded,
         Err(error) => return refused(&error),
     };
@@ -121,14 +194,14 @@ fn reload(node: &mut Node, log: &Log) {
 /// Starts the log, runs a server until it ends, and says why if it did not want to.
 fn serve(
     config: Config,
+    name: Name,
     tell_of_config: impl FnOnce(),
     level: LevelFilter,
     stream: Stream,
     run: impl FnOnce(Config, &Log) -> anyhow::Result<()>,
 ) -> ExitCode {
     signals::ignore_meaningless();
-    let node_id = Some(&config.app.node_id).filter(|node_id| !node_id.is_empty()).cloned();
-    let log = match Log::start(config.log.format, level, &node_id.unwrap_or_else(log::random_node_id), stream) {
+    let log = match Log::start(config.log.format, level, &name, stream) {
         Ok(log) => log,
         Err(error) => {
             complain(&format!("cannot start the log: {error}"));
@@ -169,6 +242,9 @@ fn alone(config: &mut Config) {
 /// Serves the sample app and its page in front of it. A broadcast key is made if none is given: with one, broadcasts
 /// are taken on the main port, and pages of other sites cannot send any.
 fn serve_demo(mut config: Config, file: Option<&Path>, log: &Log) -> anyhow::Result<()> {
+    if !matches!(config.server.processes, Processes::Count(1) | Processes::Auto) {
+        bail!("the demo is one process with its sample app: leave --processes away");
+    }
     let demo = Demo::bind()?;
     config.rpc.host = demo.rpc_address().to_string();
     config.rpc.implementation = RpcImplementation::Grpc;

@@ -37,7 +37,10 @@ use tokio::sync::{Semaphore, watch};
 pub use admin::{AdminRoute, AdminRoutes};
 pub use rooms::Place;
 use rooms::{Doing, Rooms, Sizes};
-pub use routes::{Check, Cors, ExtraAnswer, ExtraRoutes, MetricsRoute, PublishRoute, ReadyRoute, Routes, metrics_form};
+pub use routes::{
+    Check, Cors, ExtraAnswer, ExtraRoutes, HealthRoute, Later, MetricsRoute, PublishRoute, ReadyRoute, Routes,
+    metrics_form,
+};
 use socket::ReplayedStream;
 use upgrade::Wish;
 

@@ -18,6 +18,7 @@ mod look;
 mod metrics;
 mod observe;
 mod parent;
+mod processes;
 mod publish;
 mod readiness;
 mod reload;
@@ -31,6 +32,7 @@ mod supervisor;
 mod threads;
 mod upgrade;
 mod warnings;
+mod whole;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -47,6 +49,7 @@ use crate::config::Config;
 use crate::http::HttpServer;
 
 use boot_log::ToTell;
+use child::Ordered;
 use control::{Control, Order, RunningControl, What, talk};
 use links::RunningLinks;
 use listeners::{MainPort, ReadyPort};
@@ -54,11 +57,14 @@ use observe::Observer;
 use reload::MadeOf;
 use signals::{Asked, Signals};
 use start::{Assembly, Plan};
-use supervisor::Supervisor;
+use supervisor::{Supervisor, Turns};
 use threads::{RuntimeThread, ShardThreads};
 
 pub use boot_log::first_line;
+pub use child::{ParentEnd, ReloadOrder};
 pub use observe::Facts;
+pub use parent::{Parent, ParentError};
+pub use processes::Terms;
 pub use reload::ReloadError;
 pub use settings::ExtraRoutes;
 use upgrade::{Following, Predecessor, ToSuccessor};
@@ -101,6 +107,10 @@ pub struct Node {
     successor: Option<Arc<ToSuccessor>>,
     /// Until it is answered at.
     control: Option<Control>,
+    /// Whether this process is one of several.
+    is_child: bool,
+    /// What its parent wants to be taken over.
+    ordered: Option<ReloadOrder>,
 }
 
 /// Why a node cannot start.
@@ -140,10 +150,25 @@ impl Node {
     /// # Errors
     /// See [`StartError`]; nothing is left behind.
     pub fn start(config: Config, file: Option<&Path>, extra: Option<ExtraRoutes>) -> Result<Node, StartError> {
-        let mut plan = Plan::new(config)?;
-        boot_log::first_lines(plan.open_files, plan.shards, file);
+        Node::start_one(Plan::new(config, None)?, file, extra)
+    }
+
+    /// The same for one of several processes, over its link to the parent. When that is lost it ends as if it were told to
+    /// terminate.
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing is left behind.
+    pub fn start_child(config: Config, parent: ParentEnd) -> Result<Node, StartError> {
+        Node::start_one(Plan::new(config, Some(parent))?, None, None)
+    }
+
+    fn start_one(mut plan: Plan, file: Option<&Path>, extra: Option<ExtraRoutes>) -> Result<Node, StartError> {
+        let is_child = plan.is_child();
+        if !is_child {
+            boot_log::first_lines(plan.open_files, plan.shards, file);
+        }
         let Some(mut predecessor) = Predecessor::meet()? else {
-            let main_port = MainPort::open(&plan.config, plan.shards)?;
+            let main_port = MainPort::open(&plan.config, plan.shards, is_child)?;
             let control = Control::open(plan.config.app.control_socket.as_deref(), main_port.address()?.port(), None)?;
             let node = Assembly::new(plan, main_port, Vec::new(), extra)?.start()?;
             return Ok(Node { control, ..node });
@@ -153,8 +178,8 @@ impl Node {
         plan.given = Some(predecessor.given());
         let (main_port, others) = (predecessor.main.take(), std::mem::take(&mut predecessor.others));
         let main_port = main_port.map_or_else(
-            || MainPort::open(&plan.config, plan.shards),
-            |handed| MainPort::take_over(handed, &plan.config, plan.shards),
+            || MainPort::open(&plan.config, plan.shards, is_child),
+            |handed| MainPort::take_over(handed, &plan.config, plan.shards, is_child),
         );
         let node = main_port
             .and_then(|main_port| Assembly::new(plan, main_port, others, extra))
@@ -167,6 +192,21 @@ impl Node {
             None
         });
         Ok(Node { control, ..node })
+    }
+
+    /// What the parent of this process wants to be taken over, if that is why the configuration is to be read again.
+    pub fn take_order(&mut self) -> Option<ReloadOrder> {
+        self.ordered.take()
+    }
+
+    /// Logs what the server is. The parent of several processes has told of the machine.
+    fn tell(&mut self) {
+        if let Some(to_tell) = self.to_tell.take() {
+            if !self.is_child {
+                boot_log::machine(&self.config, &to_tell.capacity, &to_tell.outlook);
+            }
+            boot_log::facts(&self.config, &to_tell, &self.backend, &self.made_of.settings.router);
+        }
     }
 
     /// Where the main port really is.
@@ -208,13 +248,18 @@ impl Node {
             let _runtime = handle.enter();
             Signals::listen(control)?
         };
-        // Not before: who reads that it serves may signal it at once.
-        if let Some(to_tell) = self.to_tell.take() {
-            boot_log::facts(&self.config, &to_tell, &self.backend, &self.made_of.settings.router);
+        // Not before: who reads that it serves may signal it at once. One of several processes tells it for all, when its parent
+        // wants it.
+        if !self.is_child {
+            self.tell();
         }
         ready();
         let supervisor = Arc::new(Supervisor::from_env(self.has_taken_over()));
-        handle.spawn(Arc::clone(&supervisor).keep_told(Arc::clone(&self.observer)));
+        handle.spawn(Arc::clone(&supervisor).keep_told(Turns::new(Arc::clone(&self.observer))));
+        if let Some(parent) = self.links.as_mut().and_then(RunningLinks::parent_mut) {
+            signals.obey(parent.take_orders(), parent.until_lost());
+            handle.spawn(parent.tell_it_serves());
+        }
         loop {
             match handle.block_on(signals.next()) {
                 Asked::End => break,
@@ -233,6 +278,11 @@ impl Node {
                     });
                     self.detach();
                     return Ok(());
+                }
+                Asked::ByParent(Ordered::Tell) => self.tell(),
+                Asked::ByParent(Ordered::Reload(order)) => {
+                    self.ordered = Some(order);
+                    reload(&mut self);
                 }
             }
         }
@@ -276,6 +326,12 @@ impl Node {
     fn carry_out(&mut self, order: Order, supervisor: &Supervisor, signals: &mut Signals) -> Option<u32> {
         let Order { what, reader } = order;
         let (result, successor) = match what {
+            _ if self.is_child => {
+                let text = "this process is one of several and is upgraded by its parent process: signal that one";
+                tracing::warn!("{text}");
+                self.runtime.block_on(reader.end(Err(text.to_owned())));
+                return None;
+            }
             What::Check => (self.check_upgrade().map(talk::Done::from), None),
             What::Upgrade => {
                 reader.tell(format!(

@@ -220,6 +220,17 @@ impl Presence {
         true
     }
 
+    /// Whoever had these sessions is lost: they are as [`disconnected`](Self::disconnected).
+    pub fn lost(&mut self, now: u32, mut is_lost: impl FnMut(&str, Sid) -> bool) {
+        let end = now.saturating_add(self.ttl);
+        for record in self.records.iter_mut().filter(|record| record.end.is_none()) {
+            if is_lost(&record.stream, record.sid) {
+                record.end = Some(end);
+                self.endings.push_back(Ending { end, stream: record.stream.clone(), sid: record.sid });
+            }
+        }
+    }
+
     /// Ends the records whose time has come: `now` is their end or later. Gives stream and id of those who have no other
     /// session there: the others are to be told.
     pub fn expire(&mut self, now: u32) -> Vec<(Box<str>, Box<str>)> {

@@ -88,7 +88,7 @@ pub use connection::{BadState, FORMAT, TakenApart};
 pub use epoll::{Deal, Epoll, EpollSettings, Socket};
 use handshake::Begun;
 pub use handshake::{ProxyRules, Tokens};
-pub use inbox::{Delivery, Inbox, Message};
+pub use inbox::{Delivery, Inbox, Message, Permit};
 pub use lanes::{Arrived, Copied, Copying, Divert, HandOver, LaneError, Settled, Verdict};
 pub use look::{Answered, CONNECTIONS_MAX, LiveConnection, Look, LookAt, Seen};
 pub use machine::{Accepted, Incoming, Interest, Machine, Readiness, Received};

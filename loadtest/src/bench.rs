@@ -13,6 +13,7 @@ mod idle;
 mod instructions;
 mod memory;
 mod nodes;
+mod processes;
 mod publish;
 mod restore;
 mod server;
@@ -82,7 +83,9 @@ pub enum Name {
     Resumable,
     /// Several nodes that meet at Redis or NATS, beside one alone: latency, CPU, a storm of subscriptions.
     Nodes,
-    /// All of them but nodes; without a server those that compare one with itself are left out.
+    /// One server of several processes beside one of one: latency, CPU, memory of the parent.
+    Processes,
+    /// All of them but nodes and processes; without a server those that compare one with itself are left out.
     All,
 }
 
@@ -299,6 +302,7 @@ pub fn run(name: Name, options: &Options, report: &mut dyn FnMut(Figure)) -> any
         Name::Restore => restore::storm(options),
         Name::Resumable => restore::memory(options),
         Name::Nodes => nodes::run(options),
+        Name::Processes => processes::run(options),
         Name::All => unreachable!("handled above"),
     };
     for figure in figures.with_context(|| format!("bench {name:?} failed"))? {

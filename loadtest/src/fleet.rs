@@ -1,9 +1,10 @@
-//! Cableway processes on one port, as many as the open-file limit makes necessary: what a person does by hand on a
-//! machine whose limit cannot be raised. The kernel spreads connections over them (`SO_REUSEPORT`, socket(7)).
+//! A Cableway of as many processes as the open-file limit makes necessary (`--processes`), on a machine whose limit cannot be
+//! raised. The kernel spreads connections over them (`SO_REUSEPORT`, socket(7)).
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use clap::Args;
@@ -21,7 +22,7 @@ pub struct FleetOptions {
     /// Processes of it on that port [default: as many as the open-file limit makes necessary].
     #[arg(long, value_name = "N", requires = "server")]
     server_processes: Option<u32>,
-    /// One more argument for each of them; may be given several times.
+    /// One more argument for it; may be given several times.
     #[arg(long = "server-arg", value_name = "ARG", requires = "server", allow_hyphen_values = true)]
     server_args: Vec<String>,
     /// Put a small app server behind them, called through gRPC for every connect and subscribe. Without it clients are let in
@@ -40,6 +41,9 @@ impl FleetOptions {
 /// Where clients that speak plain WebSocket connect on a started server.
 pub const ECHO_PATH: &str = "/echo";
 
+/// Between two looks at whether all processes serve.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
 /// Share of the open-file limit that Cableway keeps for itself.
 const RESERVE: u64 = 16;
 
@@ -47,15 +51,16 @@ const RESERVE: u64 = 16;
 /// fair draw are left free.
 const DEVIATIONS: f64 = 6.0;
 
-/// Started servers. Dropping it ends them.
+/// A started server. Dropping it ends it.
 pub struct Fleet {
-    servers: Vec<Process>,
+    server: Process,
+    count: u32,
     app: Option<(Process, SocketAddr)>,
     /// Where clients connect.
     pub address: SocketAddr,
-    /// Where publications are posted: to each of them, for it reaches only the clients of that process.
+    /// Where publications are posted.
     pub publish_urls: Vec<String>,
-    /// What each says of itself.
+    /// What it says of itself, all processes together.
     pub metrics_urls: Vec<String>,
 }
 
@@ -66,45 +71,64 @@ impl Fleet {
         let count = options.server_processes.unwrap_or_else(|| processes_needed(connections, descriptor_limit));
         ensure!(count > 0, "--server-processes must be at least 1");
         let app = options.server_app.then(start_app).transpose()?;
-        let app_address = app.as_ref().map(|(_, address)| *address);
-        let address = server::free_address()?;
-        let mut fleet = Self { servers: Vec::new(), app, address, publish_urls: Vec::new(), metrics_urls: Vec::new() };
-        for _ in 0..count {
-            fleet
-                .add(path, options, count, app_address)
-                .with_context(|| format!("server process {} of {count} does not start", fleet.servers.len() + 1))?;
-        }
-        Ok(Some(fleet))
+        Self::start_with(path, count, &options.server_args, app).map(Some)
     }
 
-    fn add(&mut self, path: &Path, options: &FleetOptions, count: u32, app: Option<SocketAddr>) -> anyhow::Result<()> {
-        let publish = server::free_address()?;
-        let mut command = server::cableway(Command::new(path), self.address.port(), publish.port());
+    /// Starts a server of so many processes, and waits until all of them serve.
+    pub(crate) fn start_with(
+        path: &Path,
+        count: u32,
+        arguments: &[String],
+        app: Option<(Process, SocketAddr)>,
+    ) -> anyhow::Result<Self> {
+        let (address, publish) = (server::free_address()?, server::free_address()?);
+        let mut command = server::cableway(Command::new(path), address.port(), publish.port());
         command.args(["--metrics-port", &publish.port().to_string()]);
-        command.args(["--echo-path", ECHO_PATH]);
-        if count > 1 {
-            command.arg("--reuse-port");
-        }
-        match app {
-            Some(app) => command.args(["--rpc-host", &app.to_string()]),
+        command.args(["--echo-path", ECHO_PATH, "--processes", &count.to_string()]);
+        match &app {
+            Some((_, app)) => command.args(["--rpc-host", &app.to_string()]),
             None => command.args(["--public", "--norpc"]),
         };
-        if count as usize > std::thread::available_parallelism().map_or(1, usize::from) {
-            // More processes than cores already.
-            command.args(["--acceptors", "1"]);
-        }
-        let mut process = Process::spawn(command.args(&options.server_args))?;
-        // The port that all share is bound before this one, which is its own.
-        process.await_accepting(publish)?;
-        self.servers.push(process);
-        self.publish_urls.push(format!("http://{publish}/_broadcast"));
-        self.metrics_urls.push(format!("http://{publish}/metrics"));
-        Ok(())
+        let mut server = Process::spawn(command.args(arguments))?;
+        server.await_accepting(publish)?;
+        let url = |path: &str| format!("http://{publish}{path}");
+        let (publish_urls, metrics_urls) = (vec![url("/_broadcast")], vec![url("/metrics")]);
+        let fleet = Self { server, count, app, address, publish_urls, metrics_urls };
+        fleet.await_all()?;
+        Ok(fleet)
     }
 
-    /// The servers' process ids.
+    /// Waits until every process has begun to serve.
+    pub(crate) fn await_all(&self) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        if self.count == 1 {
+            return Ok(());
+        }
+        loop {
+            let ready = Client::connect(&self.address.to_string())?.request("GET", "/ready", "", b"")?;
+            if String::from_utf8_lossy(&ready.body).contains("\"all_processes\":true") {
+                return Ok(());
+            }
+            ensure!(begun.elapsed() < server::START_MAX, "not all of {} server processes serve", self.count);
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    /// The server's process ids: the parent, if it has several, and those that hold connections.
     pub fn pids(&self) -> Vec<u32> {
-        self.servers.iter().map(Process::pid).collect()
+        std::iter::once(self.parent()).chain(self.children()).collect()
+    }
+
+    /// The process that was started.
+    pub fn parent(&self) -> u32 {
+        self.server.pid()
+    }
+
+    /// The processes that it has started.
+    pub fn children(&self) -> Vec<u32> {
+        let parent = self.parent();
+        let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
+        children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
     }
 
     /// How often the app server was asked to let a client in, if there is one.
@@ -118,14 +142,7 @@ impl Fleet {
     /// What was started, for the report.
     pub fn words(&self) -> String {
         let app = if self.app.is_some() { "one app server behind gRPC" } else { "no app server" };
-        format!("{} process(es) on port {}, {app}", self.servers.len(), self.address.port())
-    }
-}
-
-impl Drop for Fleet {
-    fn drop(&mut self) {
-        // All at once; each is then waited for as it is dropped.
-        self.servers.iter().for_each(Process::ask_to_end);
+        format!("{} process(es) on port {}, {app}", self.count, self.address.port())
     }
 }
 

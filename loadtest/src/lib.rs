@@ -16,6 +16,7 @@ pub mod http1;
 pub mod metrics;
 pub mod observe;
 pub mod os;
+pub mod processes;
 pub mod protocol;
 pub mod publish;
 pub mod report;

@@ -11,7 +11,7 @@ use cableway_loadtest::engine::{BadNetwork, Goodbye};
 use cableway_loadtest::protocol::Protocol;
 use cableway_loadtest::report::Provenance;
 use cableway_loadtest::scenario::{self, Load, Publishing, Scenario};
-use cableway_loadtest::{bare, bench, check, dead_peers, os, upgrade, versus, workers};
+use cableway_loadtest::{bare, bench, check, dead_peers, os, processes, upgrade, versus, workers};
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -60,6 +60,9 @@ enum Command {
     Upgrade(upgrade::Options),
     /// Compare Cableway and other servers under the same load, one after the other.
     Versus(versus::Options),
+    /// See that several processes of Cableway are one server: many subscribers, one of the processes is killed, and what
+    /// publications cost.
+    Processes(processes::Options),
     /// Run the yardstick: the least a WebSocket server can do.
     Bare(BareOptions),
     /// Run a small app server that answers every command, through gRPC, and through HTTP below /anycable.RPC.
@@ -226,6 +229,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Versus(options) => {
             let complete = versus::run(&options)?;
             Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Command::Processes(options) => {
+            let clean = processes::run(&options)?;
+            Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Command::Bare(options) => run_bare(&options),
         Command::App { listen, delay } => match bench::serve_app(listen, Duration::from_millis(delay))? {},

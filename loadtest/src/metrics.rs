@@ -49,13 +49,18 @@ impl Pages {
     }
 }
 
-/// One figure of a page, whatever stands in front of its name.
-pub(crate) fn read_one(url: &str, name: &str) -> anyhow::Result<f64> {
+/// A page as it is.
+pub(crate) fn page(url: &str) -> anyhow::Result<String> {
     let (authority, path) = http1::parse_url(url)?;
     let answer = Client::connect(&authority)?.request("GET", &path, "", b"")?;
     ensure!(answer.status == 200, "{url} was answered with status {}", answer.status);
+    Ok(String::from_utf8_lossy(&answer.body).into_owned())
+}
+
+/// One figure of a page, whatever stands in front of its name.
+pub(crate) fn read_one(url: &str, name: &str) -> anyhow::Result<f64> {
     let mut series = Series::default();
-    series.add_page(&String::from_utf8_lossy(&answer.body));
+    series.add_page(&page(url)?);
     let prefix = series.own_prefix().unwrap_or_default();
     series.total(&format!("{prefix}{name}")).with_context(|| format!("{url} has no {name}"))
 }

@@ -228,6 +228,18 @@ impl LocalBroker {
         }
     }
 
+    /// Whoever had sessions that were present is lost: they are as those whose connection is over.
+    pub fn lost(&self, now: Now, mut is_lost: impl FnMut(&str, Sid) -> bool) {
+        let Some(memory) = &self.memory else { return };
+        for stripe in &self.stripes {
+            let mut stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(Kept { presence, .. }) = &mut stripe.kept else { continue };
+            let before = presence.bytes();
+            presence.lost(moment(now).mono, &mut is_lost);
+            changed(&memory.presence_bytes, before, presence.bytes());
+        }
+    }
+
     /// Who is present on a stream, as clients and the API are told: JSON text. Without records, which is how many there
     /// are, if they are not wanted or the text would have more than `bytes_max`.
     ///

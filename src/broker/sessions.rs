@@ -8,6 +8,7 @@ mod hand_over;
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasher;
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -231,6 +232,25 @@ impl Sessions {
             }
             _ => None,
         }
+    }
+
+    /// These shards are lost, with their sessions and whoever asked for one there. Gives those elsewhere who asked for one of
+    /// theirs: they get none.
+    pub fn lost(&self, shards: RangeInclusive<u16>, metrics: &BrokerMetrics) -> Vec<Departure> {
+        let mut waited = Vec::new();
+        for stripe in &self.stripes {
+            let mut stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+            stripe.entries.retain(|_, entry| {
+                let Entry::Live { place, waiter } = entry else { return true };
+                waiter.take_if(|waiter| shards.contains(&waiter.key.shard));
+                let is_lost = shards.contains(&place.shard);
+                if is_lost && let Some(waiter) = waiter.take() {
+                    waited.push(Departure { key: waiter.key, saved: self.checked(None, metrics) });
+                }
+                !is_lost
+            });
+        }
+        waited
     }
 
     /// The app sends everybody with these identifiers away: what was saved of them is not given out any more.

@@ -40,6 +40,14 @@ pub(super) fn level(level: LogLevel) -> LevelFilter {
     }
 }
 
+/// Who writes the lines of a log.
+pub(super) struct Name {
+    /// The node.
+    pub node_id: String,
+    /// The process, if the node has several.
+    pub process: Option<u16>,
+}
+
 /// Where a log goes.
 #[derive(Clone, Copy)]
 pub(super) enum Stream {
@@ -82,7 +90,7 @@ pub(super) struct Log {
 
 impl Log {
     /// Starts the log on one of the standard streams. A server's is standard output, as operators of AnyCable expect.
-    pub fn start(format: LogFormat, level: LevelFilter, node_id: &str, stream: Stream) -> io::Result<Log> {
+    pub fn start(format: LogFormat, level: LevelFilter, name: &Name, stream: Stream) -> io::Result<Log> {
         let limit = Arc::new(Limit::new());
         let reports = Arc::clone(&limit);
         let queue = Queue::start(stream, move || reports.report())?;
@@ -92,7 +100,7 @@ impl Log {
             .with_ansi(stream.is_terminal())
             // It would tell standard error what went wrong with a line, and wait there.
             .log_internal_errors(false)
-            .with_writer(NamedStream { queue: queue.clone(), line_end: line_end(format, node_id) });
+            .with_writer(NamedStream { queue: queue.clone(), line_end: line_end(format, name) });
         // The level at the bottom, or the layers above would have every line made to throw it away.
         let log = tracing_subscriber::registry().with(level_layer);
         match format {
@@ -142,13 +150,17 @@ struct LineEnd {
     with_name: Vec<u8>,
 }
 
-/// `nodeid` as the last attribute of a line (`contracts/ops.md` section 1).
-fn line_end(format: LogFormat, node_id: &str) -> LineEnd {
+/// `nodeid` as the last attribute of a line (`contracts/ops.md` section 1), behind `process` where there are several.
+fn line_end(format: LogFormat, Name { node_id, process }: &Name) -> LineEnd {
     match format {
-        LogFormat::Text => LineEnd { before: b"\n", with_name: format!(" nodeid={node_id}\n").into_bytes() },
+        LogFormat::Text => {
+            let process = process.map(|process| format!(" process={process}")).unwrap_or_default();
+            LineEnd { before: b"\n", with_name: format!("{process} nodeid={node_id}\n").into_bytes() }
+        }
         LogFormat::Json => {
-            let quoted = serde_json::Value::from(node_id);
-            LineEnd { before: b"}\n", with_name: format!(",\"nodeid\":{quoted}}}\n").into_bytes() }
+            let process = process.map(|process| format!(",\"process\":{process}")).unwrap_or_default();
+            let quoted = serde_json::Value::from(node_id.as_str());
+            LineEnd { before: b"}\n", with_name: format!("{process},\"nodeid\":{quoted}}}\n").into_bytes() }
         }
     }
 }
@@ -202,10 +214,11 @@ mod tests {
         }
     }
 
-    fn written(format: LogFormat, node_id: &str, line: &str) -> String {
+    fn written(format: LogFormat, node_id: &str, process: Option<u16>, line: &str) -> String {
+        let name = Name { node_id: node_id.to_owned(), process };
         let written = Written::default();
         let queue = Queue::start(written.clone(), || ()).unwrap();
-        let named = NamedStream { queue: queue.clone(), line_end: line_end(format, node_id) };
+        let named = NamedStream { queue: queue.clone(), line_end: line_end(format, &name) };
         named.make_writer().write_all(line.as_bytes()).unwrap();
         queue.flush(Duration::MAX);
         String::from_utf8(written.0.lock().unwrap().clone()).unwrap()
@@ -213,17 +226,25 @@ mod tests {
 
     #[test]
     fn every_line_ends_with_the_name_of_the_node() {
-        assert_eq!(written(LogFormat::Text, "a1", "INFO up n=1\n"), "INFO up n=1 nodeid=a1\n");
-        let line = written(LogFormat::Json, "a\"1", "{\"level\":\"INFO\",\"message\":\"up\"}\n");
+        assert_eq!(written(LogFormat::Text, "a1", None, "INFO up n=1\n"), "INFO up n=1 nodeid=a1\n");
+        assert_eq!(written(LogFormat::Text, "a1", Some(2), "INFO up n=1\n"), "INFO up n=1 process=2 nodeid=a1\n");
+        let line = written(LogFormat::Json, "a\"1", Some(0), "{\"level\":\"INFO\",\"message\":\"up\"}\n");
         let read: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!((read["message"].as_str(), read["nodeid"].as_str()), (Some("up"), Some("a\"1")));
+        assert_eq!(read["process"], 0);
     }
 
     /// What the next test runs in a process of its own, for a log belongs to the process.
     #[test]
     #[ignore = "panics"]
     fn panics_with_a_log() {
-        let log = Log::start(LogFormat::Json, LevelFilter::INFO, "a1", Stream::Stderr).unwrap();
+        let log = Log::start(
+            LogFormat::Json,
+            LevelFilter::INFO,
+            &Name { node_id: "a1".into(), process: None },
+            Stream::Stderr,
+        )
+        .unwrap();
         // What is not logged is not even made.
         assert_eq!(LevelFilter::current(), LevelFilter::INFO);
         log.set_level(LevelFilter::WARN);

@@ -31,7 +31,7 @@ pub struct Routes {
     /// The HTTP API; its path is the base: `BASE/publish`, `BASE/presence/STREAM/users`.
     pub api: Option<PublishRoute>,
     /// Says that the process is alive, whatever the state of everything else.
-    pub health: Option<String>,
+    pub health: Option<HealthRoute>,
     /// Says whether this server should get new clients.
     pub ready: Option<ReadyRoute>,
     /// Metrics, in the form that is asked for.
@@ -49,7 +49,7 @@ pub struct Routes {
 pub type ExtraRoutes = Arc<dyn Fn(&::http::request::Parts) -> Option<ExtraAnswer> + Send + Sync>;
 
 /// An answer in the making; must not wait for long.
-pub type ExtraAnswer = Pin<Box<dyn Future<Output = Response<Full<Bytes>>> + Send>>;
+pub type ExtraAnswer = Later<Response<Full<Bytes>>>;
 
 /// A route that takes publications.
 pub struct PublishRoute {
@@ -81,12 +81,23 @@ pub enum Cors {
     Matching(Box<dyn Fn(&str) -> bool + Send + Sync>),
 }
 
+/// Something in the making; must not wait for long.
+pub type Later<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// The route of health.
+pub struct HealthRoute {
+    /// Its path.
+    pub path: String,
+    /// Asked for each request: why the server is not well, although it answers. One line.
+    pub sickness: Box<dyn Fn() -> Later<Option<String>> + Send + Sync>,
+}
+
 /// The readiness route.
 pub struct ReadyRoute {
     /// Its path.
     pub path: String,
     /// Asked for each request; must not block.
-    pub checks: Box<dyn Fn() -> Vec<Check> + Send + Sync>,
+    pub checks: Box<dyn Fn() -> Later<Vec<Check>> + Send + Sync>,
 }
 
 /// One reason to be ready or not.
@@ -105,7 +116,7 @@ pub struct MetricsRoute {
     /// Its path.
     pub path: String,
     /// Asked for each request; must not block.
-    pub text: Box<dyn Fn(Text) -> String + Send + Sync>,
+    pub text: Box<dyn Fn(Text) -> Later<String> + Send + Sync>,
 }
 
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -125,16 +136,19 @@ pub(super) async fn answer(
     if let Some(admin) = &routes.admin {
         return admin::answer(admin, place, head).await;
     }
-    if routes.health.as_deref() == Some(path) {
-        return with_body(StatusCode::OK, TEXT, "This server is alive. See /ready for more.\n");
+    if let Some(route) = routes.health.as_ref().filter(|route| route.path == path) {
+        return match (route.sickness)().await {
+            None => with_body(StatusCode::OK, TEXT, "This server is alive. See /ready for more.\n"),
+            Some(why) => with_body(StatusCode::SERVICE_UNAVAILABLE, TEXT, why + "\n"),
+        };
     }
     if let Some(route) = routes.ready.as_ref().filter(|route| route.path == path) {
-        return readiness(&(route.checks)());
+        return readiness(&(route.checks)().await);
     }
     if let Some(route) = routes.metrics.as_ref().filter(|route| route.path == path) {
         let form = metrics_form(head);
         let kind = HeaderValue::from_static(form.media_type());
-        let mut reply = with_body(StatusCode::OK, kind, (route.text)(form));
+        let mut reply = with_body(StatusCode::OK, kind, (route.text)(form).await);
         reply.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
         return reply;
     }

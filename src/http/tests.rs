@@ -91,9 +91,12 @@ fn fixture_with(sink: Arc<Recorder>, change: impl FnOnce(&mut Routes, &mut Limit
     let mut routes = Routes {
         broadcast: Some(route("/_broadcast", None, Source::Http)),
         api: Some(route("/api", key, Source::Api)),
-        health: Some("/health".into()),
-        ready: Some(ReadyRoute { path: "/ready".into(), checks: Box::new(Vec::new) }),
-        metrics: Some(MetricsRoute { path: "/metrics".into(), text: Box::new(|_| "up 1\n".into()) }),
+        health: Some(HealthRoute { path: "/health".into(), sickness: Box::new(|| Box::pin(async { None })) }),
+        ready: Some(ReadyRoute { path: "/ready".into(), checks: Box::new(|| Box::pin(async { Vec::new() })) }),
+        metrics: Some(MetricsRoute {
+            path: "/metrics".into(),
+            text: Box::new(|_| Box::pin(async { "up 1\n".into() })),
+        }),
         ..Routes::default()
     };
     let mut limits = Limits::new(Config::default().broadcast.max_size);
@@ -316,7 +319,9 @@ async fn readiness_says_which_check_is_false() {
     for (backend, status) in [(true, 200), (false, 503)] {
         let check = |name, ok, needed| Check { name, ok, needed };
         let checks = move || {
-            vec![check("not_draining", true, true), check("backend", backend, true), check("redis", false, false)]
+            let checks =
+                vec![check("not_draining", true, true), check("backend", backend, true), check("redis", false, false)];
+            Box::pin(async { checks }) as Later<_>
         };
         let fixture = fixture(|routes, _| routes.ready.as_mut().unwrap().checks = Box::new(checks));
         let answer = fixture.exchange(b"", b"GET /ready HTTP/1.1\r\nHost: h\r\n\r\n").await;
@@ -468,7 +473,7 @@ async fn slow_peers_are_not_waited_for() {
 #[tokio::test]
 async fn a_peer_that_does_not_read_is_dropped() {
     let fixture = fixture(|routes, limits| {
-        routes.metrics.as_mut().unwrap().text = Box::new(|_| "x".repeat(64 << 20));
+        routes.metrics.as_mut().unwrap().text = Box::new(|_| Box::pin(async { "x".repeat(64 << 20) }));
         limits.write_timeout = Duration::from_millis(20);
     });
     let (_client, served) = fixture.connect(b"GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n").await;
@@ -622,7 +627,7 @@ async fn an_upgrade_behind_answered_requests_gives_the_connection_back_with_all_
 async fn answers_that_a_slow_peer_has_not_read_are_not_lost_when_the_connection_goes_back() {
     let fixture = fixture(|routes, _| {
         routes.websockets = Some(websocket_rules());
-        routes.metrics.as_mut().unwrap().text = Box::new(|_| "x".repeat(16 << 20));
+        routes.metrics.as_mut().unwrap().text = Box::new(|_| Box::pin(async { "x".repeat(16 << 20) }));
     });
     let (mut client, socket) = pair().await;
     let server = fixture.server.clone();

@@ -18,6 +18,16 @@ impl StreamKey {
         ((self.0 >> (BITS - bits)) as usize, self.0 as u32)
     }
 
+    /// The key as a number, for another process with the same [`StreamHasher`].
+    pub fn to_bits(self) -> u64 {
+        self.0
+    }
+
+    /// The key of such a number.
+    pub fn from_bits(bits: u64) -> StreamKey {
+        StreamKey(bits & ((1 << BITS) - 1))
+    }
+
     /// A hash in which every bit depends on the key, for tables that use the highest and the lowest.
     pub(super) fn spread(self) -> u64 {
         self.0.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_right(20)

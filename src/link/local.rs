@@ -19,8 +19,9 @@ mod tests;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io::{self, Read};
+use std::marker::PhantomData;
 use std::os::unix::net::UnixStream;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU32, Ordering::AcqRel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -47,6 +48,12 @@ const QUEUE_BYTES_MAX: usize = 2 << 30;
 
 /// What a frame that waits takes beside its bytes.
 const FRAME_BYTES: usize = 64;
+
+/// Places of deliveries that the other end is told of at once. Far less than its bound.
+const TOGETHER: u32 = 64;
+
+/// Deliveries are told of no later than this.
+const TOLD_AFTER: Duration = Duration::from_millis(10);
 
 /// The first thing that a child hears must come within this time.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(30);
@@ -109,9 +116,10 @@ impl Frame {
 
 /// A link. Nothing is read or written before [`Link::run`].
 pub struct Link<Out, In> {
-    reader: Reader<In>,
-    writer: Writer<Out>,
+    socket: UnixStream,
     sender: Sender<Out>,
+    stalled_after: Option<Duration>,
+    direction: PhantomData<fn() -> In>,
 }
 
 /// The end of a link that any thread may use.
@@ -130,10 +138,12 @@ struct Shared<Out> {
     wake: Notify,
     /// Something was written.
     written: Notify,
-    /// Places of deliveries that are done and that the other end has not been told of.
+    /// Places of deliveries that are not done, or that the other end has not been told of.
+    owed: AtomicU32,
+    /// Those that it has not been told of.
     delivered: AtomicU32,
     waiters: Waiters,
-    direction: std::marker::PhantomData<fn(Out)>,
+    direction: PhantomData<fn(Out)>,
 }
 
 #[derive(Default)]
@@ -148,22 +158,17 @@ struct Queue {
 
 impl<Out: Direction, In: Direction> Link<Out, In> {
     /// A link over a connected socket. If the other end reads nothing for `stalled_after`, it is lost.
-    ///
-    /// # Errors
-    /// The socket cannot be used by the runtime that this is called in.
-    pub fn new(socket: UnixStream, stalled_after: Option<Duration>) -> io::Result<Link<Out, In>> {
-        socket.set_nonblocking(true)?;
-        let (read, write) = tokio::net::UnixStream::from_std(socket)?.into_split();
+    pub fn new(socket: UnixStream, stalled_after: Option<Duration>) -> Link<Out, In> {
         let sender = Sender(Arc::new(Shared {
             queue: Mutex::default(),
             wake: Notify::new(),
             written: Notify::new(),
+            owed: AtomicU32::new(0),
             delivered: AtomicU32::new(0),
             waiters: Waiters::default(),
-            direction: std::marker::PhantomData,
+            direction: PhantomData,
         }));
-        let writer = Writer::new(write, sender.clone(), stalled_after);
-        Ok(Link { reader: Reader::new(read), writer, sender })
+        Link { socket, sender, stalled_after, direction: PhantomData }
     }
 
     /// For who says something.
@@ -174,13 +179,22 @@ impl<Out: Direction, In: Direction> Link<Out, In> {
     /// Reads and writes until the link is lost, and says why. `on_message` gets what comes, in its order, and must not wait;
     /// `asked` answers requests.
     pub async fn run(self, asked: Arc<dyn Asked>, on_message: impl FnMut(In)) -> LinkLost {
-        let Link { reader, writer, sender } = self;
+        let Link { socket, sender, stalled_after, .. } = self;
         // Also when this is dropped: whoever waits for something is told that it does not come.
         let _end = End(&sender.0);
-        tokio::select! {
-            why = reader.run(&sender, asked, on_message) => why,
+        let socket = socket.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(socket));
+        let (read, write) = match socket {
+            Ok(socket) => socket.into_split(),
+            Err(error) => return error.into(),
+        };
+        let (reader, writer) = (Reader::new(read), Writer::new(write, sender.clone(), stalled_after));
+        let mut reading = pin!(reader.run(&sender, asked, on_message));
+        let why = tokio::select! {
+            why = &mut reading => return why,
             why = writer.run() => why,
-        }
+        };
+        // What the other end has said before it ended is still there.
+        if matches!(why, LinkLost::Closed) { reading.await } else { why }
     }
 }
 
@@ -254,9 +268,19 @@ impl<Out: Direction> Sender<Out> {
         self.0.queue().bytes
     }
 
-    /// A delivery that took so many places is done. Told with what is written next.
+    /// A delivery has begun that takes so many places. To be called where the link runs.
+    pub fn owes(&self, places: u32) {
+        // The writer looks at what is delivered from now on.
+        if self.0.owed.fetch_add(places, AcqRel) == 0 {
+            self.0.wake.notify_one();
+        }
+    }
+
+    /// It is done. The other end is told with what is written next, when [`TOGETHER`] places are to be told, or after
+    /// [`TOLD_AFTER`]: a word for each would cost both ends more than the publication.
     pub fn delivered(&self, places: u32) {
-        if self.0.delivered.fetch_add(places, AcqRel) == 0 {
+        let before = self.0.delivered.fetch_add(places, AcqRel);
+        if before < TOGETHER && before + places >= TOGETHER {
             self.0.wake.notify_one();
         }
     }

@@ -5,8 +5,8 @@
 //! taken out of what came behind it to the other. A server with one order for all who listen (Redis) has both lists in one
 //! order. Where several publishers overtake each other on the way (NATS, a Redis Cluster), a payload may stand in front of the
 //! mark here and behind it there: within [`OVERTAKING`] before the mark it is looked for on both sides. So nothing is lost and
-//! nothing comes twice; only two payloads that are equal byte for byte, from different publishers, on both sides of the mark
-//! within that time, may be taken for each other.
+//! nothing comes twice; only a payload that crosses the mark on its way, while another that is equal byte for byte came within
+//! that time, may be taken for that one.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasher;

@@ -5,32 +5,27 @@
 use std::sync::Arc;
 
 use ::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
+use ::http::request::Parts;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Response;
 
 use crate::http::{self, AdminRoute, ExtraAnswer};
 
-use super::look::{self, Query};
 use super::observe::Observer;
 
 /// Every route of the admin port. The key and the address are the business of whoever serves them.
 pub(super) fn routes(observer: &Arc<Observer>) -> Vec<AdminRoute> {
-    let metrics = Arc::clone(observer);
-    let [closes, connections] = [(); 2].map(|()| Arc::clone(&observer.parts.inboxes));
-    let before = Arc::clone(&observer.parts.inherited);
+    let [metrics, closes, connections] = [(); 3].map(|()| Arc::clone(observer));
+    let query = |head: &Parts| head.uri.query().unwrap_or_default().to_owned();
     vec![
         AdminRoute::new("/admin", |_| page()),
         AdminRoute::new("/metrics", move |head| {
-            let form = http::metrics_form(head);
-            ready(form.media_type(), metrics.metrics_text(form))
+            let (metrics, form) = (Arc::clone(&metrics), http::metrics_form(head));
+            Box::pin(async move { ready(form.media_type(), metrics.metrics_text(form).await).await })
         }),
-        AdminRoute::new("/debug/closes", move |head| {
-            Box::pin(look::closes(Arc::clone(&closes), Arc::clone(&before), Query::of(head)))
-        }),
-        AdminRoute::new("/debug/connections", move |head| {
-            Box::pin(look::connections(Arc::clone(&connections), Query::of(head)))
-        }),
+        AdminRoute::new("/debug/closes", move |head| Box::pin(Arc::clone(&closes).closes(query(head)))),
+        AdminRoute::new("/debug/connections", move |head| Box::pin(Arc::clone(&connections).connections(query(head)))),
     ]
 }
 

@@ -52,10 +52,9 @@ pub(super) struct ToTell {
     pub main: Main,
 }
 
-/// Logs everything else, in the order of `contracts/ops.md` section 1.
+/// Logs everything else, in the order of `contracts/ops.md` section 1, behind [`machine`].
 pub(super) fn facts(config: &Config, to_tell: &ToTell, backend: &Backend, router: &StreamRouter) {
-    let ToTell { secrets, capacity, outlook, main } = to_tell;
-    machine(config, capacity, outlook);
+    let ToTell { secrets, main, .. } = to_tell;
     access(config, secrets, router);
     broker(config);
     cluster(config);
@@ -104,7 +103,8 @@ fn cluster(config: &Config) {
     }
 }
 
-fn machine(config: &Config, capacity: &Capacity, outlook: &Outlook) {
+/// Logs how many clients there may be, and what of the machine stands in the way of more.
+pub(super) fn machine(config: &Config, capacity: &Capacity, outlook: &Outlook) {
     let Capacity { clients, reserve, bound_by, .. } = capacity;
     tracing::info!(
         "capacity: {clients} clients, bound by {bound_by}; one descriptor each ({} if each were passed through to a \

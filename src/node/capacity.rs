@@ -73,7 +73,7 @@ impl Outlook {
     }
 }
 
-fn goal(config: &Config, shards: usize, clients: u64) -> Goal {
+pub(super) fn goal(config: &Config, shards: usize, clients: u64) -> Goal {
     let backend = match config.rpc.implementation {
         RpcImplementation::Http => Backend::Http,
         _ => Backend::Grpc,

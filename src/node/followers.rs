@@ -72,11 +72,12 @@ impl Default for Followers {
 }
 
 impl Followers {
-    /// Adds a shard to those that follow a stream. Publications that look into the table after this returns find it.
-    pub fn follow(&self, stream: StreamKey, shard: u16) {
+    /// Adds a shard to those that follow a stream. Publications that look into the table after this returns find it. `first` is
+    /// called if it is the first, before any other call for this stream.
+    pub fn follow(&self, stream: StreamKey, shard: u16, first: impl FnOnce()) {
         let (mut bucket, key) = self.bucket(stream);
         let Bucket { entries, sets, free } = &mut *bucket;
-        let Some(shards) = entries.find_or_add(key, Shards(shard.into())) else { return };
+        let Some(shards) = entries.find_or_add(key, Shards(shard.into())) else { return first() };
         match *shards {
             Shards(only) if only & SET == 0 => {
                 let number = free.pop().unwrap_or_else(|| {
@@ -91,27 +92,19 @@ impl Followers {
         }
     }
 
-    /// Removes a shard from those that follow a stream.
-    pub fn unfollow(&self, stream: StreamKey, shard: u16) {
+    /// Removes a shard from those that follow a stream. `last` is called if it was the last, before any other call for this
+    /// stream.
+    pub fn unfollow(&self, stream: StreamKey, shard: u16, last: impl FnOnce()) {
         let (mut bucket, key) = self.bucket(stream);
-        let Bucket { entries, sets, free } = &mut *bucket;
-        let Some(shards) = entries.find_mut(key) else { return };
-        let Shards(packed) = *shards;
-        if packed & SET == 0 {
-            if packed == u32::from(shard) {
-                entries.remove(key);
-            }
-            return;
-        }
-        let number = packed & !SET;
-        let set = &mut sets[number as usize];
-        set.remove(shard);
-        let mut left = set.iter();
-        if let (Some(only), None) = (left.next(), left.next()) {
-            drop(left);
-            *set = ShardSet::default();
-            free.push(number);
-            *shards = Shards(only.into());
+        bucket.remove(key, shard, last);
+    }
+
+    /// Removes a shard from all streams.
+    pub fn forget(&self, shard: u16) {
+        for bucket in &self.buckets {
+            let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
+            let keys: Vec<u32> = bucket.entries.keys().collect();
+            keys.into_iter().for_each(|key| bucket.remove(key, shard, || {}));
         }
     }
 
@@ -139,6 +132,31 @@ impl Followers {
     }
 }
 
+impl Bucket {
+    fn remove(&mut self, key: u32, shard: u16, last: impl FnOnce()) {
+        let Bucket { entries, sets, free } = self;
+        let Some(shards) = entries.find_mut(key) else { return };
+        let Shards(packed) = *shards;
+        if packed & SET == 0 {
+            if packed == u32::from(shard) {
+                entries.remove(key);
+                last();
+            }
+            return;
+        }
+        let number = packed & !SET;
+        let set = &mut sets[number as usize];
+        set.remove(shard);
+        let mut left = set.iter();
+        if let (Some(only), None) = (left.next(), left.next()) {
+            drop(left);
+            *set = ShardSet::default();
+            free.push(number);
+            *shards = Shards(only.into());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,19 +175,19 @@ mod tests {
         let (a, b) = (key("a"), key("b"));
         assert!(shards(&followers, a).is_empty());
         for shard in [3, 200, 64, 3] {
-            followers.follow(a, shard);
+            followers.follow(a, shard, || {});
         }
-        followers.follow(b, 7);
+        followers.follow(b, 7, || {});
         assert_eq!((shards(&followers, a), shards(&followers, b)), (vec![3, 64, 200], vec![7]));
-        followers.unfollow(a, 64);
-        followers.unfollow(b, 8);
+        followers.unfollow(a, 64, || {});
+        followers.unfollow(b, 8, || {});
         assert_eq!((shards(&followers, a), shards(&followers, b)), (vec![3, 200], vec![7]));
-        followers.unfollow(a, 3);
+        followers.unfollow(a, 3, || {});
         assert_eq!(shards(&followers, a), [200]);
-        followers.follow(a, 9);
+        followers.follow(a, 9, || {});
         assert_eq!(shards(&followers, a), [9, 200]);
         for (stream, shard) in [(a, 9), (a, 200), (b, 7)] {
-            followers.unfollow(stream, shard);
+            followers.unfollow(stream, shard, || {});
         }
         assert!(followers.is_empty());
     }
@@ -179,10 +197,10 @@ mod tests {
         let followers = Followers::default();
         let key = StreamHasher::new(1).key("a");
         for _ in 0..10 {
-            followers.follow(key, 1);
-            followers.follow(key, 2);
-            followers.unfollow(key, 1);
-            followers.unfollow(key, 2);
+            followers.follow(key, 1, || {});
+            followers.follow(key, 2, || {});
+            followers.unfollow(key, 1, || {});
+            followers.unfollow(key, 2, || {});
         }
         let (bucket, _) = followers.bucket(key);
         assert_eq!((bucket.sets.len(), bucket.free.len()), (1, 1));

@@ -24,6 +24,8 @@ use crate::model::{NodeId, Publication, RemoteDisconnect};
 use crate::proto::publication::between_nodes::Origin;
 
 use super::StartError;
+use super::child::{ParentEnd, RunningParentEnd};
+use super::observe::Observer;
 use super::publish::Pipeline;
 use super::settings;
 use super::threads::RuntimeThread;
@@ -52,6 +54,8 @@ pub(super) struct Links {
     sources: Vec<Source>,
     /// What the broker keeps everything in.
     store: Option<MakeBroker>,
+    /// To the parent, if this process is one of several.
+    parent: Option<ParentEnd>,
     broker: Option<Work<'static>>,
 }
 
@@ -61,6 +65,8 @@ pub(super) struct RunningLinks {
     /// Closed when all sources have ended.
     sources: watch::Receiver<()>,
     exchange: Option<Arc<Exchange>>,
+    /// To the parent.
+    parent: Option<RunningParentEnd>,
     pipeline: Arc<Pipeline>,
     thread: RuntimeThread,
 }
@@ -87,10 +93,13 @@ impl RunningLinks {
                     left.into_iter().for_each(|saved| remote.departed(saved.sid, Some(Box::new(saved))));
                     has_kept_all && is_nothing_left
                 }
-                Broker::Local(_) => true,
+                Broker::Local(_) | Broker::Parent(_) => true,
             };
             while !(is_over() && is_kept()) {
                 sleep(Duration::from_millis(5)).await;
+            }
+            if let Some(parent) = &self.parent {
+                parent.said_all().await;
             }
         };
         let now = Instant::now();
@@ -102,6 +111,11 @@ impl RunningLinks {
         }
     }
 
+    /// The link to the parent.
+    pub fn parent_mut(&mut self) -> Option<&mut RunningParentEnd> {
+        self.parent.as_mut()
+    }
+
     /// Leaves the thread to the end of the process.
     pub fn detach(self) {
         self.thread.detach();
@@ -109,13 +123,14 @@ impl RunningLinks {
 }
 
 impl Links {
-    /// What the configuration asks for. Nothing is connected yet. `given` is from the process that this one goes on from.
+    /// What the configuration asks for, and the link to the parent. Nothing is connected yet. `given` is from the process that
+    /// this one goes on from.
     ///
     /// # Errors
     /// Files that are named cannot be read, or hold nothing that can be used.
-    pub fn new(config: &Config, given: Option<&LinksGiven>) -> Result<Links, StartError> {
+    pub fn new(config: &Config, parent: Option<ParentEnd>, given: Option<&LinksGiven>) -> Result<Links, StartError> {
         let mut handed = HandedLinks::new(given);
-        let mut links = Links::default();
+        let mut links = Links { parent, ..Links::default() };
         if config.pubsub() != PubSub::None {
             links.cluster = Cluster::new(handed.node(), cluster::Settings { reserved: reserved(config) });
         }
@@ -197,6 +212,9 @@ impl Links {
 
     /// The broker, if it is on other machines; what it does waits for the thread.
     pub fn broker(&mut self, config: &Config, outlet: Arc<dyn Outlet>) -> Option<Broker> {
+        if let Some(parent) = self.parent.as_ref().filter(|parent| parent.welcome.relays) {
+            return Some(Broker::Parent(parent.broker(config.broker.sessions_ttl)));
+        }
         let (broker, running) = self.store.take()?(settings::remote_broker(config), outlet);
         self.broker = Some(running);
         Some(Broker::Remote(broker))
@@ -210,7 +228,8 @@ impl Links {
 
     /// The runtime, where there is anything to run.
     pub fn runtime(&self) -> io::Result<Option<Runtime>> {
-        let is_needed = self.medium.is_some() || self.broker.is_some() || !self.sources.is_empty();
+        let is_needed =
+            self.medium.is_some() || self.broker.is_some() || !self.sources.is_empty() || self.parent.is_some();
         is_needed.then(RuntimeThread::runtime).transpose()
     }
 
@@ -220,8 +239,10 @@ impl Links {
         runtime: Option<Runtime>,
         pipeline: &Arc<Pipeline>,
         broadcast: &Arc<Broadcast>,
+        observer: &Arc<Observer>,
     ) -> io::Result<Option<RunningLinks>> {
         let Some(runtime) = runtime else { return Ok(None) };
+        let parent = self.parent.map(|parent| parent.start(&runtime, pipeline, observer));
         let exchange = self.cluster.exchange().cloned();
         if let (Some(exchange), Some(medium)) = (&exchange, self.medium) {
             // Not before: a process that takes over has nothing to send, and a mark to publish.
@@ -240,7 +261,7 @@ impl Links {
             reading.join_all().await;
         });
         let (pipeline, thread) = (Arc::clone(pipeline), RuntimeThread::start("links", runtime)?);
-        Ok(Some(RunningLinks { stop, sources, exchange, pipeline, thread }))
+        Ok(Some(RunningLinks { stop, sources, exchange, parent, pipeline, thread }))
     }
 }
 
@@ -309,7 +330,9 @@ impl Incoming for Pipeline {
     fn command(&self, name: &str, payload: &str, node: NodeId) {
         match &self.broker {
             Broker::Remote(remote) => remote.command(name, payload),
-            Broker::Local(_) => tracing::debug!(name, %node, "a command of another node is not known"),
+            Broker::Local(_) | Broker::Parent(_) => {
+                tracing::debug!(name, %node, "a command of another node is not known")
+            }
         }
     }
 

@@ -2,18 +2,20 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
+use std::time::Duration;
 
 use tokio::runtime::Runtime;
 
 use crate::config::{Config, ListenOn};
 use crate::http::HttpServer;
+use crate::os::listener::ListenerOptions;
 use crate::os::{listener, passed};
 
 use super::{StartError, settings};
 
 /// The addresses behind a host name. `localhost` is 127.0.0.1, as AnyCable has it; empty is every address of the
 /// machine.
-fn resolve(host: &str) -> io::Result<Vec<SocketAddr>> {
+pub(super) fn resolve(host: &str) -> io::Result<Vec<SocketAddr>> {
     if let Ok(ip) = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
         return Ok(vec![(ip, 0).into()]);
     }
@@ -60,11 +62,12 @@ impl MainPort {
         self.of_shards[0][0].local_addr()
     }
 
-    /// Takes what a supervisor has passed, or else binds.
-    pub fn open(config: &Config, shards: usize) -> Result<MainPort, StartError> {
+    /// Takes what a supervisor has passed, or else binds. A port that is kept by the parent of this process is shared.
+    pub fn open(config: &Config, shards: usize, is_kept: bool) -> Result<MainPort, StartError> {
         let passed = passed::listeners().map_err(StartError::Passed)?;
         if passed.is_empty() {
-            return Ok(MainPort { of_shards: bind_shards(config, shards)?, is_dealt: false, was_passed: false });
+            let of_shards = bind_shards(config, shards, config.server.reuse_port || is_kept)?;
+            return Ok(MainPort { of_shards, is_dealt: false, was_passed: false });
         }
         let adopted = adopt(passed, config).map_err(StartError::Passed)?;
         let port = MainPort { was_passed: true, ..MainPort::share(adopted, shards) };
@@ -78,11 +81,17 @@ impl MainPort {
 
     /// Takes the port of another process over, with whoever waits in its queues, if the configuration has it in the same place;
     /// or else binds. What a supervisor has opened stays where it is.
-    pub fn take_over(handed: HandedPort, config: &Config, shards: usize) -> Result<MainPort, StartError> {
+    pub fn take_over(
+        handed: HandedPort,
+        config: &Config,
+        shards: usize,
+        is_kept: bool,
+    ) -> Result<MainPort, StartError> {
         let HandedPort { host, port, listeners, was_passed } = handed;
         let is_same = was_passed || (&host, port) == (&config.server.host, config.server.port);
         if !is_same || listeners.is_empty() {
-            return Ok(MainPort { of_shards: bind_shards(config, shards)?, is_dealt: false, was_passed: false });
+            let of_shards = bind_shards(config, shards, config.server.reuse_port || is_kept)?;
+            return Ok(MainPort { of_shards, is_dealt: false, was_passed: false });
         }
         let refused = |source| StartError::Listen { address: format!("{host}:{port}"), what: "WebSockets", source };
         let mut adopted = adopt(listeners, config).map_err(refused)?;
@@ -131,8 +140,8 @@ fn adopt(listeners: Vec<TcpListener>, config: &Config) -> io::Result<Vec<(Socket
 }
 
 /// Binds one listener for each shard on each address of the host; port 0 is chosen once. The port is this process's
-/// alone unless `--reuse-port` says that several are meant: they would share its clients without a word.
-fn bind_shards(config: &Config, shards: usize) -> Result<Vec<Vec<TcpListener>>, StartError> {
+/// alone unless it is `shared`, as `--reuse-port` says: several would share its clients without a word.
+fn bind_shards(config: &Config, shards: usize, shared: bool) -> Result<Vec<Vec<TcpListener>>, StartError> {
     let host = &config.server.host;
     let refused = |port: u16| {
         let address = format!("{host}:{port}");
@@ -144,7 +153,7 @@ fn bind_shards(config: &Config, shards: usize) -> Result<Vec<Vec<TcpListener>>, 
     for mut address in resolve(host).map_err(refused(port))? {
         for (shard, listeners) in of_shards.iter_mut().enumerate() {
             address.set_port(port);
-            let is_first = shard == 0 && !config.server.reuse_port;
+            let is_first = shard == 0 && !shared;
             let bind = if is_first { listener::bind_first } else { listener::bind };
             let bound = bind(address, &options).map_err(explained).map_err(refused(port))?;
             port = bound.local_addr().map_err(refused(port))?.port();
@@ -155,7 +164,7 @@ fn bind_shards(config: &Config, shards: usize) -> Result<Vec<Vec<TcpListener>>, 
 }
 
 /// Says what to do about a port that is taken, which `--reuse-port` may be the answer to.
-fn explained(error: io::Error) -> io::Error {
+pub(super) fn explained(error: io::Error) -> io::Error {
     match error.kind() {
         io::ErrorKind::AddrInUse => io::Error::new(
             io::ErrorKind::AddrInUse,
@@ -165,6 +174,9 @@ fn explained(error: io::Error) -> io::Error {
     }
 }
 
+/// What `TcpListener::bind` asks for, of a port that several processes share.
+const SHARED: ListenerOptions = ListenerOptions { backlog: 128, keepalive: None, user_timeout: Duration::ZERO };
+
 /// A port of its own for ordinary HTTP, bound, and the server for it.
 pub(super) struct HttpPort {
     pub place: ListenOn,
@@ -173,14 +185,15 @@ pub(super) struct HttpPort {
 }
 
 impl HttpPort {
-    /// Binds a listener on each address of the host.
-    pub(super) fn bind(place: &ListenOn, server: HttpServer) -> Result<HttpPort, StartError> {
+    /// Binds a listener on each address of the host; one that is `shared` with the other processes of this server.
+    pub(super) fn bind(place: &ListenOn, server: HttpServer, shared: bool) -> Result<HttpPort, StartError> {
         let ListenOn::Own { host, port } = place else { unreachable!("the main port has its own way in") };
         let refused = |source| StartError::Listen { address: format!("{host}:{port}"), what: "HTTP", source };
         let mut listeners = Vec::new();
         for mut address in resolve(host).map_err(refused)? {
             address.set_port(*port);
-            let listener = TcpListener::bind(address).map_err(refused)?;
+            let listener = if shared { listener::bind(address, &SHARED) } else { TcpListener::bind(address) };
+            let listener = listener.map_err(refused)?;
             listener.set_nonblocking(true).map_err(refused)?;
             listeners.push(listener);
         }

@@ -5,11 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::header::{CONTENT_TYPE, HeaderValue};
-use ::http::request::Parts;
 use ::http::{Response, StatusCode};
 use bytes::Bytes;
 use http_body_util::Full;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::oneshot::error::TryRecvError;
 
@@ -20,7 +19,7 @@ use crate::shard::{CONNECTIONS_MAX, Inbox, Look, LookAt, Message, Seen};
 use super::settings::CLOSES_MAX;
 use super::state::Inherited;
 
-type Answer = Response<Full<Bytes>>;
+pub(super) type Answer = Response<Full<Bytes>>;
 
 /// How long shards may take. One with a million connections walks over them in about a second.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -46,6 +45,7 @@ const CLOSE_COLUMNS: &[&str] = &[
     "received_bytes",
     "sent_bytes",
     "peer",
+    "process",
     "shard",
     "sid",
     "identifiers",
@@ -66,6 +66,7 @@ const CONNECTION_COLUMNS: &[&str] = &[
     "waiting_bytes",
     "streams",
     "peer",
+    "process",
     "shard",
     "sid",
     "identifiers",
@@ -100,35 +101,55 @@ async fn ask(inboxes: &[Arc<Inbox>], at: LookAt) -> Seens {
     seens
 }
 
-/// `/debug/closes`: the last connections that ended, newest first; `cause` and `limit` choose among them.
-pub(super) async fn closes(inboxes: Arc<[Arc<Inbox>]>, before: Arc<Inherited>, query: Query) -> Answer {
-    if let Some(cause) =
-        query.cause.as_deref().filter(|cause| CloseCause::ALL.iter().all(|known| known.label() != *cause))
-    {
-        let known: Vec<_> = CloseCause::ALL.iter().map(|cause| cause.label()).collect();
-        return text(
-            StatusCode::BAD_REQUEST,
-            format!("no connection ends for {cause:?}; the causes are {}\n", known.join(", ")),
-        );
+/// Rows of an answer.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Rows {
+    pub rows: Vec<Value>,
+    /// Shards that had too much to do, or took too long.
+    pub silent_shards: usize,
+    /// Processes that took too long, where there are several.
+    pub silent_processes: Option<Vec<String>>,
+}
+
+impl Rows {
+    /// The first of them, by what a column says, largest first.
+    fn first(&mut self, by: &str, limit: usize) {
+        sort_by(&mut self.rows, by);
+        self.rows.truncate(limit);
     }
-    let Seens { seen, silent_shards } = ask(&inboxes, LookAt::Closes).await;
+}
+
+fn sort_by(rows: &mut [Value], column: &str) {
+    rows.sort_by_key(|row| std::cmp::Reverse(row[column].as_u64()));
+}
+
+/// Why `/debug/closes` has no answer, if it has none.
+pub(super) fn unknown_cause(query: &Query) -> Option<Answer> {
+    let cause = query.cause.as_deref().filter(|cause| CloseCause::ALL.iter().all(|known| known.label() != *cause))?;
+    let known: Vec<_> = CloseCause::ALL.iter().map(|cause| cause.label()).collect();
+    let why = format!("no connection ends for {cause:?}; the causes are {}\n", known.join(", "));
+    Some(text(StatusCode::BAD_REQUEST, why))
+}
+
+/// The last connections of this process that ended, and of those before it; `cause` chooses among them.
+pub(super) async fn closes_here(inboxes: &[Arc<Inbox>], before: &Inherited, query: &Query) -> Rows {
+    let Seens { seen, silent_shards } = ask(inboxes, LookAt::Closes).await;
     let mut closes = of_closes(seen);
     closes.extend_from_slice(before.closes());
     closes.retain(|closed| query.cause.as_deref().is_none_or(|cause| closed["cause"] == cause));
-    sort_closes(&mut closes);
-    closes.truncate(query.limit.unwrap_or(CLOSES_MAX));
-    query.answer("closes", CLOSE_COLUMNS, &closes, silent_shards)
+    Rows { rows: closes, silent_shards, silent_processes: None }
+}
+
+/// `/debug/closes`: newest first, `limit` of them.
+pub(super) fn answer_closes(query: &Query, mut rows: Rows) -> Answer {
+    rows.first("at_ms", query.limit.unwrap_or(CLOSES_MAX));
+    query.answer("closes", CLOSE_COLUMNS, rows)
 }
 
 /// Plain data always makes JSON.
 fn of_closes(seen: Vec<Seen>) -> Vec<Value> {
     let lists = seen.into_iter().filter_map(|seen| if let Seen::Closes(list) = seen { Some(list) } else { None });
     lists.flatten().map(|closed| serde_json::to_value(closed).unwrap_or_default()).collect()
-}
-
-/// Newest first.
-fn sort_closes(closes: &mut [Value]) {
-    closes.sort_by_key(|closed| std::cmp::Reverse(closed["at_ms"].as_u64()));
 }
 
 /// The last connections that ended, here and in the processes before, newest first. Waits for the shards, and not for long.
@@ -157,23 +178,30 @@ pub(super) fn all_closes(inboxes: &[Arc<Inbox>], before: &[Value]) -> Vec<Value>
     }
     let mut closes = of_closes(seen);
     closes.extend_from_slice(before);
-    sort_closes(&mut closes);
+    sort_by(&mut closes, "at_ms");
     closes.truncate(CLOSES_MAX);
     closes
 }
 
-/// `/debug/connections`: some of the live ones.
-pub(super) async fn connections(inboxes: Arc<[Arc<Inbox>]>, query: Query) -> Answer {
-    let Some(at) = query.look_at.clone() else { return text(StatusCode::BAD_REQUEST, USAGE.to_owned()) };
-    let Seens { seen, silent_shards } = ask(&inboxes, at.clone()).await;
+/// Why `/debug/connections` has no answer, if it has none.
+pub(super) fn no_question(query: &Query) -> Option<Answer> {
+    query.look_at.is_none().then(|| text(StatusCode::BAD_REQUEST, USAGE.to_owned()))
+}
+
+/// Some of the live connections of this process.
+pub(super) async fn connections_here(inboxes: &[Arc<Inbox>], query: &Query) -> Rows {
+    let Some(at) = query.look_at.clone() else { return Rows::default() };
+    let Seens { seen, silent_shards } = ask(inboxes, at).await;
     let lists = seen.into_iter().filter_map(|seen| if let Seen::Connections(list) = seen { Some(list) } else { None });
-    let mut connections: Vec<_> = lists.flatten().collect();
-    match at {
-        LookAt::Slowest(_) => connections.sort_by_key(|live| std::cmp::Reverse(live.waiting_bytes)),
-        _ => connections.sort_by_key(|live| std::cmp::Reverse(live.age_ms)),
-    }
-    connections.truncate(query.limit.unwrap_or(LIMIT).min(CONNECTIONS_MAX));
-    query.answer("connections", CONNECTION_COLUMNS, &connections, silent_shards)
+    let rows = lists.flatten().map(|live| serde_json::to_value(live).unwrap_or_default()).collect();
+    Rows { rows, silent_shards, silent_processes: None }
+}
+
+/// `/debug/connections`.
+pub(super) fn answer_connections(query: &Query, mut rows: Rows) -> Answer {
+    let by = if matches!(query.look_at, Some(LookAt::Slowest(_))) { "waiting_bytes" } else { "age_ms" };
+    rows.first(by, query.limit.unwrap_or(LIMIT).min(CONNECTIONS_MAX));
+    query.answer("connections", CONNECTION_COLUMNS, rows)
 }
 
 /// What the query of a request asks for.
@@ -186,12 +214,8 @@ pub(super) struct Query {
 }
 
 impl Query {
-    pub fn of(head: &Parts) -> Query {
-        Query::parse(head.uri.query().unwrap_or_default())
-    }
-
     /// Of several things that are asked for the last counts.
-    fn parse(query: &str) -> Query {
+    pub fn parse(query: &str) -> Query {
         let (mut look_at, mut cause, mut limit, mut as_text) = (None, None, None, false);
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             match name.as_ref() {
@@ -211,18 +235,23 @@ impl Query {
         Query { look_at, cause, limit, as_text }
     }
 
-    fn answer(&self, name: &str, columns: &[&str], rows: &impl Serialize, silent_shards: usize) -> Answer {
-        // Plain data always makes JSON.
-        let rows = serde_json::to_value(rows).unwrap_or_default();
+    fn answer(&self, name: &str, columns: &[&str], rows: Rows) -> Answer {
+        let Rows { rows, silent_shards, silent_processes } = rows;
         if self.as_text {
-            let mut table = table(columns, rows.as_array().map_or(&[], Vec::as_slice));
+            let mut table = table(columns, &rows);
             if silent_shards > 0 {
                 let _ = writeln!(table, "({silent_shards} shards did not answer)");
             }
+            if let Some(silent) = silent_processes.filter(|silent| !silent.is_empty()) {
+                let _ = writeln!(table, "(no answer from process {})", silent.join(", "));
+            }
             return text(StatusCode::OK, table);
         }
-        let json = serde_json::json!({ name: rows, "silent_shards": silent_shards }).to_string() + "\n";
-        with_type(StatusCode::OK, "application/json", json)
+        let mut json = serde_json::json!({ name: rows, "silent_shards": silent_shards });
+        if let Some(silent) = silent_processes {
+            json["silent_processes"] = silent.into();
+        }
+        with_type(StatusCode::OK, "application/json", json.to_string() + "\n")
     }
 }
 

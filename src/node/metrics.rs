@@ -7,10 +7,11 @@ use tokio::runtime::Handle;
 
 use crate::metrics;
 use crate::os::{limits, listener, process};
-use crate::telemetry::{Collect, Families, Text, Value};
+use crate::telemetry::{Collect, Families, Value};
 
 use super::dead_peers;
 use super::observe::Observer;
+use super::processes::Counted;
 use super::state::counted;
 
 metrics! {
@@ -44,16 +45,42 @@ metrics! {
 #[derive(Clone, Copy, Default)]
 pub(super) struct Measured {
     resident_bytes: u64,
-    bytes_per_websocket: u64,
-    kernel_bytes_per_websocket: u64,
+    /// Since boot.
+    grown_bytes: u64,
+    /// Since then, of the kernel of the machine.
+    kernel_grown_bytes: u64,
+    websockets: u64,
     descriptors: u64,
     listen_overflows: u64,
     listen_drops: u64,
 }
 
+/// What the parent of several processes uses, measured now: it has few descriptors.
+pub(super) fn of_the_parent(families: &mut Families) {
+    let node = NodeMetrics::default();
+    let gauge = |n: Option<u64>| i64::try_from(n.unwrap_or(0)).unwrap_or(i64::MAX);
+    node.mem_sys_bytes.set(gauge(process::resident_bytes()));
+    node.open_descriptors_num.set(gauge(process::open_descriptors()));
+    node.open_descriptors_max.set(gauge(limits::open_files().ok()));
+    node.collect(&[], families);
+    counted::log(families);
+}
+
 impl Observer {
-    /// All metrics in this form.
-    pub(super) fn metrics_text(&self, form: Text) -> String {
+    /// What this process counts and measures, for the sum over all.
+    pub(super) fn counted(&self) -> Counted {
+        Counted { parts: self.families().into_parts(), ..self.counted_beside_parts() }
+    }
+
+    /// The same without the metrics themselves.
+    pub(super) fn counted_beside_parts(&self) -> Counted {
+        let measured = *self.measured.lock().unwrap_or_else(PoisonError::into_inner);
+        let Measured { grown_bytes, kernel_grown_bytes, websockets, .. } = measured;
+        Counted { websockets, grown_bytes, kernel_grown_bytes, ..Counted::default() }
+    }
+
+    /// All metrics of this process, but for those of one connection in the mean.
+    pub(super) fn families(&self) -> Families {
         let config = self.config();
         let listeners = &self.parts.listeners;
         let mut families = Families::new(config.metrics.tags.0.clone());
@@ -73,7 +100,7 @@ impl Observer {
                 gauge(queue.maximum),
             );
         }
-        families.to_text(&config.metrics.prefix, form)
+        families
     }
 
     fn node_metrics(&self) -> NodeMetrics {
@@ -84,8 +111,6 @@ impl Observer {
         node.websockets_num.set(gauge(self.parts.counts.open()));
         node.websockets_max.set(gauge(self.parts.counts.open_max()));
         node.mem_sys_bytes.set(gauge(measured.resident_bytes));
-        node.user_bytes_per_connection.set(gauge(measured.bytes_per_websocket));
-        node.kernel_bytes_per_connection.set(gauge(measured.kernel_bytes_per_websocket));
         node.open_descriptors_num.set(gauge(measured.descriptors));
         node.open_descriptors_max.set(gauge(self.parts.open_files));
         node.listen_overflows_total.add(measured.listen_overflows);
@@ -102,8 +127,9 @@ impl Observer {
         let (listen_overflows, listen_drops) = limits::listen_overflows().unwrap_or_default();
         let measured = Measured {
             resident_bytes: facts.resident_bytes,
-            bytes_per_websocket: grown.checked_div(facts.websockets).unwrap_or(0),
-            kernel_bytes_per_websocket: kernel_grown.checked_div(facts.websockets).unwrap_or(0),
+            grown_bytes: grown,
+            kernel_grown_bytes: kernel_grown,
+            websockets: facts.websockets,
             descriptors: facts.descriptors,
             listen_overflows,
             listen_drops,

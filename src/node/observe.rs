@@ -16,6 +16,7 @@ use crate::model::BrokerError;
 use crate::os::process;
 use crate::shard::{Inbox, ShardMetrics};
 
+use super::child::Family;
 use super::control::{ControlMetrics, talk};
 use super::counts::Counts;
 use super::links::HandedLinks;
@@ -46,6 +47,8 @@ pub(super) struct Parts {
     /// Of the processes before this one.
     pub inherited: Arc<Inherited>,
     pub control: Arc<ControlMetrics>,
+    /// The other processes of this server, if it has several.
+    pub family: Option<Family>,
     pub upgrades: Arc<UpgradeMetrics>,
 }
 
@@ -142,6 +145,7 @@ impl Observer {
         match &self.parts.pipeline.broker {
             Broker::Local(local) => local.present(&stream, true, usize::MAX),
             Broker::Remote(remote) => remote.present(&stream).await,
+            Broker::Parent(parent) => parent.present(&stream).await,
         }
     }
 

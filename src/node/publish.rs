@@ -13,11 +13,11 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedRwLockWriteGuard, OwnedSemaphorePermit, RwLock, Semaphore};
+use tokio::sync::{OwnedRwLockWriteGuard, OwnedSemaphorePermit, RwLock, Semaphore, oneshot};
 use tokio::time::MissedTickBehavior;
 
 use crate::broadcast::{Handover, PublicationSink, PublishError};
-use crate::broker::{Broker, Outlet, Place, SWEEPS};
+use crate::broker::{Broker, Credit, FromParent, LocalBroker, Outlet, Place, SWEEPS};
 use crate::cluster::Cluster;
 use crate::hub::{StreamChange, StreamHasher};
 use crate::link::{Held, Turns};
@@ -27,14 +27,14 @@ use crate::model::{
     SavedSession, Sid, SlotKey,
 };
 use crate::os::clock::Clock;
-use crate::shard::{Delivery, Inbox, Message};
+use crate::shard::{Delivery, Inbox, Message, Permit};
 
 use super::followers::Followers;
 use super::upgrade::successor::Successor;
 
 /// Publications that were taken and that some shard has not delivered. Publishers of more wait; whispers are dropped.
 /// Enough that every shard has work while a publisher's next request is on its way.
-const PUBLICATIONS_MAX: usize = 1024;
+pub(super) const PUBLICATIONS_MAX: usize = 1024;
 
 /// Bytes of a message for which it counts as one publication; a longer one counts as several. So the messages of all that
 /// are not delivered have [`PUBLICATIONS_MAX`] times as much together, 256 MiB, and one more that is larger than that.
@@ -42,7 +42,7 @@ const BYTES_PER_PLACE: usize = 256 << 10;
 
 /// The time in which everything that the broker keeps is looked through for what is over: so late, at most, is somebody
 /// reported as gone.
-const SWEEP_ALL: Duration = Duration::from_secs(1);
+pub(super) const SWEEP_ALL: Duration = Duration::from_secs(1);
 
 /// A remote disconnect waits no longer for the broker's storage to know of it.
 const SEND_AWAY_MAX: Duration = Duration::from_secs(1);
@@ -51,7 +51,7 @@ const SEND_AWAY_MAX: Duration = Duration::from_secs(1);
 const ANSWERS_MAX: Duration = Duration::from_millis(500);
 
 /// How many places of [`PUBLICATIONS_MAX`] a publication takes.
-fn places(publication: &Publication) -> u32 {
+pub(super) fn places(publication: &Publication) -> u32 {
     (publication.message.len().div_ceil(BYTES_PER_PLACE)).clamp(1, PUBLICATIONS_MAX) as u32
 }
 
@@ -117,12 +117,20 @@ impl Pipeline {
 
     /// Gives a publication its position and puts it into the inbox of every shard that follows its stream, before the
     /// next publication of that stream.
-    fn place(&self, publication: Publication, permit: OwnedSemaphorePermit) {
-        let unstored = match &self.broker {
-            Broker::Local(local) => local,
-            Broker::Remote(remote) => &remote.unstored,
-        };
-        unstored.in_order(publication, self.clock.now(), |publication| self.hand_over(publication, Some(permit)));
+    fn place(&self, broker: &LocalBroker, publication: Publication, permit: OwnedSemaphorePermit) {
+        broker.in_order(publication, self.clock.now(), |publication| self.hand_over(publication, Some(permit)));
+    }
+
+    /// Takes a publication for which there is room. Gives what a publisher is to wait for, if the broker is elsewhere.
+    fn take(&self, publication: Publication, permit: OwnedSemaphorePermit) -> Option<oneshot::Receiver<()>> {
+        match &self.broker {
+            Broker::Local(local) => self.place(local, publication, permit),
+            Broker::Remote(remote) if publication.transient => self.place(&remote.unstored, publication, permit),
+            Broker::Remote(remote) => return Some(remote.publish(publication, permit)),
+            // It has its own way.
+            Broker::Parent(_) => {}
+        }
+        None
     }
 
     /// Puts a publication that has its place into the inboxes, and tells the other nodes; called under its stream's lock.
@@ -131,9 +139,13 @@ impl Pipeline {
         self.deliver(publication, permit);
     }
 
-    /// Puts a publication into the inbox of every shard that follows its stream.
+    /// Counts a publication and puts it into the inbox of every shard that follows its stream.
     pub(super) fn deliver(&self, publication: Publication, permit: Option<OwnedSemaphorePermit>) {
         self.metrics.broadcast_msg_total.inc();
+        self.to_followers(publication, permit.map(|permit| Box::new(permit) as Permit));
+    }
+
+    fn to_followers(&self, publication: Publication, permit: Option<Permit>) {
         let stream = self.hasher.key(&publication.stream);
         let delivery = Arc::new(Delivery { publication, permit });
         self.followers.for_each(stream, |shard| {
@@ -202,7 +214,11 @@ impl Pipeline {
     /// A shard follows a stream.
     pub(super) fn follow(self: &Arc<Self>, stream: &str, change: StreamChange, shard: u16) {
         if change.of_key {
-            self.followers.follow(change.key, shard);
+            self.followers.follow(change.key, shard, || {
+                if let Broker::Parent(parent) = &self.broker {
+                    parent.follow(change.key);
+                }
+            });
         }
         let name = self.cluster.follow(stream);
         if let Broker::Remote(remote) = &self.broker
@@ -229,12 +245,19 @@ impl Pipeline {
         }
         self.cluster.unfollow(stream);
         if change.of_key {
-            self.followers.unfollow(change.key, shard);
+            self.followers.unfollow(change.key, shard, || {
+                if let Broker::Parent(parent) = &self.broker {
+                    parent.unfollow(change.key);
+                }
+            });
         }
     }
 
     /// Whether what is published to these streams, on whichever node, comes here. Answers now, or later to who asked.
     pub(super) fn ask_followed(self: &Arc<Self>, key: SlotKey, streams: &[Box<str>]) -> Option<Reply> {
+        if let Broker::Parent(parent) = &self.broker {
+            return parent.is_followed(key);
+        }
         // One more than there are: whoever is the last to count down answers, and that may be this call.
         let left = Arc::new(AtomicUsize::new(streams.len() + 1));
         for stream in streams {
@@ -265,8 +288,18 @@ impl Pipeline {
 
     /// Gives the shard that asked the broker's answer.
     pub(super) fn answer(&self, key: SlotKey, result: Result<BrokerReply, BrokerError>) {
-        if let Some(inbox) = self.inboxes.get(usize::from(key.shard)) {
-            inbox.put(Message::Answer(Answer::of_broker(key, result)));
+        self.give(Answer::of_broker(key, result));
+    }
+
+    fn give(&self, answer: Answer) {
+        if let Some(inbox) = self.inboxes.get(usize::from(answer.key.shard)) {
+            inbox.put(Message::Answer(answer));
+        }
+    }
+
+    fn tell_of_disconnect(&self, disconnect: RemoteDisconnect) {
+        for inbox in self.inboxes.iter() {
+            inbox.put(Message::Disconnect(disconnect.clone()));
         }
     }
 
@@ -288,6 +321,7 @@ impl Pipeline {
         let local = match &self.broker {
             Broker::Local(local) => local,
             Broker::Remote(remote) => return remote.change_presence(sid, stream, change),
+            Broker::Parent(parent) => return parent.change_presence(sid, stream, change),
         };
         let permit = self.try_room(1);
         if permit.is_none() && matches!(change, PresenceChange::Join { .. }) {
@@ -315,7 +349,8 @@ impl Pipeline {
                         local.sweep(part, pipeline.clock.now(), |event| pipeline.hand_over(event, None));
                     }
                     Broker::Remote(remote) if part == 0 => remote.sweep(),
-                    Broker::Remote(_) => {}
+                    Broker::Parent(parent) if part == 0 => parent.sweep(pipeline.clock.now()),
+                    Broker::Remote(_) | Broker::Parent(_) => {}
                 }
             }
         });
@@ -325,15 +360,15 @@ impl Pipeline {
 impl PublicationSink for Pipeline {
     fn publish(&self, publications: Vec<Publication>) -> Handover<'_> {
         Box::pin(async move {
+            if let Broker::Parent(parent) = &self.broker {
+                return parent.publish(publications).await.map_err(|error| PublishError(error.to_string()));
+            }
             let (mut stores, mut rest) = (Vec::new(), publications.into_iter());
             let mut left = None;
             for publication in rest.by_ref() {
-                match (self.room(&publication).await, &self.broker) {
-                    (Some(permit), Broker::Remote(remote)) if !publication.transient => {
-                        stores.push(remote.publish(publication, permit));
-                    }
-                    (Some(permit), _) => self.place(publication, permit),
-                    (None, _) => {
+                match self.room(&publication).await {
+                    Some(permit) => stores.extend(self.take(publication, permit)),
+                    None => {
                         left = Some(publication);
                         break;
                     }
@@ -350,16 +385,21 @@ impl PublicationSink for Pipeline {
     }
 
     fn try_publish(&self, publication: Publication) -> bool {
-        let Some(permit) = self.try_room(places(&publication)) else { return false };
-        match &self.broker {
-            // What becomes of it is waited for by nobody.
-            Broker::Remote(remote) if !publication.transient => drop(remote.publish(publication, permit)),
-            _ => self.place(publication, permit),
+        if let Broker::Parent(parent) = &self.broker {
+            return parent.whisper(publication);
         }
+        let Some(permit) = self.try_room(places(&publication)) else { return false };
+        // What becomes of it is waited for by nobody.
+        drop(self.take(publication, permit));
         true
     }
 
     fn disconnect(&self, disconnect: RemoteDisconnect) -> Handover<'_> {
+        if let Broker::Parent(parent) = &self.broker {
+            return Box::pin(async move {
+                parent.disconnect(disconnect).await.map_err(|error| PublishError(error.to_string()))
+            });
+        }
         Box::pin(async move {
             let sending_away = self.sending_away.read().await;
             if let Some(successor) = self.successor.get() {
@@ -398,11 +438,28 @@ impl PublicationSink for Pipeline {
                 }
             }
             Broker::Remote(remote) => remote.sent_away_elsewhere(&disconnect.identifiers),
+            Broker::Parent(parent) => parent.sent_away_everywhere(&disconnect.identifiers, self.clock.now()),
         }
-        for inbox in self.inboxes.iter() {
-            inbox.put(Message::Disconnect(disconnect.clone()));
-        }
+        self.tell_of_disconnect(disconnect);
         Box::pin(async { Ok(()) })
+    }
+}
+
+impl FromParent for Pipeline {
+    fn deliver(&self, publication: Publication, credit: Credit) {
+        self.to_followers(publication, Some(Box::new(credit)));
+    }
+
+    fn send_away(&self, disconnect: RemoteDisconnect) {
+        self.tell_of_disconnect(disconnect);
+    }
+
+    fn answer(&self, key: SlotKey, reply: Reply) {
+        self.give(Answer { key, reply });
+    }
+
+    fn ask_to_yield(&self, place: Place, ticket: ResumeTicket) {
+        Pipeline::ask_to_yield(self, place, ticket);
     }
 }
 
@@ -491,7 +548,7 @@ mod tests {
             Clock::start(),
         );
         for shard in 0..shards as u16 {
-            ["s", "other"].into_iter().for_each(|stream| pipeline.followers.follow(hasher.key(stream), shard));
+            ["s", "other"].into_iter().for_each(|stream| pipeline.followers.follow(hasher.key(stream), shard, || {}));
         }
         (pipeline, inboxes)
     }
@@ -588,7 +645,7 @@ mod tests {
     #[test]
     fn a_shard_that_does_not_follow_a_stream_is_left_alone() {
         let (pipeline, inboxes) = pipeline(3);
-        pipeline.followers.unfollow(pipeline.hasher.key("s"), 1);
+        pipeline.followers.unfollow(pipeline.hasher.key("s"), 1, || {});
         assert!(pipeline.try_publish(to("s", 1)) && pipeline.try_publish(to("nobody's", 2)));
         let reached: Vec<_> = inboxes.iter().map(|inbox| texts(inbox).len()).collect();
         assert_eq!(reached, [1, 0, 1]);
@@ -661,7 +718,7 @@ mod tests {
         assert!(!now_or_never(&mut pin!(turns.next())));
         let third = tokio::spawn({
             let pipeline = Arc::clone(&pipeline);
-            async move { pipeline.disconnect(away("u")).await.unwrap() }
+            async move { PublicationSink::disconnect(&*pipeline, away("u")).await.unwrap() }
         });
         tokio::task::yield_now().await;
         assert!(texts(&inboxes[0]).is_empty());
@@ -696,7 +753,7 @@ mod tests {
         waiting.await.unwrap();
         drop(frozen);
         publish([3, 4]).await.unwrap();
-        pipeline.disconnect(away("u")).await.unwrap();
+        PublicationSink::disconnect(&*pipeline, away("u")).await.unwrap();
         assert_eq!(*noted.0.lock().unwrap(), ["1", "2", "3", "4", "u"]);
         assert!(texts(&inboxes[0]).is_empty());
         assert!(!now_or_never(&mut pin!(pipeline.sweeping.next())), "what was frozen stays so");

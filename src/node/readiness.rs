@@ -14,8 +14,8 @@ use super::observe::Observer;
 const PROBE_EVERY: Duration = Duration::from_secs(2);
 
 impl Observer {
-    /// What must be true for this server to get new clients.
-    pub(super) fn checks(&self) -> Vec<Check> {
+    /// What must be true for this process to get new clients.
+    pub(super) fn own_checks(&self) -> Vec<Check> {
         let open = self.parts.counts.open();
         let needed = [
             ("not_draining", !self.parts.draining.load(Relaxed)),

@@ -58,6 +58,8 @@ impl Node {
         settings.stream_hasher = before.stream_hasher.clone();
         // Clients have been told theirs.
         settings.resume_tokens.clone_from(&before.resume_tokens);
+        // It is the process that is one of several, or not.
+        settings.session.cluster = before.session.cluster;
         let settings = Arc::new(settings);
         let ports = settings::ports(&config, &secrets, broadcast, &self.observer, None);
         self.backend.set_http_secret(secrets.http_rpc.as_deref()).map_err(StartError::from)?;

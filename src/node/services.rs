@@ -48,6 +48,7 @@ impl NodeServices {
                 remote.ask(key, question);
                 return None;
             }
+            Broker::Parent(parent) => return parent.ask(key, question),
         };
         let Some(sessions) = broker.sessions() else { return Some(Err(BrokerError::NotKept)) };
         let result = match question {
@@ -107,6 +108,7 @@ impl Services<Socket> for NodeServices {
         match &self.shared.pipeline.broker {
             Broker::Local(local) => local.sessions().iter().for_each(|sessions| sessions.resident(sid, place)),
             Broker::Remote(remote) => remote.resident(sid, place),
+            Broker::Parent(parent) => parent.resident(sid, place),
         }
     }
 
@@ -118,6 +120,7 @@ impl Services<Socket> for NodeServices {
                 self.tell_of(sessions.and_then(|sessions| sessions.departed(sid, saved, clock.now(), &local.metrics)));
             }
             Broker::Remote(remote) => remote.departed(sid, saved),
+            Broker::Parent(parent) => parent.departed(sid, saved),
         }
     }
 
@@ -127,6 +130,7 @@ impl Services<Socket> for NodeServices {
                 self.tell_of(local.sessions().and_then(|sessions| sessions.stays(sid, &local.metrics)));
             }
             Broker::Remote(remote) => remote.stays(sid),
+            Broker::Parent(parent) => parent.stays(sid),
         }
     }
 
@@ -139,6 +143,7 @@ impl Services<Socket> for NodeServices {
                 None => self.stays(sid),
             },
             Broker::Remote(remote) => remote.not_here(sid, from),
+            Broker::Parent(parent) => parent.not_here(sid, from),
         }
     }
 
@@ -146,6 +151,7 @@ impl Services<Socket> for NodeServices {
         match &self.shared.pipeline.broker {
             Broker::Local(local) => local.sessions().is_some_and(|sessions| sessions.may_go_on(saved)),
             Broker::Remote(remote) => remote.may_go_on(saved),
+            Broker::Parent(parent) => parent.may_go_on(saved),
         }
     }
 

@@ -10,9 +10,10 @@ use crate::config::{
     BroadcastAdapter, BrokerKind, Config, Disconnect, ListenOn, PubSub, Rpc, RpcImplementation, Secrets, Server, Ws,
     default_number,
 };
-use crate::http::{self, AdminRoutes, Cors, MetricsRoute, PublishRoute, ReadyRoute, Routes};
+use crate::http::{self, AdminRoutes, Cors, HealthRoute, MetricsRoute, PublishRoute, ReadyRoute, Routes};
 use crate::hub::StreamHasher;
 use crate::identity::{Jwt, ResumeTokens, Secret, StreamRouter, StreamSettings};
+use crate::link::local::messages::Welcome;
 use crate::model::{Scheme, Sid};
 use crate::os::listener::{Keepalive, ListenerOptions};
 use crate::proto::frame::Limits;
@@ -162,6 +163,21 @@ fn resume_tokens(config: &Config) -> Option<ResumeTokens> {
     let is_for_all = matches!(config.broker.kind, BrokerKind::Redis | BrokerKind::Nats);
     let secret = Secret::new(&of_app.filter(|_| is_for_all).unwrap_or_else(|| format!("{drawn:x?}")))?;
     keeps_sessions(config).then_some(ResumeTokens { secret, by_sid: config.broker.restore_by_sid })
+}
+
+/// What all processes have alike, of which this is one.
+pub(super) fn with_parent(settings: &mut shard::Settings, of_all: &Welcome, config: &Config) {
+    settings.stream_hasher = StreamHasher::new(of_all.stream_seed);
+    // What is known to all nodes is known to all processes of one.
+    let is_for_all =
+        matches!(config.broker.kind, BrokerKind::Redis | BrokerKind::Nats) && config.app.secret.key().is_some();
+    if let (false, Some(tokens), Some(secret)) =
+        (is_for_all, &mut settings.resume_tokens, Secret::new(&of_all.resume_key))
+    {
+        tokens.secret = secret;
+    }
+    // The parent is asked whether it knows of a stream, as a cluster is.
+    settings.session.cluster |= of_all.relays;
 }
 
 fn keeps_sessions(config: &Config) -> bool {
@@ -328,17 +344,21 @@ pub(super) fn ports(
     }
     if let Some(path) = &config.metrics.http_path {
         let observer = Arc::clone(observer);
-        let text = Box::new(move |form| observer.metrics_text(form));
+        let text = Box::new(move |form| -> http::Later<String> { Box::pin(Arc::clone(&observer).metrics_text(form)) });
         ports.on(config.metrics_on()).metrics = Some(MetricsRoute { path: path.clone(), text });
     }
     if let Some(place) = config.admin_on() {
         let admin = AdminRoutes { key: secret(&secrets.admin), routes: admin::routes(observer) };
         ports.others.push((place, Routes { admin: Some(admin), ..Routes::default() }));
     }
-    ports.main.health = Some(config.server.health_path.clone());
+    let well = Arc::clone(observer);
+    ports.main.health = Some(HealthRoute {
+        path: config.server.health_path.clone(),
+        sickness: Box::new(move || Box::pin(Arc::clone(&well).sickness())),
+    });
     ports.main.ready = config.server.ready_path.as_ref().map(|path| {
         let observer = Arc::clone(observer);
-        ReadyRoute { path: path.clone(), checks: Box::new(move || observer.checks()) }
+        ReadyRoute { path: path.clone(), checks: Box::new(move || Box::pin(Arc::clone(&observer).checks())) }
     });
     ports
 }

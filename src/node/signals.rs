@@ -1,15 +1,18 @@
 //! What a running node is asked for from outside: by signals, and at its control socket.
 
-use std::future::pending;
+use std::future::{Future, pending};
 use std::io;
+use std::pin::Pin;
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::os::process;
 
+use super::child::Ordered;
 use super::control::{Order, Reader, RunningControl, What};
 
 /// Signals that come this soon after the first are the same one: terminals and process managers signal the process and
@@ -24,6 +27,8 @@ pub(super) enum Asked {
     Reload,
     /// SIGUSR2, or somebody at the control socket: that another process goes on, or whether it could.
     Order(Order),
+    /// What the parent wants of this process, which is one of several.
+    ByParent(Ordered),
 }
 
 /// Listens until it is dropped.
@@ -33,6 +38,10 @@ pub(super) struct Signals {
     hang_up: Signal,
     upgrade: Signal,
     control: Option<RunningControl>,
+    /// Of the parent, if this process is one of several.
+    orders: Option<mpsc::Receiver<Ordered>>,
+    /// What stands for a signal to end.
+    end_when: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     ended_at: Option<Instant>,
 }
 
@@ -45,8 +54,20 @@ impl Signals {
             hang_up: signal(SignalKind::hangup())?,
             upgrade: signal(SignalKind::user_defined2())?,
             control,
+            orders: None,
+            end_when: None,
             ended_at: None,
         })
+    }
+
+    /// Listens to the parent, too. The end of `until_lost` stands for a signal to end.
+    pub fn obey(
+        &mut self,
+        orders: Option<mpsc::Receiver<Ordered>>,
+        until_lost: impl Future<Output = ()> + Send + 'static,
+    ) {
+        self.orders = orders;
+        self.end_when = Some(Box::pin(until_lost));
     }
 
     /// Waits for the next one that asks for something.
@@ -60,19 +81,36 @@ impl Signals {
     }
 
     async fn any(&mut self) -> Option<Asked> {
-        let Signals { interrupt, terminate, hang_up, upgrade, control, .. } = self;
+        let Signals { interrupt, terminate, hang_up, upgrade, control, orders, end_when, .. } = self;
         let order = async {
             match control {
                 Some(control) => control.next().await,
                 None => pending().await,
             }
         };
+        let ordered = async {
+            match orders {
+                Some(orders) => match orders.recv().await {
+                    Some(ordered) => ordered,
+                    None => pending().await,
+                },
+                None => pending().await,
+            }
+        };
+        let end = async {
+            match end_when {
+                Some(end_when) => end_when.await,
+                None => pending().await,
+            }
+        };
         tokio::select! {
+            () = end => self.end_when = None,
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
             _ = hang_up.recv() => return Some(Asked::Reload),
             _ = upgrade.recv() => return self.by_signal().map(Asked::Order),
             order = order => return Some(Asked::Order(order)),
+            ordered = ordered => return Some(Asked::ByParent(ordered)),
         }
         self.ended_at.get_or_insert_with(Instant::now);
         Some(Asked::End)
@@ -99,6 +137,8 @@ impl Signals {
         loop {
             match self.next().await {
                 Asked::Reload => tracing::info!("SIGHUP ignored: the server is shutting down"),
+                // The parent has heard by now, or soon will, that this process ends.
+                Asked::ByParent(_) => {}
                 Asked::Order(order) => {
                     tracing::info!("no upgrade: the server is shutting down");
                     order.reader.end(Err("the server is shutting down".to_owned())).await;
@@ -115,6 +155,7 @@ impl Signals {
             let signal = match self.next().await {
                 Asked::End => process::Signal::TERM,
                 Asked::Reload => process::Signal::HUP,
+                Asked::ByParent(_) => continue,
                 Asked::Order(order) => {
                     let text = format!("another process serves already (pid {successor}); ask again");
                     order.reader.end(Err(text)).await;

@@ -47,6 +47,11 @@ impl<K: Key, V: Copy> SortedRuns<K, V> {
         self.len
     }
 
+    /// All keys, in their order.
+    pub fn keys(&self) -> impl Iterator<Item = K> {
+        self.runs.iter().flatten().map(|(key, _)| *key)
+    }
+
     pub fn find(&self, key: K) -> Option<V> {
         let run = &self.runs[self.run(key)];
         Some(run[place(run, key).ok()?].1)

@@ -15,6 +15,7 @@ use crate::broadcast::Broadcast;
 use crate::broker::{Broker, LocalBroker};
 use crate::config::{Config, ListenOn, Secrets};
 use crate::http::{ExtraRoutes, HttpMetrics, HttpServer, Routes};
+use crate::link::local::messages::Welcome;
 use crate::model::Answer;
 use crate::os::clock::Clock;
 use crate::os::facts::Facts;
@@ -23,6 +24,7 @@ use crate::shard::{self, Deal, Epoll, EpollSettings, Inbox, Message, Shard, Shar
 
 use super::boot_log::{Main, ToTell};
 use super::capacity::{Capacity, Outlook};
+use super::child::ParentEnd;
 use super::counts::Counts;
 use super::links::Links;
 use super::listeners::{HttpPort, MainPort};
@@ -47,6 +49,8 @@ pub(super) struct Plan {
     machine: Facts,
     capacity: Capacity,
     outlook: Outlook,
+    /// The link to the parent, if this process is one of several.
+    parent: Option<ParentEnd>,
     program: io::Result<PathBuf>,
     /// What the process before this one has that this one must have, too.
     pub given: Option<Given>,
@@ -54,7 +58,7 @@ pub(super) struct Plan {
 
 impl Plan {
     /// Raises the limit of open files, and works out how many shards and clients there may be.
-    pub fn new(config: Config) -> io::Result<Plan> {
+    pub fn new(config: Config, parent: Option<ParentEnd>) -> io::Result<Plan> {
         let secrets = Secrets::resolve(&config);
         let open_files = limits::raise_open_files()?;
         let cores = thread::available_parallelism().map_or(1, usize::from);
@@ -64,7 +68,20 @@ impl Plan {
         let outlook = Outlook::find(&config, &machine, shards, &capacity);
         let program = process::program();
         let config = Arc::new(config);
-        Ok(Plan { config, secrets, open_files, shards, machine, capacity, outlook, program, given: None })
+        let given = None;
+        Ok(Plan { config, secrets, open_files, shards, machine, capacity, outlook, parent, program, given })
+    }
+
+    /// How many clients there can be whatever `--max-conn` says.
+    fn room_max(&self) -> u64 {
+        let mut config = Config::clone(&self.config);
+        config.server.max_conn = 0;
+        Capacity::find(&config, &self.machine, self.shards).clients
+    }
+
+    /// Whether this process is one of several.
+    pub fn is_child(&self) -> bool {
+        self.parent.is_some()
     }
 }
 
@@ -84,6 +101,7 @@ pub(super) struct Assembly {
     main_http: HttpServer,
     http_ports: Vec<HttpPort>,
     machines: Vec<Epoll>,
+    is_child: bool,
     main_was_passed: bool,
 }
 
@@ -99,7 +117,14 @@ struct Core {
 }
 
 impl Core {
-    fn new(plan: &Plan, listeners: usize, calls: &Runtime, links: &mut Links) -> Result<Core, StartError> {
+    /// `of_all` is what several processes have alike, of which this is one.
+    fn new(
+        plan: &Plan,
+        of_all: Option<&Welcome>,
+        listeners: usize,
+        calls: &Runtime,
+        links: &mut Links,
+    ) -> Result<Core, StartError> {
         let Plan { config, secrets, .. } = plan;
         let inboxes: Arc<[Arc<Inbox>]> =
             (0..plan.shards).map(|_| Inbox::new().map(Arc::new)).collect::<Result<Vec<_>, _>>()?.into();
@@ -112,9 +137,16 @@ impl Core {
         let backend = settings::backend(config, secrets)?;
         let backend = Arc::new(Backend::start(backend, calls.handle(), answers)?);
         let mut settings = settings::shard(config, secrets, plan.shards, plan.capacity.sockets_max, listeners)?;
+        if let Some(of_all) = of_all {
+            settings::with_parent(&mut settings, of_all, config);
+        }
         plan.given.iter().for_each(|given| given.change(&mut settings));
         let settings = Arc::new(settings);
-        let clock = plan.given.as_ref().map_or_else(Clock::start, |given| Clock::began_at(given.clock_began_ns));
+        let clock = match (&plan.given, of_all) {
+            (Some(given), _) => Clock::began_at(given.clock_began_ns),
+            (None, Some(of_all)) => Clock::since(of_all.clock_origin_usec),
+            (None, None) => Clock::start(),
+        };
         let hasher = settings.stream_hasher.clone();
         let pipeline = Arc::new_cyclic(|pipeline| {
             let local = || Broker::Local(LocalBroker::new(super::settings::broker(config)));
@@ -137,7 +169,7 @@ impl Core {
 impl Assembly {
     /// Makes everything that can fail. `handed` are listeners of ordinary HTTP that are there already.
     pub fn new(
-        plan: Plan,
+        mut plan: Plan,
         main_port: MainPort,
         mut handed: Vec<(ListenOn, Vec<TcpListener>)>,
         extra: Option<ExtraRoutes>,
@@ -152,9 +184,13 @@ impl Assembly {
             .enable_all()
             .build()?;
         let calls = RuntimeThread::runtime()?;
-        let mut links = Links::new(&plan.config, plan.given.as_ref().and_then(Given::links))?;
+        let parent = plan.parent.take();
+        let of_all = parent.as_ref().map(|parent| parent.welcome.clone());
+        let family = parent.as_ref().map(|parent| parent.family(plan.room_max()));
+        let is_child = family.is_some();
+        let mut links = Links::new(&plan.config, parent, plan.given.as_ref().and_then(Given::links))?;
         // The first shard has as many as any.
-        let core = Core::new(&plan, main_port.of_shards[0].len(), &calls, &mut links)?;
+        let core = Core::new(&plan, of_all.as_ref(), main_port.of_shards[0].len(), &calls, &mut links)?;
         let links_runtime = links.runtime()?;
         let draining = Arc::new(AtomicBool::new(false));
         let http_metrics = Arc::new(HttpMetrics::default());
@@ -175,6 +211,7 @@ impl Assembly {
             handed: Arc::clone(&links.handed),
             inherited: Arc::default(),
             control: Arc::default(),
+            family,
             upgrades: Arc::default(),
         }));
         let ports = settings::ports(&plan.config, &plan.secrets, &core.broadcast, &observer, extra);
@@ -185,7 +222,7 @@ impl Assembly {
         let others = ports.others.into_iter().map(|(place, routes)| {
             match handed.iter().position(|(known, listeners)| *known == place && !listeners.is_empty()) {
                 Some(at) => Ok(HttpPort { place, listeners: handed.swap_remove(at).1, server: server(routes) }),
-                None => HttpPort::bind(&place, server(routes)),
+                None => HttpPort::bind(&place, server(routes), is_child),
             }
         });
         let http_ports = others.collect::<Result<_, _>>()?;
@@ -204,6 +241,7 @@ impl Assembly {
             main_http,
             http_ports,
             machines,
+            is_child,
             main_was_passed,
         })
     }
@@ -239,7 +277,7 @@ impl Assembly {
         let Core { pipeline, broadcast, .. } = &self.core;
         // Links connect and follow what this node follows from now on; what comes waits.
         let frozen = predecessor.as_ref().map(|_| self.runtime.block_on(pipeline.freeze()));
-        let links = self.links.start(self.links_runtime, pipeline, broadcast)?;
+        let links = self.links.start(self.links_runtime, pipeline, broadcast, &self.observer)?;
         let taken = match (&predecessor, arriving) {
             (Some(predecessor), Some(arriving)) => Some(predecessor.take_everything(&self.observer.parts, arriving)?),
             _ => None,
@@ -284,6 +322,8 @@ impl Assembly {
             draining: self.draining,
             address: self.address,
             control: None,
+            is_child: self.is_child,
+            ordered: None,
             predecessor: predecessor_ends,
             successor: None,
         })
@@ -407,8 +447,8 @@ mod tests {
     }
 
     fn assembly() -> Assembly {
-        let plan = Plan::new(config()).unwrap();
-        let main_port = MainPort::open(&plan.config, plan.shards).unwrap();
+        let plan = Plan::new(config(), None).unwrap();
+        let main_port = MainPort::open(&plan.config, plan.shards, false).unwrap();
         Assembly::new(plan, main_port, Vec::new(), None).unwrap()
     }
 
@@ -436,7 +476,7 @@ mod tests {
         let mut assembly = assembly();
         let main = assembly.address;
         let place = ListenOn::Own { host: "127.0.0.1".into(), port: 0 };
-        let good = HttpPort::bind(&place, assembly.main_http.clone()).unwrap();
+        let good = HttpPort::bind(&place, assembly.main_http.clone(), false).unwrap();
         let own = good.listeners[0].local_addr().unwrap();
         let file = TcpListener::from(OwnedFd::from(File::open("/proc/self/exe").unwrap()));
         file.set_nonblocking(true).unwrap();

@@ -205,7 +205,7 @@ impl NodeState {
     pub fn collect(parts: &Parts, snapshot: &Snapshot) -> NodeState {
         let local = match &parts.pipeline.broker {
             Broker::Local(local) => local.changes(snapshot.since),
-            Broker::Remote(_) => BrokerPart::default(),
+            Broker::Remote(_) | Broker::Parent(_) => BrokerPart::default(),
         };
         NodeState {
             format: STATE_FORMAT,

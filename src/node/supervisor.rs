@@ -5,6 +5,7 @@
 //! its next turn: nothing is counted in turns that nobody asks about. A socket that is missing or deaf changes nothing else.
 
 use std::fmt::Write;
+use std::future::Future;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,6 +17,7 @@ use crate::os::notify::{self, Notifier};
 use crate::shard::Message;
 
 use super::observe::Observer;
+use super::processes::Turning;
 
 /// How old the status may be. A watchdog may make it newer.
 const STATUS_EVERY: Duration = Duration::from_secs(5);
@@ -41,6 +43,33 @@ enum Phase {
     Stopping,
     /// Another process is the service now, and tells the rest.
     HandedOver,
+}
+
+/// What is supervised.
+pub(super) trait Watched: Send + 'static {
+    /// Names what does not turn within this time, and says in one line for people how it is.
+    fn look(&mut self, patience: Duration) -> impl Future<Output = (Option<String>, String)> + Send;
+}
+
+/// Whether a node turns.
+pub(super) struct Turns {
+    observer: Arc<Observer>,
+    /// Those that no shard has answered yet, by shard: none is asked again before, so a stuck one gathers no questions.
+    questions: Vec<Option<oneshot::Receiver<()>>>,
+}
+
+impl Turns {
+    pub fn new(observer: Arc<Observer>) -> Turns {
+        Turns { observer, questions: Vec::new() }
+    }
+}
+
+impl Watched for Turns {
+    async fn look(&mut self, patience: Duration) -> (Option<String>, String) {
+        let stuck = self.observer.stuck(&mut self.questions, patience).await;
+        let status = self.observer.status(stuck.as_deref());
+        (stuck, status)
+    }
 }
 
 /// The supervisor of this process; perhaps there is none.
@@ -111,17 +140,17 @@ impl Supervisor {
     }
 
     /// Tells the supervisor what is to be told, for ever. On the runtime of ordinary HTTP.
-    pub async fn keep_told(self: Arc<Self>, observer: Arc<Observer>) {
+    pub async fn keep_told(self: Arc<Self>, mut watched: impl Watched) {
         if self.notifier.is_none() {
             return;
         }
         let every = self.watchdog.map_or(STATUS_EVERY, |watchdog| STATUS_EVERY.min(watchdog / SIGNS_PER_WATCHDOG));
         // Long enough for a turn that is long and ends, short enough for another question before the watchdog barks.
         let patience = self.watchdog.map_or(STATUS_EVERY, |watchdog| watchdog / SIGNS_PER_WATCHDOG);
-        let (mut questions, mut was_stuck, mut told_status) = (Vec::new(), None, String::new());
+        let (mut was_stuck, mut told_status) = (None, String::new());
         let mut unheard = if self.has_taken_over { UNHEARD_ROUNDS } else { 0 };
         loop {
-            let stuck = observer.stuck(&mut questions, patience).await;
+            let (stuck, status) = watched.look(patience).await;
             if stuck != was_stuck {
                 match &stuck {
                     Some(who) => tracing::error!("{who} does not turn; the watchdog is not fed"),
@@ -129,7 +158,6 @@ impl Supervisor {
                 }
                 was_stuck.clone_from(&stuck);
             }
-            let status = observer.status(stuck.as_deref());
             let mut told = String::new();
             if status != told_status {
                 let _ = writeln!(told, "STATUS={status}");
@@ -175,8 +203,7 @@ fn draining(connections: u64) -> String {
 
 impl Observer {
     /// Asks everything that clients need whether it turns, and names what has not answered within this time. A shard that
-    /// has ended is stuck unless the node drains. `questions` are those that no shard has answered yet, by shard: none is asked
-    /// again before, so a stuck one gathers no questions.
+    /// has ended is stuck unless the node drains.
     async fn stuck(&self, questions: &mut Vec<Option<oneshot::Receiver<()>>>, patience: Duration) -> Option<String> {
         let inboxes = &self.parts.inboxes;
         questions.resize_with(inboxes.len(), || None);
@@ -202,6 +229,22 @@ impl Observer {
         stuck.or_else(|| (!calls_turn).then(|| "the thread that calls the app".to_owned()))
     }
 
+    /// The same, for the parent of several processes.
+    pub(super) fn turning(&self, stuck: Option<String>) -> Turning {
+        Turning {
+            stuck,
+            websockets: self.parts.counts.open(),
+            websockets_max: self.parts.counts.open_max(),
+            room_max: self.parts.family.as_ref().map_or(0, |family| family.room_max),
+            app_is_away: self.app_is_away(),
+        }
+    }
+
+    /// Whether it is known that the app cannot be called: before the first look at it nothing is known.
+    fn app_is_away(&self) -> bool {
+        self.calls_turn.load(Relaxed) && !self.backend_reachable.load(Relaxed)
+    }
+
     /// One line for people.
     fn status(&self, stuck: Option<&str>) -> String {
         let connections = self.parts.counts.open();
@@ -209,8 +252,7 @@ impl Observer {
             return draining(connections);
         }
         let mut status = format!("connections: {connections} of at most {}", self.parts.counts.open_max());
-        // Before the first look at the app nothing is known of it.
-        if self.calls_turn.load(Relaxed) && !self.backend_reachable.load(Relaxed) {
+        if self.app_is_away() {
             status.push_str("; the app cannot be called");
         }
         if let Some(stuck) = stuck {

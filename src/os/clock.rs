@@ -17,6 +17,14 @@ impl Clock {
         Clock { start: Instant::now() }
     }
 
+    /// Monotonic time counts from a moment of the machine's clock ([`machine_usec`]): all processes for which that is the same
+    /// moment have one time.
+    pub fn since(origin_usec: u64) -> Clock {
+        let Clock { start: now } = Clock::start();
+        let passed = Duration::from_micros(machine_usec().saturating_sub(origin_usec));
+        Clock { start: now.checked_sub(passed).unwrap_or(now) }
+    }
+
     /// Where monotonic time counts from, on the machine's `CLOCK_MONOTONIC`, in nanoseconds: the same moment for another
     /// process on this machine.
     pub fn began_ns(&self) -> u64 {

@@ -45,7 +45,9 @@ impl Process {
         let mut command = Command::new("/proc/self/exe");
         let mut arguments = env::args_os();
         command.arg0(arguments.next().unwrap_or_else(|| "cableway".into())).args(arguments);
-        OF_THE_SUPERVISOR.iter().for_each(|name| drop(command.env_remove(name)));
+        for name in OF_THE_SUPERVISOR {
+            command.env_remove(name);
+        }
         command.env(CHILD, format!("{child}/{of}"));
         command.env(PARENT_FD, std::os::fd::AsRawFd::as_raw_fd(&theirs).to_string());
         rustix::io::fcntl_setfd(&theirs, FdFlags::empty())?;

@@ -3,12 +3,13 @@
 //! The one place of a shard that is shared: a short lock around a list, and a waker. Everything fits: publications are
 //! bounded by the node before they are put in, and there is at most one running call for each session.
 
+use std::any::Any;
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 
 use crate::model::{Answer, BrokerReply, Publication, RemoteDisconnect, Reply, ResumeTicket, SavedSession};
 use crate::os::poll::Waker;
@@ -62,8 +63,11 @@ pub struct Delivery {
     /// What to deliver.
     pub publication: Publication,
     /// `None` where nothing is bounded: in tests and simulations.
-    pub permit: Option<OwnedSemaphorePermit>,
+    pub permit: Option<Permit>,
 }
+
+/// A share of a bound. Whatever it is, the share is given back when it is dropped.
+pub type Permit = Box<dyn Any + Send + Sync>;
 
 /// The shared end of a shard's inbox.
 pub struct Inbox {

@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use crate::model::{Answer, Reply, TICK_MS, Tick, tick_after};
+use crate::model::{Answer, Reply, TICK_MS, Tick, tick};
 
 use super::slots::{Stage, flag};
 use super::{Accepting, Machine, Message, Services, Shard};
@@ -107,19 +107,19 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                 handshake.due = handshake.due.saturating_add(ticks);
             }
         }
-        self.lost_time = LostTime { until: tick_after(self.now.mono), ticks };
+        self.lost_time = LostTime { until: tick(self.now.mono), ticks };
     }
 
     /// A connection that is closing has passed its deadline. If that was while the shard stood still, it gets the time back.
     pub(super) fn lingers_on(&mut self, index: u32) -> bool {
-        let LostTime { until, ticks } = self.lost_time;
-        let lost_some = ticks > 0 && self.slots[index].due <= until;
-        if lost_some {
-            // Behind all that gets some.
-            let due = tick_after(self.now.mono).max(until).saturating_add(ticks);
-            self.wheel.set(&mut self.slots, index, due);
+        let (LostTime { until, ticks }, due) = (self.lost_time, self.slots[index].due);
+        let with_lost = due.saturating_add(ticks);
+        // One that got it back is behind all that get some.
+        let lingers_on = due <= until && with_lost > tick(self.now.mono);
+        if lingers_on {
+            self.wheel.set(&mut self.slots, index, with_lost);
         }
-        lost_some
+        lingers_on
     }
 
     /// Connections of another process begin to come.

@@ -37,6 +37,8 @@ cargo xtask COMMAND
   load SCENARIO [ARGS...]
                          build both in release, then run a scenario of the load test against as many server processes
                          as it needs: `cableway-loadtest --help` lists scenarios, each one's --help its arguments
+  processes [ARGS...]    build both in release, then see that 6 processes are one server: 100,000 subscribers, one process is
+                         killed, and what a publication costs (`cableway-loadtest processes --help`)
   versus [ARGS...]       build both in release, then run Cableway and other servers under the same load
                          (`cableway-loadtest versus --help`)
   upgrade [--connections N] [--upgrades N] [ARGS...]
@@ -83,6 +85,7 @@ fn main() -> ExitCode {
         Some("instructions") => instructions(&places, &rest(&mut args)),
         Some("functions") => functions::run(&places, &rest(&mut args)),
         Some("load") => load(&places, &rest(&mut args)),
+        Some("processes") => processes(&places, &rest(&mut args)),
         Some("upgrade") => upgrade(&places, &rest(&mut args)),
         Some("versus") => versus(&places, &rest(&mut args)),
         Some("dead-peers") => ended(steps::dead_peers(&places, &rest(&mut args))),
@@ -159,6 +162,10 @@ fn instructions(places: &Places, args: &[String]) -> ExitCode {
 
 fn load(places: &Places, args: &[String]) -> ExitCode {
     measure(places, args, |loadtest| loadtest.args(args).arg("--note").arg(provenance(places)))
+}
+
+fn processes(places: &Places, args: &[String]) -> ExitCode {
+    measure(places, args, |loadtest| loadtest.arg("processes").args(args).arg("--note").arg(provenance(places)))
 }
 
 fn upgrade(places: &Places, args: &[String]) -> ExitCode {

@@ -92,7 +92,7 @@ impl Figures {
             websockets_max: now.value("websockets_max"),
             clients: now.value("clients_num"),
             handshakes: now.value("handshakes_num"),
-            shards: now.by_label("shard_connections_num", "shard", add),
+            shards: now.by_shard("shard_connections_num"),
             opened: counted("connections_accepted_total").and_then(|opened| opened.rate),
             closed: counted("connections_closed_total").and_then(|closed| closed.rate),
             causes: causes(now, earlier.map(|(before, _)| before), growth),

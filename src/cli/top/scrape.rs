@@ -44,12 +44,30 @@ impl Scrape {
 
     /// The samples of a metric by one of its labels, those that share it joined by `join`, in the order of the text.
     pub fn by_label(&self, name: &str, label: &str, join: fn(f64, f64) -> f64) -> Vec<(String, f64)> {
+        self.by_key(name, |sample| Some(sample.label(label)?.to_owned()), join)
+    }
+
+    /// The samples of a metric of shards, by shard: `1`, or `0.1` of a process where there are several.
+    pub fn by_shard(&self, name: &str) -> Vec<(String, f64)> {
+        let key = |sample: &Sample| {
+            let shard = sample.label("shard")?;
+            Some(sample.label("process").map_or_else(|| shard.to_owned(), |process| format!("{process}.{shard}")))
+        };
+        self.by_key(name, key, |one, other| one + other)
+    }
+
+    fn by_key(
+        &self,
+        name: &str,
+        key: impl Fn(&Sample) -> Option<String>,
+        join: fn(f64, f64) -> f64,
+    ) -> Vec<(String, f64)> {
         let mut joined: Vec<(String, f64)> = Vec::new();
         for sample in self.named(name) {
-            let Some(key) = sample.label(label) else { continue };
-            match joined.iter_mut().find(|(known, _)| known == key) {
+            let Some(key) = key(sample) else { continue };
+            match joined.iter_mut().find(|(known, _)| *known == key) {
                 Some((_, value)) => *value = join(*value, sample.value),
-                None => joined.push((key.to_owned(), sample.value)),
+                None => joined.push((key, sample.value)),
             }
         }
         joined
@@ -178,6 +196,9 @@ mod tests {
         assert_eq!(closed, [("x".to_owned(), 5.0), ("y".to_owned(), 2.0)]);
         assert_eq!(scrape.named("connections_accepted_total").next().unwrap().label("env"), Some("a\"b,c}"));
         assert!(scrape.by_label("closed", "nothing", f64::max).is_empty());
+        let shards = "c_connections_accepted_total 1\nc_held{shard=\"0\",process=\"1\"} 2\nc_held{shard=\"0\"} 3\n";
+        let held = Scrape::parse(shards).unwrap().by_shard("held");
+        assert_eq!(held, [("1.0".to_owned(), 2.0), ("0".to_owned(), 3.0)]);
     }
 
     #[test]

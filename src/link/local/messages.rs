@@ -22,7 +22,7 @@ pub struct Welcome {
     pub resume_key: Box<str>,
     /// The parent passes publications on, and keeps what is kept. If not, each child is a node of a cluster.
     pub relays: bool,
-    /// It keeps history, sessions and presence.
+    /// It keeps history, sessions and presence for them.
     pub remembers: bool,
 }
 
@@ -43,24 +43,21 @@ pub enum ToParent {
     },
     /// To be handed on if there is room now.
     Whisper(Publication),
-    /// Sessions are to be sent away. Answered by [`ToChild::Taken`].
+    /// Sessions are to be sent away, by all children. Answered by [`ToChild::Taken`].
     Disconnect {
         /// Counts what waits for `Taken`.
         number: u64,
         /// Whom.
         disconnect: RemoteDisconnect,
     },
+    /// Every child has heard by itself that sessions with these connection identifiers are sent away.
+    SentAway(Box<str>),
     /// From now on this child wants publications with this key.
     Follow(u64),
     /// And no more.
     Unfollow(u64),
     /// Is everything known that this child has followed by now? Answered by [`ToChild::Followed`].
-    IsFollowed {
-        /// Who asks.
-        key: SlotKey,
-        /// How often this child has said `Follow`.
-        follows: u64,
-    },
+    IsFollowed(SlotKey),
     /// A session's question. Answered by [`ToChild::Answer`].
     Ask {
         /// Who asks.
@@ -124,8 +121,13 @@ pub enum ToParent {
 pub enum ToChild {
     /// Said first, and once.
     Welcome(Welcome),
-    /// To be delivered; it has its place.
-    Publication(Publication),
+    /// To be delivered; it has its place in its stream.
+    Publication {
+        /// What it takes of the bound of all. To be given back by [`ToParent::Delivered`].
+        places: u32,
+        /// What to deliver.
+        publication: Publication,
+    },
     /// To be sent away.
     Disconnect(RemoteDisconnect),
     /// What was given to the parent under this number is handed to all children.
@@ -134,7 +136,7 @@ pub enum ToChild {
     Followed {
         /// Who asked.
         key: SlotKey,
-        /// What is known: so many times `Follow`.
+        /// How often this child has been heard to say `Follow`.
         follows: u64,
     },
     /// The answer to [`ToParent::Ask`]. What it covers was said before.

@@ -20,7 +20,7 @@ const FRAMES_AT_ONCE: usize = 256;
 pub struct Reader<In> {
     socket: OwnedReadHalf,
     /// What has come and is no whole frame yet. It grows with what comes, not with what is announced.
-    buffer: BytesMut,
+    pub(super) buffer: BytesMut,
     direction: PhantomData<fn() -> In>,
 }
 
@@ -57,7 +57,7 @@ impl<In: Direction> Reader<In> {
     }
 
     /// The next message, if all of it is there.
-    fn next(&mut self) -> Result<Option<Sorted<In>>, LinkLost> {
+    pub(super) fn next(&mut self) -> Result<Option<Sorted<In>>, LinkLost> {
         let Some(length) = self.buffer.first_chunk::<4>().map(|length| u32::from_le_bytes(*length) as usize) else {
             return Ok(None);
         };
@@ -70,7 +70,7 @@ impl<In: Direction> Reader<In> {
         Ok(Some(message.sort()))
     }
 
-    async fn read(&mut self) -> Result<(), LinkLost> {
+    pub(super) async fn read(&mut self) -> Result<(), LinkLost> {
         // What a long frame took is given back when it is over.
         if self.buffer.is_empty() && self.buffer.capacity() > 2 * READ_BYTES {
             self.buffer = BytesMut::new();

@@ -48,6 +48,12 @@ impl Waiters {
         }
     }
 
+    /// How many wait.
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.state().waiting.len()
+    }
+
     /// Nobody gets an answer any more.
     pub fn close(&self) {
         *self.state() = State { closed: true, ..State::default() };

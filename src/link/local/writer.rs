@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::sync::atomic::Ordering::AcqRel;
+use std::sync::atomic::Ordering::{AcqRel, Acquire};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -10,7 +10,7 @@ use tokio::net::unix::OwnedWriteHalf;
 use tokio::time::timeout;
 
 use super::messages::Direction;
-use super::{FRAME_BYTES, Frame, LinkLost, Sender};
+use super::{FRAME_BYTES, Frame, LinkLost, Sender, TOGETHER, TOLD_AFTER};
 
 /// Frames that leave in one system call.
 const FRAMES_AT_ONCE: usize = 64;
@@ -44,26 +44,40 @@ impl<Out: Direction> Writer<Out> {
 
     /// Waits for frames and takes all that there are.
     async fn take(&mut self) -> Result<(), LinkLost> {
+        let mut is_time = false;
         loop {
-            let delivered = self.sender.0.delivered.swap(0, AcqRel);
-            if delivered > 0 {
-                let frame = Out::delivered(delivered).and_then(|message| Frame::new(&message));
-                if let Some(Frame(bytes)) = frame {
-                    self.sender.0.queue().bytes += bytes.len() + FRAME_BYTES;
-                    self.taken.push_back(bytes);
-                }
-            }
+            let shared = &*self.sender.0;
             {
-                let mut queue = self.sender.0.queue();
+                let mut queue = shared.queue();
                 if queue.full {
                     return Err(LinkLost::Full);
                 }
                 self.taken.append(&mut queue.frames);
             }
+            if is_time || !self.taken.is_empty() || shared.delivered.load(Acquire) >= TOGETHER {
+                self.tell_of_deliveries();
+            }
             if !self.taken.is_empty() {
                 return Ok(());
             }
-            self.sender.0.wake.notified().await;
+            let shared = &*self.sender.0;
+            is_time = match shared.owed.load(Acquire) {
+                0 => {
+                    shared.wake.notified().await;
+                    false
+                }
+                _ => timeout(TOLD_AFTER, shared.wake.notified()).await.is_err(),
+            };
+        }
+    }
+
+    fn tell_of_deliveries(&mut self) {
+        let delivered = self.sender.0.delivered.swap(0, AcqRel);
+        self.sender.0.owed.fetch_sub(delivered, AcqRel);
+        let message = Some(delivered).filter(|delivered| *delivered > 0).and_then(Out::delivered);
+        if let Some(Frame(bytes)) = message.and_then(|message| Frame::new(&message)) {
+            self.sender.0.queue().bytes += bytes.len() + FRAME_BYTES;
+            self.taken.push_back(bytes);
         }
     }
 

@@ -1,17 +1,38 @@
-//! What makes several processes one server: one order for every stream, and one memory.
+//! What makes several processes one server: one order for every stream, one memory, one bound.
 //!
-//! The children are to the relay what the shards are to a node.
+//! The children are to the relay what the shards are to a node, and it does with them what [`Pipeline`] does with shards: the
+//! broker gives a publication its place, and the children that follow its stream get it before the next one of that stream has
+//! its own. It is written down once, and the links share the bytes. Of its share of the bound each child gives back its part
+//! when its shards have delivered it; a child that is lost gives back all.
+//!
+//! What a child says is carried out at once and in order, except that publications wait while there is no room. They wait here,
+//! with the app's requests in the children, so whatever else the child says is heard meanwhile.
+//!
+//! [`Pipeline`]: crate::node::publish::Pipeline
+
+mod state;
+
+#[cfg(test)]
+mod tests;
 
 use std::future::Future;
-use std::io;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::config::Config;
+use tokio::time::MissedTickBehavior;
+
+use crate::broker::{LocalBroker, MemorySettings, SWEEPS};
+use crate::config::{BrokerKind, Config, PubSub};
 use crate::link::local::messages::{ToChild, ToParent, Welcome};
 use crate::link::local::{Asked, Link, LinkLost, Lost, Sender};
-use crate::telemetry::Families;
+use crate::metrics;
+use crate::os::clock::{self, Clock};
+use crate::telemetry::{Collect, Families};
+
+use crate::node::publish::SWEEP_ALL;
+use crate::node::settings;
+use state::State;
 
 /// A child that reads nothing for so long is of no use to its clients either.
 const STALLED_AFTER: Duration = Duration::from_secs(10);
@@ -19,6 +40,29 @@ const STALLED_AFTER: Duration = Duration::from_secs(10);
 /// The relay of one parent.
 pub struct Relay {
     welcome: Welcome,
+    clock: Clock,
+    broker: LocalBroker,
+    metrics: RelayMetrics,
+    /// Taken for what one message of a child comes to. The broker's locks are taken inside.
+    state: Mutex<State>,
+}
+
+metrics! {
+    /// What the parent of several processes counts.
+    pub struct RelayMetrics {
+        /// Publications handled by this node, whether or not they had subscribers; remote disconnects count too.
+        broadcast_msg_total: Counter,
+        /// Whispers dropped because too many publications waited to be delivered.
+        whispers_dropped_total: Counter,
+        /// Processes that the parent passes publications to.
+        relay_processes_num: Gauge,
+        /// Publications that wait in the parent because too many are not delivered yet.
+        relay_waiting_num: Gauge,
+        /// Bytes that wait in the parent to be read by the processes.
+        relay_queue_bytes: Gauge,
+        /// Messages from processes that the parent could not make sense of.
+        relay_refused_total: Counter,
+    }
 }
 
 /// The link to one child.
@@ -39,37 +83,93 @@ impl ChildLink {
 
 impl Relay {
     /// A relay without children. To be called once, before the first child is started.
-    pub fn new(_config: &Config) -> Arc<Relay> {
+    pub fn new(config: &Config) -> Arc<Relay> {
+        // Where there is a cluster each child is a node of it by itself.
+        let relays =
+            config.pubsub() == PubSub::None && matches!(config.broker.kind, BrokerKind::None | BrokerKind::Memory);
+        Relay::with_broker(settings::broker(config).filter(|_| relays), relays)
+    }
+
+    fn with_broker(memory: Option<MemorySettings>, relays: bool) -> Arc<Relay> {
+        let drawn: [u64; 4] = rand::random();
+        let clock_origin_usec = clock::machine_usec();
+        let stream_seed = rand::random();
         Arc::new(Relay {
             welcome: Welcome {
-                stream_seed: rand::random(),
-                clock_origin_usec: 0,
-                resume_key: "".into(),
-                relays: true,
-                remembers: false,
+                stream_seed,
+                clock_origin_usec,
+                resume_key: format!("{drawn:x?}").into(),
+                relays,
+                remembers: memory.is_some(),
             },
+            clock: Clock::since(clock_origin_usec),
+            broker: LocalBroker::new(memory),
+            metrics: RelayMetrics::default(),
+            state: Mutex::new(State::new(stream_seed)),
         })
     }
 
-    /// Has a child, over the parent's end of its link. The future is the link's life: it is to be run on the parent's runtime and
-    /// ends with the reason when the link is lost, whereupon the child is to be killed if it lives. `asked` answers its requests.
-    ///
-    /// # Errors
-    /// The socket cannot be used by the runtime that this is called in.
+    /// Has one child more, over the parent's end of its link. The future is the link's life: it is to be run on the parent's
+    /// runtime and ends with the reason when the link is lost, whereupon the child is to be killed if it lives. `asked` answers
+    /// its requests. With 1024 children there are no more.
     pub fn add(
         self: &Arc<Self>,
         socket: UnixStream,
         asked: Arc<dyn Asked>,
-    ) -> io::Result<(ChildLink, impl Future<Output = LinkLost> + Send + use<>)> {
-        let link = Link::<ToChild, ToParent>::new(socket, Some(STALLED_AFTER))?;
+    ) -> Option<(ChildLink, impl Future<Output = LinkLost> + Send + use<>)> {
+        let link = Link::<ToChild, ToParent>::new(socket, Some(STALLED_AFTER));
         let sender = link.sender();
         sender.put(&ToChild::Welcome(self.welcome.clone()));
-        Ok((ChildLink { sender }, async move { link.run(asked, |_| {}).await }))
+        let number = self.state().add(sender.clone())?;
+        let listed = Listed { relay: Arc::clone(self), number };
+        let life = async move {
+            let relay = &listed.relay;
+            link.run(asked, |message| relay.state().heard(relay, number, message)).await
+        };
+        Some((ChildLink { sender }, life))
     }
 
-    /// Forgets what is over, for as long as the runtime runs that this is called in.
-    pub fn keep_sweeping(self: &Arc<Self>) {}
+    /// Forgets what is over, part after part, for as long as the runtime runs that this is called in.
+    pub fn keep_sweeping(self: &Arc<Self>) {
+        if !self.welcome.remembers {
+            return;
+        }
+        let relay = Arc::clone(self);
+        tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(SWEEP_ALL / SWEEPS as u32);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            for part in (0..SWEEPS).cycle() {
+                ticks.tick().await;
+                let mut state = relay.state();
+                relay.broker.sweep(part, relay.clock.now(), |event| state.hand_over(&relay, event, 0));
+            }
+        });
+    }
 
-    /// What was counted and is kept here, for the sum over all processes.
-    pub fn collect(&self, _families: &mut Families) {}
+    /// What is counted and kept here, for the sum over all processes.
+    pub fn collect(&self, families: &mut Families) {
+        let (children, waiting, bytes) = self.state().amounts();
+        self.metrics.relay_processes_num.set(children as i64);
+        self.metrics.relay_waiting_num.set(waiting as i64);
+        self.metrics.relay_queue_bytes.set(bytes as i64);
+        self.metrics.collect(&[], families);
+        self.broker.measure();
+        self.broker.metrics.collect(&[], families);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A child that is counted on until this is dropped.
+struct Listed {
+    relay: Arc<Relay>,
+    number: u16,
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.relay.state().lost(&self.relay, self.number);
+    }
 }

@@ -33,11 +33,16 @@ pub(in crate::node) fn collect(parts: &Parts, families: &mut Families) {
         let reconnects = Value::Counter(link.reconnects());
         families.put("link_reconnects_total", "How often a link that was away came back.", &labels, reconnects);
     }
-    let help = "Lines of the log that were dropped: whoever reads it was too slow, or writing failed.";
-    families.put("log_lines_dropped_total", help, &[], Value::Counter(LOG_LINES_DROPPED.get()));
+    log(families);
     if let Some(before) = parts.inherited.totals.get() {
         families.go_on_from(before.clone());
     }
+}
+
+/// What the log of this process counts.
+pub(in crate::node) fn log(families: &mut Families) {
+    let help = "Lines of the log that were dropped: whoever reads it was too slow, or writing failed.";
+    families.put("log_lines_dropped_total", help, &[], Value::Counter(LOG_LINES_DROPPED.get()));
 }
 
 /// What only grows, and with it what processes before this one had counted.

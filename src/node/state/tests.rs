@@ -68,6 +68,7 @@ fn bare(epoch: &str) -> Bare {
         handed: Arc::default(),
         inherited: Arc::default(),
         control: Arc::default(),
+        family: None,
         upgrades: Arc::default(),
     };
     Bare { parts, _runtime: runtime }
@@ -76,7 +77,7 @@ fn bare(epoch: &str) -> Bare {
 fn local(bare: &Bare) -> &LocalBroker {
     match &bare.parts.pipeline.broker {
         Broker::Local(local) => local,
-        Broker::Remote(_) => unreachable!(),
+        Broker::Remote(_) | Broker::Parent(_) => unreachable!(),
     }
 }
 

@@ -266,10 +266,11 @@ impl Predecessor {
         let run = move || {
             loop {
                 match talk.hear::<ToNew>(None) {
-                    Ok((ToNew::Forward(Forward::Finished {}), _)) | Err(LineError::Ended | LineError::Channel(_)) => {
-                        break;
-                    }
-                    Ok((ToNew::Forward(forward), descriptors)) => follower.take(forward, descriptors),
+                    Ok((ToNew::Forward(forward), descriptors)) => match *forward {
+                        Forward::Finished {} => break,
+                        forward => follower.take(forward, descriptors),
+                    },
+                    Err(LineError::Ended | LineError::Channel(_)) => break,
                     Ok(_) | Err(LineError::Silent(_)) => {}
                     Err(error) => tracing::warn!(%error, "something that the old process forwards is lost"),
                 }

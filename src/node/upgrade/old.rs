@@ -300,7 +300,9 @@ impl Node {
         let program = self.may_be_upgraded()?;
         let patience = self.config.app.upgrade_timeout;
         let mut new = NewProcess::start(program, &self.made_of.for_successors, patience)?;
-        new.prepare(self, patience)?;
+        let prepared = new.prepare(self, patience);
+        state::forget_changes(&self.observer.parts);
+        prepared?;
         let (old_version, new_version) = (env!("CARGO_PKG_VERSION").to_owned(), new.version().to_owned());
         Ok(Understood { old_version, new_version, program: program.to_owned() })
     }
@@ -309,7 +311,8 @@ impl Node {
         let clock = Clock::start();
         let patience = self.config.app.upgrade_timeout;
         let mut new = NewProcess::start(self.may_be_upgraded()?, &self.made_of.for_successors, patience)?;
-        let lanes = new.prepare(self, patience)?;
+        let prepared = new.prepare(self, patience);
+        let lanes = prepared.inspect_err(|_| state::forget_changes(&self.observer.parts))?;
         // All that can fail is made first.
         let kept = new.keep(&self.observer.parts, patience);
         let snapshot_bytes = kept.as_ref().map_or(0, |snapshot| snapshot.bytes);

@@ -73,7 +73,7 @@ impl ToSuccessor {
         let say = move || {
             for Queued { forward, socket, sent } in queued {
                 let socket: Vec<_> = socket.iter().map(AsFd::as_fd).collect();
-                if let Err(error) = says.say(&ToNew::Forward(forward), &socket) {
+                if let Err(error) = says.say(&ToNew::Forward(Box::new(forward)), &socket) {
                     tracing::error!(%error, "what is for the new process cannot be sent to it");
                     return;
                 }

@@ -94,7 +94,8 @@ fn written() -> Vec<ByteBuf> {
     let mut unfinished = FrameReader::new();
     let limits = Limits { message_bytes_max: 1000, fragments_max: 10 };
     // Half of a masked text frame of 5 bytes.
-    let event = unfinished.next(&mut &mut [0x81, 0x85, 0, 0, 0, 0, b'h', b'a'][..], &limits);
+    let mut half = [0x81, 0x85, 0, 0, 0, 0, b'h', b'a'];
+    let event = unfinished.next(&mut &mut half[..], &limits);
     assert!(matches!(event, Ok(None)));
     let outbox = {
         let mut outbox = Outbox::default();
@@ -174,7 +175,8 @@ fn connections_of_the_first_format_are_read() {
 
 #[test]
 fn a_connection_of_another_format_is_refused_by_its_number() {
-    let mut other = state(StageState::Echo, &FrameReader::new());
+    let parked = FrameReader::new();
+    let mut other = state(StageState::Echo, &parked);
     other.format = FORMAT + 1;
     let bytes = rmp_serde::to_vec_named(&other).unwrap();
     assert!(matches!(read(&bytes), Err(BadState::Format(format)) if format == FORMAT + 1));

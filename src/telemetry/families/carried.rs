@@ -94,13 +94,6 @@ impl Families {
             (None, value) => Some(value),
         }
     }
-
-    /// A value that was collected, by name, whatever its labels: the sum.
-    pub fn gauge(&self, name: &str) -> Option<f64> {
-        let values = self.by_name.get(name)?.values.values();
-        let gauges = values.filter_map(|value| if let Value::Gauge(gauge) = value { Some(gauge) } else { None });
-        gauges.copied().reduce(|sum, more| sum + more)
-    }
 }
 
 impl Parts {
@@ -194,7 +187,6 @@ mod tests {
         for (process, parts) in [("0", kettle(2, 5, 8_000)), ("1", kettle(3, 7, 8_848)), ("2", kettle(4, 1, 8_000))] {
             all.add_parts(parts, process, total);
         }
-        assert_eq!(all.gauge("water"), Some(13.0));
         let text = all.to_text("", Text::Prometheus);
         for line in [
             "cups_total{kitchen=\"a\"} 9",

@@ -1,0 +1,239 @@
+//! All children at once: who of them can be asked, and what they have said.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use serde_bytes::ByteBuf;
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::link::local::Asked;
+use crate::node::control::{ControlMetrics, talk};
+use crate::node::metrics;
+use crate::node::processes::{self, Answering, Counted, How, Order, PATIENCE, Question, Said, Turning, Wish};
+use crate::os::process;
+use crate::telemetry::{Collect, Families, Parts};
+
+use super::{ChildLink, Event, Relay};
+
+/// Questions of one child to all that are answered at once. What is over it waits, and is bounded by what a child asks.
+const ROUNDS_MAX: usize = 8;
+
+crate::metrics! {
+    /// What the parent knows of one process.
+    struct ProcessMetrics {
+        /// Whether this process serves and answers.
+        process_up: Gauge,
+        /// Times that this process was started again after it had ended.
+        process_restarts_total: Counter,
+    }
+}
+
+/// All children, for those who ask.
+pub struct All {
+    /// By number. Held to read or to change an entry.
+    members: Mutex<Box<[Member]>>,
+    relay: Arc<Relay>,
+    tags: Vec<(String, String)>,
+    /// What they had together when they were asked last.
+    load: Mutex<Turning>,
+    pub control: Arc<ControlMetrics>,
+    /// `--max-conn` of all; 0: none.
+    pub max_conn: AtomicU64,
+}
+
+/// One child, by whichever process it is at the moment.
+#[derive(Default)]
+struct Member {
+    link: Option<ChildLink>,
+    pid: u32,
+    serves: bool,
+    starts: u64,
+    /// Its last answer to [`Question::Metrics`]: what it counted stays counted when it is silent or ends.
+    counted: Option<ByteBuf>,
+    /// What those counted that have been this child before.
+    gone: Parts,
+}
+
+impl All {
+    pub fn new(of: u16, relay: Arc<Relay>, tags: Vec<(String, String)>, max_conn: usize) -> All {
+        let members = Mutex::new((0..of).map(|_| Member::default()).collect());
+        All {
+            members,
+            relay,
+            tags,
+            load: Mutex::default(),
+            control: Arc::default(),
+            max_conn: AtomicU64::new(max_conn as u64),
+        }
+    }
+
+    fn members(&self) -> MutexGuard<'_, Box<[Member]>> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A child was started.
+    pub fn begins(&self, child: u16, pid: u32, link: ChildLink) {
+        let member = &mut self.members()[usize::from(child)];
+        member.pid = pid;
+        member.link = Some(link);
+        member.starts += 1;
+    }
+
+    /// The process that a child is at the moment, if it serves.
+    pub fn pid(&self, child: u16) -> Option<u32> {
+        let members = self.members();
+        let member = &members[usize::from(child)];
+        member.serves.then_some(member.pid)
+    }
+
+    /// A child serves. Tells whether all do.
+    pub fn serves(&self, child: u16) -> bool {
+        let mut members = self.members();
+        members[usize::from(child)].serves = true;
+        members.iter().all(|member| member.serves)
+    }
+
+    /// A child has ended.
+    pub fn ended(&self, child: u16) {
+        let member = &mut self.members()[usize::from(child)];
+        (member.link, member.serves) = (None, false);
+        let counted = member.counted.take().and_then(|last| rmp_serde::from_slice::<Counted>(&last).ok());
+        if let Some(counted) = counted {
+            member.gone.add(counted.parts.of_the_gone());
+        }
+    }
+
+    /// How many serve.
+    pub fn serving(&self) -> usize {
+        self.members().iter().filter(|member| member.serves).count()
+    }
+
+    /// Has one child do something.
+    pub async fn order(&self, child: u16, order: &Order) -> Option<Vec<u8>> {
+        let link = self.members()[usize::from(child)].link.clone()?;
+        tokio::time::timeout(PATIENCE, link.request("", processes::write(order))).await.ok()?.ok()
+    }
+
+    /// Has all that run do something, each of them something of its own.
+    pub async fn order_each(&self, of_child: impl Fn(u16) -> Order) -> Vec<(u16, Option<Vec<u8>>)> {
+        let children = 0..self.members().len() as u16;
+        let of_child = &of_child;
+        join_all(children.map(|child| async move { (child, self.order(child, &of_child(child)).await) })).await
+    }
+
+    /// Asks all, and waits for none longer than this.
+    pub async fn ask(&self, question: &Question, patience: Duration) -> Vec<Said> {
+        let body = processes::write(&Order::Answer(question.clone()));
+        let links: Vec<Option<ChildLink>> = self.members().iter().map(|member| member.link.clone()).collect();
+        let asked = links.into_iter().map(|link| async {
+            let answer = tokio::time::timeout(patience, link?.request("", body.clone())).await.ok()?;
+            answer.ok().map(ByteBuf::from)
+        });
+        let answers = join_all(asked).await;
+        let is_counted = matches!(question, Question::Metrics);
+        let mut said = Vec::with_capacity(answers.len() + 1);
+        for (number, (member, answer)) in self.members().iter_mut().zip(answers).enumerate() {
+            let how = match (&answer, member.serves) {
+                (Some(_), _) => How::Now,
+                (None, true) => How::Silent,
+                (None, false) => How::Away,
+            };
+            if is_counted && answer.is_some() {
+                member.counted.clone_from(&answer);
+            }
+            let answer = answer.or_else(|| member.counted.clone().filter(|_| is_counted));
+            said.push(Said { process: number.to_string(), how, answer });
+        }
+        if is_counted {
+            said.extend(self.gone());
+            let answer = Some(ByteBuf::from(processes::write(&self.own(&said))));
+            said.push(Said { process: "parent".to_owned(), how: How::Now, answer });
+        }
+        said
+    }
+
+    /// What is told at the control socket.
+    pub fn status(&self) -> talk::Status {
+        let Turning { websockets, websockets_max, .. } = *self.load();
+        talk::Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            websockets,
+            websockets_max,
+            descriptors: process::open_descriptors().unwrap_or(0),
+            resident_bytes: process::resident_bytes().unwrap_or(0),
+            ..talk::Status::default()
+        }
+    }
+
+    /// What they had together when they were asked last.
+    pub fn load(&self) -> MutexGuard<'_, Turning> {
+        self.load.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was counted by processes that have ended.
+    fn gone(&self) -> Vec<Said> {
+        let members = self.members();
+        let counted = members.iter().map(|member| Counted { parts: member.gone.clone(), ..Counted::default() });
+        let said = counted.enumerate().map(|(number, counted)| Said {
+            process: number.to_string(),
+            how: How::Away,
+            answer: Some(ByteBuf::from(processes::write(&counted))),
+        });
+        said.collect()
+    }
+
+    /// What the parent itself counts, and what it knows of those who have `said` something now, or not.
+    fn own(&self, said: &[Said]) -> Counted {
+        let mut families = Families::new(self.tags.clone());
+        self.relay.collect(&mut families);
+        self.control.collect(&[], &mut families);
+        for (number, (member, said)) in self.members().iter().zip(said).enumerate() {
+            let metrics = ProcessMetrics::default();
+            metrics.process_up.set(i64::from(member.serves && said.how == How::Now));
+            metrics.process_restarts_total.add(member.starts.saturating_sub(1));
+            metrics.collect(&[("process", number.to_string().as_str())], &mut families);
+        }
+        metrics::of_the_parent(&mut families);
+        Counted { parts: families.into_parts(), ..Counted::default() }
+    }
+}
+
+/// Answers the wishes of one child.
+pub(super) struct Wishes {
+    pub child: u16,
+    pub pid: u32,
+    pub all: Arc<All>,
+    pub events: mpsc::UnboundedSender<Event>,
+    rounds: Semaphore,
+}
+
+impl Wishes {
+    pub fn new(child: u16, pid: u32, all: Arc<All>, events: mpsc::UnboundedSender<Event>) -> Wishes {
+        Wishes { child, pid, all, events, rounds: Semaphore::new(ROUNDS_MAX) }
+    }
+}
+
+impl Asked for Wishes {
+    fn asked(self: Arc<Self>, _: Box<str>, body: Vec<u8>) -> Answering {
+        Box::pin(async move {
+            match rmp_serde::from_slice(&body) {
+                Ok(Wish::Serving) => {
+                    // It fails when the parent ends.
+                    let _ = self.events.send(Event::Serves { child: self.child, pid: self.pid });
+                    Vec::new()
+                }
+                Ok(Wish::Ask(question)) => {
+                    let _round = self.rounds.acquire().await;
+                    processes::write(&self.all.ask(&question, PATIENCE).await)
+                }
+                Err(error) => {
+                    tracing::error!(process = self.child, %error, "a process says what its parent does not understand");
+                    Vec::new()
+                }
+            }
+        })
+    }
+}
