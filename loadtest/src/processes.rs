@@ -164,6 +164,9 @@ fn await_counts(options: &Options, workers: &mut Workers, is_so: impl Fn(&Counts
     Ok(true)
 }
 
+/// Tries of a publication: a connection that waits at a process while that is killed is reset, unanswered.
+const TRIES: u32 = 3;
+
 /// Posts publications, each at its time, from this sequence number on.
 fn post(fleet: &Fleet, rate: f64, numbers: std::ops::Range<u32>) -> anyhow::Result<()> {
     let mut publisher = Publisher::connect(&fleet.publish_urls[0], &Credentials::None)?;
@@ -171,8 +174,13 @@ fn post(fleet: &Fleet, rate: f64, numbers: std::ops::Range<u32>) -> anyhow::Resu
     for (at, number) in numbers.enumerate() {
         let due = begun + (at as f64 / rate * 1e9) as u64;
         std::thread::sleep(Duration::from_nanos(due.saturating_sub(now_ns())));
-        let mark = protocol::mark(number, due);
-        publisher.post(&format!(r#"{{"stream":"load","data":"\"{mark}\""}}"#))?;
+        let body = format!(r#"{{"stream":"load","data":"\"{}\""}}"#, protocol::mark(number, due));
+        let mut tries = 1;
+        while let Err(error) = publisher.post(&body) {
+            ensure!(tries < TRIES, error);
+            tries += 1;
+            publisher = Publisher::connect(&fleet.publish_urls[0], &Credentials::None)?;
+        }
     }
     Ok(())
 }

@@ -48,7 +48,7 @@ mod tests {
     #[test]
     fn a_configuration_arrives_as_it_was_with_its_secrets() {
         let arguments = "--port 7 --ignore-config-path --secret s3cret --broadcast-key none --path /a,/b/{x} --max-conn 100000 \
-                         --redis-url redis://:pa,ss@h:6379/3 --pubsub redis --broker redis --processes auto --headers a,b --ready-path \
+                         --redis-url redis://:p%40ss@h:6379/3 --pubsub redis --broker redis --processes auto --headers a,b --ready-path \
                          none --admin-port 0 --ping-interval 1500ms --ws-max-buffers-size 1GiB --allowed-origins *.a.example \
                          --metrics-tags env:x,app:y --public --reaping aggressive";
         let Ok(Invocation { command: Command::Serve(config), .. }) =

@@ -107,7 +107,7 @@ mod tests {
         config.server.processes = Processes::Auto;
         for (max_conn, open_files, of) in [
             (15_000, 20_000, 1),
-            (18_750, 20_000, 1),
+            (18_700, 20_000, 1),
             (18_751, 20_000, 2),
             (100_000, 20_000, 6),
             (1_000_000, 2_000_000, 1),
