@@ -342,3 +342,6 @@ fn read(state: &[u8]) -> Result<ToRead, BadState> {
         _ => Ok(read?),
     }
 }
+
+#[cfg(test)]
+mod tests;
