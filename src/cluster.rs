@@ -34,7 +34,7 @@ pub use nats::NatsMedium;
 pub use outgoing::{GivenOutgoing, Outgoing, Sent};
 pub use received::{GivenReceived, Received};
 pub use redis::RedisMedium;
-pub use streams::{Changes, Streams, Then};
+pub use streams::{Changes, Numbered, Streams, Then};
 
 /// What takes its time and gives nothing.
 pub type Work<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
@@ -141,7 +141,7 @@ pub struct GivenCluster {
     #[serde(default)]
     received: GivenReceived,
     #[serde(default)]
-    numbers: Vec<(Arc<str>, Vec<(NodeId, u64)>)>,
+    numbers: Vec<Numbered>,
 }
 
 impl Cluster {
@@ -259,13 +259,12 @@ impl Exchange {
         self.marks.notify_one();
     }
 
-    /// Waits until a mark is to be published; gives it, and its text.
-    async fn wanted_mark(&self) -> (String, String) {
+    /// Waits until a mark is to be published, and gives it.
+    async fn wanted_mark(&self) -> String {
         loop {
             self.marks.notified().await;
             if let Some(key) = self.received.seam.key() {
-                let text = key.mark();
-                return (between_nodes::write_command(SEAM, &format!("\"{text}\""), self.node), text.to_owned());
+                return between_nodes::write_command(SEAM, &format!("\"{}\"", key.mark()), self.node);
             }
         }
     }

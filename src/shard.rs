@@ -77,7 +77,7 @@ use ping::PingFrames;
 use read::Stashes;
 use samples::Sampler;
 use slots::{Slots, flag};
-use still::Still;
+use still::{LostTime, Still};
 use wheel::Wheel;
 use write::SPARE_OUTBOXES;
 
@@ -259,6 +259,7 @@ pub struct Shard<M: Machine, N: Services<M::Socket>> {
     drain: Option<Drain>,
     /// It stands still.
     still: Option<Still<M::Socket>>,
+    lost_time: LostTime,
     closes: Closes,
     looks: Looks,
     sampler: Sampler,
@@ -315,6 +316,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             accepting: Accepting::Yes,
             drain: None,
             still: None,
+            lost_time: LostTime::default(),
             closes: Closes::new(settings.closes_max),
             looks: Looks::default(),
             sampler: Sampler::default(),

@@ -101,15 +101,17 @@ impl Fleet {
     /// Waits until every process has begun to serve.
     pub(crate) fn await_all(&self) -> anyhow::Result<()> {
         let begun = Instant::now();
-        while self.count > 1 {
+        if self.count == 1 {
+            return Ok(());
+        }
+        loop {
             let ready = Client::connect(&self.address.to_string())?.request("GET", "/ready", "", b"")?;
             if String::from_utf8_lossy(&ready.body).contains("\"all_processes\":true") {
-                break;
+                return Ok(());
             }
             ensure!(begun.elapsed() < server::START_MAX, "not all of {} server processes serve", self.count);
             std::thread::sleep(LOOK_EVERY);
         }
-        Ok(())
     }
 
     /// The server's process ids: the parent, if it has several, and those that hold connections.

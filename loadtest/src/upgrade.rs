@@ -39,7 +39,7 @@ const PING_INTERVAL_S: f64 = 3.0;
 const CALL_TIME: Duration = Duration::from_millis(5);
 
 /// Commands that are said around each upgrade at least, by as many rounds as that takes: seconds of work for the app.
-const COMMANDS_MIN: u32 = 12_000;
+const COMMANDS_MIN: u32 = 8_000;
 
 /// Clients that talk to the app at a time.
 const TALKING: u32 = 100;
@@ -52,7 +52,7 @@ const SLOW_BYTES: u32 = 2048;
 const HALVES: u32 = 10;
 
 /// How long anything may take.
-const TIMEOUT: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Before and behind each upgrade: for commands and halves to get under way, and for what was freed to be given back.
 const AROUND: Duration = Duration::from_millis(500);

@@ -92,11 +92,11 @@ impl Fanout {
 
     /// Waits until a mark is to be published, some time after what is published was listened to, and gives it; for ever where
     /// this process goes on from none.
-    pub async fn wanted_mark(&self) -> (String, String) {
+    pub async fn wanted_mark(&self) -> String {
         match self.seam.key().filter(|_| self.follows.load(Relaxed)) {
             Some(key) => {
                 tokio::time::sleep(BEFORE_MARK).await;
-                (format!("{MARK}{}\"}}", key.mark()), key.mark().to_owned())
+                format!("{MARK}{}\"}}", key.mark())
             }
             None => std::future::pending().await,
         }
@@ -169,7 +169,7 @@ mod tests {
         ours.push(b"a", &metrics);
         theirs.follow(key.clone());
         ours.push(b"b", &metrics);
-        let (mark, _) = theirs.wanted_mark().await;
+        let mark = theirs.wanted_mark().await;
         for payload in [b"c", b"d"] {
             for fanout in [&ours, &theirs] {
                 fanout.push(payload, &metrics);

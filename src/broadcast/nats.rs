@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::{Broadcast, BroadcastMetrics, Fanout, Source};
-use crate::link::nats::{Client, Connection, NatsError, Outgoing, Servers};
+use crate::link::nats::{Connection, NatsError, Servers, publish_apart};
 use crate::link::{LinkState, keep};
 
 /// The number of the subscription.
@@ -41,7 +41,7 @@ impl NatsSource {
         let ready = async {
             if client.flush().await.is_ok() {
                 self.state.came_up();
-                self.mark(&client).await;
+                self.mark().await;
             }
             // The connection knows better when it ends, and why.
             std::future::pending().await
@@ -52,13 +52,11 @@ impl NatsSource {
         }
     }
 
-    /// Publishes a mark if one is wanted, once. It does not come back here: whatever came before the acknowledgement came before
-    /// the mark.
-    async fn mark(&self, client: &Client) {
-        let (mark, text) = self.fanout.wanted_mark().await;
-        let message = Outgoing { subject: &self.subject, payload: mark.as_bytes(), ..Outgoing::default() };
-        if client.publish(&message).is_ok() && client.flush().await.is_ok() {
-            self.fanout.seam.mark(&text);
+    /// Publishes a mark if one is wanted, once.
+    async fn mark(&self) {
+        let mark = self.fanout.wanted_mark().await;
+        if let Err(error) = publish_apart(&self.servers, &self.subject, mark.as_bytes()).await {
+            tracing::debug!(%error, "a mark was not published");
         }
     }
 }

@@ -52,7 +52,7 @@ impl RedisSource {
 
     /// Publishes a mark if one is wanted, once. It comes back by the channel.
     async fn mark(&self) -> RedisResult<()> {
-        let (mark, _) = self.fanout.wanted_mark().await;
+        let mark = self.fanout.wanted_mark().await;
         let mut publish = redis::cmd("PUBLISH");
         let mut connection = self.redis.connection(ANSWER_TIMEOUT).await?;
         publish.arg(&self.channel).arg(mark).exec_async(&mut connection).await?;

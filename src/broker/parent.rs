@@ -28,7 +28,7 @@ pub trait FromParent: Send + Sync + 'static {
     fn deliver(&self, publication: Publication, credit: Credit);
 
     /// Sessions to be sent away.
-    fn disconnect(&self, disconnect: RemoteDisconnect);
+    fn send_away(&self, disconnect: RemoteDisconnect);
 
     /// The answer to a session's question.
     fn answer(&self, key: SlotKey, reply: Reply);
@@ -281,7 +281,7 @@ impl ParentBroker {
             ToChild::Disconnect(disconnect) => {
                 // Before the shards are told: whoever comes back to a session after that is refused.
                 self.sent_away.note(&disconnect.identifiers, now);
-                outlet.disconnect(disconnect);
+                outlet.send_away(disconnect);
             }
             ToChild::Taken(number) => self.taken.answered(number, ()),
             ToChild::Followed { key, follows } => {

@@ -8,7 +8,7 @@ use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Exchange, Medium, Sent, Work};
-use crate::link::nats::{Client, Connection, Names, NatsError, Outgoing, Refused, Servers};
+use crate::link::nats::{Client, Connection, Names, NatsError, Outgoing, Refused, Servers, publish_apart};
 use crate::link::{LinkState, keep};
 use crate::model::NameHasher;
 
@@ -71,7 +71,7 @@ impl Connected<'_> {
         let client = connection.client();
         let work = async {
             // They end when the connection does, which knows better why.
-            let _ = tokio::try_join!(self.subscribe(&client), self.publish(&client), self.mark(&client));
+            let _ = tokio::try_join!(self.subscribe(&client), self.publish(&client), self.mark());
             std::future::pending().await
         };
         tokio::select! {
@@ -126,14 +126,13 @@ impl Connected<'_> {
         }
     }
 
-    /// Publishes marks. They do not come back here: whatever came before the acknowledgement came before the mark.
-    async fn mark(&self, client: &Client) -> Result<(), Refused> {
+    /// Publishes marks.
+    async fn mark(&self) -> Result<(), Refused> {
         loop {
-            let (mark, text) = self.exchange.wanted_mark().await;
-            let message = Outgoing { subject: &self.medium.commands, payload: mark.as_bytes(), ..Outgoing::default() };
-            client.publish(&message)?;
-            client.flush().await?;
-            self.exchange.received.seam.mark(&text);
+            let mark = self.exchange.wanted_mark().await;
+            if let Err(error) = publish_apart(&self.medium.servers, &self.medium.commands, mark.as_bytes()).await {
+                tracing::debug!(%error, "a mark was not published");
+            }
         }
     }
 

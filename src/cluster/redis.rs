@@ -118,7 +118,7 @@ impl Connected<'_> {
     /// Publishes marks, which come back to this node as to all others.
     async fn mark(&self, mut connection: MultiplexedConnection) -> RedisResult<()> {
         loop {
-            let (mark, _) = self.exchange.wanted_mark().await;
+            let mark = self.exchange.wanted_mark().await;
             let mut publish = redis::cmd("PUBLISH");
             publish.arg(self.channel(&self.medium.commands)).arg(mark).exec_async(&mut connection).await?;
         }

@@ -98,6 +98,9 @@ pub struct Changes {
     pub subscribe: Vec<Arc<str>>,
 }
 
+/// A stream, and the last number of each node that published to it.
+pub type Numbered = (Arc<str>, Vec<(NodeId, u64)>);
+
 /// What the number of a publication says.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Seen {
@@ -222,7 +225,7 @@ impl Streams {
     }
 
     /// The last number of each node, for up to so many streams.
-    pub fn numbers(&self, max: usize) -> Vec<(Arc<str>, Vec<(NodeId, u64)>)> {
+    pub fn numbers(&self, max: usize) -> Vec<Numbered> {
         let mut numbers = Vec::new();
         for bucket in &self.buckets {
             let bucket = lock(bucket);
@@ -234,7 +237,7 @@ impl Streams {
     }
 
     /// Another process has seen these. Of two numbers of one node the later one counts.
-    pub fn take_over_numbers(&self, numbers: Vec<(Arc<str>, Vec<(NodeId, u64)>)>) {
+    pub fn take_over_numbers(&self, numbers: Vec<Numbered>) {
         for (name, numbers) in numbers {
             let mut bucket = self.bucket(&name);
             let Some(entry) = bucket.get_mut(&name) else { continue };

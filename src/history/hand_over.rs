@@ -101,12 +101,12 @@ impl History {
     /// Everything, those streams first that were published to least lately. From now on it is noted what changes.
     pub fn all(&mut self) -> Vec<KeptStream> {
         self.streams.as_mut_slice().iter_mut().for_each(|stream| stream.unseen = 0);
-        self.from_newest(|_| true).map(|stream| KeptStream::of(stream, stream.kept.len())).rev_collect()
+        self.newest_first(|_| true).map(|stream| KeptStream::of(stream, stream.kept.len())).rev_collect()
     }
 
     /// What has changed since [`all`](Self::all) or this was called last, in the same order.
     pub fn changed(&mut self) -> Vec<KeptStream> {
-        let changed = self.from_newest(|stream| stream.unseen > 0);
+        let changed = self.newest_first(|stream| stream.unseen > 0);
         let changed = changed.map(|stream| KeptStream::of(stream, stream.kept.len().min(stream.unseen as usize)));
         let changed = changed.rev_collect();
         let mut at = self.newest;
@@ -158,7 +158,7 @@ impl History {
     }
 
     /// Streams from the newest on, while they are wanted.
-    fn from_newest(&self, is_wanted: fn(&Stream) -> bool) -> impl Iterator<Item = &Stream> {
+    fn newest_first(&self, is_wanted: fn(&Stream) -> bool) -> impl Iterator<Item = &Stream> {
         let at = move |place: u32| self.streams.as_slice().get(place as usize).filter(|stream| is_wanted(stream));
         std::iter::successors(at(self.newest), move |stream| at(stream.older))
     }
@@ -191,7 +191,7 @@ mod tests {
             let messages = messages.iter().map(|stored| format!("{}:{}", stored.offset, &*stored.message));
             format!("{} {} [{}]", stream.name, stream.head, messages.collect::<Vec<_>>().join(" "))
         };
-        history.from_newest(|_| true).map(stream).collect::<Vec<_>>().join("\n")
+        history.newest_first(|_| true).map(stream).collect::<Vec<_>>().join("\n")
     }
 
     /// As it comes out of the text that the other process gets.

@@ -109,6 +109,26 @@ pub struct Connection {
     client: Client,
 }
 
+/// Publishes one message on a connection of its own: everybody who listens gets it, this process too.
+///
+/// # Errors
+/// The connection is not made, or is lost before the server has the message.
+pub async fn publish_apart(servers: &Arc<Servers>, subject: &str, payload: &[u8]) -> Result<(), NatsError> {
+    let connection = Connection::open(servers).await?;
+    let client = connection.client();
+    let publish = async {
+        let message = Outgoing { subject, payload, ..Outgoing::default() };
+        match client.publish(&message) {
+            Ok(()) => client.flush().await,
+            refused => refused,
+        }
+    };
+    tokio::select! {
+        why = connection.run(|_| {}) => Err(why),
+        published = publish => published.map_err(|refused| NatsError::Closed(Some(refused.to_string()))),
+    }
+}
+
 /// The end of a connection that others use.
 #[derive(Clone)]
 pub struct Client(Arc<Shared>);

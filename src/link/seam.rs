@@ -5,8 +5,8 @@
 //! taken out of what came behind it to the other. A server with one order for all who listen (Redis) has both lists in one
 //! order. Where several publishers overtake each other on the way (NATS, a Redis Cluster), a payload may stand in front of the
 //! mark here and behind it there: within [`OVERTAKING`] before the mark it is looked for on both sides. So nothing is lost and
-//! nothing comes twice; only two payloads that are equal byte for byte, from different publishers, on both sides of the mark
-//! within that time, may be taken for each other.
+//! nothing comes twice; only a payload that crosses the mark on its way, while another that is equal byte for byte came within
+//! that time, may be taken for that one.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasher;
@@ -113,12 +113,6 @@ impl Noted {
         let at = |number: u64| number.saturating_sub(self.forgotten).min(self.payloads.len() as u64) as usize;
         self.payloads.range(at(from)..at(to)).copied()
     }
-
-    fn before(&self) -> (Vec<u64>, Vec<u64>) {
-        let Some((mark, at)) = self.mark else { return (Vec::new(), Vec::new()) };
-        let shortly = self.range(0, mark).filter(|(_, came)| at.duration_since(*came) <= OVERTAKING);
-        (self.range(0, mark).map(|(hash, _)| hash).collect(), shortly.map(|(hash, _)| hash).collect())
-    }
 }
 
 impl Seam {
@@ -169,19 +163,22 @@ impl Seam {
         let Some(noted) = &*state else { return TakenThere::default() };
         let mut left: Vec<u64> = left.to_vec();
         left.sort_unstable();
-        let mark = noted.mark.map_or(0, |(mark, _)| mark);
-        let numbers = mark.max(noted.forgotten)..;
-        let behind = numbers.zip(noted.range(mark, u64::MAX)).filter(|(number, _)| left.binary_search(number).is_err());
-        let (before, shortly_before) = noted.before();
-        let left_before = left.iter().filter(|number| **number < mark);
-        let left_before = left_before.flat_map(|number| noted.range(*number, number + 1)).map(|(hash, _)| hash);
-        TakenThere {
-            is_marked: noted.mark.is_some(),
-            left_before: left_before.collect(),
-            behind: behind.map(|(_, (hash, _))| hash).collect(),
-            shortly_before,
-            before,
+        let mut there = TakenThere { is_marked: noted.mark.is_some(), ..TakenThere::default() };
+        let mark = noted.mark.unwrap_or((0, Instant::now()));
+        for (number, (hash, came)) in (noted.forgotten..).zip(noted.range(0, u64::MAX)) {
+            match (number < mark.0, left.binary_search(&number).is_ok()) {
+                (true, true) => there.left_before.push(hash),
+                (true, false) => {
+                    there.before.push(hash);
+                    if mark.1.duration_since(came) <= OVERTAKING {
+                        there.shortly_before.push(hash);
+                    }
+                }
+                (false, true) => {}
+                (false, false) => there.behind.push(hash),
+            }
         }
+        there
     }
 
     /// Which numbers of this side the other one has taken.
@@ -189,31 +186,37 @@ impl Seam {
         let state = self.lock();
         let mut taken = HashMap::default();
         let Some(noted) = &*state else { return taken };
-        let mark = noted.mark.filter(|_| there.is_marked).map_or(0, |(mark, _)| mark);
-        let mut behind = counted(there.behind.iter().copied());
-        if mark > 0 || noted.mark.is_some() && there.is_marked {
-            let (before, shortly_before) = noted.before();
-            // In front of the mark there and behind it here.
-            let mut here = counted(before);
-            for hash in there.shortly_before.iter().filter(|hash| !take(&mut here, **hash)) {
-                *behind.entry(*hash).or_default() += 1;
+        let [mut before, mut shortly, mut behind, mut left] =
+            [&there.before, &there.shortly_before, &there.behind, &there.left_before]
+                .map(|hashes| counted(hashes.iter().copied()));
+        let mut mark = 0;
+        match noted.mark.filter(|_| there.is_marked) {
+            Some((number, at)) => {
+                mark = number;
+                let all: Vec<_> = (noted.forgotten..number).zip(noted.range(0, number)).collect();
+                for (number, (hash, came)) in all.into_iter().rev() {
+                    // Those that are left there are the last ones.
+                    let is_taken = if take(&mut left, hash) {
+                        false
+                    } else if take(&mut before, hash) {
+                        take(&mut shortly, hash);
+                        true
+                    } else {
+                        // It may be behind the mark there, or nowhere yet; what is older was there before this side listened.
+                        at.duration_since(came) > OVERTAKING || take(&mut behind, hash)
+                    };
+                    if is_taken {
+                        taken.insert(number, ());
+                    }
+                }
             }
-            // The other way round: it was there, and is not looked for here.
-            let mut known = counted(there.before.iter().copied());
-            for hash in shortly_before.into_iter().filter(|hash| !take(&mut known, *hash)) {
-                take(&mut behind, hash);
+            None => {
+                shortly.clear();
+                there.before.iter().for_each(|hash| *behind.entry(*hash).or_default() += 1);
             }
-            // They are the last ones.
-            let mut left = counted(there.left_before.iter().copied());
-            let before: Vec<_> = (noted.forgotten..mark).zip(noted.range(0, mark)).collect();
-            let of_there = before.into_iter().rev().filter(|(_, (hash, _))| !take(&mut left, *hash));
-            taken.extend(of_there.map(|(number, _)| (number, ())));
-        } else {
-            there.before.iter().for_each(|hash| *behind.entry(*hash).or_default() += 1);
         }
-        let numbers = mark.max(noted.forgotten)..;
-        for (number, (hash, _)) in numbers.zip(noted.range(mark, u64::MAX)) {
-            if take(&mut behind, hash) {
+        for (number, (hash, _)) in (mark.max(noted.forgotten)..).zip(noted.range(mark, u64::MAX)) {
+            if take(&mut behind, hash) || take(&mut shortly, hash) {
                 taken.insert(number, ());
             }
         }
@@ -278,6 +281,8 @@ mod tests {
             // The one that stops has not got as far as the mark.
             ("ab", 2, "bcMd", "abcd"),
             ("", 0, "aMb", "ab"),
+            ("abM", 2, "abcMd", "abcd"),
+            ("abXM", 2, "abMXd", "abXd"),
             // What came before the mark was not all handed on.
             ("abcMd", 2, "bcMde", "abcde"),
             ("abcMd", 1, "cMde", "acde"),

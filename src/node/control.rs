@@ -152,13 +152,13 @@ impl Drop for Claim {
 pub(super) struct Reader {
     lines: Option<mpsc::UnboundedSender<Line>>,
     written: Option<oneshot::Receiver<()>>,
-    _claim: Option<Claim>,
+    claim: Option<Claim>,
 }
 
 impl Reader {
     /// Nobody, with a claim.
     pub fn nobody(claim: Option<Claim>) -> Reader {
-        Reader { _claim: claim, ..Reader::default() }
+        Reader { claim, ..Reader::default() }
     }
 
     /// Tells what happens.
@@ -171,6 +171,8 @@ impl Reader {
 
     /// Tells how it ended, and waits until that has been taken, for a while.
     pub async fn end(mut self, result: Result<Done, String>) {
+        // Whoever reads it may ask again at once.
+        drop(self.claim.take());
         if let Some(lines) = self.lines.take() {
             let _ = lines.send(result.map_or_else(Line::Error, Line::Done));
         }
@@ -284,7 +286,7 @@ async fn order(desk: &Desk, stream: &mut BufReader<UnixStream>, what: What) {
     };
     let (lines, mut to_write) = mpsc::unbounded_channel();
     let (written, is_written) = oneshot::channel::<()>();
-    let reader = Reader { lines: Some(lines), written: Some(is_written), _claim: Some(claim) };
+    let reader = Reader { lines: Some(lines), written: Some(is_written), claim: Some(claim) };
     let mut is_read = desk.orders.try_send(Order { what, reader }).is_ok();
     let mut is_answered = false;
     // To the end, also without a reader: whoever carries it out waits for that.

@@ -450,7 +450,7 @@ impl FromParent for Pipeline {
         self.to_followers(publication, Some(Box::new(credit)));
     }
 
-    fn disconnect(&self, disconnect: RemoteDisconnect) {
+    fn send_away(&self, disconnect: RemoteDisconnect) {
         self.tell_of_disconnect(disconnect);
     }
 

@@ -43,11 +43,11 @@ pub fn peer(socket: &impl AsFd) -> io::Result<Peer> {
     use std::os::fd::AsRawFd;
     let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
     let mut length = size_of::<libc::ucred>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `length` bytes, which is the size of `peer`; the descriptor is borrowed for the call.
     #[allow(
         unsafe_code,
         reason = "rustix has a pid there that cannot be 0, and the kernel says 0 for other PID namespaces"
     )]
+    // SAFETY: the kernel writes at most `length` bytes, which is the size of `peer`; the descriptor is borrowed for the call.
     let result = unsafe {
         libc::getsockopt(
             socket.as_fd().as_raw_fd(),

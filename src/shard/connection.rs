@@ -56,7 +56,7 @@ pub enum BadState {
     Format(u16),
 }
 
-/// What is read first, whatever else there is.
+/// What can be read of every format.
 #[derive(Deserialize)]
 struct Version {
     format: u16,
@@ -331,9 +331,14 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
 }
 
 fn read(state: &[u8]) -> Result<ToRead, BadState> {
-    let Version { format } = rmp_serde::from_slice(state)?;
-    if format != FORMAT {
-        return Err(BadState::Format(format));
+    // In one go: hundreds of thousands are read while clients wait.
+    let read = rmp_serde::from_slice(state);
+    let format = match &read {
+        Ok(ConnectionState { format, .. }) => Ok(*format),
+        Err(_) => rmp_serde::from_slice(state).map(|Version { format }| format),
+    };
+    match format {
+        Ok(format) if format != FORMAT => Err(BadState::Format(format)),
+        _ => Ok(read?),
     }
-    Ok(rmp_serde::from_slice(state)?)
 }

@@ -10,10 +10,18 @@
 
 use std::time::Duration;
 
-use crate::model::{Answer, Reply, TICK_MS, Tick};
+use crate::model::{Answer, Reply, TICK_MS, Tick, tick};
 
 use super::slots::{Stage, flag};
 use super::{Accepting, Machine, Message, Services, Shard};
+
+/// What connections lost that are closing, when the shard stood still last.
+#[derive(Clone, Copy, Default)]
+pub(super) struct LostTime {
+    /// Those whose deadline is not behind this tick.
+    until: Tick,
+    ticks: Tick,
+}
 
 /// What waits until the shard goes on.
 pub(super) struct Still<S> {
@@ -48,11 +56,6 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     /// Whether everything is carried out and written that can be while it stands still.
     pub fn is_settled(&self) -> bool {
         self.is_still() && !self.is_delivering() && self.dirty.is_empty()
-    }
-
-    /// Whether a shard that stands still was told to send everybody away.
-    pub fn is_draining(&self) -> bool {
-        self.drain.is_some()
     }
 
     /// Sets the clock, for connections that are put together before its first turn.
@@ -104,6 +107,19 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                 handshake.due = handshake.due.saturating_add(ticks);
             }
         }
+        self.lost_time = LostTime { until: tick(self.now.mono), ticks };
+    }
+
+    /// A connection that is closing has passed its deadline. If that was while the shard stood still, it gets the time back.
+    pub(super) fn lingers_on(&mut self, index: u32) -> bool {
+        let (LostTime { until, ticks }, due) = (self.lost_time, self.slots[index].due);
+        let with_lost = due.saturating_add(ticks);
+        // One that got it back is behind all that get some.
+        let lingers_on = due <= until && with_lost > tick(self.now.mono);
+        if lingers_on {
+            self.wheel.set(&mut self.slots, index, with_lost);
+        }
+        lingers_on
     }
 
     /// Connections of another process begin to come.

@@ -2,33 +2,42 @@
 // desktop and on a phone; the screenshots are kept for a look.
 
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { DESKTOP, PHONE, artifacts, launch, newPage, widths } from './harness/browser.mjs';
 import { Child } from './harness/child.mjs';
 import { within } from './harness/deadline.mjs';
+import { temporaryFolder } from './harness/folder.mjs';
 
 const ARTIFACTS = artifacts('demo');
+const CONTROL = join(temporaryFolder('demo'), 'control.sock');
 
 describe('the demo page', () => {
   let demo;
   let url;
+  let successor;
   let browser;
   const pages = [];
 
   before(async () => {
     assert.ok(process.env.CABLEWAY_BIN, 'CABLEWAY_BIN must name the cableway binary under test');
-    demo = new Child('cableway demo', process.env.CABLEWAY_BIN, ['demo', '--port', '0']);
+    demo = new Child('cableway demo', process.env.CABLEWAY_BIN, ['demo', '--port', '0', '--control-socket', CONTROL]);
     url = await demo.line('its URL', (line) => /^https?:\/\/\S+$/.exec(line)?.[0]);
     browser = await launch();
   });
   after(async () => {
     await browser?.close();
+    // It has the output of the one before it, whose end is the end of both.
+    if (successor) process.kill(successor, 'SIGKILL');
     if (demo) await demo.stop('SIGKILL');
   });
 
   const open = async (options) => {
     const page = await newPage(browser, options);
+    // Each WebSocket that the page opens, and whether it is closed.
+    page.sockets = [];
+    page.on('websocket', (socket) => page.sockets.push(socket));
     await page.goto(url);
     await page.getByTestId('status').filter({ hasText: /^\s*connected\s*$/i }).waitFor();
     pages.push(page);
@@ -121,6 +130,29 @@ describe('the demo page', () => {
     await fact(desktop, 'fact-connections', 'counts the third tab', (connections) => connections === 3);
     await third.close();
     await fact(desktop, 'fact-connections', 'counts the tab that left', (connections) => connections === 2);
+  });
+
+  test('another process takes over under the open pages, which do not notice', async () => {
+    const before = [desktop, phone].map((page) => page.sockets.length);
+    const upgrade = new Child('cableway upgrade', process.env.CABLEWAY_BIN, ['upgrade', '--control-socket', CONTROL]);
+    const { code } = await within('the upgrade', upgrade.exited);
+    assert.equal(code, 0, upgrade.tail());
+    successor = Number(/^process (\d+) /m.exec(upgrade.lines.join('\n'))[1]);
+    assert.notEqual(successor, demo.pid);
+    if (demo.process.exitCode === null) await within('the old process to end', once(demo.process, 'exit'));
+    assert.equal(demo.process.exitCode, 0);
+    await say(desktop, 'Ann', 'who serves us now?');
+    await sees(phone, 'who serves us now?');
+    await say(phone, 'Ben', 'somebody else, I hear');
+    await sees(desktop, 'somebody else, I hear');
+    for (const page of [desktop, phone]) await page.getByText('2 people here', { exact: true }).waitFor();
+    assert.deepEqual([desktop, phone].map((page) => page.sockets.length), before, 'a page has opened another WebSocket');
+    for (const page of [desktop, phone]) {
+      assert.ok(!page.sockets.at(-1).isClosed(), 'a WebSocket was closed');
+      assert.equal(await text(page, 'status'), 'connected');
+    }
+    await fact(desktop, 'fact-connections', 'counts both tabs', (connections) => connections === 2);
+    await desktop.screenshot({ path: join(ARTIFACTS, 'demo-upgraded.png') });
   });
 
   test('memory per connection is measured on idle clients that the page starts and lets go', async () => {

@@ -285,6 +285,7 @@ fn reader(redis: &Redis, consumer: &str) -> (Arc<Gate>, RedisXSource, Arc<Broadc
         consumer: consumer.into(),
         read_block: Duration::from_millis(100),
         metrics: Arc::new(RedisXMetrics::default()),
+        in_hand: Arc::default(),
     };
     let broadcast = Arc::new(Broadcast::new(Arc::clone(&gate) as Arc<_>));
     (gate, source, broadcast)

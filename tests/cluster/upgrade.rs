@@ -120,7 +120,7 @@ fn two_nodes<E: Engine>(uses: Use) {
     });
     for (at, stream, mut client) in clients {
         let count = counts[usize::from(stream == streams[1])];
-        assert!(count > 100);
+        assert!(count > 20, "{count}");
         is_all(&got(&mut client), count, &format!("client of node {at} on stream {stream}"));
     }
 }
@@ -133,19 +133,22 @@ fn with_a_broker_what_any_node_publishes_comes_once_and_in_order<E: Engine>() {
     two_nodes::<E>(Use::Broker);
 }
 
+/// Publishes a payload to a channel.
+type Publish<'a> = Box<dyn FnMut(&str, &str) + Send + 'a>;
+
 /// Publishes on one connection.
-trait Publisher: Engine {
-    fn publisher(&self) -> Box<dyn FnMut(&str, &str) + Send + '_>;
+trait Publisher: Engine + Sync {
+    fn publisher(&self) -> Publish<'_>;
 }
 
 impl Publisher for Redis {
-    fn publisher(&self) -> Box<dyn FnMut(&str, &str) + Send + '_> {
+    fn publisher(&self) -> Publish<'_> {
         Box::new(|channel, payload| _ = self.cli(&["PUBLISH", channel, payload]))
     }
 }
 
 impl Publisher for Nats {
-    fn publisher(&self) -> Box<dyn FnMut(&str, &str) + Send + '_> {
+    fn publisher(&self) -> Publish<'_> {
         let mut app = Plain::at(self);
         Box::new(move |channel, payload| {
             app.publish(channel, payload);
@@ -176,7 +179,7 @@ fn what_has_no_number_comes_once_and_in_order<E: Publisher>() {
             publish(foreign, &publication("foreign", same));
         })
     });
-    assert!(count > 30);
+    assert!(count > 5, "{count}");
     is_all(&got(&mut clients[0]), count, "numbers");
     for (client, stream) in clients[1..].iter_mut().zip(&streams[1..]) {
         assert_eq!(got(client).len(), count, "{stream}");
@@ -197,7 +200,7 @@ fn what_comes_by_the_stream_of_redis_is_handed_over_once_and_in_order() {
             redis.cli(&["XADD", "__anycable__", "*", "payload", &publication("s", data)]);
         })
     });
-    assert!(count > 100);
+    assert!(count > 20, "{count}");
     is_all(&got(&mut client), count, "entries");
     until("everything is acknowledged", || redis.cli(&["XPENDING", "__anycable__", "bx"]).starts_with('0'));
     let consumers = redis.cli(&["XINFO", "CONSUMERS", "__anycable__", "bx"]);

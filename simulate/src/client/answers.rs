@@ -399,6 +399,7 @@ impl Sim {
         };
         let is_due = |p: &&usize| self.clients[c].ledger.contains_key(&(identifier.clone(), **p));
         let p = *numbers.iter().find(is_due).unwrap_or(&numbers[0]);
+        let later: Vec<usize> = numbers.iter().copied().filter(|&q| q > p).collect();
         let wanted = self.published_as(&identifier, p);
         let published = &self.published[p];
         let (stream, has_position) = (published.stream.clone(), published.offset.is_some());
@@ -409,6 +410,15 @@ impl Sim {
         };
         if wanted != text {
             return self.fail(format!("client {c}: {text} instead of {wanted}"));
+        }
+        // It may be one of the same text that had to come, and this one need not have.
+        if !due.must {
+            let same = later
+                .into_iter()
+                .find(|&q| client.ledger.get(&(identifier.clone(), q)).is_some_and(|later| later.must));
+            if let Some(later) = same.and_then(|q| client.ledger.get_mut(&(identifier.clone(), q))) {
+                later.must = false;
+            }
         }
         if due.floor > client.replies_read {
             return self.fail(format!("client {c}: publication {p} overtook a reply that was due before it"));

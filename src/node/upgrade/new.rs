@@ -208,8 +208,10 @@ pub(in crate::node) struct Taken {
 impl Taken {
     /// Has the shards serve, and says so.
     pub fn serve(&mut self, predecessor: &Predecessor, parts: &Parts) {
-        // A shard that has ended is seen by the watchdog.
-        self.go_on.drain(..).for_each(|go_on| drop(go_on.send(())));
+        for go_on in self.go_on.drain(..) {
+            // A shard that has ended is seen by the watchdog.
+            let _ = go_on.send(());
+        }
         let at_usec = clock::machine_usec();
         let _ = predecessor.talk.say(&ToOld::Started { at_usec }, &[]);
         let pause = self.yours.map(|yours| Duration::from_micros(at_usec.saturating_sub(yours.stopped_usec)));
@@ -264,10 +266,11 @@ impl Predecessor {
         let run = move || {
             loop {
                 match talk.hear::<ToNew>(None) {
-                    Ok((ToNew::Forward(Forward::Finished {}), _)) | Err(LineError::Ended | LineError::Channel(_)) => {
-                        break;
-                    }
-                    Ok((ToNew::Forward(forward), descriptors)) => follower.take(forward, descriptors),
+                    Ok((ToNew::Forward(forward), descriptors)) => match *forward {
+                        Forward::Finished {} => break,
+                        forward => follower.take(forward, descriptors),
+                    },
+                    Err(LineError::Ended | LineError::Channel(_)) => break,
                     Ok(_) | Err(LineError::Silent(_)) => {}
                     Err(error) => tracing::warn!(%error, "something that the old process forwards is lost"),
                 }

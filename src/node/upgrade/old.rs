@@ -31,8 +31,11 @@ const SETTLE_MAX: Duration = Duration::from_secs(5);
 /// How often all shards are asked whether anything came: what one of them does may be work for another.
 const SETTLE_ROUNDS_MAX: usize = 64;
 
-/// How long the new process may take to put everything together once it is sent.
+/// How long the new process may take to put everything together once it is sent, beside the time that connections take.
 const HAVE_MAX: Duration = Duration::from_secs(10);
+
+/// What one connection may take of it: several times what it does take where nothing else has the processors.
+const HAVE_MAX_EACH: Duration = Duration::from_micros(20);
 
 /// How long the new process may take to say that it serves. Nothing is undone after that.
 const STARTED_MAX: Duration = Duration::from_secs(5);
@@ -66,7 +69,9 @@ impl NewProcess {
         let (here, there) = Channel::pair().map_err(UpgradeError::old)?;
         let mut command = Command::new(program);
         command.args(std::env::args_os().skip(1)).envs(environment.iter().map(|(name, value)| (name, value)));
-        NOT_INHERITED.iter().for_each(|name| drop(command.env_remove(name)));
+        for name in NOT_INHERITED {
+            command.env_remove(name);
+        }
         there.inherit_by(&mut command);
         let child = command.spawn().map_err(cannot)?;
         // It holds the other end, whose end is to be noticed.
@@ -178,21 +183,30 @@ struct Stopped<'a> {
     /// Whoever is told what becomes of the shards that have copied.
     verdicts: Vec<mpsc::Sender<Verdict>>,
     frozen: Option<Frozen>,
+    clock: Clock,
 }
 
 impl<'a> Stopped<'a> {
     /// Stops a node: everything is delivered, and no call is begun.
     fn stop(node: &'a Node) -> Result<Stopped<'a>, UpgradeError> {
         let parts = &node.observer.parts;
-        let since_usec = clock::machine_usec();
+        let (since_usec, clock) = (clock::machine_usec(), Clock::start());
         let frozen = node.runtime.block_on(async { tokio::time::timeout(SETTLE_MAX, parts.pipeline.freeze()).await });
         let frozen = frozen.map_err(|_| {
             UpgradeError::Old(format!("publications are not delivered within {SETTLE_MAX:?}; is a client flooded?"))
         })?;
         parts.backend.hold();
-        let stopped = Stopped { parts, since_usec, verdicts: Vec::new(), frozen: Some(frozen) };
+        let stopped = Stopped { parts, since_usec, verdicts: Vec::new(), frozen: Some(frozen), clock };
+        stopped.mark("everything is delivered");
         stopped.settle()?;
+        stopped.mark("the shards are at rest");
         Ok(stopped)
+    }
+
+    /// Notes for who measures how far it is, in milliseconds since it began to stop.
+    fn mark(&self, what: &str) {
+        let ms = self.clock.now().mono.as_secs_f64() * 1e3;
+        tracing::debug!(ms, "upgrade: {what}");
     }
 
     /// Has all shards carry out what they were given, until none of them gets anything from another.
@@ -289,7 +303,9 @@ impl Node {
         let program = self.may_be_upgraded()?;
         let patience = self.config.app.upgrade_timeout;
         let mut new = NewProcess::start(program, &self.made_of.for_successors, patience)?;
-        new.prepare(self, patience)?;
+        let prepared = new.prepare(self, patience);
+        state::forget_changes(&self.observer.parts);
+        prepared?;
         let (old_version, new_version) = (env!("CARGO_PKG_VERSION").to_owned(), new.version().to_owned());
         Ok(Understood { old_version, new_version, program: program.to_owned() })
     }
@@ -298,7 +314,8 @@ impl Node {
         let clock = Clock::start();
         let patience = self.config.app.upgrade_timeout;
         let mut new = NewProcess::start(self.may_be_upgraded()?, &self.made_of.for_successors, patience)?;
-        let lanes = new.prepare(self, patience)?;
+        let prepared = new.prepare(self, patience);
+        let lanes = prepared.inspect_err(|_| state::forget_changes(&self.observer.parts))?;
         // All that can fail is made first.
         let kept = new.keep(&self.observer.parts, patience);
         let snapshot_bytes = kept.as_ref().map_or(0, |snapshot| snapshot.bytes);
@@ -388,11 +405,14 @@ fn give(
     lanes: &Arc<[Channel]>,
 ) -> Result<Sent, UpgradeError> {
     let clock = Clock::start();
-    let left = || HAVE_MAX.saturating_sub(clock.now().mono);
+    let connections = u32::try_from(stopped.parts.counts.open()).unwrap_or(u32::MAX);
+    let patience = HAVE_MAX + HAVE_MAX_EACH * connections;
+    let left = || patience.saturating_sub(clock.now().mono);
     let all_done = stopped.copy(lanes);
     let state = NodeState::collect(stopped.parts, snapshot).to_bytes();
     let bytes = state.len();
     new.say(&ToNew::State(ByteBuf::from(state)), &[])?;
+    stopped.mark("the state beside the connections is sent");
     let mut copied = Copied::default();
     for _ in 0..stopped.parts.inboxes.len() {
         match all_done.recv_timeout(left()) {
@@ -402,12 +422,16 @@ fn give(
                 new.hear(ABORT_MAX, "say why it takes nothing more")?;
                 return Err(UpgradeError::New(format!("connections cannot be sent to it: {error}")));
             }
-            Err(RecvTimeoutError::Timeout) => return Err(UpgradeError::Late(HAVE_MAX, "take the connections")),
+            Err(RecvTimeoutError::Timeout) => return Err(UpgradeError::Late(patience, "take the connections")),
             Err(RecvTimeoutError::Disconnected) => return Err(UpgradeError::Old("a shard has ended".to_owned())),
         }
     }
+    stopped.mark("the connections are copied");
     match new.hear(left(), "put the connections together")? {
-        (ToOld::Have(have), _) if have.connections == copied.connections => Ok(Sent { have, bytes }),
+        (ToOld::Have(have), _) if have.connections == copied.connections => {
+            stopped.mark("the new process has everything");
+            Ok(Sent { have, bytes })
+        }
         (other, _) => Err(UpgradeError::New(format!("it says {other:?} of {} connections", copied.connections))),
     }
 }

@@ -168,7 +168,7 @@ pub(super) enum ToNew {
     Yours(Yours),
     /// The old process goes on; the new one ends.
     Abort {},
-    Forward(Forward),
+    Forward(Box<Forward>),
 }
 
 /// What came to the old process behind the point of no return.

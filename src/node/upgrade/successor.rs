@@ -73,11 +73,14 @@ impl ToSuccessor {
         let say = move || {
             for Queued { forward, socket, sent } in queued {
                 let socket: Vec<_> = socket.iter().map(AsFd::as_fd).collect();
-                if let Err(error) = says.say(&ToNew::Forward(forward), &socket) {
+                if let Err(error) = says.say(&ToNew::Forward(Box::new(forward)), &socket) {
                     tracing::error!(%error, "what is for the new process cannot be sent to it");
                     return;
                 }
-                sent.into_iter().for_each(|sent| drop(sent.send(())));
+                if let Some(sent) = sent {
+                    // Whoever waited may have gone.
+                    let _ = sent.send(());
+                }
             }
         };
         thread::Builder::new().name("successor-out".into()).spawn(say)?;

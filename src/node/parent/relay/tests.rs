@@ -368,7 +368,7 @@ async fn a_remote_disconnect_reaches_all_children_in_its_place_and_holds_for_wha
 #[tokio::test]
 async fn who_is_present_is_the_same_for_all_and_a_lost_child_takes_its_people_along() {
     let relay = relay();
-    let (mut a, mut b) = (TestChild::of(&relay).await, TestChild::of(&relay).await);
+    let (a, mut b) = (TestChild::of(&relay).await, TestChild::of(&relay).await);
     b.follows("p").await;
     let join = |n, id: &str| ToParent::Presence {
         sid: sid(n),
