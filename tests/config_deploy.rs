@@ -119,7 +119,7 @@ fn systemd_never_gives_a_service_up_and_hears_of_it_what_it_waits_for() {
     assert_eq!(unit("NotifyAccess"), ["main"]);
     assert_eq!(unit("StartLimitIntervalSec"), ["0"]);
     assert_eq!(unit("Restart"), ["always"]);
-    assert!(unit("ExecReload")[0].ends_with(" -HUP $MAINPID"));
+    assert!(unit("ExecReload")[0].ends_with("/cableway upgrade"));
 }
 
 #[test]
