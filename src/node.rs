@@ -381,9 +381,6 @@ impl Node {
             if let Some(predecessor) = &self.predecessor {
                 predecessor.ended().await;
             }
-            if let Some(links) = &self.links {
-                links.finish(deadline).await;
-            }
         };
         let in_time = tokio::time::timeout_at(deadline, finished).await.is_ok();
         if let Some(successor) = &self.successor {
