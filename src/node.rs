@@ -327,7 +327,7 @@ impl Node {
         let Order { what, reader } = order;
         let (result, successor) = match what {
             _ if self.is_child => {
-                let text = "this process is one of several and is upgraded by its parent process: signal that one";
+                let text = "one of several processes (--processes) cannot be upgraded while it serves; start the new version anew";
                 tracing::warn!("{text}");
                 self.runtime.block_on(reader.end(Err(text.to_owned())));
                 return None;
