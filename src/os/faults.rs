@@ -1,7 +1,7 @@
 //! Faults at chosen moments of an upgrade, which only tests of debug builds can ask for: what a crash between two messages leaves
 //! behind cannot be tried otherwise. A release build has none of this.
 //!
-//! [`VARIABLE`] names a file with one line, `ROLE MOMENT NUMBER ACTION`, such as `new receive 3 die`: the process that takes over
+//! `CABLEWAY_TEST_FAULT_FILE` names a file with one line, `ROLE MOMENT NUMBER ACTION`, such as `new receive 3 die`: the process that takes over
 //! (`new`) or hands over (`old`) ends, or stops for ever (`hang`), just before it sends (`send`) or after it has received (`receive`)
 //! its message of this number, on whichever channel. It is read each time, so a test may change its mind.
 

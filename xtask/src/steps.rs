@@ -371,7 +371,7 @@ fn old_redis(places: &Places) -> Outcome {
     };
     let test = cargo(places).args(["test", "--test", "cluster", "--", "--ignored", WAITING_TESTS]);
     let (passed, count) = test
-        .args(["nats", "tls", "sentinel", "crowd", "servers_hold"].iter().flat_map(|name| ["--skip", name]))
+        .args(["nats", "tls", "sentinel", "failover", "crowd", "servers_hold"].iter().flat_map(|name| ["--skip", name]))
         .env("CLUSTER_TEST_REDIS", programs.join("redis"))
         .counts();
     Outcome::Ran { passed, count }
