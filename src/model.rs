@@ -20,6 +20,8 @@ pub mod question;
 pub mod resume;
 pub mod rpc;
 pub mod secret;
+#[cfg(test)]
+pub mod seeded;
 pub mod server_url;
 pub mod shared_text;
 pub mod sid;

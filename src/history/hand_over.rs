@@ -179,6 +179,7 @@ impl<I: Iterator> RevCollect for I {}
 mod tests {
     use super::super::{HistoryLimits, Moment};
     use super::*;
+    use crate::model::seeded::{self, sent};
 
     fn history() -> History {
         History::new(HistoryLimits { messages_max: 10, ttl: 100, stream_bytes_max: 10_000 })
@@ -194,26 +195,12 @@ mod tests {
         history.newest_first(|_| true).map(stream).collect::<Vec<_>>().join("\n")
     }
 
-    /// As it comes out of the text that the other process gets.
-    fn sent(streams: Vec<KeptStream>) -> Vec<KeptStream> {
-        let text = rmp_serde::to_vec_named(&streams).unwrap();
-        let read: Vec<KeptStream> = rmp_serde::from_slice(&text).unwrap();
-        assert_eq!(read, streams);
-        read
-    }
-
     #[test]
     fn another_history_is_the_same_after_all_and_any_number_of_changes() {
         // Aim: whatever happens between the pieces, the one that gets them has the same streams in the same order. A seeded
         // loop of stores and expiries, with pieces taken at any time.
         for seed in 0..200u64 {
-            let mut random = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-            let mut next = move |below: u64| {
-                random ^= random << 13;
-                random ^= random >> 7;
-                random ^= random << 17;
-                random % below
-            };
+            let mut next = seeded::numbers(seed);
             let (mut ours, mut theirs) = (history(), history());
             let mut mono = 0;
             for step in 0..200 {

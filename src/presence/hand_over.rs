@@ -158,6 +158,7 @@ fn sort(notes: &mut [PresenceNote]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::seeded::{self, sent};
 
     const TTL: u32 = 10;
 
@@ -182,23 +183,10 @@ mod tests {
         lines.join("\n")
     }
 
-    fn sent(notes: Vec<PresenceNote>) -> Vec<PresenceNote> {
-        let text = rmp_serde::to_vec_named(&notes).unwrap();
-        let read: Vec<PresenceNote> = rmp_serde::from_slice(&text).unwrap();
-        assert_eq!(read, notes);
-        read
-    }
-
     #[test]
     fn another_presence_is_the_same_after_all_and_any_number_of_changes() {
         for seed in 0..300u64 {
-            let mut random = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-            let mut next = move |below: u64| {
-                random ^= random << 13;
-                random ^= random >> 7;
-                random ^= random << 17;
-                random % below
-            };
+            let mut next = seeded::numbers(seed);
             let (mut ours, mut theirs) = (Presence::new(TTL), Presence::new(TTL));
             for step in 0..300 {
                 let (stream, sid) = (next(3).to_string(), Sid::from_bits(next(6).into()));

@@ -100,6 +100,7 @@ mod tests {
     use super::super::{Place, Resumption, SessionsSettings};
     use super::*;
     use crate::broker::STRIPES;
+    use crate::model::seeded;
     use crate::model::{Admission, Now, ResumeTicket, SlotKey, State};
 
     fn sessions(bytes_max: usize) -> Sessions {
@@ -145,13 +146,7 @@ mod tests {
     fn others_are_the_same_after_all_and_any_number_of_changes() {
         let metrics = BrokerMetrics::default();
         for seed in 0..100u64 {
-            let mut random = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-            let mut next = move |below: u64| {
-                random ^= random << 13;
-                random ^= random >> 7;
-                random ^= random << 17;
-                random % below
-            };
+            let mut next = seeded::numbers(seed);
             let (ours, theirs) = (sessions(usize::MAX), sessions(usize::MAX));
             let mut last = 0u64;
             for step in 0..300 {
