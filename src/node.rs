@@ -45,15 +45,17 @@ use tokio::runtime::Runtime;
 use tokio::time::Instant;
 
 use crate::backend::{Backend, BackendError};
+use crate::broker::Broker;
 use crate::config::Config;
 use crate::http::HttpServer;
 
 use boot_log::ToTell;
-use child::Ordered;
+use child::{Ordered, UpgradeOrder};
 use control::{Control, Order, RunningControl, What, talk};
 use links::RunningLinks;
 use listeners::{MainPort, ReadyPort};
 use observe::Observer;
+use processes::Succeeded;
 use reload::MadeOf;
 use signals::{Asked, Signals};
 use start::{Assembly, Plan};
@@ -67,7 +69,7 @@ pub use parent::{Parent, ParentError};
 pub use processes::Terms;
 pub use reload::ReloadError;
 pub use settings::ExtraRoutes;
-use upgrade::{Following, Predecessor, ToSuccessor};
+use upgrade::{Following, NewProcess, Predecessor, ToSuccessor};
 pub use upgrade::{Understood, UpgradeError, Upgraded};
 
 /// How long a process that was succeeded waits for the next request on connections that their senders keep.
@@ -167,7 +169,9 @@ impl Node {
         if !is_child {
             boot_log::first_lines(plan.open_files, plan.shards, file);
         }
-        let Some(mut predecessor) = Predecessor::meet()? else {
+        let predecessor =
+            if is_child { plan.take_old().map(Predecessor::over).transpose() } else { Predecessor::meet() };
+        let Some(mut predecessor) = predecessor? else {
             let main_port = MainPort::open(&plan.config, plan.shards, is_child)?;
             let control = Control::open(plan.config.app.control_socket.as_deref(), main_port.address()?.port(), None)?;
             let node = Assembly::new(plan, main_port, Vec::new(), extra)?.start()?;
@@ -270,14 +274,15 @@ impl Node {
                 }
                 Asked::Order(order) => {
                     let Some(successor) = self.carry_out(order, &supervisor, &mut signals) else { continue };
-                    handle.block_on(async {
-                        tokio::select! {
-                            () = self.outlive() => (),
-                            () = signals.pass_on(successor) => (),
-                        }
-                    });
-                    self.detach();
+                    self.finish(signals, Some(successor));
                     return Ok(());
+                }
+                Asked::ByParent(Ordered::Upgrade(order)) => {
+                    if self.carry_out_for_parent(order) {
+                        // The parent signals whom it means.
+                        self.finish(signals, None);
+                        return Ok(());
+                    }
                 }
                 Asked::ByParent(Ordered::Tell) => self.tell(),
                 Asked::ByParent(Ordered::Reload(order)) => {
@@ -294,6 +299,18 @@ impl Node {
         });
         self.detach();
         Ok(())
+    }
+
+    /// Finishes what was begun, when another process serves; signals are passed on to it.
+    fn finish(self, mut signals: Signals, pass_on_to: Option<u32>) {
+        let handle = self.runtime.handle().clone();
+        handle.block_on(async {
+            tokio::select! {
+                () = self.outlive() => (),
+                () = signals.pass_on(pass_on_to) => (),
+            }
+        });
+        self.detach();
     }
 
     /// Whatever is left must not hold the process up: its time was bounded before.
@@ -327,8 +344,8 @@ impl Node {
         let Order { what, reader } = order;
         let (result, successor) = match what {
             _ if self.is_child => {
-                let text = "one of several processes (--processes) cannot be upgraded while it serves; start the new version anew";
-                tracing::warn!("{text}");
+                let text = "this is one of several processes: their parent upgrades them";
+                tracing::warn!("no upgrade: {text}");
                 self.runtime.block_on(reader.end(Err(text.to_owned())));
                 return None;
             }
@@ -353,6 +370,22 @@ impl Node {
         self.runtime.block_on(reader.end(result));
         signals.forget_upgrades();
         successor
+    }
+
+    /// Hands over to a process that the parent has started, or sees whether it could; whether that process serves now.
+    fn carry_out_for_parent(&mut self, mut order: UpgradeOrder) -> bool {
+        let new = std::mem::replace(&mut order.new, Err(io::ErrorKind::NotFound.into()));
+        let patience = self.config.app.upgrade_timeout;
+        let new = new.map_err(|error| UpgradeError::Old(error.to_string()));
+        let new =
+            new.and_then(|(channel, process)| NewProcess::of_parent(channel, process, order.link_format, patience));
+        let result = match order.only_checks {
+            true => new.and_then(|new| self.check_with(new)).map(Succeeded::from),
+            false => self.upgrade_to(new).map(Succeeded::from),
+        };
+        let serves = result.is_ok() && !order.only_checks;
+        order.done(result.map_err(|error| error.to_string()));
+        serves
     }
 
     fn http_servers(&self) -> impl Iterator<Item = &HttpServer> {
@@ -385,6 +418,10 @@ impl Node {
         let in_time = tokio::time::timeout_at(deadline, finished).await.is_ok();
         if let Some(successor) = &self.successor {
             let _ = tokio::time::timeout(FORWARD_MAX, successor.finish()).await;
+        }
+        if let Broker::Parent(parent) = &self.observer.parts.pipeline.broker {
+            // What is asked of sessions that were here has an answer as long as this process has a link.
+            let _ = tokio::time::timeout(FORWARD_MAX, parent.succeeded()).await;
         }
         tracing::info!(in_time, "what this process had begun is finished");
     }

@@ -13,6 +13,7 @@ pub mod limits;
 pub mod listener;
 pub mod notify;
 pub mod passed;
+pub mod pidfd;
 pub mod poll;
 pub mod process;
 pub mod signals;

@@ -37,6 +37,9 @@ pub trait FromParent: Send + Sync + 'static {
     fn ask_to_yield(&self, place: Place, ticket: ResumeTicket);
 }
 
+/// How often it is looked at what shards have not delivered.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
 /// A publication's share of the parent's bound. Given back when it is dropped.
 pub struct Credit {
     sender: Sender<ToParent>,
@@ -159,6 +162,51 @@ impl ParentBroker {
         let _given_up = GivesUp { broker: self, number };
         let is_said = self.sender.put(&ToParent::Publish { number, publications });
         self.wait(is_said, is_taken).await
+    }
+
+    /// Waits until the parent has carried out everything that was said to it.
+    ///
+    /// # Errors
+    /// The link is lost.
+    pub async fn carried_out(&self) -> Result<(), Lost> {
+        let (number, is_taken) = self.taken.add();
+        let is_said = self.sender.put(&ToParent::CarryOut { number });
+        self.wait(is_said, is_taken).await
+    }
+
+    /// Hands over to a successor: when this is done, everything that came is delivered, and nothing more comes for clients until
+    /// [`go_on`](Self::go_on).
+    ///
+    /// # Errors
+    /// The link is lost.
+    pub async fn hand_over(&self) -> Result<(), Lost> {
+        let (number, is_taken) = self.taken.add();
+        let is_said = self.sender.put(&ToParent::HandOver { number });
+        self.wait(is_said, is_taken).await?;
+        while self.sender.undelivered() > 0 && !self.sender.is_lost() {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        Ok(())
+    }
+
+    /// Waits until the successor has said to the parent what it has.
+    ///
+    /// # Errors
+    /// The link is lost.
+    pub async fn succeeded(&self) -> Result<(), Lost> {
+        let (number, is_taken) = self.taken.add();
+        let is_said = self.sender.put(&ToParent::AwaitSuccessor { number });
+        self.wait(is_said, is_taken).await
+    }
+
+    /// What the parent has sent and shards have not delivered, in places of its bound.
+    pub fn undelivered(&self) -> u32 {
+        self.sender.undelivered()
+    }
+
+    /// Nothing was handed over.
+    pub fn go_on(&self) {
+        self.sender.put(&ToParent::GoOn);
     }
 
     /// Publishes if there is room for it in the parent. Tells whether there was room here.

@@ -22,7 +22,8 @@ use std::io::{self, Read};
 use std::marker::PhantomData;
 use std::os::unix::net::UnixStream;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU32, Ordering::AcqRel};
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::{AcqRel, Acquire};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -283,6 +284,13 @@ impl<Out: Direction> Sender<Out> {
         if before < TOGETHER && before + places >= TOGETHER {
             self.0.wake.notify_one();
         }
+    }
+
+    /// Places of deliveries that are not done. While deliveries begin, it may say more.
+    pub fn undelivered(&self) -> u32 {
+        // In this order: what the writer tells of in between is counted as not done.
+        let owed = self.0.owed.load(Acquire);
+        owed.saturating_sub(self.0.delivered.load(Acquire))
     }
 
     /// Asks the other end. It has as long as it likes; whoever gives up drops this.

@@ -1,6 +1,8 @@
 //! A process that is one of several: its end of the link to the parent.
 
 use std::future::Future;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -12,9 +14,11 @@ use crate::config::Config;
 use crate::link::local::messages::{ToChild, ToParent, Welcome};
 use crate::link::local::{self, Asked, Link, LinkLost, Sender};
 use crate::os::family::Inherited;
+use crate::os::hand_over::Channel;
+use crate::os::pidfd::Pidfd;
 
 use super::observe::{Observer, Parts};
-use super::processes::{self, Answering, Order, PATIENCE, Question, Said, Wish};
+use super::processes::{self, Answering, Order, PATIENCE, Question, Said, Succeeded, Wish};
 use super::publish::Pipeline;
 use super::supervisor::Watched;
 use super::{look, supervisor};
@@ -25,6 +29,9 @@ pub struct ParentEnd {
     pub(super) welcome: Welcome,
     link: Link<ToParent, ToChild>,
     orders: (mpsc::Sender<Ordered>, mpsc::Receiver<Ordered>),
+    descriptors: Channel,
+    /// To the process that this one is to take over from.
+    old: Option<Channel>,
 }
 
 /// What the parent wants to have done by whoever has the node.
@@ -34,6 +41,28 @@ pub(super) enum Ordered {
     Tell,
     /// That a configuration is taken over.
     Reload(ReloadOrder),
+    /// That another process takes over, or that it is seen whether it could.
+    Upgrade(UpgradeOrder),
+}
+
+/// A process that is to take over.
+#[derive(Debug)]
+pub(super) struct UpgradeOrder {
+    /// Whether it is only tried as far as nothing changes.
+    pub only_checks: bool,
+    /// The channel to it, and what stands for it.
+    pub new: io::Result<(Channel, Pidfd)>,
+    /// The parent's [`LINK_FORMAT`].
+    pub link_format: u16,
+    done: oneshot::Sender<Result<Succeeded, String>>,
+}
+
+impl UpgradeOrder {
+    /// Tells the parent what became of it.
+    pub fn done(self, result: Result<Succeeded, String>) {
+        // The parent may have waited long enough.
+        let _ = self.done.send(result);
+    }
 }
 
 /// A configuration to be taken over.
@@ -53,7 +82,10 @@ impl ReloadOrder {
 }
 
 /// Orders that wait for the node: one of each kind.
-const ORDERS_MAX: usize = 2;
+const ORDERS_MAX: usize = 3;
+
+/// The descriptors of an order were sent before it.
+const DESCRIPTORS_WITHIN: Duration = Duration::from_secs(1);
 
 /// The other processes of this server, as one of them sees them.
 pub(super) struct Family {
@@ -81,6 +113,8 @@ pub(super) struct RunningParentEnd {
     /// Closed when the link is lost.
     running: watch::Receiver<()>,
     orders: Option<mpsc::Receiver<Ordered>>,
+    /// Dropped when the link is to be put to work.
+    waits: Option<oneshot::Sender<()>>,
 }
 
 impl ParentEnd {
@@ -92,7 +126,13 @@ impl ParentEnd {
         let mut socket = inherited.parent;
         let welcome = local::welcome(&mut socket)?;
         // What comes next waits in the socket. A parent that is slow is still the only one.
-        Ok(ParentEnd { welcome, link: Link::new(socket, None), orders: mpsc::channel(ORDERS_MAX) })
+        let (link, orders) = (Link::new(socket, None), mpsc::channel(ORDERS_MAX));
+        Ok(ParentEnd { welcome, link, orders, descriptors: inherited.orders, old: inherited.old })
+    }
+
+    /// The channel to the process that this one is to take over from. Once only.
+    pub(super) fn take_old(&mut self) -> Option<Channel> {
+        self.old.take()
     }
 
     /// For what is asked of all processes.
@@ -104,7 +144,7 @@ impl ParentEnd {
         ParentBroker::new(self.link.sender(), &self.welcome, sessions_ttl)
     }
 
-    /// Puts the link onto the runtime.
+    /// Puts the link onto the runtime. Nothing is said or heard before [`RunningParentEnd::begin`].
     pub(super) fn start(
         self,
         runtime: &Runtime,
@@ -114,11 +154,21 @@ impl ParentEnd {
         let sender = self.link.sender();
         let (still, running) = watch::channel(());
         let (orders, to_obey) = self.orders;
-        let end = RunningParentEnd { pipeline: Arc::downgrade(pipeline), sender, running, orders: Some(to_obey) };
+        let (waits, begins) = oneshot::channel();
+        let end = RunningParentEnd {
+            pipeline: Arc::downgrade(pipeline),
+            sender,
+            running,
+            orders: Some(to_obey),
+            waits: Some(waits),
+        };
         let turning = tokio::sync::Mutex::new(supervisor::Turns::new(Arc::clone(observer)));
-        let asked = Arc::new(Answers { observer: Arc::clone(observer), turning, orders });
+        let (descriptors, link_format) = (Arc::new(self.descriptors), self.welcome.format);
+        let asked = Arc::new(Answers { observer: Arc::clone(observer), turning, orders, descriptors, link_format });
         let pipeline = Arc::clone(pipeline);
         runtime.spawn(async move {
+            // Its end.
+            let _: Result<(), _> = begins.await;
             let heard = |message| {
                 if let Broker::Parent(parent) = &pipeline.broker {
                     parent.heard(message, &*pipeline, pipeline.clock.now());
@@ -136,6 +186,14 @@ impl ParentEnd {
 }
 
 impl RunningParentEnd {
+    /// Says what there was to say by now, and goes on with that. `has_taken_over`: this process has what another one had.
+    pub fn begin(&mut self, has_taken_over: bool) {
+        if has_taken_over {
+            self.sender.put(&ToParent::TakenOver);
+        }
+        self.waits = None;
+    }
+
     /// What the parent wants to have done from now on. Once only.
     pub fn take_orders(&mut self) -> Option<mpsc::Receiver<Ordered>> {
         self.orders.take()
@@ -170,6 +228,8 @@ struct Answers {
     /// One look at a time.
     turning: tokio::sync::Mutex<supervisor::Turns>,
     orders: mpsc::Sender<Ordered>,
+    descriptors: Arc<Channel>,
+    link_format: u16,
 }
 
 impl Answers {
@@ -202,6 +262,26 @@ impl Answers {
         self.orders.try_send(order).map_err(|_| "it is busy with another one, or ends".to_owned())?;
         is_done.await.unwrap_or_else(|_| Err("it ends".to_owned()))
     }
+
+    async fn upgrade(&self, only_checks: bool) -> Result<Succeeded, String> {
+        let descriptors = Arc::clone(&self.descriptors);
+        let received = tokio::task::spawn_blocking(move || new_process(&descriptors)).await;
+        let (done, is_done) = oneshot::channel();
+        let new = received.unwrap_or_else(|error| Err(io::Error::other(error)));
+        let order = UpgradeOrder { only_checks, new, link_format: self.link_format, done };
+        let order = Ordered::Upgrade(order);
+        self.orders.try_send(order).map_err(|_| "it is busy with another order, or ends".to_owned())?;
+        is_done.await.unwrap_or_else(|_| Err("it ends".to_owned()))
+    }
+}
+
+/// The channel to the process that is to take over, and what stands for it.
+fn new_process(descriptors: &Channel) -> io::Result<(Channel, Pidfd)> {
+    descriptors.set_patience(Some(DESCRIPTORS_WITHIN))?;
+    let received = descriptors.receive()?.map(|received| received.descriptors).unwrap_or_default();
+    let [channel, process] =
+        <[OwnedFd; 2]>::try_from(received).map_err(|_| io::Error::other("the order came without its descriptors"))?;
+    Ok((Channel::try_from(channel)?, Pidfd::from(process)))
 }
 
 impl Asked for Answers {
@@ -210,6 +290,7 @@ impl Asked for Answers {
             match rmp_serde::from_slice(&body) {
                 Ok(Order::Answer(question)) => self.answer(question).await,
                 Ok(Order::Reload(config)) => processes::write(&self.reload(config).await),
+                Ok(Order::Upgrade { only_checks }) => processes::write(&self.upgrade(only_checks).await),
                 Ok(Order::Room(clients)) => {
                     let Parts { counts, family, .. } = &self.observer.parts;
                     counts.set_open_max(family.as_ref().map_or(clients, |family| family.room_max.min(clients)));

@@ -108,6 +108,15 @@ impl Followers {
         }
     }
 
+    /// Has one shard follow what another one follows, which then follows nothing.
+    pub fn rename(&self, from: u16, to: u16) {
+        for bucket in &self.buckets {
+            let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
+            let keys: Vec<u32> = bucket.entries.keys().collect();
+            keys.into_iter().for_each(|key| bucket.rename(key, from, to));
+        }
+    }
+
     /// Visits the shards that follow a stream. Until it returns, none can be added or removed, and no other call for this
     /// stream runs: all shards get what is handed to them here in the same order.
     pub fn for_each(&self, stream: StreamKey, mut visit: impl FnMut(u16)) {
@@ -133,6 +142,21 @@ impl Followers {
 }
 
 impl Bucket {
+    fn rename(&mut self, key: u32, from: u16, to: u16) {
+        let Some(shards) = self.entries.find_mut(key) else { return };
+        let Shards(packed) = *shards;
+        if packed == u32::from(from) {
+            *shards = Shards(to.into());
+        } else if packed & SET != 0 {
+            let set = &mut self.sets[(packed & !SET) as usize];
+            if set.iter().any(|shard| shard == from) {
+                set.insert(to);
+                // It stays a set of two at least, unless both were in it.
+                self.remove(key, from, || {});
+            }
+        }
+    }
+
     fn remove(&mut self, key: u32, shard: u16, last: impl FnOnce()) {
         let Bucket { entries, sets, free } = self;
         let Some(shards) = entries.find_mut(key) else { return };
@@ -190,6 +214,22 @@ mod tests {
             followers.unfollow(stream, shard, || {});
         }
         assert!(followers.is_empty());
+    }
+
+    #[test]
+    fn one_shard_takes_the_place_of_another() {
+        let followers = Followers::default();
+        let key = |stream| StreamHasher::new(1).key(stream);
+        let of = [("only", vec![3]), ("several", vec![3, 9, 70]), ("both", vec![3, 64]), ("others", vec![8, 9])];
+        for (stream, shards) in &of {
+            shards.iter().for_each(|shard| followers.follow(key(stream), *shard, || {}));
+        }
+        followers.rename(3, 64);
+        let now = of.map(|(stream, _)| shards(&followers, key(stream)));
+        assert_eq!(now, [vec![64], vec![9, 64, 70], vec![64], vec![8, 9]]);
+        followers.forget(64);
+        assert_eq!(shards(&followers, key("several")), [9, 70]);
+        assert!(shards(&followers, key("only")).is_empty() && shards(&followers, key("both")).is_empty());
     }
 
     #[test]

@@ -12,11 +12,14 @@
 //! Children are nodes like any other, with their share of every limit. They end in order when the link to the parent does.
 
 mod all;
+mod children;
 mod ports;
 mod relay;
 mod size;
+
 mod watch;
 
+use std::collections::VecDeque;
 use std::fmt::Display;
 use std::io;
 use std::path::Path;
@@ -33,18 +36,21 @@ use tokio::time::Instant;
 
 use crate::config::{Carried, Config, Reloaded};
 use crate::link::local::LinkLost;
-use crate::os::family::Process;
+use crate::os::family::{Process, Spawned};
+use crate::os::hand_over::Channel;
 use crate::os::{limits, passed};
 
 use super::StartError;
 use super::boot_log;
 use super::capacity;
-use super::control::{self, Control, RunningControl};
+use super::control::{Control, RunningControl, What};
 use super::processes::{self, Order, Question, Terms, Turning};
 use super::reload::ReloadError;
 use super::signals::{Asked, Signals};
 use super::supervisor::{Supervisor, Watched};
+use super::upgrade;
 use all::{All, Wishes};
+use children::Upgrading;
 use ports::Ports;
 use size::Size;
 
@@ -76,10 +82,15 @@ pub struct Parent {
     relay: Arc<Relay>,
     all: Arc<All>,
     children: Vec<Child>,
+    /// Processes that are no child any more, or were never one, and have not ended.
+    leaving: Vec<Process>,
+    upgrading: Option<Upgrading>,
     /// All have served at some time.
     is_up: bool,
     events: mpsc::UnboundedSender<Event>,
     happened: mpsc::UnboundedReceiver<Event>,
+    /// What happened and was not what was waited for.
+    put_off: VecDeque<Event>,
     /// Until it is answered at.
     control: Option<Control>,
     runtime: Runtime,
@@ -92,9 +103,28 @@ struct Child {
     failures: u32,
 }
 
+impl Child {
+    /// The process, if there is one.
+    fn process(self) -> Option<Process> {
+        match self.state {
+            State::Running(started) => Some(started.process),
+            State::Waiting { .. } => None,
+        }
+    }
+}
+
 enum State {
-    Running { process: Process, since: Instant },
+    Running(Started),
     Waiting { until: Instant },
+}
+
+/// A process that was started to be a child.
+struct Started {
+    process: Process,
+    link: ChildLink,
+    /// For descriptors that belong to an order.
+    orders: Channel,
+    since: Instant,
 }
 
 /// Word of a child, by whichever process it was then.
@@ -132,6 +162,7 @@ enum Next {
     ChildEnded,
     Happened(Event),
     StartAgain,
+    UpgradeNext,
 }
 
 impl Parent {
@@ -148,6 +179,9 @@ impl Parent {
         if size.of == 1 {
             return Ok(Err(config));
         }
+        upgrade::refuse_predecessor(
+            "a server of one process cannot become one of several (--processes) while it serves; start it anew",
+        )?;
         if size.shards_each > SHARDS_MAX {
             let message =
                 format!("--acceptors is more than {SHARDS_MAX} for each process: lower it or raise --processes");
@@ -178,9 +212,12 @@ impl Parent {
             relay,
             all,
             children,
+            leaving: Vec::new(),
+            upgrading: None,
             is_up: false,
             events,
             happened,
+            put_off: VecDeque::new(),
             control,
             runtime,
         };
@@ -217,14 +254,20 @@ impl Parent {
     }
 
     fn start_child(&self, child: u16) -> io::Result<State> {
+        let started = self.start_process(child, None)?;
+        self.all.begins(child, started.process.pid(), started.link.clone());
+        Ok(State::Running(started))
+    }
+
+    /// Starts a process that is to be a child, or is to take over from the process at the other end of `old`.
+    fn start_process(&self, child: u16, old: Option<Channel>) -> io::Result<Started> {
         let terms = Terms { config: Carried::of(&self.share(child)), node_id: self.node_id.clone() };
-        let (process, socket) = Process::spawn(child, self.size.of, &processes::write(&terms))?;
+        let Spawned { process, link, orders } = Process::spawn(child, self.size.of, &processes::write(&terms), old)?;
         let pid = process.pid();
         let wishes = Wishes::new(child, pid, Arc::clone(&self.all), self.events.clone());
         let _runtime = self.runtime.enter();
-        let added = self.relay.add(socket, Arc::new(wishes));
+        let added = self.relay.add(link, Arc::new(wishes));
         let (link, life) = added.ok_or_else(|| io::Error::other("the relay has no room for one more"))?;
-        self.all.begins(child, pid, link);
         let events = self.events.clone();
         self.runtime.spawn(async move {
             let why = life.await;
@@ -232,7 +275,7 @@ impl Parent {
             let _ = events.send(Event::LinkLost { child, pid, why });
         });
         tracing::debug!(process = child, pid, "started");
-        Ok(State::Running { process, since: Instant::now() })
+        Ok(Started { process, link, orders, since: Instant::now() })
     }
 
     /// Serves until SIGINT or SIGTERM, then has all children shut down in good order; a second signal ends them at once. For
@@ -265,7 +308,18 @@ impl Parent {
                     reload(&mut self);
                     supervisor.reloaded();
                 }
-                Next::Asked(Asked::Order(order)) => self.refuse(order, &mut signals),
+                Next::Asked(Asked::Order(order)) => {
+                    if order.what == What::Upgrade {
+                        supervisor.reloading();
+                    }
+                    self.upgrade_children(order);
+                }
+                Next::UpgradeNext => {
+                    if self.upgrade_next() {
+                        supervisor.reloaded();
+                        signals.forget_upgrades();
+                    }
+                }
                 // There is no parent above this one.
                 Next::Asked(Asked::ByParent(_)) => {}
                 Next::ChildEnded => self.children_ended()?,
@@ -306,25 +360,21 @@ impl Parent {
         }
     }
 
-    /// Nobody upgrades several processes yet.
-    fn refuse(&self, order: control::Order, signals: &mut Signals) {
-        let text = "a server of several processes (--processes) cannot be upgraded while it serves; start the new version anew";
-        tracing::warn!("no upgrade: {text}");
-        self.runtime.block_on(order.reader.end(Err(text.to_owned())));
-        signals.forget_upgrades();
-    }
-
     async fn next(&mut self, signals: &mut Signals, child_ends: &mut Signal) -> Next {
         let waits = self.children.iter().filter_map(|child| match child.state {
             State::Waiting { until } => Some(until),
-            State::Running { .. } => None,
+            State::Running(_) => None,
         });
         let start_again = waits.min();
+        if let Some(event) = self.put_off.pop_front() {
+            return Next::Happened(event);
+        }
         tokio::select! {
             asked = signals.next() => Next::Asked(asked),
             _ = child_ends.recv() => Next::ChildEnded,
             Some(event) = self.happened.recv() => Next::Happened(event),
             () = tokio::time::sleep_until(start_again.unwrap_or_else(Instant::now)), if start_again.is_some() => Next::StartAgain,
+            () = std::future::ready(()), if self.upgrading.is_some() => Next::UpgradeNext,
         }
     }
 
@@ -336,6 +386,8 @@ impl Parent {
         let all = self.all.serves(child);
         if self.is_up {
             tracing::info!("process {child} (pid {pid}) serves");
+            let all = Arc::clone(&self.all);
+            self.runtime.spawn(async move { all.give_room(child).await });
         }
         let was_up = self.is_up;
         self.is_up |= all;
@@ -344,7 +396,7 @@ impl Parent {
 
     fn is_running(&self, child: u16, pid: u32) -> bool {
         let child = self.children.get(usize::from(child)).map(|child| &child.state);
-        matches!(child, Some(State::Running { process, .. }) if process.pid() == pid)
+        matches!(child, Some(State::Running(started)) if started.process.pid() == pid)
     }
 
     /// One that ends by itself closes its link, too, and is not hurried. One that is of no use any more is ended.
@@ -356,7 +408,8 @@ impl Parent {
 
     /// Ends a child at once, if it is that process still.
     fn kill(&self, child: u16, pid: u32, why: &dyn Display) {
-        if let Some(Child { state: State::Running { process, .. }, .. }) = self.children.get(usize::from(child))
+        if let Some(Child { state: State::Running(Started { process, .. }), .. }) =
+            self.children.get(usize::from(child))
             && process.pid() == pid
         {
             tracing::error!("process {child} (pid {pid}) is killed: {why}");
@@ -366,8 +419,9 @@ impl Parent {
 
     /// Some child has ended: finds out which, and when it is started again.
     fn children_ended(&mut self) -> Result<(), ParentError> {
+        self.leaving.retain(|process| process.ended().is_none());
         for (child, Child { state, failures }) in (0u16..).zip(&mut self.children) {
-            let State::Running { process, since } = state else { continue };
+            let State::Running(Started { process, since, .. }) = state else { continue };
             let Some(status) = process.ended() else { continue };
             let pid = process.pid();
             self.all.ended(child);
@@ -418,6 +472,7 @@ impl Parent {
         let reloaded = Reloaded::from(&self.config, new)?;
         self.config = Arc::new(reloaded.config.clone());
         self.all.max_conn.store(self.config.server.max_conn as u64, Relaxed);
+        self.all.forget_rooms();
         let shares: Vec<Carried> = (0..self.size.of).map(|child| Carried::of(&self.share(child))).collect();
         let order = |child: u16| Order::Reload(shares[usize::from(child)].clone());
         for (child, answer) in self.runtime.block_on(self.all.order_each(order)) {
@@ -437,21 +492,17 @@ impl Parent {
         let websockets = self.all.load().websockets;
         supervisor.stopping(websockets);
         let timeout = self.config.app.shutdown_timeout;
-        let mut running = std::mem::take(&mut self.children);
+        let running = std::mem::take(&mut self.children);
         tracing::info!(websockets, ?timeout, "shutting down all processes");
-        running.retain(|child| matches!(child.state, State::Running { .. }));
-        let each = |running: &[Child], act: fn(&Process)| {
-            running.iter().for_each(|child| {
-                if let State::Running { process, .. } = &child.state {
-                    act(process);
-                }
-            });
-        };
+        let mut running: Vec<Process> = running.into_iter().filter_map(Child::process).collect();
+        let each = |running: &[Process], act: fn(&Process)| running.iter().for_each(act);
         each(&running, Process::terminate);
+        // These end by themselves, or are killed with the others.
+        running.append(&mut self.leaving);
         let mut deadline = Instant::now() + timeout + END_GRACE;
         let mut hurried = false;
         loop {
-            running.retain(|child| matches!(&child.state, State::Running { process, .. } if process.ended().is_none()));
+            running.retain(|process| process.ended().is_none());
             if running.is_empty() {
                 break;
             }

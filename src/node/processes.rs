@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 use crate::config::Carried;
 use crate::telemetry::Parts;
 
+use super::{Understood, Upgraded};
+
 pub(super) use share::{share, too_many_for};
 
 /// How long the other processes may take to say what is asked of the server. One that takes longer is named as silent.
@@ -57,8 +59,39 @@ pub(super) enum Order {
     Reload(Carried),
     /// To have room for so many clients from now on. Answered with nothing.
     Room(u64),
+    /// To hand over to the process whose descriptors were sent before, or to see whether it could. Answered by a
+    /// `Result<Succeeded, String>`.
+    Upgrade {
+        /// Only as far as nothing changes.
+        only_checks: bool,
+    },
     /// To log what there is to say of the whole server at its start. Answered with nothing, at once.
     Tell,
+}
+
+/// What a hand-over to another process, or a look at that, came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Succeeded {
+    /// The version of the new process.
+    pub version: String,
+    /// Connections that it has now.
+    pub connections: usize,
+    /// Bytes of state, sockets not counted.
+    pub state_bytes: usize,
+    /// From when the first shard stopped until the new process served.
+    pub pause: Duration,
+}
+
+impl From<Upgraded> for Succeeded {
+    fn from(Upgraded { version, connections, state_bytes, pause, .. }: Upgraded) -> Succeeded {
+        Succeeded { version, connections, state_bytes, pause }
+    }
+}
+
+impl From<Understood> for Succeeded {
+    fn from(Understood { new_version, .. }: Understood) -> Succeeded {
+        Succeeded { version: new_version, ..Succeeded::default() }
+    }
 }
 
 /// What a child wants of its parent.

@@ -50,6 +50,9 @@ const SEND_AWAY_MAX: Duration = Duration::from_secs(1);
 /// Whoever has the pipeline stand still waits no longer for answers of the broker. What is not answered by then is later.
 const ANSWERS_MAX: Duration = Duration::from_millis(500);
 
+/// How often whoever waits for a lull looks again.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
 /// How many places of [`PUBLICATIONS_MAX`] a publication takes.
 pub(super) fn places(publication: &Publication) -> u32 {
     (publication.message.len().div_ceil(BYTES_PER_PLACE)).clamp(1, PUBLICATIONS_MAX) as u32
@@ -179,6 +182,23 @@ impl Pipeline {
     /// The same of something that works at what is there.
     pub(super) fn add_worker(&self, turns: Turns) {
         self.workers.lock().unwrap_or_else(PoisonError::into_inner).push(turns);
+    }
+
+    /// Waits for a moment in which everything that was published is delivered; whether it came in time. Nothing is kept waiting.
+    pub(super) async fn lull(&self, patience: Duration) -> bool {
+        let is_quiet = || {
+            let undelivered = match &self.broker {
+                Broker::Parent(parent) => parent.undelivered(),
+                Broker::Local(_) | Broker::Remote(_) => 0,
+            };
+            undelivered == 0 && self.room.available_permits() == PUBLICATIONS_MAX
+        };
+        let quiet = async {
+            while !is_quiet() {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        };
+        tokio::time::timeout(patience, quiet).await.is_ok()
     }
 
     /// Waits until everything that was published is delivered, and keeps whatever comes waiting for as long as the guard is
@@ -361,6 +381,10 @@ impl PublicationSink for Pipeline {
     fn publish(&self, publications: Vec<Publication>) -> Handover<'_> {
         Box::pin(async move {
             if let Broker::Parent(parent) = &self.broker {
+                // The bound is the parent's. This is for whoever wants that nothing is under way.
+                let Ok(_under_way) = self.room.acquire().await else {
+                    return self.successor()?.publish(publications).await;
+                };
                 return parent.publish(publications).await.map_err(|error| PublishError(error.to_string()));
             }
             let (mut stores, mut rest) = (Vec::new(), publications.into_iter());
@@ -395,16 +419,14 @@ impl PublicationSink for Pipeline {
     }
 
     fn disconnect(&self, disconnect: RemoteDisconnect) -> Handover<'_> {
-        if let Broker::Parent(parent) = &self.broker {
-            return Box::pin(async move {
-                parent.disconnect(disconnect).await.map_err(|error| PublishError(error.to_string()))
-            });
-        }
         Box::pin(async move {
             let sending_away = self.sending_away.read().await;
             if let Some(successor) = self.successor.get() {
                 drop(sending_away);
                 return successor.disconnect(disconnect).await;
+            }
+            if let Broker::Parent(parent) = &self.broker {
+                return parent.disconnect(disconnect).await.map_err(|error| PublishError(error.to_string()));
             }
             if let Broker::Remote(remote) = &self.broker {
                 // The storage knows before any node: whoever comes back, wherever, is refused from then on. Where it is away

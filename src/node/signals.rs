@@ -149,8 +149,9 @@ impl Signals {
         }
     }
 
-    /// Passes on to the process that serves now whatever asks for something, for ever.
-    pub async fn pass_on(&mut self, successor: u32) {
+    /// Passes on to the process that serves now whatever asks for something, for ever; without one, nothing is.
+    pub async fn pass_on(&mut self, successor: Option<u32>) {
+        let Some(successor) = successor else { return pending().await };
         loop {
             let signal = match self.next().await {
                 Asked::End => process::Signal::TERM,

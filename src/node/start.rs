@@ -19,6 +19,7 @@ use crate::link::local::messages::Welcome;
 use crate::model::Answer;
 use crate::os::clock::Clock;
 use crate::os::facts::Facts;
+use crate::os::hand_over::Channel;
 use crate::os::{limits, process};
 use crate::shard::{self, Deal, Epoll, EpollSettings, Inbox, Message, Shard, ShardMetrics};
 
@@ -26,7 +27,7 @@ use super::boot_log::{Main, ToTell};
 use super::capacity::{Capacity, Outlook};
 use super::child::ParentEnd;
 use super::counts::Counts;
-use super::links::Links;
+use super::links::{Links, RunningLinks};
 use super::listeners::{HttpPort, MainPort};
 use super::observe::{self, Observer};
 use super::publish::{Pipeline, ToPipeline};
@@ -77,6 +78,11 @@ impl Plan {
         let mut config = Config::clone(&self.config);
         config.server.max_conn = 0;
         Capacity::find(&config, &self.machine, self.shards).clients
+    }
+
+    /// The channel to the process that this one is to take over from, if the parent gave one. Once only.
+    pub fn take_old(&mut self) -> Option<Channel> {
+        self.parent.as_mut().and_then(ParentEnd::take_old)
     }
 
     /// Whether this process is one of several.
@@ -277,12 +283,15 @@ impl Assembly {
         let Core { pipeline, broadcast, .. } = &self.core;
         // Links connect and follow what this node follows from now on; what comes waits.
         let frozen = predecessor.as_ref().map(|_| self.runtime.block_on(pipeline.freeze()));
-        let links = self.links.start(self.links_runtime, pipeline, broadcast, &self.observer)?;
+        let mut links = self.links.start(self.links_runtime, pipeline, broadcast, &self.observer)?;
         let taken = match (&predecessor, arriving) {
             (Some(predecessor), Some(arriving)) => Some(predecessor.take_everything(&self.observer.parts, arriving)?),
             _ => None,
         };
         // Nothing fails from here on: there may be nobody else to serve.
+        if let Some(parent) = links.as_mut().and_then(RunningLinks::parent_mut) {
+            parent.begin(taken.is_some());
+        }
         drop(frozen);
         let predecessor_ends = predecessor.zip(taken).map(|(predecessor, mut taken)| {
             taken.serve(&predecessor, &self.observer.parts);

@@ -17,7 +17,8 @@ use crate::telemetry::{Collect, Counter, Families, Gauge, Value};
 
 use super::Node;
 
-pub(super) use new::{Following, Lane, Predecessor, Receivers, lanes};
+pub(super) use new::{Following, Lane, Predecessor, Receivers, lanes, refuse_predecessor};
+pub(super) use old::NewProcess;
 pub(super) use successor::ToSuccessor;
 
 /// What an upgrade came to.
@@ -136,8 +137,23 @@ impl Node {
     /// See [`UpgradeError`]; then this node goes on as if nothing had been.
     pub fn upgrade(&mut self) -> Result<Upgraded, UpgradeError> {
         tracing::info!("upgrade: starting the program anew");
-        let result = self.hand_over();
-        match &result {
+        let result = self.start_and_hand_over();
+        self.note(&result);
+        result
+    }
+
+    /// The same with a process that the parent of this one has started.
+    ///
+    /// # Errors
+    /// See [`UpgradeError`]; then this node goes on as if nothing had been.
+    pub(super) fn upgrade_to(&mut self, new: Result<NewProcess, UpgradeError>) -> Result<Upgraded, UpgradeError> {
+        let result = new.and_then(|new| self.hand_over_to(new));
+        self.note(&result);
+        result
+    }
+
+    fn note(&self, result: &Result<Upgraded, UpgradeError>) {
+        match result {
             Ok(Upgraded { pid, version, connections, state_bytes, pause, took }) => {
                 let (pause_ms, took_ms) = (pause.as_secs_f64() * 1e3, took.as_secs_f64() * 1e3);
                 tracing::info!(
@@ -154,7 +170,6 @@ impl Node {
                 tracing::error!(%error, "upgrade: nothing has changed, this process goes on");
             }
         }
-        result
     }
 
     /// Starts the program anew as [`Node::upgrade`] does, as far as it can be said whether both versions understand each

@@ -17,7 +17,7 @@ fn total(name: &str, labels: &str) -> Total {
     match name {
         // Of the machine, or of the configuration.
         "listen_overflows_total" | "listen_drops_total" | "detection_bound_seconds" => Total::Shared,
-        "link_up" | "link_reconnects_total" => Total::Each,
+        "link_up" | "link_reconnects_total" | "upgrade_pause_seconds" => Total::Each,
         // Processes number their shards and listeners from 0 on.
         _ if labels.contains("shard=\"") || labels.contains("listener=\"") => Total::Each,
         _ => Total::Sum,

@@ -11,9 +11,15 @@ use crate::model::{
     SavedSession, Sid, SlotKey,
 };
 
+/// Version of what the two say to each other. It changes when one of an older version could not follow: a message that is not
+/// known ends a link.
+pub const LINK_FORMAT: u16 = 1;
+
 /// The first thing that a child hears: what all of them have alike.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Welcome {
+    /// [`LINK_FORMAT`] of the parent.
+    pub format: u16,
     /// The seed of the hash of streams' names: `Follow` has such a key.
     pub stream_seed: u64,
     /// Where the monotonic clock begins, in microseconds of the machine's.
@@ -110,6 +116,26 @@ pub enum ToParent {
     },
     /// Publications that took so many places in the bound of all are delivered.
     Delivered(u32),
+    /// Everything that was said before is to be carried out. Answered by [`ToChild::Taken`].
+    CarryOut {
+        /// Counts what waits for `Taken`.
+        number: u64,
+    },
+    /// This process hands over to its successor and delivers nothing more that it gets behind the answer. Until one of them says
+    /// who goes on, everything for their clients is kept. Answered by [`ToChild::Taken`].
+    HandOver {
+        /// Counts what waits for `Taken`.
+        number: u64,
+    },
+    /// It has handed over and ends when its successor has said what it has. Answered by [`ToChild::Taken`] then.
+    AwaitSuccessor {
+        /// Counts what waits for `Taken`.
+        number: u64,
+    },
+    /// It has not handed over and goes on by itself.
+    GoOn,
+    /// The successor goes on: it has said what it follows and who lives there.
+    TakenOver,
     /// A request of whatever kind to the parent. Answered by [`ToChild::Reply`].
     Request(Request),
     /// The answer to [`ToChild::Request`].

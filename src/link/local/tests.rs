@@ -4,7 +4,7 @@ use std::sync::mpsc;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::JoinHandle;
 
-use super::messages::{Reply, Sorted};
+use super::messages::{LINK_FORMAT, Reply, Sorted};
 use super::*;
 use crate::model::{Publication, Sid};
 
@@ -215,8 +215,14 @@ async fn who_can_wait_waits_for_room() {
 
 #[test]
 fn the_first_message_is_read_without_a_runtime() {
-    let welcome =
-        || Welcome { stream_seed: 1, clock_origin_usec: 2, resume_key: "key".into(), relays: true, remembers: false };
+    let welcome = || Welcome {
+        format: LINK_FORMAT,
+        stream_seed: 1,
+        clock_origin_usec: 2,
+        resume_key: "key".into(),
+        relays: true,
+        remembers: false,
+    };
     let (mut parent, mut child) = UnixStream::pair().unwrap();
     for message in [ToChild::Welcome(welcome()), ToChild::Taken(1)] {
         parent.write_all(&Frame::new(&message).unwrap().0).unwrap();

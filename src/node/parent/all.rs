@@ -50,6 +50,8 @@ struct Member {
     pid: u32,
     serves: bool,
     starts: u64,
+    /// Its part of `--max-conn`, if that was dealt out anew.
+    room: Option<u64>,
     /// Its last answer to [`Question::Metrics`]: what it counted stays counted when it is silent or ends.
     counted: Option<ByteBuf>,
     /// What those counted that have been this child before.
@@ -79,6 +81,34 @@ impl All {
         member.pid = pid;
         member.link = Some(link);
         member.starts += 1;
+    }
+
+    /// Another process has taken over from a child, and goes on with what that has counted.
+    pub fn succeeded(&self, child: u16, pid: u32, link: ChildLink) {
+        let member = &mut self.members()[usize::from(child)];
+        (member.pid, member.link) = (pid, Some(link));
+    }
+
+    /// Deals out room to a child. Tells whether it knows of it.
+    pub async fn deal_room(&self, child: u16, room: u64) -> bool {
+        let is_told = self.order(child, &Order::Room(room)).await.is_some();
+        if is_told {
+            self.members()[usize::from(child)].room = Some(room);
+        }
+        is_told
+    }
+
+    /// Gives a process what the one before it had of what was dealt out.
+    pub async fn give_room(&self, child: u16) {
+        let room = self.members()[usize::from(child)].room;
+        if let Some(room) = room {
+            self.deal_room(child, room).await;
+        }
+    }
+
+    /// What was dealt out is not so any more: each has its even share again.
+    pub fn forget_rooms(&self) {
+        self.members().iter_mut().for_each(|member| member.room = None);
     }
 
     /// The process that a child is at the moment, if it serves.

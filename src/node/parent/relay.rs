@@ -10,8 +10,11 @@
 //!
 //! [`Pipeline`]: crate::node::publish::Pipeline
 
+mod change;
 mod state;
 
+#[cfg(test)]
+mod change_tests;
 #[cfg(test)]
 mod tests;
 
@@ -24,12 +27,13 @@ use tokio::time::MissedTickBehavior;
 
 use crate::broker::{LocalBroker, MemorySettings, SWEEPS};
 use crate::config::{BrokerKind, Config, PubSub};
-use crate::link::local::messages::{ToChild, ToParent, Welcome};
+use crate::link::local::messages::{LINK_FORMAT, ToChild, ToParent, Welcome};
 use crate::link::local::{Asked, Link, LinkLost, Lost, Sender};
 use crate::metrics;
 use crate::os::clock::{self, Clock};
 use crate::telemetry::{Collect, Families};
 
+use crate::node::processes::{self, Order};
 use crate::node::publish::SWEEP_ALL;
 use crate::node::settings;
 use state::State;
@@ -69,9 +73,18 @@ metrics! {
 #[derive(Clone)]
 pub struct ChildLink {
     sender: Sender<ToChild>,
+    number: u16,
 }
 
 impl ChildLink {
+    /// Has the child do something. It has as long as it likes; whoever gives up drops this.
+    ///
+    /// # Errors
+    /// The link is lost.
+    pub async fn request_order(self, order: &Order) -> Result<Vec<u8>, Lost> {
+        self.request("", processes::write(order)).await
+    }
+
     /// Asks the child. It has as long as it likes; whoever gives up drops this.
     ///
     /// # Errors
@@ -96,6 +109,7 @@ impl Relay {
         let stream_seed = rand::random();
         Arc::new(Relay {
             welcome: Welcome {
+                format: LINK_FORMAT,
                 stream_seed,
                 clock_origin_usec,
                 resume_key: format!("{drawn:x?}").into(),
@@ -126,7 +140,12 @@ impl Relay {
             let relay = &listed.relay;
             link.run(asked, |message| relay.state().heard(relay, number, message)).await
         };
-        Some((ChildLink { sender }, life))
+        Some((ChildLink { sender, number }, life))
+    }
+
+    /// Of these two processes `new` is to take over from `old`, when that says so.
+    pub fn will_succeed(&self, old: &ChildLink, new: &ChildLink) {
+        self.state().will_succeed(old.number, new.number);
     }
 
     /// Forgets what is over, part after part, for as long as the runtime runs that this is called in.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::node::processes::{Order, Question, Turning};
+use crate::node::processes::{Question, Turning};
 
 use super::{All, Event};
 
@@ -79,7 +79,7 @@ async fn deal(all: &All, turnings: &[Option<Turning>]) {
         .map(|((child, room), turning)| (child, room, turning.websockets_max))
         .partition(|(_, room, before)| room < before);
     for (child, room, before) in give.into_iter().chain(get) {
-        if room != before && all.order(child, &Order::Room(room)).await.is_none() {
+        if room != before && !all.deal_room(child, room).await {
             return;
         }
     }

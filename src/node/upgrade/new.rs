@@ -77,14 +77,22 @@ pub(in crate::node) fn lanes(shards: usize, senders: usize) -> io::Result<(Vec<L
 }
 
 impl Predecessor {
-    /// The old process, if this one was started by one to take over: it is told that this program can be started with this
-    /// configuration, and says what there is.
+    /// The old process, if this one was started by one to take over.
     ///
     /// # Errors
     /// It offers nothing that could be used.
     pub fn meet() -> Result<Option<Predecessor>, StartError> {
         let named = |error: io::Error| StartError::Predecessor(format!("{}: {error}", hand_over::VARIABLE));
-        let Some(channel) = hand_over::inherited().map_err(named)? else { return Ok(None) };
+        hand_over::inherited().map_err(named)?.map(Predecessor::over).transpose()
+    }
+
+    /// The old process at the other end of a channel: it is told that this program can be started with this configuration, and
+    /// says what there is.
+    ///
+    /// # Errors
+    /// It offers nothing that could be used.
+    pub fn over(channel: Channel) -> Result<Predecessor, StartError> {
+        hand_over::takes_over();
         let pid = std::os::unix::process::parent_id();
         let talk = Talk(channel);
         talk.say(&ToOld::Hello(Hello::own()), &[]).map_err(ended)?;
@@ -107,7 +115,7 @@ impl Predecessor {
         };
         let own = |port: &Port| ListenOn::Own { host: port.host.clone(), port: port.port };
         let others = offer.others.iter().map(|port| (own(port), take(port))).collect();
-        Ok(Some(Predecessor { talk, offer, main: Some(main), others, pid }))
+        Ok(Predecessor { talk, offer, main: Some(main), others, pid })
     }
 
     /// What parts are made of that must be as they are there.
@@ -178,6 +186,18 @@ impl Predecessor {
         };
         Ok(Taken { have, waiting, yours, go_on })
     }
+}
+
+/// Tells the old process, if this one was started by one to take over, that this one does not.
+///
+/// # Errors
+/// There is one.
+pub(in crate::node) fn refuse_predecessor(why: &str) -> Result<(), StartError> {
+    let named = |error: io::Error| StartError::Predecessor(format!("{}: {error}", hand_over::VARIABLE));
+    let Some(channel) = hand_over::inherited().map_err(named)? else { return Ok(()) };
+    let error = StartError::Setting(why.to_owned());
+    Refusal(Talk(channel)).say(&error);
+    Err(error)
 }
 
 /// Says why this process does not take over.

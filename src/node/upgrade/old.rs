@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use serde_bytes::ByteBuf;
 
+use crate::broker::Broker;
 use crate::config::ListenOn;
 use crate::http::HttpServer;
+use crate::link::local::Lost;
 use crate::node::listeners::ReadyPort;
 use crate::node::observe::Parts;
 use crate::node::publish::Frozen;
@@ -19,6 +21,7 @@ use crate::node::state::{self, Given, NodeState, Snapshot};
 use crate::node::{Node, UpgradeError, Upgraded};
 use crate::os::clock::{self, Clock};
 use crate::os::hand_over::Channel;
+use crate::os::pidfd::Pidfd;
 use crate::shard::{Copied, Copying, Divert, HandOver, Message, Settled, Verdict};
 
 use super::Understood;
@@ -27,6 +30,9 @@ use super::successor::{Successor, ToSuccessor};
 
 /// How long publications may take to be delivered, and shards to carry out what they were given, before they stop.
 const SETTLE_MAX: Duration = Duration::from_secs(5);
+
+/// How long a moment is waited for in which nothing is being delivered. A server that never has one stops all the same.
+const LULL_MAX: Duration = Duration::from_secs(1);
 
 /// How often all shards are asked whether anything came: what one of them does may be work for another.
 const SETTLE_ROUNDS_MAX: usize = 64;
@@ -49,9 +55,50 @@ const END_MAX: Duration = Duration::from_secs(2);
 /// What a supervisor has told this process of itself and what is not so for another one.
 const NOT_INHERITED: [&str; 4] = ["WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 
+/// Who can be waited for, and ended.
+enum Process {
+    /// This one has started it.
+    Own(Child),
+    /// The parent has, of both.
+    OfParent(Pidfd),
+}
+
+impl Process {
+    /// Ends it and waits for that.
+    fn kill(&mut self) {
+        match self {
+            Process::Own(child) => {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+            Process::OfParent(process) => {
+                process.kill();
+                let _ = process.wait(END_MAX);
+            }
+        }
+    }
+
+    /// How it ended, if it does in time.
+    fn ended(&mut self, patience: Duration) -> std::io::Result<Option<String>> {
+        match self {
+            Process::Own(child) => {
+                let clock = Clock::start();
+                loop {
+                    match child.try_wait()? {
+                        Some(status) => return Ok(Some(format!("it ended ({status})"))),
+                        None if clock.now().mono < patience => std::thread::sleep(Duration::from_millis(5)),
+                        None => return Ok(None),
+                    }
+                }
+            }
+            Process::OfParent(process) => Ok(process.wait(patience)?.then(|| "it ended".to_owned())),
+        }
+    }
+}
+
 /// A process that is not told yet that all is its own: it ends with this value.
-pub(super) struct NewProcess {
-    child: Child,
+pub(in crate::node) struct NewProcess {
+    process: Process,
     talk: Talk,
     hello: Hello,
     is_let_go: bool,
@@ -76,8 +123,25 @@ impl NewProcess {
         let child = command.spawn().map_err(cannot)?;
         // It holds the other end, whose end is to be noticed.
         drop(command);
-        let hello = Hello { protocol: 0, version: String::new(), pid: child.id(), connections: vec![], states: vec![] };
-        let mut new = NewProcess { child, talk: Talk(here), hello, is_let_go: false };
+        NewProcess::greet(Process::Own(child), here, patience)
+    }
+
+    /// One that the parent of this process has started, with the channel to it and what stands for it.
+    pub fn of_parent(
+        channel: Channel,
+        process: Pidfd,
+        link_format: u16,
+        patience: Duration,
+    ) -> Result<NewProcess, UpgradeError> {
+        let new = NewProcess::greet(Process::OfParent(process), channel, patience)?;
+        new.hello.understands_parent(link_format).map_err(UpgradeError::New)?;
+        Ok(new)
+    }
+
+    /// Hears what it understands.
+    fn greet(process: Process, channel: Channel, patience: Duration) -> Result<NewProcess, UpgradeError> {
+        let hello = Hello::default();
+        let mut new = NewProcess { process, talk: Talk(channel), hello, is_let_go: false };
         match new.hear(patience, "say hello")? {
             (ToOld::Hello(hello), _) => new.hello = hello,
             (other, _) => return Err(UpgradeError::New(format!("it began with {other:?}"))),
@@ -102,17 +166,12 @@ impl NewProcess {
         }
     }
 
-    /// It has closed its end.
+    /// It has closed its end. It is about to end, and may have something to say before.
     fn how_it_ended(&mut self) -> String {
-        let clock = Clock::start();
-        loop {
-            match self.child.try_wait() {
-                Ok(Some(status)) => return format!("it ended ({status}); its log says why"),
-                // It is about to end, and may have something to say before.
-                Ok(None) if clock.now().mono < END_MAX => std::thread::sleep(Duration::from_millis(5)),
-                Ok(None) => return "it does not talk to this one any more".to_owned(),
-                Err(error) => return format!("it ended ({error})"),
-            }
+        match self.process.ended(END_MAX) {
+            Ok(Some(how)) => format!("{how}; its log says why"),
+            Ok(None) => "it does not talk to this one any more".to_owned(),
+            Err(error) => format!("it ended ({error})"),
         }
     }
 
@@ -164,8 +223,7 @@ impl NewProcess {
         let _ = self.talk.0.set_patience(Some(ABORT_MAX));
         let _ = self.talk.say(&ToNew::Abort {}, &[]);
         // One that listens has nothing to do any more; one that does not is not waited for.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.process.kill();
     }
 }
 
@@ -190,6 +248,8 @@ impl<'a> Stopped<'a> {
     /// Stops a node: everything is delivered, and no call is begun.
     fn stop(node: &'a Node) -> Result<Stopped<'a>, UpgradeError> {
         let parts = &node.observer.parts;
+        // Who publishes now would wait for what is being delivered, and for the change behind it.
+        node.runtime.block_on(parts.pipeline.lull(LULL_MAX));
         let (since_usec, clock) = (clock::machine_usec(), Clock::start());
         let frozen = node.runtime.block_on(async { tokio::time::timeout(SETTLE_MAX, parts.pipeline.freeze()).await });
         let frozen = frozen.map_err(|_| {
@@ -197,10 +257,27 @@ impl<'a> Stopped<'a> {
         })?;
         parts.backend.hold();
         let stopped = Stopped { parts, since_usec, verdicts: Vec::new(), frozen: Some(frozen), clock };
+        stopped.hand_over_by_parent(node)?;
         stopped.mark("everything is delivered");
         stopped.settle()?;
         stopped.mark("the shards are at rest");
         Ok(stopped)
+    }
+
+    /// One of several processes has everything delivered that came from the parent, and gets nothing more.
+    fn hand_over_by_parent(&self, node: &Node) -> Result<(), UpgradeError> {
+        match &self.parts.pipeline.broker {
+            Broker::Parent(parent) => wait_for_parent(node, parent.hand_over()),
+            Broker::Local(_) | Broker::Remote(_) => Ok(()),
+        }
+    }
+
+    /// Waits until the parent has heard everything that this process has said.
+    fn heard_by_parent(&self, node: &Node) -> Result<(), UpgradeError> {
+        match &self.parts.pipeline.broker {
+            Broker::Parent(parent) => wait_for_parent(node, parent.carried_out()),
+            Broker::Local(_) | Broker::Remote(_) => Ok(()),
+        }
     }
 
     /// Notes for who measures how far it is, in milliseconds since it began to stop.
@@ -269,6 +346,9 @@ impl Drop for Stopped<'_> {
         if self.frozen.is_none() {
             return;
         }
+        if let Broker::Parent(parent) = &self.parts.pipeline.broker {
+            parent.go_on();
+        }
         // Shards that have not copied are told by their inbox, the others wait for their verdict.
         self.tell(|| HandOver::GoOn);
         for verdict in self.verdicts.drain(..) {
@@ -276,6 +356,14 @@ impl Drop for Stopped<'_> {
         }
         self.parts.backend.go_on();
         state::forget_changes(self.parts);
+    }
+}
+
+/// Waits for the parent of several processes.
+fn wait_for_parent(node: &Node, answer: impl Future<Output = Result<(), Lost>>) -> Result<(), UpgradeError> {
+    match node.runtime.block_on(async { tokio::time::timeout(SETTLE_MAX, answer).await }) {
+        Ok(result) => result.map_err(|error| UpgradeError::Old(error.to_string())),
+        Err(_) => Err(UpgradeError::Old(format!("the parent process says nothing for {SETTLE_MAX:?}"))),
     }
 }
 
@@ -301,19 +389,32 @@ impl Node {
 
     pub(super) fn try_check(&self) -> Result<Understood, UpgradeError> {
         let program = self.may_be_upgraded()?;
-        let patience = self.config.app.upgrade_timeout;
-        let mut new = NewProcess::start(program, &self.made_of.for_successors, patience)?;
-        let prepared = new.prepare(self, patience);
+        let new = NewProcess::start(program, &self.made_of.for_successors, self.config.app.upgrade_timeout)?;
+        self.check_with(new)
+    }
+
+    /// Goes as far with the new process as nothing changes here.
+    pub(in crate::node) fn check_with(&self, mut new: NewProcess) -> Result<Understood, UpgradeError> {
+        let prepared = new.prepare(self, self.config.app.upgrade_timeout);
         state::forget_changes(&self.observer.parts);
         prepared?;
         let (old_version, new_version) = (env!("CARGO_PKG_VERSION").to_owned(), new.version().to_owned());
-        Ok(Understood { old_version, new_version, program: program.to_owned() })
+        let program = self.may_be_upgraded().map(Path::to_owned).unwrap_or_default();
+        Ok(Understood { old_version, new_version, program })
     }
 
-    pub(super) fn hand_over(&mut self) -> Result<Upgraded, UpgradeError> {
+    pub(super) fn start_and_hand_over(&mut self) -> Result<Upgraded, UpgradeError> {
         let clock = Clock::start();
         let patience = self.config.app.upgrade_timeout;
-        let mut new = NewProcess::start(self.may_be_upgraded()?, &self.made_of.for_successors, patience)?;
+        let new = NewProcess::start(self.may_be_upgraded()?, &self.made_of.for_successors, patience)?;
+        let upgraded = self.hand_over_to(new)?;
+        Ok(Upgraded { took: clock.now().mono, ..upgraded })
+    }
+
+    /// Gives the new process everything.
+    pub(in crate::node) fn hand_over_to(&mut self, mut new: NewProcess) -> Result<Upgraded, UpgradeError> {
+        let clock = Clock::start();
+        let patience = self.config.app.upgrade_timeout;
         let prepared = new.prepare(self, patience);
         let lanes = prepared.inspect_err(|_| state::forget_changes(&self.observer.parts))?;
         // All that can fail is made first.
@@ -322,6 +423,7 @@ impl Node {
         let handed_over = kept.and_then(|snapshot| {
             let mut stopped = Stopped::stop(self)?;
             let sent = give(&mut new, &mut stopped, &snapshot, &lanes).and_then(|sent| {
+                stopped.heard_by_parent(self)?;
                 let successor = ToSuccessor::new(&new.talk).map_err(UpgradeError::old)?;
                 let longest_pause_usec = self.observer.parts.upgrades.longest_pause_usec();
                 let yours = Yours { stopped_usec: stopped.since_usec, longest_pause_usec };

@@ -31,6 +31,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
+use crate::link::local::messages::LINK_FORMAT;
 use crate::model::{Answer, Call, Publication, Reply, ResumeTicket, SlotKey};
 use crate::node::state::{self, Given};
 use crate::os::hand_over::{Channel, DESCRIPTORS_MAX};
@@ -40,7 +41,7 @@ use crate::shard;
 const PROTOCOL: u16 = 1;
 
 /// What a new process says first.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Hello {
     pub protocol: u16,
     /// For people.
@@ -50,6 +51,9 @@ pub(super) struct Hello {
     pub connections: Vec<u16>,
     /// Formats of everything else that it reads.
     pub states: Vec<u16>,
+    /// What it can say to the parent of several processes.
+    #[serde(default)]
+    pub links: Vec<u16>,
 }
 
 impl Hello {
@@ -61,7 +65,19 @@ impl Hello {
             pid: std::process::id(),
             connections: vec![shard::FORMAT],
             states: vec![state::STATE_FORMAT],
+            links: vec![LINK_FORMAT],
         }
+    }
+
+    /// Whether it can be a child of this process's parent.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub fn understands_parent(&self, format: u16) -> Result<(), String> {
+        if self.links.contains(&format) {
+            return Ok(());
+        }
+        Err(format!("version {} does not understand what the parent process says (format {format})", self.version))
     }
 
     /// Whether it understands what this process says and writes.

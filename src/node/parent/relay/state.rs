@@ -16,6 +16,7 @@ use crate::node::followers::Followers;
 use crate::node::publish::{PUBLICATIONS_MAX, places};
 
 use super::Relay;
+use super::change::Change;
 
 /// Shards of one child, at most. Over all children they are counted on: the third shard of child 2 is 2 * 64 + 2.
 const SHARDS_MAX: u16 = 64;
@@ -25,9 +26,9 @@ const CHILDREN_MAX: usize = 1 << (16 - SHARDS_MAX.trailing_zeros());
 
 pub struct State {
     /// By number. A number is used again when everything of its child is forgotten.
-    children: Vec<Option<Child>>,
+    pub(super) children: Vec<Option<Child>>,
     /// Which children follow which stream.
-    followers: Followers,
+    pub(super) followers: Followers,
     hasher: StreamHasher,
     /// Places that are free, of [`PUBLICATIONS_MAX`].
     free: u32,
@@ -35,18 +36,20 @@ pub struct State {
     waiting: VecDeque<Waiting>,
 }
 
-struct Child {
-    sender: Sender<ToChild>,
+pub struct Child {
+    pub(super) sender: Sender<ToChild>,
     /// What it was given and has not delivered, in order.
-    on_way: VecDeque<OnWay>,
+    pub(super) on_way: VecDeque<OnWay>,
     /// How often it has said that it follows something.
     follows: u64,
     /// Who of its sessions is present where.
-    present: HashSet<(StreamKey, Sid)>,
+    pub(super) present: HashSet<(StreamKey, Sid)>,
+    /// Its part when one child takes over from another one.
+    pub(super) change: Change,
 }
 
 /// A child's part of a publication.
-struct OnWay {
+pub struct OnWay {
     /// Of all children that got it. The last one gives its places back.
     whole: Arc<u32>,
     /// What this child has not given back.
@@ -80,15 +83,16 @@ impl State {
         if number == self.children.len() {
             self.children.push(None);
         }
-        let (on_way, present) = (VecDeque::new(), HashSet::new());
-        self.children[number] = Some(Child { sender, on_way, follows: 0, present });
+        let (on_way, present, change) = (VecDeque::new(), HashSet::new(), Change::None);
+        self.children[number] = Some(Child { sender, on_way, follows: 0, present, change });
         Some(number as u16)
     }
 
     /// A child is lost, and with it everything that only it had.
     pub fn lost(&mut self, relay: &Relay, number: u16) {
+        self.lost_in_change(number);
         let Some(Child { on_way, present, .. }) = self.children[usize::from(number)].take() else { return };
-        on_way.into_iter().for_each(|part| self.give_back(part));
+        on_way.into_iter().for_each(|part| self.free_places(part));
         self.waiting.retain(|waiting| waiting.child != number);
         self.followers.forget(number);
         if let Some(sessions) = relay.broker.sessions() {
@@ -123,6 +127,8 @@ impl State {
 
     /// A child says something.
     pub fn heard(&mut self, relay: &Relay, number: u16, message: ToParent) {
+        // What it follows and who is present there is its successor's already, if it hands over.
+        let who = self.goes_on_as(number);
         match message {
             ToParent::Publish { number: of_child, publications } => {
                 let publications = publications.into();
@@ -140,10 +146,10 @@ impl State {
             }
             ToParent::SentAway(identifiers) => self.sent_away(relay, &identifiers),
             ToParent::Follow(key) => {
-                self.followers.follow(StreamKey::from_bits(key), number, || {});
+                self.followers.follow(StreamKey::from_bits(key), who, || {});
                 self.children[usize::from(number)].iter_mut().for_each(|child| child.follows += 1);
             }
-            ToParent::Unfollow(key) => self.followers.unfollow(StreamKey::from_bits(key), number, || {}),
+            ToParent::Unfollow(key) => self.followers.unfollow(StreamKey::from_bits(key), who, || {}),
             ToParent::IsFollowed(key) => {
                 let follows = self.children[usize::from(number)].as_ref().map_or(0, |child| child.follows);
                 self.tell(number, &ToChild::Followed { key, follows });
@@ -153,8 +159,20 @@ impl State {
                 let result = text.and_then(|text| String::from_utf8(text).map_err(|_| BrokerError::Unavailable));
                 self.tell(number, &ToChild::Present { number: of_child, result: result.map(Into::into) });
             }
-            ToParent::Presence { sid, stream, change } => self.change_presence(relay, number, sid, &stream, change),
+            ToParent::Presence { sid, stream, change } => self.change_presence(relay, who, sid, &stream, change),
             ToParent::Delivered(places) => self.delivered(relay, number, places),
+            ToParent::CarryOut { number: of_child } => _ = self.tell(number, &ToChild::Taken(of_child)),
+            ToParent::HandOver { number: of_child } => {
+                self.hands_over(number);
+                self.tell(number, &ToChild::Taken(of_child));
+            }
+            ToParent::AwaitSuccessor { number: of_child } => {
+                if self.asks_for_successor(number, of_child) {
+                    self.tell(number, &ToChild::Taken(of_child));
+                }
+            }
+            ToParent::GoOn => self.goes_on(number),
+            ToParent::TakenOver => self.taken_over(number),
             of_session => self.heard_of_session(relay, number, of_session),
         }
     }
@@ -230,8 +248,8 @@ impl State {
         relay.metrics.broadcast_msg_total.inc();
         self.sent_away(relay, &disconnect.identifiers);
         let frame = Frame::new(&ToChild::Disconnect(disconnect));
-        for (child, frame) in self.children.iter().flatten().zip(std::iter::repeat(frame)) {
-            frame.into_iter().for_each(|frame| child.sender.put_frame(frame));
+        for (child, frame) in self.children.iter_mut().flatten().zip(std::iter::repeat(frame)) {
+            frame.into_iter().for_each(|frame| child.give(frame));
         }
     }
 
@@ -314,7 +332,7 @@ impl State {
             for number in numbers {
                 let Some(child) = &mut self.children[usize::from(number)] else { continue };
                 child.on_way.push_back(OnWay { whole: Arc::clone(&whole), left: places });
-                child.sender.put_frame(frame.clone());
+                child.give(frame.clone());
             }
         }
         // Nobody follows it.
@@ -333,12 +351,12 @@ impl State {
                 break;
             }
             let done = child.on_way.pop_front();
-            done.into_iter().for_each(|part| self.give_back(part));
+            done.into_iter().for_each(|part| self.free_places(part));
         }
         self.place_waiting(relay);
     }
 
-    fn give_back(&mut self, part: OnWay) {
+    fn free_places(&mut self, part: OnWay) {
         self.free += Arc::into_inner(part.whole).unwrap_or(0);
     }
 }

@@ -7,11 +7,11 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::broker::SessionsSettings;
 use crate::hub::StreamHasher;
-use crate::model::{
+pub use crate::model::{
     Admission, BrokerError, BrokerQuestion, BrokerReply, HistoryRequest, Position, PresenceChange, Publication,
     RemoteDisconnect, ResumeTicket, SavedSession, Sid, SlotKey, State as AppState,
 };
-use crate::node::publish::PUBLICATIONS_MAX;
+pub(super) use crate::node::publish::PUBLICATIONS_MAX;
 
 struct Silent;
 
@@ -22,17 +22,18 @@ impl Asked for Silent {
 }
 
 /// A child as the relay sees it: an end of a link.
-struct TestChild {
+pub struct TestChild {
+    pub of_relay: ChildLink,
     link: Sender<ToParent>,
     heard: UnboundedReceiver<ToChild>,
-    hasher: StreamHasher,
+    pub hasher: StreamHasher,
     lives: [JoinHandle<LinkLost>; 2],
 }
 
 impl TestChild {
-    async fn of(relay: &Arc<Relay>) -> TestChild {
+    pub async fn of(relay: &Arc<Relay>) -> TestChild {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let (_, life) = relay.add(ours, Arc::new(Silent)).expect("not that many");
+        let (of_relay, life) = relay.add(ours, Arc::new(Silent)).expect("not that many");
         let link = Link::<ToParent, ToChild>::new(theirs, None);
         let sender = link.sender();
         let (hears, mut heard) = unbounded_channel();
@@ -40,37 +41,37 @@ impl TestChild {
         let lives = [tokio::spawn(life), tokio::spawn(run)];
         let Some(ToChild::Welcome(welcome)) = heard.recv().await else { panic!("no welcome") };
         assert!(welcome.relays);
-        TestChild { link: sender, heard, hasher: StreamHasher::new(welcome.stream_seed), lives }
+        TestChild { of_relay, link: sender, heard, hasher: StreamHasher::new(welcome.stream_seed), lives }
     }
 
-    fn says(&self, message: ToParent) {
+    pub fn says(&self, message: ToParent) {
         assert!(self.link.put(&message));
     }
 
-    async fn hears(&mut self) -> ToChild {
+    pub async fn hears(&mut self) -> ToChild {
         tokio::time::timeout(Duration::from_secs(20), self.heard.recv()).await.expect("soon").expect("not lost")
     }
 
     /// Follows a stream, for certain.
-    async fn follows(&mut self, stream: &str) {
+    pub async fn follows(&mut self, stream: &str) {
         self.says(ToParent::Follow(self.hasher.key(stream).to_bits()));
         self.says(ToParent::IsFollowed(key(1)));
         assert!(matches!(self.hears().await, ToChild::Followed { .. }));
     }
 
     /// Everything that was said is carried out.
-    async fn is_up_to_date(&mut self) {
+    pub async fn is_up_to_date(&mut self) {
         self.says(ToParent::IsFollowed(key(9)));
         assert!(matches!(self.hears().await, ToChild::Followed { key: asked, .. } if asked == key(9)));
     }
 
-    async fn publishes(&mut self, number: u64, stream: &str, message: &str) {
+    pub async fn publishes(&mut self, number: u64, stream: &str, message: &str) {
         self.says(publish(number, stream, message));
         assert_eq!(self.hears().await, ToChild::Taken(number));
     }
 
     /// The next thing it hears is a publication: its message and offset.
-    async fn gets(&mut self) -> (String, u64) {
+    pub async fn gets(&mut self) -> (String, u64) {
         match self.hears().await {
             ToChild::Publication { publication, .. } => {
                 let offset = publication.position.map_or(0, |position| position.offset);
@@ -81,14 +82,14 @@ impl TestChild {
     }
 
     /// As with kill -9.
-    async fn dies(self) {
+    pub async fn dies(self) {
         let [relay, own] = self.lives;
         own.abort();
         relay.await.unwrap();
     }
 }
 
-fn relay() -> Arc<Relay> {
+pub fn relay() -> Arc<Relay> {
     let memory = MemorySettings {
         epoch: "e".into(),
         history_limit: 10_000,
@@ -101,27 +102,27 @@ fn relay() -> Arc<Relay> {
     Relay::with_broker(Some(memory), true)
 }
 
-fn key(index: u32) -> SlotKey {
+pub fn key(index: u32) -> SlotKey {
     SlotKey { shard: 3, index, generation: 7 }
 }
 
-fn sid(n: u128) -> Sid {
+pub fn sid(n: u128) -> Sid {
     Sid::from_bits(n)
 }
 
-fn publish(number: u64, stream: &str, message: &str) -> ToParent {
+pub fn publish(number: u64, stream: &str, message: &str) -> ToParent {
     ToParent::Publish { number, publications: vec![Publication::new(stream, message)] }
 }
 
-fn ticket(n: u128) -> ResumeTicket {
+pub fn ticket(n: u128) -> ResumeTicket {
     ResumeTicket { sid: sid(n), identifiers: None }
 }
 
-fn resume(index: u32, n: u128) -> ToParent {
+pub fn resume(index: u32, n: u128) -> ToParent {
     ToParent::Ask { key: key(index), question: BrokerQuestion::Resume(ticket(n)) }
 }
 
-fn saved(n: u128) -> Option<Box<SavedSession>> {
+pub fn saved(n: u128) -> Option<Box<SavedSession>> {
     Some(Box::new(SavedSession {
         sid: sid(n),
         saved_at: 0,
@@ -134,7 +135,7 @@ fn saved(n: u128) -> Option<Box<SavedSession>> {
 }
 
 /// Whose session a child was given for who asked in this slot, or that there is none.
-fn given(message: ToChild, index: u32) -> Option<Sid> {
+pub fn given(message: ToChild, index: u32) -> Option<Sid> {
     match message {
         ToChild::Answer { key: asked, result: Ok(BrokerReply::Resumed(saved)) } if asked == key(index) => {
             saved.map(|saved| saved.sid)
