@@ -334,6 +334,7 @@ fn clients(
         sources: Sources::for_servers(&[address], connections),
         ready_timeout: Duration::from_secs(60),
         retry_after: None,
+        ping_late_after: None,
     })
 }
 

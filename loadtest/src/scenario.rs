@@ -3,6 +3,7 @@
 //! Each scenario is a list of steps over a [`Run`] and ends in a [`Report`], also when it is interrupted. A lost,
 //! doubled or reordered message, a connection that did not get ready or did not stay, makes the run fail.
 
+mod idle;
 mod options;
 mod resume;
 mod steps;

@@ -178,6 +178,7 @@ impl Scene {
             sources: Vec::new(),
             ready_timeout_ms: TIMEOUT.as_millis() as u64,
             retry_after_ms: None,
+            ping_late_after_ms: None,
         };
         // Two at least, so that they read while this process does something else.
         let mut fast = Workers::start(&plan, workers::processes_needed(fast, limit).max(2))?;

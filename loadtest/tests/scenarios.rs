@@ -23,8 +23,12 @@ impl Bare {
     }
 
     fn speaking(protocol: &str) -> Self {
+        Self::pinging(protocol, "1")
+    }
+
+    fn pinging(protocol: &str, interval_s: &str) -> Self {
         let mut child = Command::new(PROGRAM)
-            .args(["bare", "--listen", "127.0.0.1:0", "--protocol", protocol, "--ping-interval", "1"])
+            .args(["bare", "--listen", "127.0.0.1:0", "--protocol", protocol, "--ping-interval", interval_s])
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -92,6 +96,27 @@ fn idle_connections_in_two_processes_are_held_and_get_heartbeats() {
     assert_eq!(report["processes"], 2);
     assert_eq!(report["counts"]["ready"], 200);
     assert!(report["counts"]["pings"].as_u64().unwrap() > 100);
+}
+
+#[test]
+fn pings_that_come_later_than_they_are_due_fail_the_run_and_others_do_not() {
+    // One a second, so those are in time where one is due every three and late where five are.
+    let bare = Bare::start();
+    let idle = ["idle", "--hold", "2.5", "--processes", "2", "--ping-interval"];
+    assert_eq!(bare.clean(&[&idle[..], &["3"]].concat())["counts"]["pings_late"], 0);
+    let (output, report, _) = bare.run(&[&idle[..], &["0.2"]].concat());
+    assert!(!output.status.success());
+    assert!(report["counts"]["pings_late"].as_u64().unwrap() > 100, "{report}");
+    assert!(report["problems"].to_string().contains("allowed 0.3 s"), "{}", report["problems"]);
+}
+
+#[test]
+fn a_ping_that_never_comes_is_missed() {
+    let silent = Bare::pinging("actioncable", "3600");
+    let (output, report, _) = silent.run(&["idle", "--hold", "1.5", "--ping-interval", "0.5"]);
+    assert!(!output.status.success());
+    let problems = report["problems"].to_string();
+    assert!(problems.contains("late pings: holding: 0, and 200 overdue"), "{problems}");
 }
 
 #[test]

@@ -38,6 +38,10 @@ pub struct Load {
     /// Answer pings with the command that Action Cable servers with a time-out for pongs want.
     #[arg(long)]
     pub(super) pongs: bool,
+    /// Seconds between two pings to a client: what a server that is started here is told, and what clients expect. They count
+    /// pings that come later after the one before than one and a half times that.
+    #[arg(long, value_name = "SECONDS")]
+    pub(super) ping_interval: Option<f64>,
     /// Length of the Cookie header's value.
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     pub(super) cookie_bytes: usize,
@@ -114,7 +118,15 @@ pub struct Publishing {
     pub(super) bytes: usize,
 }
 
+/// How many intervals after the one before a ping is late. Action Cable's own client gives a connection up after two.
+const LATE_INTERVALS: f64 = 1.5;
+
 impl Load {
+    /// How long after the one before a ping is late, where it is known when they are due.
+    pub(super) fn ping_late_after_s(&self) -> Option<f64> {
+        self.ping_interval.filter(|seconds| *seconds > 0.0).map(|seconds| seconds * LATE_INTERVALS)
+    }
+
     /// What Action Cable clients subscribe to.
     pub(super) fn identifier(&self) -> &str {
         match &self.identifier {
@@ -205,5 +217,6 @@ pub(super) fn plan(load: &Load, urls: &[String]) -> anyhow::Result<Plan> {
         sources: load.sources.clone(),
         ready_timeout_ms: (load.timeout * 1e3) as u64,
         retry_after_ms: load.retry_after,
+        ping_late_after_ms: load.ping_late_after_s().map(|seconds| (seconds * 1e3) as u64),
     })
 }
