@@ -36,6 +36,11 @@ impl FleetOptions {
     pub(crate) fn starts_servers(&self) -> bool {
         self.server.is_some()
     }
+
+    /// How many processes it has.
+    pub(crate) fn processes(&self, connections: u32, descriptor_limit: u64) -> u32 {
+        self.server_processes.unwrap_or_else(|| processes_needed(connections, descriptor_limit))
+    }
 }
 
 /// Where clients that speak plain WebSocket connect on a started server.
@@ -65,13 +70,19 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Starts what the options ask for; none when they name no server.
-    pub fn start(options: &FleetOptions, connections: u32, descriptor_limit: u64) -> anyhow::Result<Option<Self>> {
+    /// Starts what the options ask for, and gives it these arguments, too; none when they name no server.
+    pub fn start(
+        options: &FleetOptions,
+        connections: u32,
+        descriptor_limit: u64,
+        arguments: &[String],
+    ) -> anyhow::Result<Option<Self>> {
         let Some(path) = &options.server else { return Ok(None) };
-        let count = options.server_processes.unwrap_or_else(|| processes_needed(connections, descriptor_limit));
+        let count = options.processes(connections, descriptor_limit);
         ensure!(count > 0, "--server-processes must be at least 1");
         let app = options.server_app.then(start_app).transpose()?;
-        Self::start_with(path, count, &options.server_args, app).map(Some)
+        let arguments = [arguments, &options.server_args].concat();
+        Self::start_with(path, count, &arguments, app).map(Some)
     }
 
     /// Starts a server of so many processes, and waits until all of them serve.

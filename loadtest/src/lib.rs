@@ -28,3 +28,4 @@ pub mod upgrade;
 pub mod versus;
 pub mod wire;
 pub mod workers;
+pub mod yardstick;

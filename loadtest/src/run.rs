@@ -4,7 +4,6 @@
 //! stands, and an interrupted run still ends in a report.
 
 use std::io::{IsTerminal as _, Write as _};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -86,6 +85,24 @@ pub enum Ended {
     Interrupted,
 }
 
+/// Whether Ctrl-C was pressed: it ends all runs of this process.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Sees to it that Ctrl-C sets the flag; the first call counts.
+fn watch_for_interrupts() -> anyhow::Result<()> {
+    static WATCHED: AtomicBool = AtomicBool::new(false);
+    if WATCHED.swap(true, Ordering::Relaxed) {
+        return Ok(());
+    }
+    ctrlc::set_handler(|| {
+        if INTERRUPTED.swap(true, Ordering::Relaxed) {
+            // The second one means it.
+            std::process::exit(130);
+        }
+    })
+    .context("cannot handle Ctrl-C")
+}
+
 /// A run.
 pub struct Run {
     /// The clients.
@@ -109,7 +126,6 @@ pub struct Run {
     next_sample: Instant,
     next_line: Instant,
     doing: &'static str,
-    interrupted: Arc<AtomicBool>,
     terminal: bool,
 }
 
@@ -119,15 +135,7 @@ impl Run {
     pub fn begin(workers: Workers, total: u32, pids: Vec<u32>, metrics: &[String]) -> anyhow::Result<Self> {
         let mut pages = Pages::connect(metrics).context("the server's metrics")?;
         pages.read().context("the server's metrics")?;
-        let interrupted = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&interrupted);
-        ctrlc::set_handler(move || {
-            if flag.swap(true, Ordering::Relaxed) {
-                // The second one means it.
-                std::process::exit(130);
-            }
-        })
-        .context("cannot handle Ctrl-C")?;
+        watch_for_interrupts()?;
         let now = Instant::now();
         let mut run = Self {
             workers,
@@ -145,7 +153,6 @@ impl Run {
             next_sample: now,
             next_line: now,
             doing: "starting",
-            interrupted,
             terminal: std::io::stderr().is_terminal(),
         };
         run.snapshot("before")?;
@@ -154,7 +161,7 @@ impl Run {
 
     /// Whether Ctrl-C was pressed.
     pub fn interrupted(&self) -> bool {
-        self.interrupted.load(Ordering::Relaxed)
+        INTERRUPTED.load(Ordering::Relaxed)
     }
 
     /// Seconds since the run began.

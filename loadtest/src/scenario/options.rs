@@ -122,6 +122,12 @@ pub struct Publishing {
 const LATE_INTERVALS: f64 = 1.5;
 
 impl Load {
+    /// What a server that is started here is told because of these options.
+    pub(super) fn server_arguments(&self) -> Vec<String> {
+        let interval = self.ping_interval.map(|seconds| format!("{}ms", (seconds * 1e3) as u64));
+        interval.map_or_else(Vec::new, |interval| vec!["--ping-interval".to_owned(), interval])
+    }
+
     /// How long after the one before a ping is late, where it is known when they are due.
     pub(super) fn ping_late_after_s(&self) -> Option<f64> {
         self.ping_interval.filter(|seconds| *seconds > 0.0).map(|seconds| seconds * LATE_INTERVALS)
@@ -180,8 +186,13 @@ pub(super) fn targets(load: &Load, fleet: Option<&Fleet>) -> anyhow::Result<Vec<
         ensure!(!load.targets.is_empty(), "no --target was given");
         return Ok(load.targets.clone());
     };
-    let path = if load.protocol == Protocol::Raw { fleet::ECHO_PATH } else { "/cable" };
-    Ok(vec![format!("ws://{}{path}", fleet.address)])
+    Ok(vec![url(fleet.address, load.protocol)])
+}
+
+/// Where clients connect on a server that was started here.
+pub(super) fn url(address: SocketAddr, protocol: Protocol) -> String {
+    let path = if protocol == Protocol::Raw { fleet::ECHO_PATH } else { "/cable" };
+    format!("ws://{address}{path}")
 }
 
 fn address_of(target: &Target) -> anyhow::Result<SocketAddr> {

@@ -39,7 +39,7 @@ pub(super) fn run(
     }
     match scenario {
         Scenario::Connect => {}
-        Scenario::Idle { hold } => {
+        Scenario::Idle { hold, .. } => {
             idle::hold(load, run, findings, Duration::from_secs_f64(*hold))?;
             if fleet.is_some() {
                 idle::server_agrees(run, findings);
@@ -100,6 +100,7 @@ fn open(load: &Load, run: &mut Run, findings: &mut Findings) -> anyhow::Result<(
     }
     let counts = run.workers.counts();
     let took_s = run.elapsed_s() - began_s;
+    findings.opened_s = took_s;
     findings.fact("opened", format!("{} of {all} in {took_s:.1} s", counts.ready_now()));
     findings.fact("rate", format!("{:.0} a second", counts.ready as f64 / took_s.max(1e-3)));
     if counts.retransmitted > 0 {
