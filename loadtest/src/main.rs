@@ -100,6 +100,8 @@ enum Run {
         #[arg(long, value_enum, value_name = "TURN", num_args = 0..=1, require_equals = true, default_missing_value = "first",
               requires = "server")]
         beside_bare: Option<scenario::Turn>,
+        #[command(flatten)]
+        finale: scenario::Finale,
     },
     /// Open connections and report how fast that went.
     Connect {
@@ -250,7 +252,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 
 fn run_scenario(command: Run) -> anyhow::Result<ExitCode> {
     let (load, scenario) = match command {
-        Run::Idle { load, hold, beside_bare } => (load, Scenario::Idle { hold, beside_bare }),
+        Run::Idle { load, hold, beside_bare, finale } => (load, Scenario::Idle { hold, beside_bare, finale }),
         Run::Connect { load } => (load, Scenario::Connect),
         Run::Broadcast { load, publishing, drop_every, drop_for } => {
             let seconds = |option: &str, seconds: f64| {

@@ -4,12 +4,14 @@
 //! doubled or reordered message, a connection that did not get ready or did not stay, makes the run fail.
 
 mod beside;
+mod finale;
 mod idle;
 mod options;
 mod resume;
 mod steps;
 
 pub use beside::Turn;
+pub use finale::Finale;
 pub use options::{Load, Publishing};
 
 use anyhow::ensure;
@@ -29,6 +31,8 @@ pub enum Scenario {
         hold: f64,
         /// Open as many on the yardstick, too.
         beside_bare: Option<Turn>,
+        /// What happens at the end.
+        finale: Finale,
     },
     /// Open and see how fast that goes.
     Connect,
@@ -93,10 +97,20 @@ impl Scenario {
                 publishing
             }
             Self::Slow { publishing, .. } => publishing,
-            Self::Idle { beside_bare: Some(_), .. } => return beside::check(load),
+            Self::Idle { beside_bare, finale, .. } => {
+                if beside_bare.is_some() {
+                    beside::check(load)?;
+                }
+                return finale.check(load);
+            }
             _ => return Ok(()),
         };
         publishing.check(load)
+    }
+
+    /// Whether the server is upgraded.
+    fn upgrades(&self) -> bool {
+        matches!(self, Self::Idle { finale, .. } if finale.upgrade)
     }
 
     fn name(&self) -> &'static str {
@@ -158,7 +172,8 @@ pub fn run(load: &Load, scenario: &Scenario) -> anyhow::Result<bool> {
 /// Starts servers, if it is asked for, and runs a scenario against them, or those that run; also, how long opening took.
 fn serve_and_measure(load: &Load, scenario: &Scenario, descriptors: u64) -> anyhow::Result<(Report, f64)> {
     // Outlives the run: the clients go before their servers.
-    let fleet = Fleet::start(&load.fleet, load.connections, descriptors, &load.server_arguments())?;
+    let fleet =
+        Fleet::start(&load.fleet, load.connections, descriptors, &load.server_arguments(), scenario.upgrades())?;
     let targets = options::targets(load, fleet.as_ref())?;
     let (mut pids, mut metrics) = (load.pids.clone(), load.server_metrics.clone());
     if let Some(fleet) = &fleet {

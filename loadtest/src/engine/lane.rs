@@ -384,9 +384,9 @@ impl Lane {
     /// Takes note of a ping of the server.
     fn on_ping(&mut self, index: usize) {
         Counters::add(&self.counters.pings, 1);
-        let Some(late_ms) = self.ping_late_ms else { return };
-        let gap_ms = self.now_ms.wrapping_sub(self.slots[index].pinged_ms);
-        self.slots[index].pinged_ms = self.now_ms;
+        let (Some(late_ms), State::Ready) = (self.ping_late_ms, self.slots[index].state) else { return };
+        let slot = &mut self.slots[index];
+        let gap_ms = self.now_ms.wrapping_sub(std::mem::replace(&mut slot.pinged_ms, self.now_ms));
         self.collected.ping_gap_ms_max = self.collected.ping_gap_ms_max.max(gap_ms.into());
         Counters::add(&self.counters.pings_late, u64::from(gap_ms > late_ms));
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, ensure};
 
 use super::options::{Load, url};
-use super::{Scenario, Subject, measure, serve_and_measure};
+use super::{Finale, Scenario, Subject, measure, serve_and_measure};
 use crate::bench::{Figure, Limit};
 use crate::observe;
 use crate::report::Report;
@@ -85,7 +85,8 @@ fn yardstick(load: &Load, hold: f64, descriptors: u64) -> anyhow::Result<(Report
     // It keeps no time for each connection, so a long ramp lets it be late at first: that is not what it is here for.
     let mut load = load.clone();
     load.ping_interval = None;
-    let measured = measure(&load, &Scenario::Idle { hold, beside_bare: None }, descriptors, subject)?;
+    let measured =
+        measure(&load, &Scenario::Idle { hold, beside_bare: None, finale: Finale::default() }, descriptors, subject)?;
     if measured.0.problems.iter().any(|problem| problem == "interrupted") {
         println!("{}", measured.0.text());
         bail!("interrupted");

@@ -42,7 +42,10 @@ pub(super) fn late_pings(
     let collected = run.collect(findings.published)?;
     let late = run.workers.counts().pings_late - before.pings_late;
     let (overdue, longest_s) = (collected.pings_overdue, collected.ping_gap_ms_max as f64 / 1e3);
-    let words = format!("{late}, and {overdue} overdue; longest time without one {longest_s:.1} s");
+    let mut words = format!("{late}, and {overdue} overdue");
+    if longest_s > 0.0 {
+        words += &format!("; longest time without one {longest_s:.1} s");
+    }
     if late + overdue > 0 {
         findings.problem(format!("{name}: {words}, allowed {late_s:.1} s"));
     }

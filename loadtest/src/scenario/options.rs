@@ -144,6 +144,21 @@ impl Load {
 }
 
 impl Publishing {
+    /// Of a server that was started here, to all.
+    pub(super) fn to_all(messages: u32, publish_rate: f64) -> Self {
+        Self {
+            publish_urls: Vec::new(),
+            publish_to_one: false,
+            publish_body: None,
+            publish_key: None,
+            publish_header: None,
+            publish_pusher: None,
+            publish_rate,
+            messages,
+            bytes: 100,
+        }
+    }
+
     pub(super) fn check(&self, load: &Load) -> anyhow::Result<()> {
         let somewhere = load.fleet.starts_servers() || !self.publish_urls.is_empty();
         ensure!(somewhere, "nowhere to publish: give --publish-url, or --server");
@@ -187,6 +202,11 @@ pub(super) fn targets(load: &Load, fleet: Option<&Fleet>) -> anyhow::Result<Vec<
         return Ok(load.targets.clone());
     };
     Ok(vec![url(fleet.address, load.protocol)])
+}
+
+/// The identifier with which Action Cable clients follow a public stream.
+pub(super) fn public_stream(name: &str) -> String {
+    format!(r#"{{"channel":"$pubsub","stream_name":{}}}"#, json_string(name))
 }
 
 /// Where clients connect on a server that was started here.

@@ -39,8 +39,9 @@ pub(super) fn run(
     }
     match scenario {
         Scenario::Connect => {}
-        Scenario::Idle { hold, .. } => {
+        Scenario::Idle { hold, finale, .. } => {
             idle::hold(load, run, findings, Duration::from_secs_f64(*hold))?;
+            finale.run(load, fleet, run, findings)?;
             if fleet.is_some() {
                 idle::server_agrees(run, findings);
             }
