@@ -29,7 +29,7 @@ const CALM_LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Share of its memory that the kernel may still give back between two looks.
 const CALM_SHARE: f64 = 0.005;
 
-/// When the yardstick has its turn. What the machine does for the first time, such as touching memory, the first side pays.
+/// When the yardstick has its turn. The order may matter: what the machine does for the first time, the first side pays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Turn {
     /// Before the server.
