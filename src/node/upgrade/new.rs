@@ -85,7 +85,7 @@ impl Predecessor {
     pub fn meet() -> Result<Option<Predecessor>, StartError> {
         let named = |error: io::Error| StartError::Predecessor(format!("{}: {error}", hand_over::VARIABLE));
         let Some(channel) = hand_over::inherited().map_err(named)? else { return Ok(None) };
-        let pid = std::os::unix::process::parent_id();
+        let parent = std::os::unix::process::parent_id();
         let talk = Talk(channel);
         talk.say(&ToOld::Hello(Hello::own()), &[]).map_err(ended)?;
         let mut listeners: Vec<TcpListener> = Vec::new();
@@ -107,6 +107,7 @@ impl Predecessor {
         };
         let own = |port: &Port| ListenOn::Own { host: port.host.clone(), port: port.port };
         let others = offer.others.iter().map(|port| (own(port), take(port))).collect();
+        let pid = offer.pid.unwrap_or(parent);
         Ok(Some(Predecessor { talk, offer, main: Some(main), others, pid }))
     }
 

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::process::{Child, Command};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -19,6 +18,7 @@ use crate::node::state::{self, Given, NodeState, Snapshot};
 use crate::node::{Node, UpgradeError, Upgraded};
 use crate::os::clock::{self, Clock};
 use crate::os::hand_over::Channel;
+use crate::os::orphan::Started;
 use crate::shard::{Copied, Copying, Divert, HandOver, Message, Settled, Verdict};
 
 use super::Understood;
@@ -51,7 +51,8 @@ const NOT_INHERITED: [&str; 4] = ["WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "L
 
 /// A process that is not told yet that all is its own: it ends with this value.
 pub(super) struct NewProcess {
-    child: Child,
+    /// Until this is dropped, which is before anybody is told of it, its parent is one of this process's own.
+    process: Started,
     talk: Talk,
     hello: Hello,
     is_let_go: bool,
@@ -65,19 +66,14 @@ impl NewProcess {
         environment: &[(&'static str, String)],
         patience: Duration,
     ) -> Result<NewProcess, UpgradeError> {
-        let cannot = |error: std::io::Error| UpgradeError::New(format!("{}: {error}", program.display()));
-        let (here, there) = Channel::pair().map_err(UpgradeError::old)?;
-        let mut command = Command::new(program);
-        command.args(std::env::args_os().skip(1)).envs(environment.iter().map(|(name, value)| (name, value)));
-        for name in NOT_INHERITED {
-            command.env_remove(name);
-        }
-        there.inherit_by(&mut command);
-        let child = command.spawn().map_err(cannot)?;
-        // It holds the other end, whose end is to be noticed.
-        drop(command);
-        let hello = Hello { protocol: 0, version: String::new(), pid: child.id(), connections: vec![], states: vec![] };
-        let mut new = NewProcess { child, talk: Talk(here), hello, is_let_go: false };
+        let started = Started::start(program, environment, &NOT_INHERITED, patience);
+        let (process, talk) = started.map_err(|error| match error.kind() {
+            std::io::ErrorKind::TimedOut => UpgradeError::Late(patience, "be started"),
+            _ => UpgradeError::New(format!("{}: {error}", program.display())),
+        })?;
+        let pid = process.pid();
+        let hello = Hello { protocol: 0, version: String::new(), pid, connections: vec![], states: vec![] };
+        let mut new = NewProcess { process, talk: Talk(talk), hello, is_let_go: false };
         match new.hear(patience, "say hello")? {
             (ToOld::Hello(hello), _) => new.hello = hello,
             (other, _) => return Err(UpgradeError::New(format!("it began with {other:?}"))),
@@ -103,16 +99,12 @@ impl NewProcess {
     }
 
     /// It has closed its end.
-    fn how_it_ended(&mut self) -> String {
-        let clock = Clock::start();
-        loop {
-            match self.child.try_wait() {
-                Ok(Some(status)) => return format!("it ended ({status}); its log says why"),
-                // It is about to end, and may have something to say before.
-                Ok(None) if clock.now().mono < END_MAX => std::thread::sleep(Duration::from_millis(5)),
-                Ok(None) => return "it does not talk to this one any more".to_owned(),
-                Err(error) => return format!("it ended ({error})"),
-            }
+    fn how_it_ended(&self) -> String {
+        // It may have something to say before it ends.
+        match self.process.how_it_ended(END_MAX) {
+            Ok(Some(status)) => format!("it ended ({status}); its log says why"),
+            Ok(None) => "it does not talk to this one any more".to_owned(),
+            Err(error) => format!("it ended; its log says why ({error})"),
         }
     }
 
@@ -164,8 +156,7 @@ impl NewProcess {
         let _ = self.talk.0.set_patience(Some(ABORT_MAX));
         let _ = self.talk.say(&ToNew::Abort {}, &[]);
         // One that listens has nothing to do any more; one that does not is not waited for.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.process.kill();
     }
 }
 
@@ -357,7 +348,7 @@ impl Node {
         self.successor = Some(successor);
         let pause_usec = started_usec.unwrap_or_else(clock::machine_usec).saturating_sub(since_usec);
         Ok(Upgraded {
-            pid: new.hello.pid,
+            pid: new.process.pid(),
             version: new.hello.version.clone(),
             connections: have.connections,
             state_bytes: have.bytes + bytes + snapshot_bytes,
@@ -392,6 +383,7 @@ impl Node {
             main_was_passed: self.made_of.main_was_passed,
             others,
             shards: self.observer.parts.inboxes.len(),
+            pid: Some(std::process::id()),
         };
         Ok((offer, listeners.into()))
     }
