@@ -28,7 +28,7 @@ use crate::demo::{self, Demo, Site};
 use crate::node::{self, Node, Parent, ParentEnd, ReloadError, Terms};
 use crate::os::clock::Clock;
 use crate::os::family::{self, Inherited};
-use crate::os::signals;
+use crate::os::{orphan, signals};
 use log::{Log, Name, Stream};
 
 /// A usage error, as in sysexits.h.
@@ -40,6 +40,8 @@ pub fn run() -> ExitCode {
     match arguments.next().as_deref() {
         // Started by the demo's page, not by people, and not in the help.
         Some(demo::IDLE_CLIENTS_COMMAND) => return demo::hold_idle_clients(arguments),
+        // Nor is this, by a server that is upgraded. Its words are another program's, and need not be text.
+        Some(orphan::COMMAND) => return start_successor(),
         // It has no server, and none of a server's options.
         Some(top::COMMAND) => return top::run(arguments),
         Some(doctor::COMMAND) => return doctor::run(arguments, &environment()),
@@ -63,6 +65,16 @@ pub fn run() -> ExitCode {
         Err(error) => {
             complain(&error.to_string());
             ExitCode::from(ConfigError::EXIT_CODE)
+        }
+    }
+}
+
+fn start_successor() -> ExitCode {
+    match orphan::start_successor(std::env::args_os().skip(2)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("{}: {error}", orphan::COMMAND));
+            ExitCode::from(USAGE_ERROR)
         }
     }
 }

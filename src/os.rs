@@ -12,6 +12,7 @@ pub mod hand_over;
 pub mod limits;
 pub mod listener;
 pub mod notify;
+pub mod orphan;
 pub mod passed;
 pub mod pidfd;
 pub mod poll;

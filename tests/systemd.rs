@@ -168,6 +168,8 @@ fn a_start_that_fails_is_never_ready() {
 
 #[test]
 fn an_upgrade_names_the_new_process_and_the_watchdog_goes_along() {
+    // As systemd is, for what nobody is the parent of.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).expect("set");
     let systemd = Systemd::new();
     let mut server = systemd.start(Start::with(&["--acceptors", "2"])).env("WATCHDOG_USEC", "600000").start();
     systemd.wait_for_line("READY=1");
@@ -178,6 +180,9 @@ fn an_upgrade_names_the_new_process_and_the_watchdog_goes_along() {
     assert!(told.contains(&"READY=1".to_owned()), "{told:?}");
     let pid = told.iter().find_map(|line| line.strip_prefix("MAINPID=")).expect("there");
     assert_ne!(pid, server.pid().to_string());
+    // It would call another one's child alien, not wait for its end, and kill it as soon as it tells it to stop.
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    assert!(status.contains(&format!("\nPPid:\t{}\n", std::process::id())), "{status}");
     let _end = Killed(pid.to_owned());
     assert_eq!(server.wait(SOON).code(), Some(0));
     drop(systemd.all_within(Duration::ZERO));

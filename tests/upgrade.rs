@@ -349,6 +349,68 @@ fn an_old_process_that_dies_before_leaves_no_other_behind() {
     assert!(std::net::TcpStream::connect(server.address()).is_err(), "nobody listens");
 }
 
+/// State and parent of a process.
+fn state_and_parent(pid: u32) -> Option<(char, u32)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Behind the name in brackets, which may hold spaces.
+    let mut words = stat.rsplit_once(')')?.1.split_whitespace();
+    Some((words.next()?.chars().next()?, words.next()?.parse().ok()?))
+}
+
+/// Kills the process between that starts the new one, when that has said "begun" and its number; gives that number and what is said.
+fn without_the_one_between(server: &Upgradable, number: usize) -> (u32, Said) {
+    thread::scope(|scope| {
+        let asked = scope.spawn(|| server.ask(&[]));
+        let begun = format!("begun {number} ");
+        let line = server.server.log.wait_for(|line| line.starts_with(&begun)).expect("it begins");
+        let new: u32 = line[begun.len()..].parse().expect("a number");
+        let (_, between) = state_and_parent(new).expect("it runs");
+        assert_eq!(state_and_parent(between).map(|(_, parent)| parent), Some(server.pid), "its child's child");
+        let sent = Command::new("kill").args(["-KILL", &between.to_string()]).status();
+        assert!(sent.expect("kill runs").success());
+        (new, asked.join().expect("no panic"))
+    })
+}
+
+#[test]
+fn the_process_between_may_be_killed_and_ends_with_what_it_is_for() {
+    let mut server = Upgradable::start(&["--upgrade-timeout", "3s"]);
+    let mut clients = followers(server.address(), 5);
+    // One that ends, and one that does nothing: nobody can say how it ended, and it is killed all the same.
+    for (number, does, why) in [(1, "exit 7", "it ended; its log says why"), (2, "exec sleep 9", "took longer than 3s")]
+    {
+        server.script(&format!("#!/bin/sh\necho begun {number} $$ >&2\nsleep 0.5\n{does}\n"));
+        let (new, said) = without_the_one_between(&server, number);
+        assert_eq!((said.status, server.serving()), (Some(1), server.pid), "{said:?}");
+        assert!(said.complained.contains(why), "{said:?}");
+        let left = state_and_parent(new).map(|(state, _)| state);
+        assert!(matches!(left, None | Some('Z')), "it runs: {left:?}");
+        all_get(&server, &mut clients, &number.to_string());
+    }
+    server.script(&format!("#!/bin/sh\necho begun 3 $$ >&2\nsleep 0.5\nexec {CABLEWAY} \"$@\"\n"));
+    let (new, said) = without_the_one_between(&server, 3);
+    assert_eq!((said.status, server.serving()), (Some(0), new), "{said:?}");
+    server.pid = new;
+    all_get(&server, &mut clients, "3");
+
+    // Nobody has killed this one, and it has ended.
+    server.real_program();
+    server.server.wait(SOON);
+    server.upgrade();
+    let (_, parent) = state_and_parent(server.pid).expect("it runs");
+    let name = fs::read_to_string(format!("/proc/{parent}/comm")).unwrap_or_default();
+    assert!(parent != new && name.trim_end() != "cableway-start", "process {parent}, {name}");
+    all_get(&server, &mut clients, "4");
+}
+
+#[test]
+fn nobody_starts_a_process_between_by_hand() {
+    let output = Command::new(CABLEWAY).args(["start-successor", "/bin/true"]).env_clear().output().expect("it runs");
+    let said = said(output);
+    assert_eq!(said.status, Some(64), "{said:?}");
+    assert!(said.complained.contains("only a server that is upgraded starts this"), "{said:?}");
+}
+
 #[test]
 fn there_is_one_upgrade_at_a_time_and_none_while_it_ends() {
     let server = Upgradable::start(&["--shutdown-delay", "2s", "--shutdown-timeout", "9s"]);

@@ -30,6 +30,8 @@ metric() { curl -s $SERVER/metrics | awk -v name="$1" '$1 == name { print $2 }';
 clients() { metric cableway_clients_num; }
 holds() { [ "$(clients)" = "$1" ]; }
 has_another_process() { [ "$(property MainPID)" != 0 ] && [ "$(property MainPID)" != "$1" ] && is_active; }
+# Whether systemd is the parent of the main process. It does not wait for the end of another one's child, and may kill it at once.
+is_systemds() { [ "$(awk '/^PPid:/ { print $2 }' "/proc/$(property MainPID)/status")" = 1 ]; }
 is_alone() { [ "$(pgrep -c -x cableway)" = 1 ]; }
 says() { grep -q -- "$1" "$2"; }
 logged() { journalctl --unit cableway.service --boot --no-pager --output=cat | grep -q -- "$1"; }
@@ -164,6 +166,7 @@ check 'everybody is still there' holds 1000
 sed -i 1d $CONFIG
 check 'it starts anew and hands everything over (reload)' systemctl reload cableway.service
 check 'the process is another one' [ "$(property MainPID)" != "$before" ]
+check 'and a child of systemd' is_systemds
 check 'which is the only one' until_true is_alone
 check 'and all are welcome again' upgrade_is https://evil.example 101
 check 'everybody is still there' holds 1000
@@ -208,9 +211,20 @@ check 'its watchdog is fed: it is still the same after a minute' sh -c 'sleep 60
 systemctl status --no-pager cableway.service
 check 'the configuration is kept' says 'noauth = true' $CONFIG
 check_nobody_lost
-# The process that came by an upgrade is watched and stopped as any other.
+# The process that came by an upgrade is stopped and watched as any other.
+check_held 1000 60
 check 'it stops' systemctl stop cableway.service
 check 'with success' [ "$(property Result)" = success ]
+wait "$load"
+check 'its clients were told to come back' says 'told to disconnect 1000$' load.txt
+load_report
+check 'it starts' systemctl start cableway.service
+check 'it hands over (reload)' systemctl reload cableway.service
+before=$(property MainPID)
+check 'the process that took over is stopped in mid-run (SIGSTOP)' systemctl kill --signal=STOP --kill-whom=main cableway.service
+check 'systemd ends it and starts another one' until_true has_another_process "$before"
+check 'the new process serves' upgrade_is https://example.com 101
+check 'systemd has seen no process that was not its child' is_not logged 'not our child'
 
 if [ "$fill" != 0 ]; then
     step 'As many clients as memory allows, in one process'

@@ -187,7 +187,12 @@ pub struct Figure {
 }
 
 impl Figure {
-    fn new(name: impl Into<String>, unit: &'static str, limit: Limit, rounds: Vec<(f64, Option<f64>)>) -> Self {
+    pub(crate) fn new(
+        name: impl Into<String>,
+        unit: &'static str,
+        limit: Limit,
+        rounds: Vec<(f64, Option<f64>)>,
+    ) -> Self {
         let bare: Vec<f64> = rounds.iter().filter_map(|round| round.1).collect();
         let ratios: Vec<f64> = rounds
             .iter()
@@ -237,6 +242,22 @@ impl Figure {
             limit,
             if verdict { "ok" } else { "OVER" }
         )
+    }
+
+    /// The same in words, without the name.
+    pub fn words(&self) -> String {
+        let Self { unit, server, .. } = self;
+        let mut words = format!("{server:.2} {unit}");
+        if let Some(bare) = self.bare {
+            words += &format!(", the yardstick {bare:.2} {unit}");
+        }
+        if let Some(ratio) = self.ratio {
+            words += &format!(", {ratio:.2} times");
+        }
+        if let Limit::Ratio(limit) = self.limit {
+            words += &format!(" ({limit:.2} allowed)");
+        }
+        words
     }
 
     /// The line above those of [`Figure::line`].
@@ -334,6 +355,7 @@ fn clients(
         sources: Sources::for_servers(&[address], connections),
         ready_timeout: Duration::from_secs(60),
         retry_after: None,
+        ping_late_after: None,
     })
 }
 

@@ -50,6 +50,8 @@ pub struct Settings {
     pub ready_timeout: Duration,
     /// How long after a failure a connection tries again; none: never.
     pub retry_after: Option<Duration>,
+    /// How long after the ping before, or after it got ready, a connection counts its next one as late; none: not counted.
+    pub ping_late_after: Option<Duration>,
 }
 
 /// How connections are opened.
@@ -138,6 +140,11 @@ pub struct Collected {
     pub replay_us: Histogram<u64>,
     /// Longest time between two turns of an event loop in which it did not wait, microseconds: how late this tool was.
     pub lag_us_max: u64,
+    /// Longest time from one ping of a connection to the next, or from ready to the first one, milliseconds; with
+    /// [`Settings::ping_late_after`].
+    pub ping_gap_ms_max: u64,
+    /// Ready connections whose ping is late now and has not come yet.
+    pub pings_overdue: u64,
     /// Marked messages that ready connections have not got although `expected` were published.
     pub missing_at_end: u64,
 }
@@ -152,6 +159,8 @@ impl Collected {
             delivery_us: histogram(),
             replay_us: histogram(),
             lag_us_max: 0,
+            ping_gap_ms_max: 0,
+            pings_overdue: 0,
             missing_at_end: 0,
         }
     }
@@ -167,6 +176,8 @@ impl Collected {
             mine.add(theirs).expect("resizing histograms take every value");
         }
         self.lag_us_max = self.lag_us_max.max(other.lag_us_max);
+        self.ping_gap_ms_max = self.ping_gap_ms_max.max(other.ping_gap_ms_max);
+        self.pings_overdue += other.pings_overdue;
         self.missing_at_end += other.missing_at_end;
     }
 }

@@ -4,12 +4,14 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use clap::Args;
 
 use crate::bench;
+use crate::control::Control;
 use crate::http1::Client;
 use crate::server::{self, Process};
 
@@ -36,6 +38,11 @@ impl FleetOptions {
     pub(crate) fn starts_servers(&self) -> bool {
         self.server.is_some()
     }
+
+    /// How many processes it has.
+    pub(crate) fn processes(&self, connections: u32, descriptor_limit: u64) -> u32 {
+        self.server_processes.unwrap_or_else(|| processes_needed(connections, descriptor_limit))
+    }
 }
 
 /// Where clients that speak plain WebSocket connect on a started server.
@@ -43,6 +50,9 @@ pub const ECHO_PATH: &str = "/echo";
 
 /// Between two looks at whether all processes serve.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// How long processes that have handed over may take to end.
+const HAND_OVER_MAX: Duration = Duration::from_secs(120);
 
 /// Share of the open-file limit that Cableway keeps for itself.
 const RESERVE: u64 = 16;
@@ -56,6 +66,9 @@ pub struct Fleet {
     server: Process,
     count: u32,
     app: Option<(Process, SocketAddr)>,
+    control: Option<Control>,
+    /// The process that was started, or the one that has taken over from it.
+    first: AtomicU32,
     /// Where clients connect.
     pub address: SocketAddr,
     /// Where publications are posted.
@@ -65,13 +78,24 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Starts what the options ask for; none when they name no server.
-    pub fn start(options: &FleetOptions, connections: u32, descriptor_limit: u64) -> anyhow::Result<Option<Self>> {
+    /// Starts what the options ask for, and gives it these arguments, too; none when they name no server. One that takes
+    /// orders can be upgraded.
+    pub fn start(
+        options: &FleetOptions,
+        connections: u32,
+        descriptor_limit: u64,
+        arguments: &[String],
+        takes_orders: bool,
+    ) -> anyhow::Result<Option<Self>> {
         let Some(path) = &options.server else { return Ok(None) };
-        let count = options.server_processes.unwrap_or_else(|| processes_needed(connections, descriptor_limit));
+        let count = options.processes(connections, descriptor_limit);
         ensure!(count > 0, "--server-processes must be at least 1");
         let app = options.server_app.then(start_app).transpose()?;
-        Self::start_with(path, count, &options.server_args, app).map(Some)
+        let control = takes_orders.then(|| Control::new(path));
+        let mut arguments = [arguments, &options.server_args].concat();
+        arguments.extend(control.iter().flat_map(Control::arguments));
+        let fleet = Self::start_with(path, count, &arguments, app)?;
+        Ok(Some(Self { control, ..fleet }))
     }
 
     /// Starts a server of so many processes, and waits until all of them serve.
@@ -93,7 +117,8 @@ impl Fleet {
         server.await_accepting(publish)?;
         let url = |path: &str| format!("http://{publish}{path}");
         let (publish_urls, metrics_urls) = (vec![url("/_broadcast")], vec![url("/metrics")]);
-        let fleet = Self { server, count, app, address, publish_urls, metrics_urls };
+        let (control, first) = (None, AtomicU32::new(server.pid()));
+        let fleet = Self { server, count, app, control, first, address, publish_urls, metrics_urls };
         fleet.await_all()?;
         Ok(fleet)
     }
@@ -119,16 +144,45 @@ impl Fleet {
         std::iter::once(self.parent()).chain(self.children()).collect()
     }
 
-    /// The process that was started.
+    /// The process that was started, or the one that has taken over from it.
     pub fn parent(&self) -> u32 {
-        self.server.pid()
+        self.first.load(Ordering::Relaxed)
     }
 
-    /// The processes that it has started.
+    /// The processes that it has started, whichever of its threads did.
     pub fn children(&self) -> Vec<u32> {
-        let parent = self.parent();
-        let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
-        children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.parent())).into_iter().flatten().flatten();
+        let children =
+            threads.map(|thread| std::fs::read_to_string(thread.path().join("children")).unwrap_or_default());
+        let children: Vec<String> = children.collect();
+        children.iter().flat_map(|text| text.split_whitespace()).filter_map(|pid| pid.parse().ok()).collect()
+    }
+
+    /// Where it takes orders, if it does.
+    pub(crate) fn control(&self) -> Option<&Control> {
+        self.control.as_ref()
+    }
+
+    /// Finds the processes that serve after an upgrade, once those that have handed over are gone.
+    pub(crate) fn follow(&self) -> anyhow::Result<()> {
+        let control = self.control.as_ref().context("this server takes no orders")?;
+        let before = self.parent();
+        self.first.store(control.pid()?, Ordering::Relaxed);
+        let begun = Instant::now();
+        let handed_over = |fleet: &Self| match fleet.count {
+            1 => before != fleet.parent() && server::has_ended(before),
+            count => fleet.children().len() == count as usize,
+        };
+        while !handed_over(self) {
+            ensure!(begun.elapsed() < HAND_OVER_MAX, "processes that have handed over do not end");
+            std::thread::sleep(LOOK_EVERY);
+        }
+        self.await_all()
+    }
+
+    /// The end of what its processes logged.
+    pub(crate) fn log_tail(&self) -> String {
+        self.server.log_tail()
     }
 
     /// How often the app server was asked to let a client in, if there is one.

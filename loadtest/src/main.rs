@@ -95,6 +95,13 @@ enum Run {
         /// How long they are held.
         #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
         hold: f64,
+        /// Open as many connections on the yardstick, too, with as many client and server processes, before the server or
+        /// after it, and compare.
+        #[arg(long, value_enum, value_name = "TURN", num_args = 0..=1, require_equals = true, default_missing_value = "first",
+              requires = "server")]
+        beside_bare: Option<scenario::Turn>,
+        #[command(flatten)]
+        finale: scenario::Finale,
     },
     /// Open connections and report how fast that went.
     Connect {
@@ -245,7 +252,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 
 fn run_scenario(command: Run) -> anyhow::Result<ExitCode> {
     let (load, scenario) = match command {
-        Run::Idle { load, hold } => (load, Scenario::Idle { hold }),
+        Run::Idle { load, hold, beside_bare, finale } => (load, Scenario::Idle { hold, beside_bare, finale }),
         Run::Connect { load } => (load, Scenario::Connect),
         Run::Broadcast { load, publishing, drop_every, drop_for } => {
             let seconds = |option: &str, seconds: f64| {

@@ -136,6 +136,7 @@ fn open(options: &Options, fleet: &Fleet, connections: u32, descriptors: u64) ->
         sources: Vec::new(),
         ready_timeout_ms: (options.timeout * 1e3) as u64,
         retry_after_ms: None,
+        ping_late_after_ms: None,
     };
     let mut workers = Workers::start(&plan, workers::processes_needed(connections, descriptors))?;
     workers.open(Pace::Window(WINDOW))?;

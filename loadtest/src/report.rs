@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use crate::bench::Figure;
 use crate::engine::Counts;
 use crate::metrics::Calls;
 use crate::run::{Run, Sample, Snapshot};
@@ -88,6 +89,8 @@ impl Provenance {
 pub struct Report {
     /// The subcommand.
     pub scenario: &'static str,
+    /// Where clients connected.
+    pub targets: Vec<String>,
     /// Where and how.
     #[serde(flatten)]
     pub provenance: Provenance,
@@ -113,6 +116,10 @@ pub struct Report {
     pub backend_calls: Vec<(f64, Calls)>,
     /// Which side was busier.
     pub bottleneck: String,
+    /// The server beside the yardstick, where both were measured.
+    pub figures: Vec<Figure>,
+    /// The same against the yardstick.
+    pub yardstick: Option<Box<Report>>,
     /// Why the run counts as failed.
     pub problems: Vec<String>,
 }
@@ -121,6 +128,7 @@ impl Report {
     /// Draws up what a run saw.
     pub fn new(
         scenario: &'static str,
+        targets: &[String],
         run: &Run,
         facts: Vec<(String, String)>,
         latencies: Vec<Latency>,
@@ -134,6 +142,7 @@ impl Report {
         let client_lag_ms_max = run.lag_us_max as f64 / 1e3;
         Self {
             scenario,
+            targets: targets.to_vec(),
             bottleneck: bottleneck::verdict(&run.samples, provenance.cores, client_lag_ms_max),
             provenance,
             processes: run.workers.processes(),
@@ -146,6 +155,8 @@ impl Report {
             client_lag_ms_max,
             metrics_unread: run.unread.clone(),
             backend_calls: run.calls.clone(),
+            figures: Vec::new(),
+            yardstick: None,
             problems,
         }
     }
@@ -155,7 +166,14 @@ impl Report {
         let Provenance { command, .. } = &self.provenance;
         let mut rows = vec![("command".to_owned(), command.clone()), ("machine".to_owned(), self.provenance.machine())];
         rows.append(&mut self.rows());
-        rows.iter().fold(String::new(), |out, (name, value)| out + &format!("  {name:<44} {value}\n"))
+        let table = |heading: String, rows: &[(String, String)]| {
+            rows.iter().fold(heading, |out, (name, value)| out + &format!("  {name:<48} {value}\n"))
+        };
+        let mut text = table(format!("{} on {}\n", self.scenario, self.targets.join(", ")), &rows);
+        if let Some(yardstick) = &self.yardstick {
+            text += &table("\nthe same on the yardstick\n".to_owned(), &yardstick.rows());
+        }
+        text
     }
 
     /// The table's rows: what it is, how much it was.
@@ -193,6 +211,9 @@ impl Report {
         }
         row("client processes / longest turn", &format!("{} / {:.1} ms", self.processes, self.client_lag_ms_max));
         row("CPU", &self.bottleneck);
+        for figure in &self.figures {
+            row(&format!("beside the yardstick: {}", figure.name), &figure.words());
+        }
         for problem in &self.problems {
             row("FAILED", problem);
         }

@@ -4,7 +4,6 @@
 //! stands, and an interrupted run still ends in a report.
 
 use std::io::{IsTerminal as _, Write as _};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -86,6 +85,24 @@ pub enum Ended {
     Interrupted,
 }
 
+/// Whether Ctrl-C was pressed: it ends all runs of this process.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Sees to it that Ctrl-C sets the flag; the first call counts.
+fn watch_for_interrupts() -> anyhow::Result<()> {
+    static WATCHED: AtomicBool = AtomicBool::new(false);
+    if WATCHED.swap(true, Ordering::Relaxed) {
+        return Ok(());
+    }
+    ctrlc::set_handler(|| {
+        if INTERRUPTED.swap(true, Ordering::Relaxed) {
+            // The second one means it.
+            std::process::exit(130);
+        }
+    })
+    .context("cannot handle Ctrl-C")
+}
+
 /// A run.
 pub struct Run {
     /// The clients.
@@ -101,6 +118,8 @@ pub struct Run {
     /// Why a metrics page could not be read, the last time that happened.
     pub unread: Option<String>,
     pids: Vec<u32>,
+    /// CPU of processes that are watched no more, microseconds.
+    gone_cpu_us: f64,
     pages: Pages,
     calls_watched: bool,
     next_calls: Instant,
@@ -109,7 +128,6 @@ pub struct Run {
     next_sample: Instant,
     next_line: Instant,
     doing: &'static str,
-    interrupted: Arc<AtomicBool>,
     terminal: bool,
 }
 
@@ -119,15 +137,7 @@ impl Run {
     pub fn begin(workers: Workers, total: u32, pids: Vec<u32>, metrics: &[String]) -> anyhow::Result<Self> {
         let mut pages = Pages::connect(metrics).context("the server's metrics")?;
         pages.read().context("the server's metrics")?;
-        let interrupted = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&interrupted);
-        ctrlc::set_handler(move || {
-            if flag.swap(true, Ordering::Relaxed) {
-                // The second one means it.
-                std::process::exit(130);
-            }
-        })
-        .context("cannot handle Ctrl-C")?;
+        watch_for_interrupts()?;
         let now = Instant::now();
         let mut run = Self {
             workers,
@@ -137,6 +147,7 @@ impl Run {
             lag_us_max: 0,
             unread: None,
             pids,
+            gone_cpu_us: 0.0,
             pages,
             calls_watched: false,
             next_calls: now,
@@ -145,16 +156,24 @@ impl Run {
             next_sample: now,
             next_line: now,
             doing: "starting",
-            interrupted,
             terminal: std::io::stderr().is_terminal(),
         };
         run.snapshot("before")?;
         Ok(run)
     }
 
+    /// Watches these processes of the server from now on: others have taken their place. What those used that are gone stays in
+    /// the sum, as it was at the last sample.
+    pub fn watch(&mut self, pids: Vec<u32>) {
+        let cpu = pids.iter().filter_map(|pid| observe::cpu_time(*pid).ok()).sum::<Duration>();
+        let last_us = self.samples.last().map_or(0.0, |sample| sample.server_cpu_us);
+        self.gone_cpu_us = (last_us - cpu.as_secs_f64() * 1e6).max(0.0);
+        self.pids = pids;
+    }
+
     /// Whether Ctrl-C was pressed.
     pub fn interrupted(&self) -> bool {
-        self.interrupted.load(Ordering::Relaxed)
+        INTERRUPTED.load(Ordering::Relaxed)
     }
 
     /// Seconds since the run began.
@@ -212,7 +231,7 @@ impl Run {
         }
         let metrics = self.read_metrics();
         let server_cpu_us = match &server {
-            Some(server) => server.cpu_ns as f64 / 1e3,
+            Some(server) => self.gone_cpu_us + server.cpu_ns as f64 / 1e3,
             None => metrics.as_ref().and_then(|metrics| metrics.cpu_s).unwrap_or(0.0) * 1e6,
         };
         let (client_cpu_us, client_rss_bytes) = self.workers.cost();
@@ -275,8 +294,10 @@ impl Run {
             (metrics.cpu_s.unwrap_or(0.0) * 1e6, metrics.rss_bytes.unwrap_or(0))
         } else {
             let cpu = self.pids.iter().filter_map(|pid| observe::cpu_time(*pid).ok()).sum::<Duration>();
-            (cpu.as_secs_f64() * 1e6, self.pids.iter().map(|pid| observe::rss_bytes(*pid)).sum())
+            (self.gone_cpu_us + cpu.as_secs_f64() * 1e6, self.pids.iter().map(|pid| observe::rss_bytes(*pid)).sum())
         };
+        // Processes that end during an upgrade take theirs along.
+        let server_cpu_us = self.samples.last().map_or(0.0, |last| last.server_cpu_us).max(server_cpu_us);
         let sample = Sample {
             at_s: self.elapsed_s(),
             ready: counts.ready_now(),

@@ -3,10 +3,15 @@
 //! Each scenario is a list of steps over a [`Run`] and ends in a [`Report`], also when it is interrupted. A lost,
 //! doubled or reordered message, a connection that did not get ready or did not stay, makes the run fail.
 
+mod beside;
+mod finale;
+mod idle;
 mod options;
 mod resume;
 mod steps;
 
+pub use beside::Turn;
+pub use finale::Finale;
 pub use options::{Load, Publishing};
 
 use anyhow::ensure;
@@ -24,6 +29,10 @@ pub enum Scenario {
     Idle {
         /// How long, in seconds.
         hold: f64,
+        /// Open as many on the yardstick, too.
+        beside_bare: Option<Turn>,
+        /// What happens at the end.
+        finale: Finale,
     },
     /// Open and see how fast that goes.
     Connect,
@@ -88,9 +97,20 @@ impl Scenario {
                 publishing
             }
             Self::Slow { publishing, .. } => publishing,
+            Self::Idle { beside_bare, finale, .. } => {
+                if beside_bare.is_some() {
+                    beside::check(load)?;
+                }
+                return finale.check(load);
+            }
             _ => return Ok(()),
         };
         publishing.check(load)
+    }
+
+    /// Whether the server is upgraded.
+    fn upgrades(&self) -> bool {
+        matches!(self, Self::Idle { finale, .. } if finale.upgrade)
     }
 
     fn name(&self) -> &'static str {
@@ -113,6 +133,8 @@ struct Findings {
     latencies: Vec<Latency>,
     problems: Vec<String>,
     published: u32,
+    /// How long it took until all were open, in seconds.
+    opened_s: f64,
 }
 
 impl Findings {
@@ -125,35 +147,64 @@ impl Findings {
     }
 }
 
+/// What clients connect to, and what is watched of it.
+struct Subject<'a> {
+    targets: &'a [String],
+    fleet: Option<&'a Fleet>,
+    words: Option<String>,
+    pids: Vec<u32>,
+    metrics: Vec<String>,
+}
+
 /// Runs a scenario, prints its table and writes its files. True when the run is clean.
 pub fn run(load: &Load, scenario: &Scenario) -> anyhow::Result<bool> {
     scenario.check(load)?;
     let descriptors = workers::raise_descriptor_limit();
+    let report = match scenario {
+        Scenario::Idle { hold, beside_bare: Some(turn), .. } => beside::run(load, scenario, *hold, *turn, descriptors)?,
+        _ => serve_and_measure(load, scenario, descriptors)?.0,
+    };
+    println!("{}", report.text());
+    report.write(load.json.as_deref(), load.html.as_deref())?;
+    Ok(report.problems.is_empty())
+}
+
+/// Starts servers, if it is asked for, and runs a scenario against them, or those that run; also, how long opening took.
+fn serve_and_measure(load: &Load, scenario: &Scenario, descriptors: u64) -> anyhow::Result<(Report, f64)> {
+    // Outlives the run: the clients go before their servers.
+    let fleet =
+        Fleet::start(&load.fleet, load.connections, descriptors, &load.server_arguments(), scenario.upgrades())?;
+    let targets = options::targets(load, fleet.as_ref())?;
+    let (mut pids, mut metrics) = (load.pids.clone(), load.server_metrics.clone());
+    if let Some(fleet) = &fleet {
+        pids.extend(fleet.pids());
+        metrics.extend_from_slice(&fleet.metrics_urls);
+    }
+    let words = fleet.as_ref().map(Fleet::words);
+    measure(load, scenario, descriptors, Subject { targets: &targets, fleet: fleet.as_ref(), words, pids, metrics })
+}
+
+/// Runs a scenario against something that runs; also, how long opening took.
+fn measure(load: &Load, scenario: &Scenario, descriptors: u64, subject: Subject<'_>) -> anyhow::Result<(Report, f64)> {
+    let Subject { targets, fleet, words, pids, metrics } = subject;
     let mut findings = Findings::default();
     if let Some(note) = &load.note {
         findings.fact("note", note);
     }
-    // Outlives the run: the clients go before their servers.
-    let fleet = Fleet::start(&load.fleet, load.connections, descriptors)?;
-    let targets = options::targets(load, fleet.as_ref())?;
-    let (mut pids, mut metrics) = (load.pids.clone(), load.server_metrics.clone());
-    if let Some(fleet) = &fleet {
-        findings.fact("server", fleet.words());
-        pids.extend(fleet.pids());
-        metrics.extend_from_slice(&fleet.metrics_urls);
+    if let Some(words) = words {
+        findings.fact("server", words);
     }
     let processes = load.processes.unwrap_or_else(|| workers::processes_needed(load.connections, descriptors));
-    let workers = Workers::start(&options::plan(load, &targets)?, processes)?;
+    let workers = Workers::start(&options::plan(load, targets)?, processes)?;
     let mut run = Run::begin(workers, load.connections, pids, &metrics)?;
     // Whatever a step ran into, what was seen until then is reported.
-    if let Err(error) = steps::run(load, fleet.as_ref(), scenario, &mut run, &mut findings) {
+    if let Err(error) = steps::run(load, fleet, scenario, &mut run, &mut findings) {
         findings.problem(format!("{error:#}"));
     }
     // How late the clients were until the end; a worker that is gone has been reported above.
     let _ = run.collect(findings.published);
     run.clear_line();
-    let report = Report::new(scenario.name(), &run, findings.facts, findings.latencies, findings.problems);
-    println!("{} on {}\n{}", scenario.name(), targets.join(", "), report.text());
-    report.write(load.json.as_deref(), load.html.as_deref())?;
-    Ok(report.problems.is_empty())
+    let opened_s = findings.opened_s;
+    let report = Report::new(scenario.name(), targets, &run, findings.facts, findings.latencies, findings.problems);
+    Ok((report, opened_s))
 }

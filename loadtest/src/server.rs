@@ -85,11 +85,12 @@ impl Process {
     }
 
     /// The end of what it logged.
-    pub fn log_tail(&mut self) -> String {
+    pub fn log_tail(&self) -> String {
         let mut text = Vec::new();
-        let length = self.log.seek(SeekFrom::End(0)).unwrap_or(0);
-        let _ = self.log.seek(SeekFrom::Start(length.saturating_sub(4096)));
-        let _ = self.log.read_to_end(&mut text);
+        let mut log = &self.log;
+        let length = log.seek(SeekFrom::End(0)).unwrap_or(0);
+        let _ = log.seek(SeekFrom::Start(length.saturating_sub(4096)));
+        let _ = log.read_to_end(&mut text);
         String::from_utf8_lossy(&text).into_owned()
     }
 
@@ -104,23 +105,13 @@ impl Process {
         }
     }
 
-    /// Whether it, or a process that took over from it, is there and has not ended.
-    pub fn is_running(&mut self, pid: u32) -> bool {
-        if pid == self.child.id() {
-            return matches!(self.child.try_wait(), Ok(None));
-        }
-        // One that has ended and whose status nobody asks for is a zombie (proc(5)).
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
-    }
-
     /// Whether it and all that it has started have ended.
     fn ended(&mut self) -> bool {
         if matches!(self.child.try_wait(), Ok(None)) {
             return false;
         }
         let left = observe::processes_of_group(self.child.id()).unwrap_or_default();
-        !left.into_iter().any(|pid| self.is_running(pid))
+        left.into_iter().all(has_ended)
     }
 }
 
@@ -142,6 +133,12 @@ impl Drop for Process {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
+}
+
+/// Whether a process is gone, or has ended and nobody has asked for its status yet (a zombie, proc(5)).
+pub fn has_ended(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
 }
 
 /// `cableway serve` on loopback, without the variables of a deployment, which must not change what is measured. `command` is

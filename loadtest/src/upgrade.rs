@@ -9,28 +9,22 @@ mod serving;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 
 use crate::bench::App;
-use crate::clock::now_ns;
 use crate::engine::{Counts, Pace, Reply};
 use crate::observe::ProcessCost;
-use crate::protocol::{self, Protocol, json_string};
-use crate::publish::{Credentials, Publisher};
+use crate::protocol::Protocol;
+use crate::steady::Steady;
 use crate::workers::{self, Plan, Workers};
 use halves::Halves;
 use serving::Serving;
 
 /// What all clients subscribe to; the app gives them the stream `load`.
 const IDENTIFIER: &str = r#"{"channel":"LoadChannel"}"#;
-
-/// Length of a publication's data: a chat message.
-const DATA_BYTES: usize = 100;
 
 /// Seconds between pings of the server: several in the time of a run.
 const PING_INTERVAL_S: f64 = 3.0;
@@ -141,7 +135,7 @@ impl Report {
 
 /// Everything that takes part. Dropped in this order: first whoever would notice that others go.
 struct Scene {
-    publishing: Publishing,
+    publishing: Steady,
     fast: Workers,
     slow: Workers,
     halves: Halves,
@@ -178,6 +172,7 @@ impl Scene {
             sources: Vec::new(),
             ready_timeout_ms: TIMEOUT.as_millis() as u64,
             retry_after_ms: None,
+            ping_late_after_ms: None,
         };
         // Two at least, so that they read while this process does something else.
         let mut fast = Workers::start(&plan, workers::processes_needed(fast, limit).max(2))?;
@@ -193,7 +188,7 @@ impl Scene {
         slow.collect(0)?;
         app.delay(CALL_TIME);
         slow.slow(1.0, SLOW_BYTES)?;
-        let publishing = Publishing::start(&server.publish_url, options.rate)?;
+        let publishing = Steady::start(&server.publish_url, "load", options.rate, 0)?;
         let pings_from = (Instant::now(), fast.counts().pings);
         Ok(Self { publishing, fast, slow, halves, server, app, commands: 0, pings_from, first: None })
     }
@@ -329,78 +324,4 @@ fn wait(what: &str, mut is_so: impl FnMut() -> bool) -> anyhow::Result<()> {
         thread::sleep(Duration::from_millis(20));
     }
     Ok(())
-}
-
-/// Publishes at its times from a thread of its own until it is told to stop.
-struct Publishing {
-    shared: Arc<Shared>,
-    thread: Option<thread::JoinHandle<anyhow::Result<u32>>>,
-}
-
-#[derive(Default)]
-struct Shared {
-    stop: AtomicBool,
-    published: AtomicU32,
-    repeated: AtomicU64,
-    /// Why, the last time.
-    why: Mutex<String>,
-}
-
-impl Publishing {
-    fn start(url: &str, rate: f64) -> anyhow::Result<Self> {
-        ensure!(rate > 0.0, "--rate must be above 0");
-        let mut publisher = Publisher::connect(url, &Credentials::None)?;
-        let shared = Arc::new(Shared::default());
-        let thread = {
-            let shared = Arc::clone(&shared);
-            thread::spawn(move || publish(&mut publisher, rate, &shared))
-        };
-        Ok(Self { shared, thread: Some(thread) })
-    }
-
-    /// Stops, and tells how many were published.
-    fn finish(&mut self) -> anyhow::Result<u32> {
-        self.shared.stop.store(true, Relaxed);
-        match self.thread.take().map(thread::JoinHandle::join) {
-            Some(Ok(result)) => result,
-            _ => Ok(self.shared.published.load(Relaxed)),
-        }
-    }
-
-    /// How many were sent again, and why the last one.
-    fn repeated(&self) -> String {
-        match self.shared.repeated.load(Relaxed) {
-            0 => "none was sent again".to_owned(),
-            n => format!("{n} sent again: {}", self.shared.why.lock().unwrap_or_else(PoisonError::into_inner)),
-        }
-    }
-}
-
-impl Drop for Publishing {
-    fn drop(&mut self) {
-        let _ = self.finish();
-    }
-}
-
-fn publish(publisher: &mut Publisher, rate: f64, shared: &Shared) -> anyhow::Result<u32> {
-    let start_ns = now_ns();
-    loop {
-        let sequence = shared.published.load(Relaxed);
-        let due_ns = start_ns + (f64::from(sequence) / rate * 1e9) as u64;
-        thread::sleep(Duration::from_nanos(due_ns.saturating_sub(now_ns())));
-        if shared.stop.load(Relaxed) {
-            return Ok(sequence);
-        }
-        let mut data = protocol::mark(sequence, due_ns);
-        data.push_str(&"x".repeat(DATA_BYTES.saturating_sub(data.len())));
-        let body = format!(r#"{{"stream":"load","data":{}}}"#, json_string(&json_string(&data)));
-        // A connection that the server closes may take a request with it that was on its way: an app sends it again, and
-        // one that had been taken all the same would show as doubled.
-        if let Err(error) = publisher.post(&body) {
-            shared.repeated.fetch_add(1, Relaxed);
-            *shared.why.lock().unwrap_or_else(PoisonError::into_inner) = format!("{error:#}");
-            publisher.post(&body)?;
-        }
-        shared.published.fetch_add(1, Relaxed);
-    }
 }

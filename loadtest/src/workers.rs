@@ -61,6 +61,8 @@ pub struct Plan {
     pub ready_timeout_ms: u64,
     /// How long after a failure it tries again.
     pub retry_after_ms: Option<u64>,
+    /// See [`Settings::ping_late_after`].
+    pub ping_late_after_ms: Option<u64>,
 }
 
 impl Plan {
@@ -81,6 +83,7 @@ impl Plan {
             sources,
             ready_timeout: Duration::from_millis(self.ready_timeout_ms),
             retry_after: self.retry_after_ms.map(Duration::from_millis),
+            ping_late_after: self.ping_late_after_ms.map(Duration::from_millis),
         })
     }
 }
@@ -118,7 +121,50 @@ enum Order {
 #[serde(rename_all = "snake_case")]
 enum Report {
     Counts(Counts),
-    Collected { ready: String, reply: String, delivery: String, replay: String, lag_us_max: u64, missing_at_end: u64 },
+    Collected(Measured),
+}
+
+/// [`Collected`] on its way.
+#[derive(Debug, Serialize, Deserialize)]
+struct Measured {
+    ready: String,
+    reply: String,
+    delivery: String,
+    replay: String,
+    lag_us_max: u64,
+    ping_gap_ms_max: u64,
+    pings_overdue: u64,
+    missing_at_end: u64,
+}
+
+impl Measured {
+    fn pack(collected: &Collected) -> anyhow::Result<Self> {
+        let Collected { lag_us_max, ping_gap_ms_max, pings_overdue, missing_at_end, .. } = *collected;
+        Ok(Self {
+            ready: pack(&collected.ready_us)?,
+            reply: pack(&collected.reply_us)?,
+            delivery: pack(&collected.delivery_us)?,
+            replay: pack(&collected.replay_us)?,
+            lag_us_max,
+            ping_gap_ms_max,
+            pings_overdue,
+            missing_at_end,
+        })
+    }
+
+    fn unpack(&self) -> anyhow::Result<Collected> {
+        let Self { lag_us_max, ping_gap_ms_max, pings_overdue, missing_at_end, .. } = *self;
+        Ok(Collected {
+            ready_us: unpack(&self.ready)?,
+            reply_us: unpack(&self.reply)?,
+            delivery_us: unpack(&self.delivery)?,
+            replay_us: unpack(&self.replay)?,
+            lag_us_max,
+            ping_gap_ms_max,
+            pings_overdue,
+            missing_at_end,
+        })
+    }
 }
 
 /// All clients of a run.
@@ -313,14 +359,8 @@ impl Worker {
             for line in reports.lines().map_while(Result::ok) {
                 match serde_json::from_str(&line) {
                     Ok(Report::Counts(counts)) => *shared.lock().unwrap_or_else(PoisonError::into_inner) = counts,
-                    Ok(Report::Collected { ready, reply, delivery, replay, lag_us_max, missing_at_end }) => {
-                        let [Ok(ready_us), Ok(reply_us), Ok(delivery_us), Ok(replay_us)] =
-                            [&ready, &reply, &delivery, &replay].map(unpack)
-                        else {
-                            return;
-                        };
-                        let collected =
-                            Collected { ready_us, reply_us, delivery_us, replay_us, lag_us_max, missing_at_end };
+                    Ok(Report::Collected(measured)) => {
+                        let Ok(collected) = measured.unpack() else { return };
                         if sender.send(collected).is_err() {
                             return;
                         }
@@ -359,7 +399,7 @@ fn pack(histogram: &Histogram<u64>) -> anyhow::Result<String> {
     Ok(BASE64.encode(bytes))
 }
 
-fn unpack(text: &String) -> anyhow::Result<Histogram<u64>> {
+fn unpack(text: &str) -> anyhow::Result<Histogram<u64>> {
     let bytes = BASE64.decode(text)?;
     let mut histogram: Histogram<u64> =
         Deserializer::new().deserialize(&mut bytes.as_slice()).map_err(|error| anyhow::anyhow!("{error:?}"))?;
@@ -415,15 +455,7 @@ pub fn work() -> anyhow::Result<()> {
             Order::Collect { expected } => {
                 // The counters of the same moment first, so that the parent's sums agree with the histograms.
                 report(&Report::Counts(running.counts()))?;
-                let collected = running.collect(expected);
-                report(&Report::Collected {
-                    ready: pack(&collected.ready_us)?,
-                    reply: pack(&collected.reply_us)?,
-                    delivery: pack(&collected.delivery_us)?,
-                    replay: pack(&collected.replay_us)?,
-                    lag_us_max: collected.lag_us_max,
-                    missing_at_end: collected.missing_at_end,
-                })?;
+                report(&Report::Collected(Measured::pack(&running.collect(expected))?))?;
             }
         }
     }

@@ -44,6 +44,7 @@ fn settings(server: SocketAddr, protocol: Protocol, connections: u32) -> Setting
         sources: Sources::for_servers(&[server], connections),
         ready_timeout: Duration::from_secs(10),
         retry_after: None,
+        ping_late_after: None,
     }
 }
 

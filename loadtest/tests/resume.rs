@@ -156,6 +156,7 @@ fn opened(server: SocketAddr) -> Engine {
         sources: Sources::for_servers(&[server], CLIENTS),
         ready_timeout: Duration::from_secs(10),
         retry_after: None,
+        ping_late_after: None,
     })
     .unwrap();
     engine.open(Pace::Window(16));

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
+use cableway_loadtest::http1::Client;
 use cableway_loadtest::publish::{Credentials, Publisher};
 use rustix::net::{AddressFamily, SocketType};
 use serde_json::Value;
@@ -23,8 +24,16 @@ impl Bare {
     }
 
     fn speaking(protocol: &str) -> Self {
+        Self::pinging(protocol, "1")
+    }
+
+    fn pinging(protocol: &str, interval_s: &str) -> Self {
+        Self::listening("127.0.0.1:0", protocol, interval_s)
+    }
+
+    fn listening(address: &str, protocol: &str, interval_s: &str) -> Self {
         let mut child = Command::new(PROGRAM)
-            .args(["bare", "--listen", "127.0.0.1:0", "--protocol", protocol, "--ping-interval", "1"])
+            .args(["bare", "--listen", address, "--protocol", protocol, "--ping-interval", interval_s])
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -92,6 +101,54 @@ fn idle_connections_in_two_processes_are_held_and_get_heartbeats() {
     assert_eq!(report["processes"], 2);
     assert_eq!(report["counts"]["ready"], 200);
     assert!(report["counts"]["pings"].as_u64().unwrap() > 100);
+}
+
+#[test]
+fn pings_that_come_later_than_they_are_due_fail_the_run_and_others_do_not() {
+    // One a second, so those are in time where one is due every three and late where five are.
+    let bare = Bare::start();
+    let idle = ["idle", "--hold", "2.5", "--processes", "2", "--ping-interval"];
+    assert_eq!(bare.clean(&[&idle[..], &["3"]].concat())["counts"]["pings_late"], 0);
+    let (output, report, _) = bare.run(&[&idle[..], &["0.2"]].concat());
+    assert!(!output.status.success());
+    assert!(report["counts"]["pings_late"].as_u64().unwrap() > 100, "{report}");
+    assert!(report["problems"].to_string().contains("allowed 0.3 s"), "{}", report["problems"]);
+}
+
+#[test]
+fn a_ping_that_never_comes_is_missed() {
+    let silent = Bare::pinging("actioncable", "3600");
+    let (output, report, _) = silent.run(&["idle", "--hold", "1.5", "--ping-interval", "0.5"]);
+    assert!(!output.status.success());
+    let problems = report["problems"].to_string();
+    assert!(problems.contains("late pings: holding: 0, and 200 overdue"), "{problems}");
+}
+
+#[test]
+fn yardsticks_in_two_processes_share_a_port_and_the_connections() {
+    let first = Bare::start();
+    let address = first.target.trim_start_matches("ws://").trim_end_matches("/cable");
+    let second = Bare::listening(address, "actioncable", "1");
+    assert_eq!(first.target, second.target);
+    // Held long enough to be asked who has whom.
+    let run = std::thread::scope(|scope| {
+        let run = scope.spawn(|| first.clean(&["idle", "--hold", "4"]));
+        let held = |bare: &Bare| -> u64 {
+            let authority = bare.publish_url.trim_start_matches("http://").split('/').next().unwrap();
+            let answer = Client::connect(authority).unwrap().request("GET", "/", "", b"").unwrap();
+            let counts: Value = serde_json::from_slice(&answer.body).unwrap();
+            counts["connections_per_shard"].as_array().unwrap().iter().filter_map(Value::as_u64).sum()
+        };
+        let mut shares = [0, 0];
+        while shares.iter().sum::<u64>() < 200 {
+            assert!(!run.is_finished(), "{shares:?} of 200");
+            shares = [held(&first), held(&second)];
+        }
+        // The kernel deals them out by a hash: 50 of 200 would be seven standard deviations below the mean.
+        assert!(shares.iter().all(|share| *share > 50), "{shares:?}");
+        run.join().unwrap()
+    });
+    assert_eq!(run["counts"]["ready"], 200);
 }
 
 #[test]
@@ -286,6 +343,8 @@ fn what_a_run_lacks_is_said_before_it_begins() {
             "--drop-for must be shorter",
         ),
         (&[&["broadcast", "--publish-rate", "0"], &with_url[..]].concat(), "above 0"),
+        (&["idle", "--target", "ws://h/", "--beside-bare"], "--server"),
+        (&["idle", "--server", "cableway", "--beside-bare=last", "--ping-interval", "0"], "--ping-interval above 0"),
     ] {
         let output = Command::new(PROGRAM).args(arguments).output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr);

@@ -28,18 +28,18 @@ impl Pidfd {
         let _ = pidfd_send_signal(&self.0, Signal::KILL);
     }
 
-    /// Waits for its end; whether it came in time.
+    /// Waits for its end; whether it came in time. `None`: as long as it takes.
     ///
     /// # Errors
     /// None that a caller could mend.
-    pub fn wait(&self, patience: Duration) -> io::Result<bool> {
-        let patience = Timespec { tv_sec: patience.as_secs().cast_signed(), tv_nsec: patience.subsec_nanos().into() };
-        let mut ends = [PollFd::new(&self.0, PollFlags::IN)];
+    pub fn wait(&self, patience: Option<Duration>) -> io::Result<bool> {
+        let patience = patience.map(Timespec::try_from).transpose().map_err(|_| io::ErrorKind::InvalidInput)?;
         loop {
-            match poll(&mut ends, Some(&patience)) {
-                // Signals of this process are few: it waits a little longer then.
+            match poll(&mut [PollFd::new(&self.0, PollFlags::IN)], patience.as_ref()) {
+                Ok(ended) => return Ok(ended > 0),
+                // From the beginning again: signals to this program are few.
                 Err(rustix::io::Errno::INTR) => {}
-                ended => return Ok(ended? > 0),
+                Err(error) => return Err(error.into()),
             }
         }
     }
@@ -68,12 +68,12 @@ mod tests {
     fn the_end_of_a_process_is_caused_and_noticed() {
         let mut child = Command::new("sleep").arg("100").spawn().unwrap();
         let process = Pidfd::open(child.id()).unwrap();
-        assert!(!process.wait(Duration::from_millis(5)).unwrap());
+        assert!(!process.wait(Some(Duration::from_millis(5))).unwrap());
         process.kill();
-        assert!(process.wait(Duration::from_secs(20)).unwrap());
+        assert!(process.wait(Some(Duration::from_secs(20))).unwrap());
         child.wait().unwrap();
         process.kill();
-        assert!(process.wait(Duration::ZERO).unwrap());
+        assert!(process.wait(Some(Duration::ZERO)).unwrap());
         assert!(Pidfd::open(0).is_err() && Pidfd::open(u32::MAX).is_err());
     }
 }

@@ -43,6 +43,15 @@ impl Upgradable {
     }
 }
 
+/// When it is dropped something is over.
+struct Until<'a>(&'a AtomicBool);
+
+impl Drop for Until<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
 /// What `cableway upgrade` came to.
 #[derive(Debug)]
 struct Said {
@@ -90,11 +99,13 @@ fn clients_of_all_processes_go_along_while_they_are_published_to() {
             }
             sent
         });
+        // Also when one of these fails, so that the sender ends.
+        let until = Until(&upgraded);
         for _ in 0..3 {
             let said = server.upgrade();
-            assert!(said.told.contains("in 3 processes has 30 connections"), "{said:?}");
+            assert!(said.told.contains("cableway 0.1.0 in 3 processes has 3"), "those of the sender, too: {said:?}");
         }
-        upgraded.store(true, SeqCst);
+        drop(until);
         publishing.join().expect("it published")
     });
     assert!(sent > 3, "{sent}");
@@ -132,36 +143,24 @@ fn a_new_process_that_dies_at_any_message_costs_nothing_before_it_has_everything
     let mut clients = clients_everywhere(family, 12);
     let pids = family.pids();
     let mut survived = 0;
-    for moment in ["receive", "send"] {
+    // Listeners, offer, two pieces of what is kept and their end, state, connections; hello, lanes, prepared, kept, have.
+    for (moment, last) in [("receive", 7), ("send", 5)] {
         for number in 1.. {
             server.fault(&format!("new {moment} {number} die"));
             let said = server.ask(&[]);
-            if said.status == Some(0) {
-                break;
-            }
             survived += 1;
+            assert_eq!(said.status, Some(1), "{moment} {number}: {said:?}");
             assert!(said.complained.contains("process 0: "), "{moment} {number}: {said:?}");
             assert_eq!(family.pids(), pids, "{moment} {number}");
             all_get(family, &mut clients, &format!("{number}"));
-            // Behind `Have` nothing is waited for by the old process.
-            if (moment, number) == ("send", 5) {
-                break;
-            }
-            assert!(number < 20, "there are not so many messages");
-            // The next one dies with the connections that it has.
-            if moment == "receive" && is_yours(&server, number + 1) {
+            // With the next one it has everything, and what becomes of it is known to it alone.
+            if number == last {
                 break;
             }
         }
     }
-    assert!(survived >= 9, "{survived}");
+    assert_eq!(survived, 12);
     server.fault("");
     server.upgrade();
     all_get(family, &mut clients, "100");
-}
-
-/// Whether this message is `Yours`: listeners, offer, a snapshot of two pieces and its end, the state, and the connections of one
-/// shard in one message with its end come before it.
-fn is_yours(_: &Upgradable, number: u32) -> bool {
-    number > 6
 }

@@ -37,6 +37,11 @@ cargo xtask COMMAND
   load SCENARIO [ARGS...]
                          build both in release, then run a scenario of the load test against as many server processes
                          as it needs: `cableway-loadtest --help` lists scenarios, each one's --help its arguments
+  million [-n N] [--upgrade] [ARGS...]
+                         build both in release, open a million connections (N) to the yardstick and then to a server, each of as
+                         many processes as the limit of open files makes necessary, and compare; hold those of the server for 5
+                         minutes, publish to all, and with --upgrade upgrade it beneath them: half an hour of a machine on
+                         which nothing else runs (`cableway-loadtest idle --help`). Leaves target/million.json and .html
   processes [ARGS...]    build both in release, then see that 6 processes are one server: 100,000 subscribers, one process is
                          killed, and what a publication costs (`cableway-loadtest processes --help`)
   versus [ARGS...]       build both in release, then run Cableway and other servers under the same load
@@ -85,6 +90,7 @@ fn main() -> ExitCode {
         Some("instructions") => instructions(&places, &rest(&mut args)),
         Some("functions") => functions::run(&places, &rest(&mut args)),
         Some("load") => load(&places, &rest(&mut args)),
+        Some("million") => million(&places, &rest(&mut args)),
         Some("processes") => processes(&places, &rest(&mut args)),
         Some("upgrade") => upgrade(&places, &rest(&mut args)),
         Some("versus") => versus(&places, &rest(&mut args)),
@@ -162,6 +168,39 @@ fn instructions(places: &Places, args: &[String]) -> ExitCode {
 
 fn load(places: &Places, args: &[String]) -> ExitCode {
     measure(places, args, |loadtest| loadtest.args(args).arg("--note").arg(provenance(places)))
+}
+
+/// What `million` runs unless its arguments say otherwise. On two cores nearly all of one goes to pings every 30 seconds and their
+/// receipt, so a publication to all takes most of a minute; and with more than 400 unfinished at a time some take too long.
+const MILLION: [(&str, &str); 8] = [
+    ("-n", "1000000"),
+    ("--ping-interval", "30"),
+    ("--hold", "300"),
+    ("--window", "400"),
+    ("--retry-after", "2000"),
+    ("--timeout", "120"),
+    ("--messages", "3"),
+    ("--publish-rate", "0.02"),
+];
+
+fn million(places: &Places, args: &[String]) -> ExitCode {
+    let said = |option: &str| {
+        let is = |arg: &String| arg == option || arg.strip_prefix(option).is_some_and(|rest| rest.starts_with('='));
+        args.iter().any(|arg| is(arg) || (option == "-n" && arg.starts_with("--connections")))
+    };
+    let unsaid = |pairs: &[(&str, &str)]| {
+        let pairs = pairs.iter().filter(|(option, _)| !said(option));
+        pairs.flat_map(|(option, value)| [option.to_string(), value.to_string()]).collect::<Vec<_>>()
+    };
+    let file = |ending: &str| places.target.join(format!("million.{ending}")).to_string_lossy().into_owned();
+    let mut arguments = vec!["idle".to_owned()];
+    arguments.extend(unsaid(&MILLION));
+    arguments.extend(unsaid(&[("--json", &file("json")), ("--html", &file("html"))]));
+    if !said("--beside-bare") {
+        arguments.push("--beside-bare".to_owned());
+    }
+    arguments.extend_from_slice(args);
+    load(places, &arguments)
 }
 
 fn processes(places: &Places, args: &[String]) -> ExitCode {

@@ -86,6 +86,12 @@ pub fn run(places: &Places, binary: &Path, loadtest: &Path) -> Result<Count, Str
     // As on a machine with a low limit of open files: several servers and several client processes.
     let fleet = ["--server-processes", "2", "--server-app", "--processes", "2", "-n", CONNECTIONS, "--hold", "3"];
     tell(Command::new(loadtest, places).arg("idle").args(fleet).arg("--server").arg(binary).passes());
+    // As many on the yardstick beside them. That has a limit of its own, which a debug build on a busy machine need not keep:
+    // nothing is to be lost, and who is faster is not asked.
+    let beside =
+        ["--server-processes", "2", "--processes", "2", "-n", CONNECTIONS, "--hold", "3", "--ping-interval", "3"];
+    let command = Command::new(loadtest, places).arg("idle").args(beside).args(["--beside-bare", "--server-app"]);
+    tell(command.arg("--server").arg(binary).passes());
     // With a broker, behind an app that must not hear of clients whose session goes on.
     let resuming = ["--protocol", "actioncable-ext", "--server-app", "--server-arg=--broker=memory", "-n", CONNECTIONS];
     let publishing = ["--publish-rate", "20", "--messages", "60"];

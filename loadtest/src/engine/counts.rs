@@ -136,6 +136,8 @@ counts! {
     messages,
     /// Heartbeats received: the protocol's pings and WebSocket pings.
     pings,
+    /// Pings that came later after the one before than the settings allow.
+    pings_late,
     /// Marked messages received.
     marked,
     /// Marked messages that came with a gap before them: how many were skipped.

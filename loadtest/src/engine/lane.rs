@@ -103,6 +103,10 @@ pub(super) struct Lane {
     returns: VecDeque<(u64, u32)>,
     /// The clock of this turn, in seconds.
     now_s: u32,
+    /// The same in milliseconds; wraps around after 49 days.
+    now_ms: u32,
+    /// After how many milliseconds a ping is late.
+    ping_late_ms: Option<u32>,
     /// After how many seconds of silence the server wants a ping of its clients; 0: never.
     silence_max_s: u32,
     /// The slot whose silence is looked at next.
@@ -164,6 +168,8 @@ impl Lane {
             dropping: None,
             returns: VecDeque::new(),
             now_s: 0,
+            now_ms: 0,
+            ping_late_ms: settings.ping_late_after.map(|after| after.as_millis().try_into().unwrap_or(u32::MAX)),
             silence_max_s: 0,
             listen_next: 0,
         })
@@ -181,6 +187,7 @@ impl Lane {
             }
             let turn_began = now_ns();
             self.now_s = (turn_began / 1_000_000_000) as u32;
+            self.now_ms = (turn_began / 1_000_000) as u32;
             let mut woken = false;
             for event in &events {
                 match event.data.u64() {
@@ -260,6 +267,7 @@ impl Lane {
                     let ready = self.slots.iter().filter(|slot| slot.state == State::Ready);
                     collected.missing_at_end =
                         ready.map(|slot| u64::from(expected.saturating_sub(slot.sequence.next()))).sum();
+                    self.look_for_overdue(&mut collected);
                     let _ = answer.send(collected);
                 }
                 Ok(Order::End) | Err(TryRecvError::Disconnected) => {
@@ -370,6 +378,28 @@ impl Lane {
         protocol::Left {
             at_s: unix_s().saturating_sub(u64::from(silent_s)),
             position: returning.position(&self.streams),
+        }
+    }
+
+    /// Takes note of a ping of the server.
+    fn on_ping(&mut self, index: usize) {
+        Counters::add(&self.counters.pings, 1);
+        let (Some(late_ms), State::Ready) = (self.ping_late_ms, self.slots[index].state) else { return };
+        let slot = &mut self.slots[index];
+        let gap_ms = self.now_ms.wrapping_sub(std::mem::replace(&mut slot.pinged_ms, self.now_ms));
+        self.collected.ping_gap_ms_max = self.collected.ping_gap_ms_max.max(gap_ms.into());
+        Counters::add(&self.counters.pings_late, u64::from(gap_ms > late_ms));
+    }
+
+    /// Counts those that should have been pinged by now: a ping that never comes is not late when it comes.
+    fn look_for_overdue(&self, collected: &mut Collected) {
+        let Some(late_ms) = self.ping_late_ms else { return };
+        for slot in self.slots.iter().filter(|slot| slot.state == State::Ready) {
+            let gap_ms = self.now_ms.wrapping_sub(slot.pinged_ms);
+            if gap_ms > late_ms {
+                collected.pings_overdue += 1;
+                collected.ping_gap_ms_max = collected.ping_gap_ms_max.max(gap_ms.into());
+            }
         }
     }
 

@@ -67,6 +67,8 @@ pub(super) struct Slot {
     pub to_say: u32,
     /// When something last came, in seconds of the lane's clock: some protocols want a ping after a silence.
     pub heard_s: u32,
+    /// When the last ping came, or when it got ready, in milliseconds of the lane's clock, which wraps around.
+    pub pinged_ms: u32,
     /// How often it connected.
     pub attempt: u16,
     /// Where it is.
@@ -77,7 +79,7 @@ pub(super) struct Slot {
     pub answers_pings: bool,
 }
 
-// socket 4, times and pointer 20, sequence 16, counters 10, flags 3: 56 bytes with the gaps, and room for one more word.
+// socket 4, times and pointer 24, sequence 16, counters 10, flags 3: 64 bytes with the gaps.
 const _: () = assert!(size_of::<Slot>() <= 64);
 
 impl Slot {
@@ -90,6 +92,7 @@ impl Slot {
             skip: 0,
             to_say: 0,
             heard_s: 0,
+            pinged_ms: 0,
             attempt: 0,
             state: State::Free,
             skip_ends_message: false,

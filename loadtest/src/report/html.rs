@@ -32,6 +32,7 @@ pub(super) fn page(report: &Report) -> String {
     }
     out.push_str("</table><div class=plots>");
     connections(&mut out, report);
+    opening(&mut out, report);
     memory(&mut out, report);
     cpu(&mut out, report);
     backend_calls(&mut out, report);
@@ -74,6 +75,14 @@ fn connections(out: &mut String, report: &Report) {
     let failed = over_time(&report.samples, |sample| sample.failed as f64);
     let curves = [Curve { name: "ready", points: ready }, Curve { name: "failed", points: failed }];
     plot(out, "Connections and failures", &[], &curves);
+}
+
+fn opening(out: &mut String, report: &Report) {
+    let Some(yardstick) = &report.yardstick else { return };
+    let ready = |report: &Report| over_time(&report.samples, |sample| sample.ready as f64);
+    let curves =
+        [Curve { name: "server", points: ready(report) }, Curve { name: "yardstick", points: ready(yardstick) }];
+    plot(out, "Connections, beside the yardstick", &[], &curves);
 }
 
 fn memory(out: &mut String, report: &Report) {

@@ -38,6 +38,10 @@ pub struct Load {
     /// Answer pings with the command that Action Cable servers with a time-out for pongs want.
     #[arg(long)]
     pub(super) pongs: bool,
+    /// Seconds between two pings to a client: what a server that is started here is told, and what clients expect. They count
+    /// pings that come later after the one before than one and a half times that.
+    #[arg(long, value_name = "SECONDS")]
+    pub(super) ping_interval: Option<f64>,
     /// Length of the Cookie header's value.
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     pub(super) cookie_bytes: usize,
@@ -114,7 +118,21 @@ pub struct Publishing {
     pub(super) bytes: usize,
 }
 
+/// How many intervals after the one before a ping is late. Action Cable's own client gives a connection up after two.
+const LATE_INTERVALS: f64 = 1.5;
+
 impl Load {
+    /// What a server that is started here is told because of these options.
+    pub(super) fn server_arguments(&self) -> Vec<String> {
+        let interval = self.ping_interval.map(|seconds| format!("{}ms", (seconds * 1e3) as u64));
+        interval.map_or_else(Vec::new, |interval| vec!["--ping-interval".to_owned(), interval])
+    }
+
+    /// How long after the one before a ping is late, where it is known when they are due.
+    pub(super) fn ping_late_after_s(&self) -> Option<f64> {
+        self.ping_interval.filter(|seconds| *seconds > 0.0).map(|seconds| seconds * LATE_INTERVALS)
+    }
+
     /// What Action Cable clients subscribe to.
     pub(super) fn identifier(&self) -> &str {
         match &self.identifier {
@@ -126,6 +144,21 @@ impl Load {
 }
 
 impl Publishing {
+    /// Of a server that was started here, to all.
+    pub(super) fn to_all(messages: u32, publish_rate: f64) -> Self {
+        Self {
+            publish_urls: Vec::new(),
+            publish_to_one: false,
+            publish_body: None,
+            publish_key: None,
+            publish_header: None,
+            publish_pusher: None,
+            publish_rate,
+            messages,
+            bytes: 100,
+        }
+    }
+
     pub(super) fn check(&self, load: &Load) -> anyhow::Result<()> {
         let somewhere = load.fleet.starts_servers() || !self.publish_urls.is_empty();
         ensure!(somewhere, "nowhere to publish: give --publish-url, or --server");
@@ -168,8 +201,18 @@ pub(super) fn targets(load: &Load, fleet: Option<&Fleet>) -> anyhow::Result<Vec<
         ensure!(!load.targets.is_empty(), "no --target was given");
         return Ok(load.targets.clone());
     };
-    let path = if load.protocol == Protocol::Raw { fleet::ECHO_PATH } else { "/cable" };
-    Ok(vec![format!("ws://{}{path}", fleet.address)])
+    Ok(vec![url(fleet.address, load.protocol)])
+}
+
+/// The identifier with which Action Cable clients follow a public stream.
+pub(super) fn public_stream(name: &str) -> String {
+    format!(r#"{{"channel":"$pubsub","stream_name":{}}}"#, json_string(name))
+}
+
+/// Where clients connect on a server that was started here.
+pub(super) fn url(address: SocketAddr, protocol: Protocol) -> String {
+    let path = if protocol == Protocol::Raw { fleet::ECHO_PATH } else { "/cable" };
+    format!("ws://{address}{path}")
 }
 
 fn address_of(target: &Target) -> anyhow::Result<SocketAddr> {
@@ -205,5 +248,6 @@ pub(super) fn plan(load: &Load, urls: &[String]) -> anyhow::Result<Plan> {
         sources: load.sources.clone(),
         ready_timeout_ms: (load.timeout * 1e3) as u64,
         retry_after_ms: load.retry_after,
+        ping_late_after_ms: load.ping_late_after_s().map(|seconds| (seconds * 1e3) as u64),
     })
 }

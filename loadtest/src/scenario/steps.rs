@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, ensure};
 
 use super::options::{Load, Publishing};
-use super::{Findings, Scenario, resume};
+use super::{Findings, Scenario, idle, resume};
 use crate::clock::now_ns;
 use crate::engine::{Collected, Counts, Goodbye, Pace, Reply};
 use crate::fleet::Fleet;
@@ -39,10 +39,11 @@ pub(super) fn run(
     }
     match scenario {
         Scenario::Connect => {}
-        Scenario::Idle { hold } => {
-            idle(run, findings, Duration::from_secs_f64(*hold))?;
+        Scenario::Idle { hold, finale, .. } => {
+            idle::hold(load, run, findings, Duration::from_secs_f64(*hold))?;
+            finale.run(load, fleet, run, findings)?;
             if fleet.is_some() {
-                server_agrees(run, findings);
+                idle::server_agrees(run, findings);
             }
         }
         Scenario::Broadcast { publishing, bad_network } => {
@@ -100,6 +101,7 @@ fn open(load: &Load, run: &mut Run, findings: &mut Findings) -> anyhow::Result<(
     }
     let counts = run.workers.counts();
     let took_s = run.elapsed_s() - began_s;
+    findings.opened_s = took_s;
     findings.fact("opened", format!("{} of {all} in {took_s:.1} s", counts.ready_now()));
     findings.fact("rate", format!("{:.0} a second", counts.ready as f64 / took_s.max(1e-3)));
     if counts.retransmitted > 0 {
@@ -118,50 +120,16 @@ fn open(load: &Load, run: &mut Run, findings: &mut Findings) -> anyhow::Result<(
 }
 
 /// Connections that are gone although nobody here let them go.
-fn all_stayed(run: &Run, findings: &mut Findings, lost_before: u64) {
+pub(super) fn all_stayed(run: &Run, findings: &mut Findings, lost_before: u64) {
     let lost = run.workers.counts().lost - lost_before;
     if lost > 0 {
         findings.problem(format!("{lost} connections were lost"));
     }
 }
 
-/// Whether servers that have no other clients still hold all of ours: one that gives up a peer resets it, and when that
-/// reset is lost too, the client believes in the connection until it says something.
-fn server_agrees(run: &Run, findings: &mut Findings) {
-    let Some(last) = run.snapshots.last() else { return };
-    let held = last.metrics.as_ref().and_then(|metrics| metrics.connections);
-    if let Some(problem) = disagreement(held, last.ready) {
-        findings.problem(problem);
-    }
-}
-
-fn disagreement(held: Option<u64>, ready: u64) -> Option<String> {
-    let held = held.filter(|held| *held < ready)?;
-    Some(format!("the server holds {held} of {ready} connections that are open here"))
-}
-
 fn after_traffic(run: &mut Run) -> anyhow::Result<()> {
     run.pause("settling", SETTLE)?;
     run.snapshot("after traffic")
-}
-
-fn idle(run: &mut Run, findings: &mut Findings, hold: Duration) -> anyhow::Result<()> {
-    let before = run.workers.counts();
-    let began_s = run.elapsed_s();
-    run.pause("holding", hold)?;
-    let counts = run.workers.counts();
-    let held_s = run.elapsed_s() - began_s;
-    findings.fact("held", format!("{} for {held_s:.0} s", counts.ready_now()));
-    findings.fact("heartbeats received", format!("{:.0} a second", (counts.pings - before.pings) as f64 / held_s));
-    run.snapshot("after holding")?;
-    let [.., held, after] = &run.snapshots[..] else { return Ok(()) };
-    if after.server_cpu_us > 0.0 && after.ready > 0 {
-        let cpu_us = after.server_cpu_us - held.server_cpu_us;
-        let each_ns = cpu_us * 1e3 / held_s / after.ready as f64;
-        findings.fact("server CPU while holding", format!("{each_ns:.0} ns a second and connection"));
-    }
-    all_stayed(run, findings, 0);
-    Ok(())
 }
 
 /// Which of the clients are expected to receive all that is published.
@@ -444,17 +412,4 @@ fn churn(
         findings.fact("server memory after churn / before", format!("{:.3}", churned / held));
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_server_that_holds_fewer_than_its_clients_believe_is_a_problem() {
-        assert_eq!(disagreement(Some(5), 5), None);
-        assert_eq!(disagreement(Some(6), 5), None, "the one that reads its metrics");
-        assert_eq!(disagreement(None, 5), None, "it does not say");
-        assert!(disagreement(Some(2_035_329), 2_600_000).unwrap().contains("2035329 of 2600000"));
-    }
 }

@@ -187,6 +187,7 @@ fn clients(running: &Running, connections: u32) -> anyhow::Result<Engine> {
         sources: Sources::for_servers(&[running.address], connections),
         ready_timeout: Duration::from_secs(60),
         retry_after: None,
+        ping_late_after: None,
     })
 }
 

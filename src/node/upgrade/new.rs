@@ -93,7 +93,7 @@ impl Predecessor {
     /// It offers nothing that could be used.
     pub fn over(channel: Channel) -> Result<Predecessor, StartError> {
         hand_over::takes_over();
-        let pid = std::os::unix::process::parent_id();
+        let parent = std::os::unix::process::parent_id();
         let talk = Talk(channel);
         talk.say(&ToOld::Hello(Hello::own()), &[]).map_err(ended)?;
         let mut listeners: Vec<TcpListener> = Vec::new();
@@ -115,6 +115,7 @@ impl Predecessor {
         };
         let own = |port: &Port| ListenOn::Own { host: port.host.clone(), port: port.port };
         let others = offer.others.iter().map(|port| (own(port), take(port))).collect();
+        let pid = offer.pid.unwrap_or(parent);
         Ok(Predecessor { talk, offer, main: Some(main), others, pid })
     }
 

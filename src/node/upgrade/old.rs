@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::process::{Child, Command};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -21,6 +20,7 @@ use crate::node::state::{self, Given, NodeState, Snapshot};
 use crate::node::{Node, UpgradeError, Upgraded};
 use crate::os::clock::{self, Clock};
 use crate::os::hand_over::Channel;
+use crate::os::orphan::Started;
 use crate::os::pidfd::Pidfd;
 use crate::shard::{Copied, Copying, Divert, HandOver, Message, Settled, Verdict};
 
@@ -57,41 +57,38 @@ const NOT_INHERITED: [&str; 4] = ["WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "L
 
 /// Who can be waited for, and ended.
 enum Process {
-    /// This one has started it.
-    Own(Child),
-    /// The parent has, of both.
+    /// Until this is dropped, which is before anybody is told of it, its parent is one of this process's own.
+    Own(Started),
+    /// The parent of this process has started it.
     OfParent(Pidfd),
 }
 
 impl Process {
     /// Ends it and waits for that.
-    fn kill(&mut self) {
+    fn kill(&self) {
         match self {
-            Process::Own(child) => {
-                let _ = child.kill();
-                let _ = child.wait();
-            }
+            Process::Own(process) => process.kill(),
             Process::OfParent(process) => {
                 process.kill();
-                let _ = process.wait(END_MAX);
+                // It ends, whenever the kernel gets to that.
+                let _ = process.wait(None);
             }
         }
     }
 
     /// How it ended, if it does in time.
-    fn ended(&mut self, patience: Duration) -> std::io::Result<Option<String>> {
+    fn ended(&self, patience: Duration) -> std::io::Result<Option<String>> {
         match self {
-            Process::Own(child) => {
-                let clock = Clock::start();
-                loop {
-                    match child.try_wait()? {
-                        Some(status) => return Ok(Some(format!("it ended ({status})"))),
-                        None if clock.now().mono < patience => std::thread::sleep(Duration::from_millis(5)),
-                        None => return Ok(None),
-                    }
-                }
-            }
-            Process::OfParent(process) => Ok(process.wait(patience)?.then(|| "it ended".to_owned())),
+            Process::Own(process) => Ok(process.how_it_ended(patience)?.map(|status| format!("it ended ({status})"))),
+            Process::OfParent(process) => Ok(process.wait(Some(patience))?.then(|| "it ended".to_owned())),
+        }
+    }
+
+    /// Its number; of one that the parent has started, what it says itself.
+    fn pid(&self, said: u32) -> u32 {
+        match self {
+            Process::Own(process) => process.pid(),
+            Process::OfParent(_) => said,
         }
     }
 }
@@ -112,18 +109,12 @@ impl NewProcess {
         environment: &[(&'static str, String)],
         patience: Duration,
     ) -> Result<NewProcess, UpgradeError> {
-        let cannot = |error: std::io::Error| UpgradeError::New(format!("{}: {error}", program.display()));
-        let (here, there) = Channel::pair().map_err(UpgradeError::old)?;
-        let mut command = Command::new(program);
-        command.args(std::env::args_os().skip(1)).envs(environment.iter().map(|(name, value)| (name, value)));
-        for name in NOT_INHERITED {
-            command.env_remove(name);
-        }
-        there.inherit_by(&mut command);
-        let child = command.spawn().map_err(cannot)?;
-        // It holds the other end, whose end is to be noticed.
-        drop(command);
-        NewProcess::greet(Process::Own(child), here, patience)
+        let started = Started::start(program, environment, &NOT_INHERITED, patience);
+        let (process, talk) = started.map_err(|error| match error.kind() {
+            std::io::ErrorKind::TimedOut => UpgradeError::Late(patience, "be started"),
+            _ => UpgradeError::New(format!("{}: {error}", program.display())),
+        })?;
+        NewProcess::greet(Process::Own(process), talk, patience)
     }
 
     /// One that the parent of this process has started, with the channel to it and what stands for it.
@@ -167,11 +158,11 @@ impl NewProcess {
     }
 
     /// It has closed its end. It is about to end, and may have something to say before.
-    fn how_it_ended(&mut self) -> String {
+    fn how_it_ended(&self) -> String {
         match self.process.ended(END_MAX) {
             Ok(Some(how)) => format!("{how}; its log says why"),
             Ok(None) => "it does not talk to this one any more".to_owned(),
-            Err(error) => format!("it ended ({error})"),
+            Err(error) => format!("it ended; its log says why ({error})"),
         }
     }
 
@@ -459,7 +450,7 @@ impl Node {
         self.successor = Some(successor);
         let pause_usec = started_usec.unwrap_or_else(clock::machine_usec).saturating_sub(since_usec);
         Ok(Upgraded {
-            pid: new.hello.pid,
+            pid: new.process.pid(new.hello.pid),
             version: new.hello.version.clone(),
             connections: have.connections,
             state_bytes: have.bytes + bytes + snapshot_bytes,
@@ -494,6 +485,7 @@ impl Node {
             main_was_passed: self.made_of.main_was_passed,
             others,
             shards: self.observer.parts.inboxes.len(),
+            pid: Some(std::process::id()),
         };
         Ok((offer, listeners.into()))
     }

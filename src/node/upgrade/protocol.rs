@@ -123,6 +123,9 @@ pub(super) struct Offer {
     pub others: Vec<Port>,
     /// How many shards will copy what they have.
     pub shards: usize,
+    /// The old process. Without it, it is the parent of the new one.
+    #[serde(default)]
+    pub pid: Option<u32>,
 }
 
 /// What the new process has.

@@ -86,6 +86,7 @@ impl Lane {
     pub(super) fn became_ready(&mut self, index: usize) {
         let slot = &mut self.slots[index];
         slot.state = State::Ready;
+        slot.pinged_ms = self.now_ms;
         self.unfinished -= 1;
         Counters::add(&self.counters.ready, 1);
         record(&mut self.collected.ready_us, slot.since_ns);

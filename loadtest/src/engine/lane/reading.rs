@@ -139,7 +139,7 @@ impl Lane {
     pub(super) fn on_frame(&mut self, index: usize, header: wire::Header, payload: &[u8]) -> Result<(), Failure> {
         match header.opcode {
             opcode::PING => {
-                Counters::add(&self.counters.pings, 1);
+                self.on_ping(index);
                 if !self.takes_answers(index) {
                     return Ok(());
                 }
@@ -204,7 +204,7 @@ impl Lane {
         }
         match (protocol::kind(self.script.protocol, message), self.slots[index].state) {
             (Kind::Ping, _) => {
-                Counters::add(&self.counters.pings, 1);
+                self.on_ping(index);
                 let answer = self.script.heartbeat_answer(self.slots[index].answers_pings);
                 if let Some(answer) = answer.filter(|_| self.takes_answers(index)) {
                     return self.transmit_text(index, &[answer]);
