@@ -35,7 +35,7 @@ use messages::{Direction, Request, ToChild, Welcome};
 use requests::{Answers, Waiters};
 
 pub use messages::ToParent;
-pub use stop::{Ended, Unfinished};
+pub use stop::{Ended, Stopped, Unfinished};
 
 /// The longest frame: what a client missed of a stream, at the most. Nothing is allocated for a frame before it comes.
 const FRAME_BYTES_MAX: usize = 1 << 30;
@@ -181,14 +181,23 @@ impl<Out: Direction, In: Direction> Link<Out, In> {
     }
 }
 
-struct End<'a, Out>(&'a Shared<Out>);
+/// The end of a link, when it is dropped.
+struct End<'a, Out>(Option<&'a Shared<Out>>);
+
+impl<Out> End<'_, Out> {
+    /// It is not the end.
+    fn is_not_yet(mut self) {
+        self.0 = None;
+    }
+}
 
 impl<Out> Drop for End<'_, Out> {
     fn drop(&mut self) {
-        let full = self.0.queue().full;
-        *self.0.queue() = Queue { lost: true, full, ..Queue::default() };
-        self.0.written.notify_waiters();
-        self.0.waiters.close();
+        let Some(shared) = self.0 else { return };
+        let full = shared.queue().full;
+        *shared.queue() = Queue { lost: true, full, ..Queue::default() };
+        shared.written.notify_waiters();
+        shared.waiters.close();
     }
 }
 

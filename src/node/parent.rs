@@ -32,7 +32,8 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::config::{Carried, Config, Reloaded};
-use crate::link::local::LinkLost;
+use crate::link::local::messages::ToChild;
+use crate::link::local::{Ended, LinkLost, Stopped};
 use crate::os::family::Process;
 use crate::os::{limits, passed};
 
@@ -105,6 +106,8 @@ pub(super) enum Event {
     Hangs { child: u16, pid: u32 },
     /// Nothing can be said to it any more.
     LinkLost { child: u16, pid: u32, why: LinkLost },
+    /// The link with this number in the relay stands still.
+    LinkStopped { number: u16, link: Stopped<ToChild> },
 }
 
 /// Why a server of several processes does not run.
@@ -224,12 +227,16 @@ impl Parent {
         let _runtime = self.runtime.enter();
         let added = self.relay.add(socket, Arc::new(wishes));
         let (link, life) = added.ok_or_else(|| io::Error::other("the relay has no room for one more"))?;
+        let number = link.number();
         self.all.begins(child, pid, link);
         let events = self.events.clone();
         self.runtime.spawn(async move {
-            let why = life.await;
+            let ended = life.await;
             // It fails when the parent ends.
-            let _ = events.send(Event::LinkLost { child, pid, why });
+            let _ = match ended {
+                Ended::Lost(why) => events.send(Event::LinkLost { child, pid, why }),
+                Ended::Stopped(link) => events.send(Event::LinkStopped { number, link }),
+            };
         });
         tracing::debug!(process = child, pid, "started");
         Ok(State::Running { process, since: Instant::now() })
@@ -271,6 +278,8 @@ impl Parent {
                 Next::ChildEnded => self.children_ended()?,
                 Next::StartAgain => self.start_again(),
                 Next::Happened(Event::LinkLost { child, pid, why }) => self.link_lost(child, pid, &why),
+                // Nobody has asked for it.
+                Next::Happened(Event::LinkStopped { .. }) => {}
                 Next::Happened(Event::Hangs { child, pid }) => self.kill(child, pid, &"it does not turn any more"),
                 Next::Happened(Event::Serves { child, pid }) => {
                     if self.serves(child, pid)

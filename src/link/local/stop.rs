@@ -9,6 +9,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::os::unix::net::UnixStream;
@@ -29,12 +30,21 @@ use super::writer::Writer;
 use super::{Asked, End, FRAME_BYTES, Frame, Link, LinkLost, Queue, Sender, Shared};
 
 /// How the run of a link has ended.
-#[derive(Debug)]
-pub enum Ended {
+pub enum Ended<Out> {
     /// It is lost.
     Lost(LinkLost),
-    /// It was to stop, and can go on over this socket.
-    Stopped(UnixStream, Unfinished),
+    /// It was to stop.
+    Stopped(Stopped<Out>),
+}
+
+/// A link that stands still: nothing is read or written, and what is put in is kept.
+pub struct Stopped<Out> {
+    socket: UnixStream,
+    /// What has come and was not taken, but for requests.
+    unread: BytesMut,
+    /// What was taken out of the queue. The first may be partly written.
+    taken: VecDeque<Bytes>,
+    sender: Sender<Out>,
 }
 
 /// What a link that has stopped has begun and not finished.
@@ -78,10 +88,10 @@ impl<Out: Direction, In: Direction> Link<Out, In> {
         stop: impl Future<Output = ()>,
         asked: Arc<dyn Asked>,
         on_message: impl FnMut(In),
-    ) -> Ended {
+    ) -> Ended<Out> {
         let Link { socket, sender, stalled_after, unread, .. } = self;
         // Also when this is dropped: whoever waits for something is told that it does not come.
-        let _end = End(&sender.0);
+        let end = End(Some(&sender.0));
         let socket = socket.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(socket));
         let (read, write) = match socket {
             Ok(socket) => socket.into_split(),
@@ -104,35 +114,37 @@ impl<Out: Direction, In: Direction> Link<Out, In> {
                 return Ended::Lost(why);
             }
         }
-        stopped(&sender, reader, writer)
+        let (unread, taken) = (std::mem::take(&mut reader.buffer), std::mem::take(&mut writer.taken));
+        let socket = reader.socket.reunite(writer.into_socket()).map_err(|_| LinkLost::Closed);
+        match socket.and_then(|socket| Ok(socket.into_std()?)) {
+            Ok(socket) => {
+                end.is_not_yet();
+                Ended::Stopped(Stopped { socket, unread, taken, sender })
+            }
+            Err(why) => Ended::Lost(why),
+        }
     }
 }
 
-fn stopped<Out: Direction, In: Direction>(sender: &Sender<Out>, reader: Reader<In>, mut writer: Writer<Out>) -> Ended {
-    let shared = &sender.0;
-    // First: an answer that was put in is in the queue.
-    let unanswered = shared.answers.give_up();
-    let mut unread = Vec::new();
-    for request in unanswered {
-        // It has travelled before.
-        Frame::new(&In::request(request)).into_iter().for_each(|Frame(bytes)| unread.extend_from_slice(&bytes));
-    }
-    unread.extend_from_slice(&reader.buffer);
-    writer.tell_of_deliveries();
-    let mut unwritten = std::mem::take(&mut writer.taken);
-    {
-        let mut queue = shared.queue();
-        if queue.full {
-            return Ended::Lost(LinkLost::Full);
+impl<Out: Direction> Stopped<Out> {
+    /// What is to go on later. From now on what is put in goes nowhere. `In` is what the other end says.
+    pub fn finish<In: Direction>(self) -> (UnixStream, Unfinished) {
+        let Stopped { socket, unread, mut taken, sender } = self;
+        let shared = &sender.0;
+        let _end = End(Some(shared));
+        // First: an answer that was put in is in the queue.
+        let mut with_requests = Vec::new();
+        for request in shared.answers.give_up() {
+            // It has travelled before.
+            Frame::new(&In::request(request)).into_iter().for_each(|Frame(bytes)| with_requests.extend(bytes));
         }
-        unwritten.append(&mut queue.frames);
-        // What comes now goes nowhere.
-        queue.lost = true;
-    }
-    let unwritten = unwritten.into_iter().map(|bytes| ByteBuf::from(Vec::from(bytes))).collect();
-    let socket = reader.socket.reunite(writer.into_socket()).map_err(|_| LinkLost::Closed);
-    match socket.and_then(|socket| Ok(socket.into_std()?)) {
-        Ok(socket) => Ended::Stopped(socket, Unfinished { unread, unwritten, last_request: shared.waiters.last() }),
-        Err(why) => Ended::Lost(why),
+        with_requests.extend_from_slice(&unread);
+        {
+            let mut queue = shared.queue();
+            taken.append(&mut queue.frames);
+            queue.lost = true;
+        }
+        let unwritten = taken.into_iter().map(|bytes| ByteBuf::from(Vec::from(bytes))).collect();
+        (socket, Unfinished { unread: with_requests, unwritten, last_request: shared.waiters.last() })
     }
 }

@@ -77,7 +77,7 @@ impl<Out: Direction> Writer<Out> {
         }
     }
 
-    pub(super) fn tell_of_deliveries(&mut self) {
+    fn tell_of_deliveries(&mut self) {
         let delivered = self.sender.0.delivered.swap(0, AcqRel);
         self.sender.0.owed.fetch_sub(delivered, AcqRel);
         let message = Some(delivered).filter(|delivered| *delivered > 0).and_then(Out::delivered);

@@ -36,7 +36,7 @@ impl Asked for Mute {
 struct Stopping {
     sender: Sender<ToChild>,
     stop: oneshot::Sender<()>,
-    life: JoinHandle<Ended>,
+    life: JoinHandle<Ended<ToChild>>,
 }
 
 impl Stopping {
@@ -51,7 +51,7 @@ impl Stopping {
     async fn stop(self) -> (UnixStream, Unfinished) {
         self.stop.send(()).unwrap();
         match self.life.await.unwrap() {
-            Ended::Stopped(socket, unfinished) => (socket, unfinished),
+            Ended::Stopped(stopped) => stopped.finish::<ToParent>(),
             Ended::Lost(why) => panic!("{why}"),
         }
     }

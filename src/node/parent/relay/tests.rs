@@ -1,3 +1,5 @@
+mod renew;
+
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -7,6 +9,7 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::broker::SessionsSettings;
 use crate::hub::StreamHasher;
+use crate::link::local::LinkLost;
 use crate::model::{
     Admission, BrokerError, BrokerQuestion, BrokerReply, HistoryRequest, Position, PresenceChange, Publication,
     RemoteDisconnect, ResumeTicket, SavedSession, Sid, SlotKey, State as AppState,
@@ -26,21 +29,23 @@ struct TestChild {
     link: Sender<ToParent>,
     heard: UnboundedReceiver<ToChild>,
     hasher: StreamHasher,
-    lives: [JoinHandle<LinkLost>; 2],
+    number: u16,
+    lives: (JoinHandle<Ended<ToChild>>, JoinHandle<LinkLost>),
 }
 
 impl TestChild {
     async fn of(relay: &Arc<Relay>) -> TestChild {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let (_, life) = relay.add(ours, Arc::new(Silent)).expect("not that many");
+        let (of_relay, life) = relay.add(ours, Arc::new(Silent)).expect("not that many");
         let link = Link::<ToParent, ToChild>::new(theirs, None);
         let sender = link.sender();
         let (hears, mut heard) = unbounded_channel();
         let run = link.run(Arc::new(Silent), move |message| _ = hears.send(message));
-        let lives = [tokio::spawn(life), tokio::spawn(run)];
+        let lives = (tokio::spawn(life), tokio::spawn(run));
         let Some(ToChild::Welcome(welcome)) = heard.recv().await else { panic!("no welcome") };
         assert!(welcome.relays);
-        TestChild { link: sender, heard, hasher: StreamHasher::new(welcome.stream_seed), lives }
+        let (hasher, number) = (StreamHasher::new(welcome.stream_seed), of_relay.number());
+        TestChild { link: sender, heard, hasher, number, lives }
     }
 
     fn says(&self, message: ToParent) {
@@ -82,14 +87,18 @@ impl TestChild {
 
     /// As with kill -9.
     async fn dies(self) {
-        let [relay, own] = self.lives;
+        let (relay, own) = self.lives;
         own.abort();
         relay.await.unwrap();
     }
 }
 
 fn relay() -> Arc<Relay> {
-    let memory = MemorySettings {
+    Relay::with_broker(Some(memory()), true)
+}
+
+fn memory() -> MemorySettings {
+    MemorySettings {
         epoch: "e".into(),
         history_limit: 10_000,
         history_ttl: Duration::from_secs(300),
@@ -97,8 +106,7 @@ fn relay() -> Arc<Relay> {
         presence_ttl: Duration::ZERO,
         presence_bytes_max: usize::MAX,
         sessions: SessionsSettings { ttl: Duration::from_secs(300), bytes_max: usize::MAX },
-    };
-    Relay::with_broker(Some(memory), true)
+    }
 }
 
 fn key(index: u32) -> SlotKey {
