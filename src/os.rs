@@ -15,5 +15,6 @@ pub mod notify;
 pub mod passed;
 pub mod poll;
 pub mod process;
+pub mod renew;
 pub mod signals;
 pub mod tcp;

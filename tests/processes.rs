@@ -22,6 +22,8 @@ mod app;
 mod family;
 #[path = "processes/relay.rs"]
 mod relay;
+#[path = "processes/renew.rs"]
+mod renew;
 
 use std::collections::BTreeSet;
 use std::io::Write;

@@ -186,7 +186,7 @@ struct End<'a, Out>(Option<&'a Shared<Out>>);
 
 impl<Out> End<'_, Out> {
     /// It is not the end.
-    fn is_not_yet(mut self) {
+    fn cancel(mut self) {
         self.0 = None;
     }
 }

@@ -14,12 +14,14 @@
 mod all;
 mod ports;
 mod relay;
+mod renew;
 mod size;
 mod watch;
 
 use std::fmt::Display;
+use std::future::Future;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -29,18 +31,19 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::config::{Carried, Config, Reloaded};
 use crate::link::local::messages::ToChild;
 use crate::link::local::{Ended, LinkLost, Stopped};
 use crate::os::family::Process;
-use crate::os::{limits, passed};
+use crate::os::{limits, passed, process, signals};
 
 use super::StartError;
 use super::boot_log;
 use super::capacity;
-use super::control::{self, Control, RunningControl};
+use super::control::{self, Control, RunningControl, What, talk};
 use super::processes::{self, Order, Question, Terms, Turning};
 use super::reload::ReloadError;
 use super::signals::{Asked, Signals};
@@ -50,6 +53,9 @@ use ports::Ports;
 use size::Size;
 
 use relay::{ChildLink, Relay};
+use renew::{LeftOrder, Renewal};
+
+pub use renew::{Renewed, TRY_RENEWAL_COMMAND, try_renewal};
 
 /// The wait before a child is started again; it doubles each time.
 const BACK_OFF_FIRST: Duration = Duration::from_millis(100);
@@ -83,6 +89,12 @@ pub struct Parent {
     happened: mpsc::UnboundedReceiver<Event>,
     /// Until it is answered at.
     control: Option<Control>,
+    /// Where the program was when this process began to run it.
+    program: io::Result<PathBuf>,
+    /// What is to be ended when everything stops.
+    tasks: Vec<JoinHandle<()>>,
+    /// An order that the program before has begun in this process.
+    left_order: Option<LeftOrder>,
     runtime: Runtime,
 }
 
@@ -107,7 +119,7 @@ pub(super) enum Event {
     /// Nothing can be said to it any more.
     LinkLost { child: u16, pid: u32, why: LinkLost },
     /// The link with this number in the relay stands still.
-    LinkStopped { number: u16, link: Stopped<ToChild> },
+    LinkStopped { child: u16, pid: u32, number: u16, link: Stopped<ToChild> },
 }
 
 /// Why a server of several processes does not run.
@@ -119,6 +131,9 @@ pub enum ParentError {
     /// The machine refused something.
     #[error("cannot start")]
     Machine(#[from] io::Error),
+    /// What the program before has left in this process cannot be used.
+    #[error("cannot go on with what the program before has left: {0}")]
+    State(String),
     /// A process has ended before all served.
     #[error("process {child} ended before it served ({status}); its own lines of the log say why")]
     Child {
@@ -151,11 +166,7 @@ impl Parent {
         if size.of == 1 {
             return Ok(Err(config));
         }
-        if size.shards_each > SHARDS_MAX {
-            let message =
-                format!("--acceptors is more than {SHARDS_MAX} for each process: lower it or raise --processes");
-            return Err(StartError::Setting(message).into());
-        }
+        size.check()?;
         if !passed::listeners().map_err(StartError::Passed)?.is_empty() {
             let message = "--processes cannot be more than 1 with sockets that a supervisor passes (LISTEN_FDS): each process \
                            listens for itself; disable the socket unit";
@@ -163,8 +174,8 @@ impl Parent {
         }
         boot_log::first_lines(open_files, size.shards, file);
         let ports = Ports::hold(&config)?;
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("relay").enable_all().build()?;
+        let program = process::program();
+        let runtime = runtime()?;
         let relay = Relay::new(&config);
         let all =
             Arc::new(All::new(size.of, Arc::clone(&relay), config.metrics.tags.0.clone(), config.server.max_conn));
@@ -185,6 +196,9 @@ impl Parent {
             events,
             happened,
             control,
+            program,
+            tasks: Vec::new(),
+            left_order: None,
             runtime,
         };
         parent.tell_of_all();
@@ -227,24 +241,15 @@ impl Parent {
         let _runtime = self.runtime.enter();
         let added = self.relay.add(socket, Arc::new(wishes));
         let (link, life) = added.ok_or_else(|| io::Error::other("the relay has no room for one more"))?;
-        let number = link.number();
+        keep_alive(&self.runtime, (child, pid, link.number()), life, &self.events);
         self.all.begins(child, pid, link);
-        let events = self.events.clone();
-        self.runtime.spawn(async move {
-            let ended = life.await;
-            // It fails when the parent ends.
-            let _ = match ended {
-                Ended::Lost(why) => events.send(Event::LinkLost { child, pid, why }),
-                Ended::Stopped(link) => events.send(Event::LinkStopped { number, link }),
-            };
-        });
         tracing::debug!(process = child, pid, "started");
         Ok(State::Running { process, since: Instant::now() })
     }
 
     /// Serves until SIGINT or SIGTERM, then has all children shut down in good order; a second signal ends them at once. For
     /// SIGHUP `reload` is called, which may give a new configuration by [`Parent::reload`]. `ready` is called when all children
-    /// serve for the first time.
+    /// serve for the first time. For an upgrade this process runs another program, and before that calls `flush`.
     ///
     /// # Errors
     /// See [`ParentError`].
@@ -252,27 +257,56 @@ impl Parent {
         mut self,
         ready: impl FnOnce(),
         mut reload: impl FnMut(&mut Parent),
+        flush: impl Fn(),
     ) -> Result<(), ParentError> {
+        let mut ready = Some(ready);
+        loop {
+            let Some(renewal) = self.serve(&mut ready, &mut reload)? else {
+                self.runtime.shutdown_background();
+                return Ok(());
+            };
+            self = self.renew(renewal, &flush)?;
+        }
+    }
+
+    /// Serves to the end, or until another program is to be run.
+    fn serve(
+        &mut self,
+        ready: &mut Option<impl FnOnce()>,
+        reload: &mut impl FnMut(&mut Parent),
+    ) -> Result<Option<Renewal>, ParentError> {
         let handle = self.runtime.handle().clone();
         let control = self.serve_control();
+        let claim = control.as_ref().and_then(RunningControl::claim).filter(|_| self.left_order.is_some());
         let (mut signals, mut child_ends) = {
             let _runtime = handle.enter();
-            self.relay.keep_sweeping();
+            self.tasks.extend(self.relay.keep_sweeping());
             (Signals::listen(control)?, signal(SignalKind::child())?)
         };
+        // Those that came while this process ran no program that listens come now.
+        signals::unblock();
         let supervisor = Arc::new(Supervisor::from_env(false));
-        let mut ready = Some(ready);
+        if self.is_up {
+            self.all_serve(&supervisor, ready);
+        }
         // Some may have ended before their ends were listened for.
         self.children_ended()?;
+        if let Some(left) = self.left_order.take() {
+            self.go_on_with(left, claim)?;
+        }
         loop {
             match handle.block_on(self.next(&mut signals, &mut child_ends)) {
                 Next::Asked(Asked::End) => break,
                 Next::Asked(Asked::Reload) => {
                     supervisor.reloading();
-                    reload(&mut self);
+                    reload(self);
                     supervisor.reloaded();
                 }
-                Next::Asked(Asked::Order(order)) => self.refuse(order, &mut signals),
+                Next::Asked(Asked::Order(order)) => match self.ordered(order, &mut signals) {
+                    Some(renewal) => return Ok(Some(renewal)),
+                    None if signals.has_ended() => break,
+                    None => signals.forget_upgrades(),
+                },
                 // There is no parent above this one.
                 Next::Asked(Asked::ByParent(_)) => {}
                 Next::ChildEnded => self.children_ended()?,
@@ -282,20 +316,100 @@ impl Parent {
                 Next::Happened(Event::LinkStopped { .. }) => {}
                 Next::Happened(Event::Hangs { child, pid }) => self.kill(child, pid, &"it does not turn any more"),
                 Next::Happened(Event::Serves { child, pid }) => {
-                    if self.serves(child, pid)
-                        && let Some(ready) = ready.take()
-                    {
+                    if self.serves(child, pid) {
                         handle.block_on(self.all.order(0, &Order::Tell));
-                        ready();
-                        handle.spawn(Arc::clone(&supervisor).keep_told(Whole(Arc::clone(&self.all))));
-                        handle.spawn(watch::keep_watching(Arc::clone(&self.all), self.events.clone()));
+                        self.all_serve(&supervisor, ready);
                     }
                 }
             }
         }
         handle.block_on(self.shut_down(&supervisor, &mut signals, &mut child_ends));
-        self.runtime.shutdown_background();
+        Ok(None)
+    }
+
+    /// All children have served: the supervisor is told, and they are watched.
+    fn all_serve(&mut self, supervisor: &Arc<Supervisor>, ready: &mut Option<impl FnOnce()>) {
+        if let Some(ready) = ready.take() {
+            ready();
+        }
+        let told = Arc::clone(supervisor).keep_told(Whole(Arc::clone(&self.all)));
+        self.tasks.push(self.runtime.spawn(told));
+        self.tasks.push(self.runtime.spawn(watch::keep_watching(Arc::clone(&self.all), self.events.clone())));
+    }
+
+    /// Somebody wants this server to be upgraded, or to know whether it could be.
+    fn ordered(&mut self, order: control::Order, signals: &mut Signals) -> Option<Renewal> {
+        tracing::info!("upgrade: trying the program anew");
+        let tried = self.try_renewal();
+        let prepared = match (tried, order.what) {
+            (Ok(version), What::Check) => {
+                let text = format!(
+                    "cableway {version} starts, takes the configuration and understands what cableway {} would hand over",
+                    env!("CARGO_PKG_VERSION")
+                );
+                self.runtime.block_on(order.reader.end(Ok(talk::Done { text, pid: None })));
+                return None;
+            }
+            (Ok(_), What::Upgrade) => self.prepare_renewal(),
+            (Err(why), _) => Err(why),
+        };
+        let why = match prepared {
+            Ok(prepared) if self.is_quiet(signals) => {
+                let control = signals.take_control().and_then(|control| self.runtime.block_on(control.stop()));
+                return Some(Renewal { order, control, prepared });
+            }
+            Ok(_) => {
+                self.relay.forget_changes();
+                "the server is shutting down".to_owned()
+            }
+            Err(why) => why,
+        };
+        tracing::error!("upgrade: nothing has changed, this process goes on: {why}");
+        self.runtime.block_on(order.reader.end(Err(why)));
+        None
+    }
+
+    /// Keeps signals waiting until another program listens for them. Tells whether none to end has come before.
+    fn is_quiet(&self, signals: &mut Signals) -> bool {
+        signals::block();
+        let is_quiet = self.runtime.block_on(async {
+            // The only other thread that takes any. It cannot panic.
+            let _ = tokio::spawn(async { signals::block() }).await;
+            signals.none_has_ended().await
+        });
+        if !is_quiet {
+            // The end is listened for as before.
+            let _ = self.runtime.block_on(async { tokio::spawn(async { signals::unblock() }).await });
+            signals::unblock();
+        }
+        is_quiet
+    }
+
+    /// Ends what the program before has begun, or goes on with it.
+    fn go_on_with(&mut self, left: LeftOrder, claim: Option<control::Claim>) -> Result<(), ParentError> {
+        let LeftOrder { reader, failed } = left;
+        let reader = {
+            let _runtime = self.runtime.enter();
+            match reader {
+                Some(socket) => control::Reader::at(socket, claim)?,
+                None => control::Reader::nobody(claim),
+            }
+        };
+        match failed {
+            Some(why) => self.runtime.block_on(reader.end(Err(why))),
+            None => self.upgrade_children(control::Order { what: What::Upgrade, reader }),
+        }
         Ok(())
+    }
+
+    /// The parent runs the new program: now it is the children's turn.
+    fn upgrade_children(&mut self, order: control::Order) {
+        let text = format!(
+            "the parent is cableway {} now; its processes go on as they were until they are started again",
+            env!("CARGO_PKG_VERSION")
+        );
+        tracing::info!("upgrade: {text}");
+        self.runtime.block_on(order.reader.end(Ok(talk::Done { text, pid: Some(std::process::id()) })));
     }
 
     /// Begins to answer at the control socket. A failure is no reason to end.
@@ -313,14 +427,6 @@ impl Parent {
                 None
             }
         }
-    }
-
-    /// Nobody upgrades several processes yet.
-    fn refuse(&self, order: control::Order, signals: &mut Signals) {
-        let text = "a server of several processes (--processes) cannot be upgraded while it serves; start the new version anew";
-        tracing::warn!("no upgrade: {text}");
-        self.runtime.block_on(order.reader.end(Err(text.to_owned())));
-        signals.forget_upgrades();
     }
 
     async fn next(&mut self, signals: &mut Signals, child_ends: &mut Signal) -> Next {
@@ -483,8 +589,26 @@ impl Parent {
     }
 }
 
-/// Shards of one process that the relay can tell apart.
-const SHARDS_MAX: usize = 64;
+fn runtime() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("relay").enable_all().build()
+}
+
+/// Has a link live, for a child, a process and a number in the relay, and its end told.
+fn keep_alive(
+    runtime: &Runtime,
+    (child, pid, number): (u16, u32, u16),
+    life: impl Future<Output = Ended<ToChild>> + Send + 'static,
+    events: &mpsc::UnboundedSender<Event>,
+) {
+    let events = events.clone();
+    runtime.spawn(async move {
+        // It fails when the parent ends.
+        let _ = match life.await {
+            Ended::Lost(why) => events.send(Event::LinkLost { child, pid, why }),
+            Ended::Stopped(link) => events.send(Event::LinkStopped { child, pid, number, link }),
+        };
+    });
+}
 
 /// How long to wait after so many ends in a row.
 fn back_off(failures: u32) -> Duration {

@@ -48,6 +48,7 @@ impl Process {
         for name in OF_THE_SUPERVISOR {
             command.env_remove(name);
         }
+        command.env_remove(super::renew::VARIABLE);
         command.env(CHILD, format!("{child}/{of}"));
         command.env(PARENT_FD, std::os::fd::AsRawFd::as_raw_fd(&theirs).to_string());
         rustix::io::fcntl_setfd(&theirs, FdFlags::empty())?;
@@ -60,6 +61,15 @@ impl Process {
         let pid = i32::try_from(spawned.id()).ok().and_then(Pid::from_raw);
         let pid = pid.ok_or_else(|| io::Error::other("the kernel gave no process id"))?;
         Ok((Process(pid), ours))
+    }
+
+    /// A child that this process had before it ran this program.
+    ///
+    /// # Errors
+    /// It is no process id.
+    pub fn renewed(pid: u32) -> io::Result<Process> {
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        pid.map(Process).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
     /// Its process id.

@@ -118,7 +118,7 @@ impl<Out: Direction, In: Direction> Link<Out, In> {
         let socket = reader.socket.reunite(writer.into_socket()).map_err(|_| LinkLost::Closed);
         match socket.and_then(|socket| Ok(socket.into_std()?)) {
             Ok(socket) => {
-                end.is_not_yet();
+                end.cancel();
                 Ended::Stopped(Stopped { socket, unread, taken, sender })
             }
             Err(why) => Ended::Lost(why),

@@ -35,7 +35,7 @@ use crate::telemetry::{Collect, Families};
 
 use crate::node::publish::SWEEP_ALL;
 use crate::node::settings;
-pub use renew::{GivenRelay, StoppedLink};
+pub use renew::GivenRelay;
 use state::State;
 
 /// A child that reads nothing for so long is of no use to its clients either.
