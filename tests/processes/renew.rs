@@ -186,8 +186,9 @@ fn who_is_present_and_whoever_asks_something_meanwhile_is_not_forgotten() {
     let mut clients: Vec<Client> = (0..8).map(|_| extended(family.address(), None).0).collect();
     for (at, client) in clients.iter_mut().enumerate() {
         client.follow("room");
-        extended::join(client, "room", &at.to_string());
-        while !json(&client.text())["message"]["id"].as_str().is_some_and(|id| id == at.to_string()) {}
+        let id = at.to_string();
+        extended::join(client, "room", &id);
+        while json(&client.text())["message"]["id"] != *id {}
     }
     server.upgrade();
     let identifier = client::json_string(&client::identifier("room"));

@@ -192,3 +192,48 @@ fn hold(config: &Config, (role, host, asked): Wanted) -> Result<Held, StartError
     }
     Ok(Held { role, host, asked, sockets })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(main: u16, metrics: u16, admin: u16) -> Config {
+        let mut config = Config::default();
+        config.server.host = "127.0.0.1".to_owned();
+        config.server.port = main;
+        config.metrics.host = "127.0.0.1".to_owned();
+        config.metrics.port = metrics;
+        config.admin.port = Some(admin);
+        config.broadcast.adapters.clear();
+        config
+    }
+
+    /// A port that nobody has.
+    fn free() -> u16 {
+        std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    }
+
+    #[test]
+    fn ports_that_were_chosen_stay_and_those_that_are_named_anew_are_had_beside_them() {
+        let before = config(0, free(), 0);
+        let ports = Ports::hold(&before).unwrap();
+        let chosen = (ports.main, ports.admin);
+        assert!(ports.main != 0 && ports.admin.is_some_and(|admin| ![0, ports.main].contains(&admin)));
+        let after = config(0, free(), 0);
+        Ports::try_renewed(&after, &ports.places()).unwrap();
+        let given = ports.give();
+        assert_eq!(given.descriptors().count(), 3);
+        let ports = Ports::renewed(&after, given).unwrap();
+        assert_eq!((ports.main, ports.admin), chosen);
+        // The old port of metrics is let go, the new one is kept.
+        let sockets = ports.held.iter().flat_map(|held| &held.sockets);
+        let held: Vec<u16> = sockets.map(|socket| socket.address().unwrap().port()).collect();
+        assert_eq!(held, [chosen.0, after.metrics.port, chosen.1.unwrap()]);
+        // One that somebody else has is found beforehand; later it is left to the children.
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let wrong = config(0, taken.local_addr().unwrap().port(), 0);
+        assert!(Ports::try_renewed(&wrong, &ports.places()).is_err());
+        let ports = Ports::renewed(&wrong, ports.give()).unwrap();
+        assert_eq!((ports.main, ports.admin), chosen);
+    }
+}

@@ -166,6 +166,8 @@ impl Parent {
         writing: &mut Writing,
     ) -> Result<GivenParent, ParentError> {
         let handle = self.runtime.handle().clone();
+        // First: whoever reads slowly is waited for.
+        let reader = handle.block_on(order.reader.hand_on());
         let links = handle.block_on(async {
             for task in std::mem::take(&mut self.tasks) {
                 task.abort();
@@ -175,7 +177,6 @@ impl Parent {
             self.stop_links().await
         })?;
         writing.put(&Piece::Broker(self.relay.changes(writing.since)))?;
-        let reader = handle.block_on(order.reader.hand_on());
         let option = self.config.app.control_socket.clone();
         let control = control.map(|control| control.give(option.as_deref(), self.ports.main())).transpose()?;
         let rest = GivenParent {
@@ -231,7 +232,6 @@ impl Parent {
         let (node_id, version) = (renewed.node_id.clone(), renewed.version.clone());
         let (broker, given) = renewed.read(&config).map_err(ParentError::State)?;
         let GivenParent { of, children, all, relay, links, ports, control, order } = given;
-        let (config, cores, size) = sized(config, of)?;
         let program = process::program();
         let ports = Ports::renewed(&config, ports)?;
         let runtime = super::runtime()?;
@@ -252,6 +252,9 @@ impl Parent {
             super::keep_alive(&runtime, (child, pid, link.number()), life, &events);
             all.has_link(child, pid, link);
         }
+        let took = began.elapsed();
+        // The relay goes on; looking at the machine takes its time.
+        let (cores, size) = sized(&config, of)?;
         let children = children.into_iter().map(GivenChild::into_child).collect::<io::Result<Vec<Child>>>()?;
         let option = config.app.control_socket.as_deref();
         let control = match control {
@@ -259,7 +262,6 @@ impl Parent {
             None => None,
         };
         let reader = order.and_then(|order| order.reader).map(Given::take).transpose()?;
-        let took = began.elapsed();
         tracing::info!(
             ?took,
             "upgrade: cableway {} goes on as the parent of {of} processes, after cableway {version}",
@@ -286,8 +288,8 @@ impl Parent {
     }
 }
 
-/// A configuration for as many processes as there are.
-fn sized(config: Config, of: u16) -> Result<(Config, usize, Size), ParentError> {
+/// What a configuration comes to for as many processes as there are.
+fn sized(config: &Config, of: u16) -> Result<(usize, Size), ParentError> {
     let open_files = limits::raise_open_files()?;
     let cores = thread::available_parallelism().map_or(1, usize::from);
     if let Processes::Count(wanted) = config.server.processes
@@ -299,7 +301,7 @@ fn sized(config: Config, of: u16) -> Result<(Config, usize, Size), ParentError> 
     of_all.server.processes = Processes::Count(of);
     let size = Size::find(&of_all, &capacity::facts(open_files), cores);
     size.check()?;
-    Ok((config, cores, size))
+    Ok((cores, size))
 }
 
 fn own(error: io::Error) -> String {

@@ -212,3 +212,49 @@ impl Renewed {
 fn unreadable(error: rmp_serde::decode::Error) -> String {
     format!("the state of the processes cannot be read: {error}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file with these, each as it is written down.
+    fn file(pieces: &[Vec<u8>]) -> File {
+        let mut file = renew::state().unwrap();
+        pieces.iter().for_each(|piece| file.write_all(piece).unwrap());
+        renew::seal(&mut file).unwrap();
+        file
+    }
+
+    fn begins(format: u16) -> Vec<u8> {
+        let (version, node_id) = ("9.0.0".to_owned(), "n".to_owned());
+        rmp_serde::to_vec_named(&Piece::Begins { format, version, node_id }).unwrap()
+    }
+
+    #[test]
+    fn what_another_version_has_written_or_what_is_not_whole_is_refused() {
+        let why = |pieces: &[Vec<u8>]| {
+            let read = Renewed::of(file(pieces)).and_then(|renewed| renewed.read(&Config::default()).map(drop));
+            read.expect_err("refused")
+        };
+        let broker = rmp_serde::to_vec_named(&Piece::Broker(BrokerPart::default())).unwrap();
+        let other = why(&[begins(FORMAT + 1)]);
+        assert!(other.contains("format 2 (cableway 9.0.0), and 1 is understood here"), "{other}");
+        assert!(why(&[]).contains("cannot be read"));
+        assert!(why(std::slice::from_ref(&broker)).contains("no beginning"));
+        assert!(why(&[begins(FORMAT), broker.clone()]).contains("cannot be read"), "the rest is missing");
+        assert!(why(&[begins(FORMAT), begins(FORMAT)]).contains("begins twice"));
+        let half = broker[..broker.len() / 2].to_vec();
+        assert!(why(&[begins(FORMAT), half]).contains("cannot be read"));
+    }
+
+    #[test]
+    fn what_a_later_version_adds_is_passed_over() {
+        #[derive(Serialize)]
+        enum Later<'a> {
+            Begins { mood: &'a str, format: u16, version: &'a str, node_id: &'a str },
+        }
+        let later = Later::Begins { mood: "good", format: FORMAT, version: "9.0.0", node_id: "n" };
+        let renewed = Renewed::of(file(&[rmp_serde::to_vec_named(&later).unwrap()])).unwrap();
+        assert_eq!((&*renewed.node_id, &*renewed.version), ("n", "9.0.0"));
+    }
+}

@@ -83,7 +83,7 @@ pub fn try_renewal(config: Config) -> Result<String, String> {
     let state = state.and_then(renew::is_sealed).map_err(|error| format!("standard input is no state: {error}"))?;
     let (broker, given) = Renewed::of(state)?.read(&config)?;
     let GivenParent { of, relay, ports, .. } = given;
-    let (config, ..) = sized(config, of).map_err(|error| explained(&error))?;
+    sized(&config, of).map_err(|error| explained(&error))?;
     Ports::try_renewed(&config, &ports).map_err(|error| explained(&error))?;
     // With links that lead nowhere.
     let links = relay.numbers().map(|number| Ok((number, (UnixStream::pair()?.0, Unfinished::default()))));
