@@ -26,7 +26,7 @@ pub use parent::{Credit, FromParent, ParentBroker};
 pub use redis::{Channels, RedisBrokerSettings, RedisStore};
 pub use remote::{GivenRemote, Outlet, RemoteBroker, RemoteMetrics, RemoteSettings, Running};
 pub use sent_away::GivenAway;
-pub use sessions::{Departure, Place, Resumption, SessionNote, Sessions, SessionsSettings};
+pub use sessions::{Departure, LivingSession, Place, Resumption, SessionNote, Sessions, SessionsSettings};
 
 /// Where things are kept.
 pub enum Broker {

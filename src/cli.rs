@@ -25,7 +25,7 @@ use crate::config::{
     Reloaded, RpcImplementation, Secret, Secrets,
 };
 use crate::demo::{self, Demo, Site};
-use crate::node::{self, Node, Parent, ParentEnd, ReloadError, Terms};
+use crate::node::{self, Node, Parent, ParentEnd, ReloadError, Renewed, Terms};
 use crate::os::clock::Clock;
 use crate::os::family::{self, Inherited};
 use crate::os::{orphan, signals};
@@ -49,6 +49,7 @@ pub fn run() -> ExitCode {
         Some(healthcheck::COMMAND) => return healthcheck::run(arguments, &environment()),
         Some(print::COMPLETIONS_COMMAND) => return print::completions(arguments),
         Some(print::MAN_COMMAND) => return print::man(arguments),
+        Some(node::TRY_RENEWAL_COMMAND) => return try_renewal(arguments),
         _ => {}
     }
     match family::inherited() {
@@ -61,7 +62,13 @@ pub fn run() -> ExitCode {
     }
     let env = environment();
     match config::parse(std::env::args_os().skip(1), &env) {
-        Ok(invocation) => carry_out(invocation),
+        Ok(invocation) => match Renewed::find() {
+            Ok(renewed) => carry_out(invocation, renewed),
+            Err(error) => {
+                complain(&error);
+                ExitCode::FAILURE
+            }
+        },
         Err(error) => {
             complain(&error.to_string());
             ExitCode::from(ConfigError::EXIT_CODE)
@@ -84,7 +91,23 @@ fn environment() -> BTreeMap<String, String> {
     variables.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect()
 }
 
-fn carry_out(Invocation { command, warnings, notes, file }: Invocation) -> ExitCode {
+/// Started by the parent of several processes, not by people: says whether this program could go on in its place.
+fn try_renewal(words: impl Iterator<Item = String>) -> ExitCode {
+    let (line, code) = match config::parse(words, &environment()) {
+        Ok(Invocation { command: Command::Serve(config), .. }) => match node::try_renewal(*config) {
+            Ok(line) => (line, ExitCode::SUCCESS),
+            Err(why) => (why, ExitCode::FAILURE),
+        },
+        Ok(_) => ("the arguments do not start a server".to_owned(), ExitCode::FAILURE),
+        Err(error) => (error.to_string(), ExitCode::from(ConfigError::EXIT_CODE)),
+    };
+    // Whoever has closed it does not want to know.
+    let _ = writeln!(io::stdout(), "{}", line.trim_end().replace('\n', "; "));
+    code
+}
+
+/// `renewed` is what another program has left in this process.
+fn carry_out(Invocation { command, warnings, notes, file }: Invocation, renewed: Option<Renewed>) -> ExitCode {
     let tell_of_config = || {
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         notes.iter().for_each(|note| tracing::debug!("{note}"));
@@ -98,13 +121,17 @@ fn carry_out(Invocation { command, warnings, notes, file }: Invocation) -> ExitC
         }
         Command::Serve(config) => {
             let level = log::level(config.log.level);
-            let node_id = node_id(&config);
+            let node_id = renewed.as_ref().map_or_else(|| node_id(&config), |renewed| renewed.node_id.clone());
             let name = Name { node_id: node_id.clone(), process: None };
             serve(*config, name, tell_of_config, level, Stream::Stdout, |config, log| {
-                let config = match one_or_several(config, file.as_deref(), node_id)? {
+                let started = match renewed {
+                    Some(renewed) => Ok(Parent::go_on(config, renewed)?),
+                    None => one_or_several(config, file.as_deref(), node_id)?,
+                };
+                let config = match started {
                     Ok(parent) => {
                         let new = |parent: &mut Parent| reload(log, |new| parent.reload(new));
-                        return Ok(parent.run_until_signalled(|| log.limit(), new)?);
+                        return Ok(parent.run_until_signalled(|| log.limit(), new, || log.flush())?);
                     }
                     Err(config) => config,
                 };

@@ -65,7 +65,7 @@ use threads::{RuntimeThread, ShardThreads};
 pub use boot_log::first_line;
 pub use child::{ParentEnd, ReloadOrder};
 pub use observe::Facts;
-pub use parent::{Parent, ParentError};
+pub use parent::{Parent, ParentError, Renewed, TRY_RENEWAL_COMMAND, try_renewal};
 pub use processes::Terms;
 pub use reload::ReloadError;
 pub use settings::ExtraRoutes;

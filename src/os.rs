@@ -17,5 +17,6 @@ pub mod passed;
 pub mod pidfd;
 pub mod poll;
 pub mod process;
+pub mod renew;
 pub mod signals;
 pub mod tcp;

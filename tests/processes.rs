@@ -22,6 +22,8 @@ mod app;
 mod family;
 #[path = "processes/relay.rs"]
 mod relay;
+#[path = "processes/renew.rs"]
+mod renew;
 #[path = "processes/upgrade.rs"]
 mod upgrade;
 

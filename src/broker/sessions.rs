@@ -18,7 +18,7 @@ use crate::model::{NameHasher, Now, ResumeTicket, SavedSession, Sid, SlotKey};
 use super::sent_away::SentAway;
 use super::{BrokerMetrics, STRIPES};
 
-pub use hand_over::SessionNote;
+pub use hand_over::{LivingSession, SessionNote};
 
 /// Places of sessions that are gone which a stripe may have at any time.
 const ORDER_SPARE: usize = 64;

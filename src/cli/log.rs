@@ -117,6 +117,11 @@ impl Log {
         let _ = self.level.reload(level);
     }
 
+    /// Waits until the last line is written, for a second at most.
+    pub fn flush(&self) {
+        self.queue.flush(FLUSH_TIME_MAX);
+    }
+
     /// The boot is over: from now on no place in the program fills the log.
     pub fn limit(&self) {
         self.limit.begin(&self.queue);
@@ -125,7 +130,7 @@ impl Log {
 
 impl Drop for Log {
     fn drop(&mut self) {
-        self.queue.flush(FLUSH_TIME_MAX);
+        self.flush();
     }
 }
 

@@ -18,6 +18,11 @@ impl StreamKey {
         ((self.0 >> (BITS - bits)) as usize, self.0 as u32)
     }
 
+    /// The key that [`split`](Self::split) took apart.
+    pub fn joined(bits: u32, bucket: usize, rest: u32) -> StreamKey {
+        StreamKey((bucket as u64) << (BITS - bits) | u64::from(rest))
+    }
+
     /// The key as a number, for another process with the same [`StreamHasher`].
     pub fn to_bits(self) -> u64 {
         self.0

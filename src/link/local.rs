@@ -11,6 +11,7 @@
 pub mod messages;
 mod reader;
 mod requests;
+mod stop;
 mod writer;
 
 #[cfg(test)]
@@ -21,22 +22,21 @@ use std::future::Future;
 use std::io::{self, Read};
 use std::marker::PhantomData;
 use std::os::unix::net::UnixStream;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{AcqRel, Acquire};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use serde::Serialize;
 use tokio::sync::Notify;
 
 use messages::{Direction, Request, ToChild, Welcome};
-use reader::Reader;
-use requests::Waiters;
-use writer::Writer;
+use requests::{Answers, Waiters};
 
 pub use messages::ToParent;
+pub use stop::{Ended, Stopped, Unfinished};
 
 /// The longest frame: what a client missed of a stream, at the most. Nothing is allocated for a frame before it comes.
 const FRAME_BYTES_MAX: usize = 1 << 30;
@@ -120,6 +120,8 @@ pub struct Link<Out, In> {
     socket: UnixStream,
     sender: Sender<Out>,
     stalled_after: Option<Duration>,
+    /// What was read before and is to be taken first.
+    unread: BytesMut,
     direction: PhantomData<fn() -> In>,
 }
 
@@ -144,6 +146,7 @@ struct Shared<Out> {
     /// Those that it has not been told of.
     delivered: AtomicU32,
     waiters: Waiters,
+    answers: Answers,
     direction: PhantomData<fn(Out)>,
 }
 
@@ -160,16 +163,7 @@ struct Queue {
 impl<Out: Direction, In: Direction> Link<Out, In> {
     /// A link over a connected socket. If the other end reads nothing for `stalled_after`, it is lost.
     pub fn new(socket: UnixStream, stalled_after: Option<Duration>) -> Link<Out, In> {
-        let sender = Sender(Arc::new(Shared {
-            queue: Mutex::default(),
-            wake: Notify::new(),
-            written: Notify::new(),
-            owed: AtomicU32::new(0),
-            delivered: AtomicU32::new(0),
-            waiters: Waiters::default(),
-            direction: PhantomData,
-        }));
-        Link { socket, sender, stalled_after, direction: PhantomData }
+        Link::go_on(socket, Unfinished::default(), stalled_after)
     }
 
     /// For who says something.
@@ -180,33 +174,31 @@ impl<Out: Direction, In: Direction> Link<Out, In> {
     /// Reads and writes until the link is lost, and says why. `on_message` gets what comes, in its order, and must not wait;
     /// `asked` answers requests.
     pub async fn run(self, asked: Arc<dyn Asked>, on_message: impl FnMut(In)) -> LinkLost {
-        let Link { socket, sender, stalled_after, .. } = self;
-        // Also when this is dropped: whoever waits for something is told that it does not come.
-        let _end = End(&sender.0);
-        let socket = socket.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(socket));
-        let (read, write) = match socket {
-            Ok(socket) => socket.into_split(),
-            Err(error) => return error.into(),
-        };
-        let (reader, writer) = (Reader::new(read), Writer::new(write, sender.clone(), stalled_after));
-        let mut reading = pin!(reader.run(&sender, asked, on_message));
-        let why = tokio::select! {
-            why = &mut reading => return why,
-            why = writer.run() => why,
-        };
-        // What the other end has said before it ended is still there.
-        if matches!(why, LinkLost::Closed) { reading.await } else { why }
+        match self.run_until(std::future::pending(), asked, on_message).await {
+            Ended::Lost(why) => why,
+            // Nobody asks for it.
+            Ended::Stopped(..) => LinkLost::Closed,
+        }
     }
 }
 
-struct End<'a, Out>(&'a Shared<Out>);
+/// The end of a link, when it is dropped.
+struct End<'a, Out>(Option<&'a Shared<Out>>);
+
+impl<Out> End<'_, Out> {
+    /// It is not the end.
+    fn cancel(mut self) {
+        self.0 = None;
+    }
+}
 
 impl<Out> Drop for End<'_, Out> {
     fn drop(&mut self) {
-        let full = self.0.queue().full;
-        *self.0.queue() = Queue { lost: true, full, ..Queue::default() };
-        self.0.written.notify_waiters();
-        self.0.waiters.close();
+        let Some(shared) = self.0 else { return };
+        let full = shared.queue().full;
+        *shared.queue() = Queue { lost: true, full, ..Queue::default() };
+        shared.written.notify_waiters();
+        shared.waiters.close();
     }
 }
 

@@ -8,11 +8,13 @@ pub mod talk;
 
 use std::future::pending;
 use std::io;
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Handle;
@@ -21,6 +23,7 @@ use tokio::time::timeout;
 
 use crate::metrics;
 use crate::os::control_socket::{self, ControlSocket};
+use crate::os::renew::Given;
 
 use super::{StartError, Understood, Upgraded};
 use talk::{Done, Line, REQUEST_BYTES_MAX, Request, Status};
@@ -49,6 +52,15 @@ pub(super) struct Control {
     socket: ControlSocket,
 }
 
+/// The same on its way to another program.
+#[derive(Serialize, Deserialize)]
+pub(super) struct GivenControl {
+    option: Option<String>,
+    port: u16,
+    path: PathBuf,
+    pub listener: Given,
+}
+
 impl Control {
     /// Opens the socket that the configuration asks for, for a server on this port. One that was asked for by name and cannot
     /// be opened ends the start; without a name it is only worth a warning.
@@ -61,6 +73,32 @@ impl Control {
                 Ok(None)
             }
         }
+    }
+
+    /// The one that this process has opened before it ran this program. For a configuration with another place it is opened
+    /// there, and this one goes; if that cannot be, it stays.
+    pub fn renewed(given: GivenControl, option: Option<&str>, port: u16) -> io::Result<Option<Control>> {
+        let socket = ControlSocket::renewed(given.listener.take()?, &given.path)?;
+        let control = Control { socket };
+        if (given.option.as_deref(), given.port) == (option, port) {
+            return Ok(Some(control));
+        }
+        Ok(Control::open(option, port, Some(std::process::id())).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the control socket stays at {}", control.path().display());
+            Some(control)
+        }))
+    }
+
+    /// Gives it up to the program that this process is about to run. `option` and `port` are what it was opened for.
+    pub fn give(self, option: Option<&str>, port: u16) -> io::Result<GivenControl> {
+        let given = GivenControl {
+            option: option.map(str::to_owned),
+            port,
+            path: self.path().to_owned(),
+            listener: Given::give(self.socket.descriptor()?),
+        };
+        self.socket.leave();
+        Ok(given)
     }
 
     /// Where it is.
@@ -84,7 +122,7 @@ impl Control {
         let busy = Arc::new(AtomicBool::new(false));
         let desk = Desk { metrics, status: Box::new(status), orders, busy: Arc::clone(&busy) };
         let task = runtime.spawn(accept(listener, Arc::new(desk)));
-        Ok(RunningControl { orders: next_order, busy, task: Some(task), _socket: self.socket })
+        Ok(RunningControl { orders: next_order, busy, task: Some(task), socket: Some(self.socket) })
     }
 }
 
@@ -93,13 +131,24 @@ pub(super) struct RunningControl {
     orders: mpsc::Receiver<Order>,
     busy: Arc<AtomicBool>,
     task: Option<tokio::task::JoinHandle<()>>,
-    _socket: ControlSocket,
+    /// Until it is stopped.
+    socket: Option<ControlSocket>,
 }
 
 impl RunningControl {
     /// Claims the node for an order that came another way; `None`: it has one.
     pub fn claim(&self) -> Option<Claim> {
         Claim::of(&self.busy)
+    }
+
+    /// Nobody is accepted any more.
+    pub async fn stop(mut self) -> Option<Control> {
+        if let Some(task) = self.task.take() {
+            task.abort();
+            // That is how it ends.
+            let _ = task.await;
+        }
+        self.socket.take().map(|socket| Control { socket })
     }
 
     /// Waits for the next order.
@@ -150,9 +199,18 @@ impl Drop for Claim {
 /// Whoever reads what becomes of an order. Nobody, if a signal gave it.
 #[derive(Default)]
 pub(super) struct Reader {
-    lines: Option<mpsc::UnboundedSender<Line>>,
+    lines: Option<mpsc::UnboundedSender<ToReader>>,
     written: Option<oneshot::Receiver<()>>,
     claim: Option<Claim>,
+    /// One more handle of the connection.
+    socket: Option<OwnedFd>,
+}
+
+/// What the task is told that has the connection.
+enum ToReader {
+    Write(Line),
+    /// Somebody else writes the rest.
+    HandOn,
 }
 
 impl Reader {
@@ -165,8 +223,33 @@ impl Reader {
     pub fn tell(&self, text: impl Into<String>) {
         if let Some(lines) = &self.lines {
             // Whoever has gone does not want to know.
-            let _ = lines.send(Line::Progress(text.into()));
+            let _ = lines.send(ToReader::Write(Line::Progress(text.into())));
         }
+    }
+
+    /// Gives the connection up, with everything written that was told; `None`: there is none.
+    pub async fn hand_on(mut self) -> Option<OwnedFd> {
+        if let Some(lines) = self.lines.take() {
+            let _ = lines.send(ToReader::HandOn);
+        }
+        if let Some(written) = self.written.take() {
+            let _ = timeout(PATIENCE, written).await;
+        }
+        self.socket.take()
+    }
+
+    /// Whoever waits at such a connection. Needs a runtime.
+    pub fn at(socket: OwnedFd, claim: Option<Claim>) -> io::Result<Reader> {
+        let stream = std::os::unix::net::UnixStream::from(socket);
+        stream.set_nonblocking(true)?;
+        let mut stream = BufReader::new(UnixStream::from_std(stream)?);
+        let (lines, to_write) = mpsc::unbounded_channel();
+        let (written, is_written) = oneshot::channel::<()>();
+        tokio::spawn(async move {
+            pass_on(&mut stream, to_write, true).await;
+            drop(written);
+        });
+        Ok(Reader { lines: Some(lines), written: Some(is_written), claim, socket: None })
     }
 
     /// Tells how it ended, and waits until that has been taken, for a while.
@@ -174,7 +257,7 @@ impl Reader {
         // Whoever reads it may ask again at once.
         drop(self.claim.take());
         if let Some(lines) = self.lines.take() {
-            let _ = lines.send(result.map_or_else(Line::Error, Line::Done));
+            let _ = lines.send(ToReader::Write(result.map_or_else(Line::Error, Line::Done)));
         }
         if let Some(written) = self.written.take() {
             let _ = timeout(PATIENCE, written).await;
@@ -284,20 +367,31 @@ async fn order(desk: &Desk, stream: &mut BufReader<UnixStream>, what: What) {
         write(stream, &Line::Error("an upgrade runs already".to_owned())).await;
         return;
     };
-    let (lines, mut to_write) = mpsc::unbounded_channel();
+    let (lines, to_write) = mpsc::unbounded_channel();
     let (written, is_written) = oneshot::channel::<()>();
-    let reader = Reader { lines: Some(lines), written: Some(is_written), claim: Some(claim) };
-    let mut is_read = desk.orders.try_send(Order { what, reader }).is_ok();
+    let socket = stream.get_ref().as_fd().try_clone_to_owned().ok();
+    let reader = Reader { lines: Some(lines), written: Some(is_written), claim: Some(claim), socket };
+    let is_read = desk.orders.try_send(Order { what, reader }).is_ok();
+    pass_on(stream, to_write, is_read).await;
+    drop(written);
+}
+
+/// Writes what becomes of an order.
+async fn pass_on(
+    stream: &mut BufReader<UnixStream>,
+    mut to_write: mpsc::UnboundedReceiver<ToReader>,
+    mut is_read: bool,
+) {
     let mut is_answered = false;
     // To the end, also without a reader: whoever carries it out waits for that.
-    while let Some(line) = to_write.recv().await {
+    while let Some(told) = to_write.recv().await {
+        let ToReader::Write(line) = told else { return };
         is_answered |= !matches!(line, Line::Progress(_));
         is_read = is_read && write(stream, &line).await;
     }
     if !is_answered {
         write(stream, &Line::Error("the server is ending".to_owned())).await;
     }
-    drop(written);
 }
 
 async fn refuse(desk: &Desk, stream: &mut BufReader<UnixStream>, why: &str) {

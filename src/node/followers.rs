@@ -128,6 +128,23 @@ impl Followers {
         }
     }
 
+    /// Visits each stream with each shard that follows it. Whoever changes something meanwhile may be seen or not.
+    pub fn for_all(&self, mut visit: impl FnMut(StreamKey, u16)) {
+        for (at, bucket) in self.buckets.iter().enumerate() {
+            let bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
+            for key in bucket.entries.keys() {
+                let stream = StreamKey::joined(BUCKET_BITS, at, key);
+                match bucket.entries.find(key) {
+                    None => {}
+                    Some(Shards(packed)) if packed & SET == 0 => visit(stream, packed as u16),
+                    Some(Shards(packed)) => {
+                        bucket.sets[(packed & !SET) as usize].iter().for_each(|shard| visit(stream, shard));
+                    }
+                }
+            }
+        }
+    }
+
     /// True when no shard follows anything.
     #[cfg(test)]
     pub fn is_empty(&self) -> bool {
@@ -230,6 +247,24 @@ mod tests {
         followers.forget(64);
         assert_eq!(shards(&followers, key("several")), [9, 70]);
         assert!(shards(&followers, key("only")).is_empty() && shards(&followers, key("both")).is_empty());
+    }
+
+    #[test]
+    fn all_are_visited_under_their_keys() {
+        let followers = Followers::default();
+        let key = |n: u16| StreamHasher::new(1).key(&n.to_string());
+        let mut expected = Vec::new();
+        for n in 0..500 {
+            for shard in (0..n % 4).map(|shard| shard * 70) {
+                followers.follow(key(n), shard, || {});
+                expected.push((key(n).to_bits(), shard));
+            }
+        }
+        let mut visited = Vec::new();
+        followers.for_all(|stream, shard| visited.push((stream.to_bits(), shard)));
+        visited.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(visited, expected);
     }
 
     #[test]

@@ -15,14 +15,15 @@ mod all;
 mod children;
 mod ports;
 mod relay;
+mod renew;
 mod size;
-
 mod watch;
 
 use std::collections::VecDeque;
 use std::fmt::Display;
+use std::future::Future;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -32,18 +33,20 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::config::{Carried, Config, Reloaded};
-use crate::link::local::LinkLost;
+use crate::link::local::messages::ToChild;
+use crate::link::local::{Ended, LinkLost, Stopped};
 use crate::os::family::{Process, Spawned};
 use crate::os::hand_over::Channel;
-use crate::os::{limits, passed};
+use crate::os::{limits, passed, process, signals};
 
 use super::StartError;
 use super::boot_log;
 use super::capacity;
-use super::control::{Control, RunningControl, What};
+use super::control::{self, Control, RunningControl, What};
 use super::processes::{self, Order, Question, Terms, Turning};
 use super::reload::ReloadError;
 use super::signals::{Asked, Signals};
@@ -55,6 +58,12 @@ use ports::Ports;
 use size::Size;
 
 use relay::{ChildLink, Relay};
+use renew::{LeftOrder, Renewal};
+
+pub use renew::{Renewed, TRY_RENEWAL_COMMAND, try_renewal};
+
+/// The file that this process runs, also when another one lies in its place by now.
+const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// The wait before a child is started again; it doubles each time.
 const BACK_OFF_FIRST: Duration = Duration::from_millis(100);
@@ -93,6 +102,12 @@ pub struct Parent {
     put_off: VecDeque<Event>,
     /// Until it is answered at.
     control: Option<Control>,
+    /// Where the program was when this process began to run it.
+    program: io::Result<PathBuf>,
+    /// What is to be ended when everything stops.
+    tasks: Vec<JoinHandle<()>>,
+    /// An order that the program before has begun in this process.
+    left_order: Option<LeftOrder>,
     runtime: Runtime,
 }
 
@@ -121,7 +136,8 @@ enum State {
 /// A process that was started to be a child.
 struct Started {
     process: Process,
-    link: ChildLink,
+    /// Nothing, if it was lost while another program ran here.
+    link: Option<ChildLink>,
     /// For descriptors that belong to an order.
     orders: Channel,
     since: Instant,
@@ -135,6 +151,8 @@ pub(super) enum Event {
     Hangs { child: u16, pid: u32 },
     /// Nothing can be said to it any more.
     LinkLost { child: u16, pid: u32, why: LinkLost },
+    /// The link with this number in the relay stands still.
+    LinkStopped { child: u16, pid: u32, number: u16, link: Stopped<ToChild> },
 }
 
 /// Why a server of several processes does not run.
@@ -146,6 +164,9 @@ pub enum ParentError {
     /// The machine refused something.
     #[error("cannot start")]
     Machine(#[from] io::Error),
+    /// What the program before has left in this process cannot be used.
+    #[error("cannot go on with what the program before has left: {0}")]
+    State(String),
     /// A process has ended before all served.
     #[error("process {child} ended before it served ({status}); its own lines of the log say why")]
     Child {
@@ -182,11 +203,7 @@ impl Parent {
         upgrade::refuse_predecessor(
             "a server of one process cannot become one of several (--processes) while it serves; start it anew",
         )?;
-        if size.shards_each > SHARDS_MAX {
-            let message =
-                format!("--acceptors is more than {SHARDS_MAX} for each process: lower it or raise --processes");
-            return Err(StartError::Setting(message).into());
-        }
+        size.check()?;
         if !passed::listeners().map_err(StartError::Passed)?.is_empty() {
             let message = "--processes cannot be more than 1 with sockets that a supervisor passes (LISTEN_FDS): each process \
                            listens for itself; disable the socket unit";
@@ -194,8 +211,8 @@ impl Parent {
         }
         boot_log::first_lines(open_files, size.shards, file);
         let ports = Ports::hold(&config)?;
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("relay").enable_all().build()?;
+        let program = process::program();
+        let runtime = runtime()?;
         let relay = Relay::new(&config);
         let all =
             Arc::new(All::new(size.of, Arc::clone(&relay), config.metrics.tags.0.clone(), config.server.max_conn));
@@ -219,6 +236,9 @@ impl Parent {
             happened,
             put_off: VecDeque::new(),
             control,
+            program,
+            tasks: Vec::new(),
+            left_order: None,
             runtime,
         };
         parent.tell_of_all();
@@ -254,33 +274,30 @@ impl Parent {
     }
 
     fn start_child(&self, child: u16) -> io::Result<State> {
-        let started = self.start_process(child, None)?;
-        self.all.begins(child, started.process.pid(), started.link.clone());
+        let (started, link) = self.start_process(child, Path::new(THIS_PROGRAM), None)?;
+        self.all.begins(child, started.process.pid(), link);
         Ok(State::Running(started))
     }
 
     /// Starts a process that is to be a child, or is to take over from the process at the other end of `old`.
-    fn start_process(&self, child: u16, old: Option<Channel>) -> io::Result<Started> {
+    fn start_process(&self, child: u16, program: &Path, old: Option<Channel>) -> io::Result<(Started, ChildLink)> {
         let terms = Terms { config: Carried::of(&self.share(child)), node_id: self.node_id.clone() };
-        let Spawned { process, link, orders } = Process::spawn(child, self.size.of, &processes::write(&terms), old)?;
+        let Spawned { process, link, orders } =
+            Process::spawn(program, child, self.size.of, &processes::write(&terms), old)?;
         let pid = process.pid();
         let wishes = Wishes::new(child, pid, Arc::clone(&self.all), self.events.clone());
         let _runtime = self.runtime.enter();
         let added = self.relay.add(link, Arc::new(wishes));
         let (link, life) = added.ok_or_else(|| io::Error::other("the relay has no room for one more"))?;
-        let events = self.events.clone();
-        self.runtime.spawn(async move {
-            let why = life.await;
-            // It fails when the parent ends.
-            let _ = events.send(Event::LinkLost { child, pid, why });
-        });
+        keep_alive(&self.runtime, (child, pid, link.number()), life, &self.events);
         tracing::debug!(process = child, pid, "started");
-        Ok(Started { process, link, orders, since: Instant::now() })
+        let started = Started { process, link: Some(link.clone()), orders, since: Instant::now() };
+        Ok((started, link))
     }
 
     /// Serves until SIGINT or SIGTERM, then has all children shut down in good order; a second signal ends them at once. For
     /// SIGHUP `reload` is called, which may give a new configuration by [`Parent::reload`]. `ready` is called when all children
-    /// serve for the first time.
+    /// serve for the first time. For an upgrade this process runs another program, and before that calls `flush`.
     ///
     /// # Errors
     /// See [`ParentError`].
@@ -288,35 +305,58 @@ impl Parent {
         mut self,
         ready: impl FnOnce(),
         mut reload: impl FnMut(&mut Parent),
+        flush: impl Fn(),
     ) -> Result<(), ParentError> {
+        let mut ready = Some(ready);
+        loop {
+            let Some(renewal) = self.serve(&mut ready, &mut reload)? else {
+                self.runtime.shutdown_background();
+                return Ok(());
+            };
+            self = self.renew(renewal, &flush)?;
+        }
+    }
+
+    /// Serves to the end, or until another program is to be run.
+    fn serve(
+        &mut self,
+        ready: &mut Option<impl FnOnce()>,
+        reload: &mut impl FnMut(&mut Parent),
+    ) -> Result<Option<Renewal>, ParentError> {
         let handle = self.runtime.handle().clone();
         let control = self.serve_control();
+        let claim = control.as_ref().and_then(RunningControl::claim).filter(|_| self.left_order.is_some());
         let (mut signals, mut child_ends) = {
             let _runtime = handle.enter();
-            self.relay.keep_sweeping();
+            self.tasks.extend(self.relay.keep_sweeping());
             (Signals::listen(control)?, signal(SignalKind::child())?)
         };
+        // Those that came while this process ran no program that listens come now.
+        signals::unblock();
         let supervisor = Arc::new(Supervisor::from_env(false));
-        let mut ready = Some(ready);
+        if self.is_up {
+            self.all_serve(&supervisor, ready);
+        }
         // Some may have ended before their ends were listened for.
         self.children_ended()?;
+        if let Some(left) = self.left_order.take() {
+            self.go_on_with(left, claim)?;
+        }
         loop {
             match handle.block_on(self.next(&mut signals, &mut child_ends)) {
                 Next::Asked(Asked::End) => break,
                 Next::Asked(Asked::Reload) => {
                     supervisor.reloading();
-                    reload(&mut self);
+                    reload(self);
                     supervisor.reloaded();
                 }
-                Next::Asked(Asked::Order(order)) => {
-                    if order.what == What::Upgrade {
-                        supervisor.reloading();
-                    }
-                    self.upgrade_children(order);
-                }
+                Next::Asked(Asked::Order(order)) => match self.ordered(order, &mut signals) {
+                    Some(renewal) => return Ok(Some(renewal)),
+                    None if signals.has_ended() => break,
+                    None => signals.forget_upgrades(),
+                },
                 Next::UpgradeNext => {
                     if self.upgrade_next() {
-                        supervisor.reloaded();
                         signals.forget_upgrades();
                     }
                 }
@@ -325,21 +365,89 @@ impl Parent {
                 Next::ChildEnded => self.children_ended()?,
                 Next::StartAgain => self.start_again(),
                 Next::Happened(Event::LinkLost { child, pid, why }) => self.link_lost(child, pid, &why),
+                // Nobody has asked for it.
+                Next::Happened(Event::LinkStopped { .. }) => {}
                 Next::Happened(Event::Hangs { child, pid }) => self.kill(child, pid, &"it does not turn any more"),
                 Next::Happened(Event::Serves { child, pid }) => {
-                    if self.serves(child, pid)
-                        && let Some(ready) = ready.take()
-                    {
+                    if self.serves(child, pid) {
                         handle.block_on(self.all.order(0, &Order::Tell));
-                        ready();
-                        handle.spawn(Arc::clone(&supervisor).keep_told(Whole(Arc::clone(&self.all))));
-                        handle.spawn(watch::keep_watching(Arc::clone(&self.all), self.events.clone()));
+                        self.all_serve(&supervisor, ready);
                     }
                 }
             }
         }
         handle.block_on(self.shut_down(&supervisor, &mut signals, &mut child_ends));
-        self.runtime.shutdown_background();
+        Ok(None)
+    }
+
+    /// All children have served: the supervisor is told, and they are watched.
+    fn all_serve(&mut self, supervisor: &Arc<Supervisor>, ready: &mut Option<impl FnOnce()>) {
+        if let Some(ready) = ready.take() {
+            ready();
+        }
+        let told = Arc::clone(supervisor).keep_told(Whole(Arc::clone(&self.all)));
+        self.tasks.push(self.runtime.spawn(told));
+        self.tasks.push(self.runtime.spawn(watch::keep_watching(Arc::clone(&self.all), self.events.clone())));
+    }
+
+    /// Somebody wants this server to be upgraded, or to know whether it could be.
+    fn ordered(&mut self, order: control::Order, signals: &mut Signals) -> Option<Renewal> {
+        tracing::info!("upgrade: trying the program anew");
+        let tried = self.try_renewal();
+        let prepared = match (tried, order.what) {
+            (Ok(_), What::Check) => {
+                self.upgrade_children(order);
+                return None;
+            }
+            (Ok(_), What::Upgrade) => self.prepare_renewal(),
+            (Err(why), _) => Err(why),
+        };
+        let why = match prepared {
+            Ok(prepared) if self.is_quiet(signals) => {
+                let control = signals.take_control().and_then(|control| self.runtime.block_on(control.stop()));
+                return Some(Renewal { order, control, prepared });
+            }
+            Ok(_) => {
+                self.relay.forget_changes();
+                "the server is shutting down".to_owned()
+            }
+            Err(why) => why,
+        };
+        tracing::error!("upgrade: nothing has changed, this process goes on: {why}");
+        self.runtime.block_on(order.reader.end(Err(why)));
+        None
+    }
+
+    /// Keeps signals waiting until another program listens for them. Tells whether none to end has come before.
+    fn is_quiet(&self, signals: &mut Signals) -> bool {
+        signals::block();
+        let is_quiet = self.runtime.block_on(async {
+            // The only other thread that takes any. It cannot panic.
+            let _ = tokio::spawn(async { signals::block() }).await;
+            signals.none_has_ended().await
+        });
+        if !is_quiet {
+            // The end is listened for as before.
+            let _ = self.runtime.block_on(async { tokio::spawn(async { signals::unblock() }).await });
+            signals::unblock();
+        }
+        is_quiet
+    }
+
+    /// Ends what the program before has begun, or goes on with it.
+    fn go_on_with(&mut self, left: LeftOrder, claim: Option<control::Claim>) -> Result<(), ParentError> {
+        let LeftOrder { reader, failed } = left;
+        let reader = {
+            let _runtime = self.runtime.enter();
+            match reader {
+                Some(socket) => control::Reader::at(socket, claim)?,
+                None => control::Reader::nobody(claim),
+            }
+        };
+        match failed {
+            Some(why) => self.runtime.block_on(reader.end(Err(why))),
+            None => self.upgrade_children(control::Order { what: What::Upgrade, reader }),
+        }
         Ok(())
     }
 
@@ -525,8 +633,26 @@ impl Parent {
     }
 }
 
-/// Shards of one process that the relay can tell apart.
-const SHARDS_MAX: usize = 64;
+fn runtime() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("relay").enable_all().build()
+}
+
+/// Has a link live, for a child, a process and a number in the relay, and its end told.
+fn keep_alive(
+    runtime: &Runtime,
+    (child, pid, number): (u16, u32, u16),
+    life: impl Future<Output = Ended<ToChild>> + Send + 'static,
+    events: &mpsc::UnboundedSender<Event>,
+) {
+    let events = events.clone();
+    runtime.spawn(async move {
+        // It fails when the parent ends.
+        let _ = match life.await {
+            Ended::Lost(why) => events.send(Event::LinkLost { child, pid, why }),
+            Ended::Stopped(link) => events.send(Event::LinkStopped { child, pid, number, link }),
+        };
+    });
+}
 
 /// How long to wait after so many ends in a row.
 fn back_off(failures: u32) -> Duration {

@@ -19,6 +19,9 @@ use super::control::{Order, Reader, RunningControl, What};
 /// its group, and `timeout` does both.
 const SAME_SIGNAL: Duration = Duration::from_secs(1);
 
+/// In this time a signal that has come is seen.
+const NOTED_WITHIN: Duration = Duration::from_millis(1);
+
 /// What is asked for.
 pub(super) enum Asked {
     /// SIGINT or SIGTERM: the end.
@@ -130,6 +133,35 @@ impl Signals {
         while let Some(Some(())) = self.upgrade.recv().now_or_never() {
             tracing::info!("SIGUSR2 ignored: an upgrade was running");
         }
+    }
+
+    /// Nobody is answered at the control socket any more, by whom it is taken.
+    pub fn take_control(&mut self) -> Option<RunningControl> {
+        self.control.take()
+    }
+
+    /// Whether something was there that asks for the end.
+    pub fn has_ended(&self) -> bool {
+        self.ended_at.is_some()
+    }
+
+    /// Takes what came by now and was not asked for, and forgets what does not ask for the end. Tells whether nothing did.
+    pub async fn none_has_ended(&mut self) -> bool {
+        // What a signal handler has noted is passed on by the runtime in its next turn.
+        tokio::time::sleep(NOTED_WITHIN).await;
+        let Signals { interrupt, terminate, hang_up, upgrade, .. } = self;
+        for ignored in [hang_up, upgrade] {
+            while let Some(Some(())) = ignored.recv().now_or_never() {
+                tracing::info!("SIGHUP or SIGUSR2 ignored: an upgrade is running");
+            }
+        }
+        for end in [interrupt, terminate] {
+            if let Some(Some(())) = end.recv().now_or_never() {
+                self.ended_at = Some(Instant::now());
+                return false;
+            }
+        }
+        true
     }
 
     /// Waits for another end that is not a part of the first.

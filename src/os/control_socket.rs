@@ -6,7 +6,7 @@
 
 use std::fs::{self, DirBuilder, File, Metadata};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -145,6 +145,29 @@ impl ControlSocket {
         })?;
         let listener = UnixListener::from(std::os::fd::OwnedFd::from(socket));
         Ok(ControlSocket { listener, path: path.to_owned(), file: (file.dev(), file.ino()) })
+    }
+
+    /// One that this process has opened before it ran this program.
+    ///
+    /// # Errors
+    /// It is there no more.
+    pub fn renewed(listener: OwnedFd, path: &Path) -> io::Result<ControlSocket> {
+        let file = fs::symlink_metadata(path)?;
+        Ok(ControlSocket { listener: listener.into(), path: path.to_owned(), file: (file.dev(), file.ino()) })
+    }
+
+    /// One more handle of the listener, which keeps it open.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        self.listener.as_fd().try_clone_to_owned()
+    }
+
+    /// Leaves the file where it is.
+    pub fn leave(mut self) {
+        // No file has this number.
+        self.file = (0, 0);
     }
 
     /// Where it is.

@@ -9,6 +9,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::{env, fs};
 
@@ -51,7 +52,7 @@ pub struct Spawned {
 }
 
 impl Process {
-    /// Starts this program once more with the arguments and the environment of this process. `text` is given to it, and should
+    /// Starts a program with the arguments and the environment of this process. `text` is given to it, and should
     /// be less than a pipe holds, 64 KiB: if it is longer this waits until the child reads it. With `old` it is to take over
     /// from the process at the other end of that.
     ///
@@ -60,15 +61,16 @@ impl Process {
     ///
     /// # Errors
     /// No process or no descriptor is left.
-    pub fn spawn(child: u16, of: u16, text: &[u8], old: Option<Channel>) -> io::Result<Spawned> {
+    pub fn spawn(program: &Path, child: u16, of: u16, text: &[u8], old: Option<Channel>) -> io::Result<Spawned> {
         let (link, of_child) = UnixStream::pair()?;
         let (orders, orders_of_child) = Channel::pair()?;
-        let mut command = Command::new("/proc/self/exe");
+        let mut command = Command::new(program);
         let mut arguments = env::args_os();
         command.arg0(arguments.next().unwrap_or_else(|| "cableway".into())).args(arguments);
         for name in OF_THE_SUPERVISOR {
             command.env_remove(name);
         }
+        command.env_remove(super::renew::VARIABLE);
         command.env(CHILD, format!("{child}/{of}")).env_remove(OLD_FD);
         inherit(&mut command, PARENT_FD, of_child.as_fd())?;
         inherit(&mut command, ORDERS_FD, orders_of_child.as_fd())?;
@@ -92,6 +94,15 @@ impl Process {
     /// No descriptor is left.
     pub fn descriptor(&self) -> io::Result<Pidfd> {
         Pidfd::open(self.pid())
+    }
+
+    /// A child that this process had before it ran this program.
+    ///
+    /// # Errors
+    /// It is no process id.
+    pub fn renewed(pid: u32) -> io::Result<Process> {
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        pid.map(Process).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
     /// Its process id.

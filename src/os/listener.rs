@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
@@ -85,12 +85,23 @@ impl HeldPort {
         hold(first.local_addr()?)
     }
 
+    /// One that was kept before, by the program that this process ran then.
+    pub fn renewed(socket: OwnedFd) -> HeldPort {
+        HeldPort(Socket::from(socket))
+    }
+
     /// Where it is.
     ///
     /// # Errors
     /// None that is known.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.0.local_addr()?.as_socket().ok_or_else(|| io::Error::other("no address"))
+    }
+}
+
+impl From<HeldPort> for OwnedFd {
+    fn from(HeldPort(socket): HeldPort) -> OwnedFd {
+        socket.into()
     }
 }
 

@@ -1,4 +1,4 @@
-//! Signals that must not end the process.
+//! Signals that must not end the process, or not now.
 
 use libc::c_int;
 
@@ -16,5 +16,32 @@ pub fn ignore_meaningless() {
         unsafe {
             libc::signal(signal, libc::SIG_IGN);
         }
+    }
+}
+
+/// What a server listens for.
+const LISTENED_FOR: [c_int; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGTERM, libc::SIGUSR2];
+
+/// Those that a server listens for are kept from this thread from now on. Once no thread of the process takes them any more they
+/// wait, also for another program that this process runs.
+pub fn block() {
+    mask(libc::SIG_BLOCK);
+}
+
+/// They may come to this thread again.
+pub fn unblock() {
+    mask(libc::SIG_UNBLOCK);
+}
+
+fn mask(how: c_int) {
+    #[allow(unsafe_code, reason = "the mask of a thread has no safe wrapper")]
+    // SAFETY: the set is made by `sigemptyset` before anything reads it, and lives through all calls; the numbers are signals.
+    unsafe {
+        let mut set = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&raw mut set);
+        for signal in LISTENED_FOR {
+            libc::sigaddset(&raw mut set, signal);
+        }
+        libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut());
     }
 }

@@ -6,9 +6,9 @@ use std::sync::{MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use super::{BrokerMetrics, Entry, Sessions, Stripe};
+use super::{BrokerMetrics, Entry, Place, Sessions, Stripe, Waiter};
 use crate::broker::sent_away::GivenAway;
-use crate::model::{NameHasher, SavedSession, Sid};
+use crate::model::{NameHasher, ResumeTicket, SavedSession, Sid, SlotKey};
 
 /// Something that is known of a session.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,7 +19,36 @@ pub enum SessionNote {
     Gone(Sid),
 }
 
+/// A session that lives, with its shard and its slot, and who waits for it. In a row: there are as many as clients.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LivingSession(Sid, u16, u32, Option<(SlotKey, ResumeTicket)>);
+
 impl Sessions {
+    /// All sessions that live.
+    pub fn living(&self) -> Vec<LivingSession> {
+        let mut living = Vec::new();
+        for stripe in 0..self.stripes.len() {
+            living.extend(self.stripe(stripe).entries.iter().filter_map(|(sid, entry)| match entry {
+                Entry::Live { place: Place { shard, index }, waiter } => {
+                    let waiter = waiter.as_ref().map(|waiter| (waiter.key, waiter.ticket.clone()));
+                    Some(LivingSession(*sid, *shard, *index, waiter))
+                }
+                Entry::Saved(_) => None,
+            }));
+        }
+        living
+    }
+
+    /// They live here, too. To be called behind everything else that is taken over.
+    pub fn take_over_living(&self, living: Vec<LivingSession>) {
+        for LivingSession(sid, shard, index, waiter) in living {
+            let waiter = waiter.map(|(key, ticket)| Box::new(Waiter { key, ticket }));
+            let mut stripe = self.lock(sid);
+            self.take_if_saved(&mut stripe, sid);
+            stripe.entries.insert(sid, Entry::Live { place: Place { shard, index }, waiter });
+        }
+    }
+
     /// All that one stripe keeps, the oldest first. From now on it is noted what changes in it, until
     /// [`forget_changes`](Self::forget_changes).
     pub fn all(&self, stripe: usize) -> Vec<SessionNote> {
@@ -194,6 +223,24 @@ mod tests {
         ours.forget_changes();
         ours.departed(sid(200), Some(saved(sid(200))), at(0), &metrics);
         assert_eq!(give(&ours, &theirs, Sessions::changed), 0);
+    }
+
+    #[test]
+    fn sessions_that_live_and_whoever_waits_for_them_are_known_elsewhere() {
+        let metrics = BrokerMetrics::default();
+        let (ours, theirs) = (sessions(usize::MAX), sessions(usize::MAX));
+        let sid = Sid::from_bits;
+        let key = SlotKey { shard: 65, index: 7, generation: 3 };
+        let ticket = |n| ResumeTicket { sid: sid(n), identifiers: None };
+        (1..=100).for_each(|n| ours.resident(sid(n), Place { shard: n as u16, index: n as u32 }));
+        let place = |n: u128| Place { shard: n as u16, index: n as u32 };
+        assert_eq!(ours.resume(ticket(5), key, at(1), &metrics), Resumption::AfterYield(place(5), ticket(5)));
+        let text = rmp_serde::to_vec_named(&ours.living()).unwrap();
+        theirs.take_over_living(rmp_serde::from_slice(&text).unwrap());
+        assert_eq!(theirs.listed().0, 100);
+        assert_eq!(theirs.resume(ticket(6), key, at(1), &metrics), Resumption::AfterYield(place(6), ticket(6)));
+        let departure = theirs.departed(sid(5), Some(saved(sid(5))), at(2), &metrics).expect("somebody waits");
+        assert_eq!((departure.key, departure.saved.map(|saved| saved.sid)), (key, Some(sid(5))));
     }
 
     #[test]

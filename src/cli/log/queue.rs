@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::os::clock::Clock;
+use crate::os::signals;
 use crate::telemetry::LOG_LINES_DROPPED;
 
 /// Bytes that may wait: some seconds of a busy server at debug. A line that finds no room is dropped.
@@ -67,7 +68,11 @@ impl Queue {
             clock: Clock::start(),
         });
         let queue = Queue { shared: Arc::clone(&shared) };
-        thread::Builder::new().name("log".into()).spawn(move || run(&shared, stream, &report))?;
+        thread::Builder::new().name("log".into()).spawn(move || {
+            // For others to take: this thread may be the only one for a moment, and listens for nothing.
+            signals::block();
+            run(&shared, stream, &report);
+        })?;
         Ok(queue)
     }
 

@@ -18,19 +18,21 @@ const FRAMES_AT_ONCE: usize = 256;
 
 /// The reading end.
 pub struct Reader<In> {
-    socket: OwnedReadHalf,
+    pub(super) socket: OwnedReadHalf,
     /// What has come and is no whole frame yet. It grows with what comes, not with what is announced.
     pub(super) buffer: BytesMut,
     direction: PhantomData<fn() -> In>,
 }
 
 impl<In: Direction> Reader<In> {
-    pub fn new(socket: OwnedReadHalf) -> Reader<In> {
-        Reader { socket, buffer: BytesMut::new(), direction: PhantomData }
+    /// `buffer` has come before.
+    pub fn new(socket: OwnedReadHalf, buffer: BytesMut) -> Reader<In> {
+        Reader { socket, buffer, direction: PhantomData }
     }
 
+    /// Whoever drops this has everything that came and was not taken in the buffer.
     pub async fn run<Out: Direction>(
-        mut self,
+        &mut self,
         sender: &Sender<Out>,
         asked: Arc<dyn Asked>,
         mut on_message: impl FnMut(In),
@@ -92,8 +94,9 @@ impl<In: Direction> Reader<In> {
 /// Has a request answered, beside what else comes.
 fn answer<Out: Direction>(request: Request, sender: Sender<Out>, asked: Arc<dyn Asked>) {
     let Request { number, name, body } = request;
+    sender.0.answers.begin(Request { number, name: name.clone(), body: body.clone() });
     tokio::spawn(async move {
         let body = asked.asked(name, body).await;
-        sender.put(&Out::reply(Reply { number, body }));
+        sender.0.answers.end(number, || sender.put(&Out::reply(Reply { number, body })));
     });
 }

@@ -1,12 +1,12 @@
-//! Who waits for an answer of the other end, by number.
+//! Who waits for an answer of the other end, and whom this end still owes one, by number.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
 use super::Lost;
-use super::messages::Reply;
+use super::messages::{Reply, Request};
 
 /// Those who wait.
 #[derive(Default)]
@@ -48,6 +48,16 @@ impl Waiters {
         }
     }
 
+    /// The number of the last one.
+    pub fn last(&self) -> u64 {
+        self.state().last
+    }
+
+    /// Those whose number is up to this one have waited in vain.
+    pub fn go_on_from(&self, last: u64) {
+        self.state().last = last;
+    }
+
     /// How many wait.
     #[cfg(test)]
     pub fn len(&self) -> usize {
@@ -74,5 +84,34 @@ impl Answer<'_> {
 impl Drop for Answer<'_> {
     fn drop(&mut self) {
         self.waiters.state().waiting.remove(&self.number);
+    }
+}
+
+/// Requests of the other end that are being answered.
+#[derive(Default)]
+pub struct Answers(Mutex<BTreeMap<u64, Request>>);
+
+impl Answers {
+    /// One came.
+    pub fn begin(&self, request: Request) {
+        self.requests().insert(request.number, request);
+    }
+
+    /// Has an answer put in, unless the link has stopped without it.
+    pub fn end(&self, number: u64, put: impl FnOnce() -> bool) {
+        // Held meanwhile: it is put in and done, or neither.
+        let mut requests = self.requests();
+        if requests.remove(&number).is_some() {
+            put();
+        }
+    }
+
+    /// Takes those that are not answered, oldest first. They will not be.
+    pub fn give_up(&self) -> Vec<Request> {
+        std::mem::take(&mut *self.requests()).into_values().collect()
+    }
+
+    fn requests(&self) -> MutexGuard<'_, BTreeMap<u64, Request>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -5,6 +5,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::JoinHandle;
 
 use super::messages::{LINK_FORMAT, Reply, Sorted};
+use super::reader::Reader;
 use super::*;
 use crate::model::{Publication, Sid};
 
@@ -158,7 +159,7 @@ async fn an_announced_length_takes_no_memory_before_the_bytes_are_there() {
         socket.set_nonblocking(true).unwrap();
         tokio::net::UnixStream::from_std(socket).unwrap().into_split()
     };
-    let mut reader = Reader::<ToParent>::new(read);
+    let mut reader = Reader::<ToParent>::new(read, BytesMut::new());
     other.write_all(&(FRAME_BYTES_MAX as u32).to_le_bytes()).unwrap();
     reader.read().await.unwrap();
     assert!(matches!(reader.next(), Ok(None)));

@@ -21,7 +21,7 @@ pub struct Writer<Out> {
     sender: Sender<Out>,
     stalled_after: Option<Duration>,
     /// What was taken out of the queue. The first may be partly written.
-    taken: VecDeque<Bytes>,
+    pub(super) taken: VecDeque<Bytes>,
 }
 
 impl<Out: Direction> Writer<Out> {
@@ -29,7 +29,8 @@ impl<Out: Direction> Writer<Out> {
         Writer { socket, sender, stalled_after, taken: VecDeque::new() }
     }
 
-    pub async fn run(mut self) -> LinkLost {
+    /// Whoever drops this has everything that is not written in `taken` and in the queue.
+    pub async fn run(&mut self) -> LinkLost {
         loop {
             if let Err(why) = self.take().await {
                 return why;
@@ -40,6 +41,11 @@ impl<Out: Direction> Writer<Out> {
                 }
             }
         }
+    }
+
+    /// The socket, to be put together with the other half.
+    pub fn into_socket(self) -> OwnedWriteHalf {
+        self.socket
     }
 
     /// Waits for frames and takes all that there are.

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use tokio::sync::{Semaphore, mpsc};
 
@@ -41,6 +42,28 @@ pub struct All {
     pub control: Arc<ControlMetrics>,
     /// `--max-conn` of all; 0: none.
     pub max_conn: AtomicU64,
+    /// What the parent itself counted under the programs that it ran before.
+    before: Parts,
+}
+
+/// What is known of all on its way to another program.
+#[derive(Serialize, Deserialize)]
+pub struct GivenAll {
+    members: Vec<GivenMember>,
+    load: Turning,
+    /// What the parent itself counted.
+    counted: Parts,
+}
+
+#[derive(Serialize, Deserialize)]
+struct GivenMember {
+    pid: u32,
+    serves: bool,
+    starts: u64,
+    counted: Option<ByteBuf>,
+    gone: Parts,
+    #[serde(default)]
+    room: Option<u64>,
 }
 
 /// One child, by whichever process it is at the moment.
@@ -68,6 +91,46 @@ impl All {
             load: Mutex::default(),
             control: Arc::default(),
             max_conn: AtomicU64::new(max_conn as u64),
+            before: Parts::default(),
+        }
+    }
+
+    /// What another program in this process goes on with.
+    pub fn export(&self) -> GivenAll {
+        let given = |member: &Member| GivenMember {
+            pid: member.pid,
+            serves: member.serves,
+            starts: member.starts,
+            counted: member.counted.clone(),
+            gone: member.gone.clone(),
+            room: member.room,
+        };
+        let members = self.members().iter().map(given).collect();
+        let mut families = Families::default();
+        self.own_counts(&mut families);
+        GivenAll { members, load: self.load().clone(), counted: families.into_parts().of_the_gone() }
+    }
+
+    /// The same again, without links.
+    pub fn import(given: GivenAll, relay: Arc<Relay>, tags: Vec<(String, String)>, max_conn: usize) -> All {
+        let GivenAll { members, load, counted } = given;
+        let members = members.into_iter().map(|GivenMember { pid, serves, starts, counted, gone, room }| Member {
+            pid,
+            serves,
+            starts,
+            counted,
+            gone,
+            room,
+            ..Member::default()
+        });
+        let all = All::new(0, relay, tags, max_conn);
+        All { members: Mutex::new(members.collect()), load: Mutex::new(load), before: counted, ..all }
+    }
+
+    /// The link to a child that was started before.
+    pub fn has_link(&self, child: u16, pid: u32, link: ChildLink) {
+        if let Some(member) = self.members().get_mut(usize::from(child)).filter(|member| member.pid == pid) {
+            member.link = Some(link);
         }
     }
 
@@ -203,6 +266,18 @@ impl All {
         self.load.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Looks what they have together.
+    pub async fn look(&self) {
+        let said = self.ask(&Question::Turns { patience: PATIENCE.mul_f64(0.8) }, PATIENCE).await;
+        let turnings = said.iter().filter_map(|said| said.read_now::<Turning>());
+        let sum = turnings.fold(Turning::default(), |sum, one| Turning {
+            websockets: sum.websockets + one.websockets,
+            websockets_max: sum.websockets_max + one.websockets_max,
+            ..sum
+        });
+        *self.load() = sum;
+    }
+
     /// What was counted by processes that have ended.
     fn gone(&self) -> Vec<Said> {
         let members = self.members();
@@ -218,16 +293,22 @@ impl All {
     /// What the parent itself counts, and what it knows of those who have `said` something now, or not.
     fn own(&self, said: &[Said]) -> Counted {
         let mut families = Families::new(self.tags.clone());
-        self.relay.collect(&mut families);
-        self.control.collect(&[], &mut families);
+        self.own_counts(&mut families);
         for (number, (member, said)) in self.members().iter().zip(said).enumerate() {
             let metrics = ProcessMetrics::default();
             metrics.process_up.set(i64::from(member.serves && said.how == How::Now));
             metrics.process_restarts_total.add(member.starts.saturating_sub(1));
             metrics.collect(&[("process", number.to_string().as_str())], &mut families);
         }
-        metrics::of_the_parent(&mut families);
         Counted { parts: families.into_parts(), ..Counted::default() }
+    }
+
+    /// What the parent itself counts, its earlier programs included.
+    fn own_counts(&self, families: &mut Families) {
+        self.relay.collect(families);
+        self.control.collect(&[], families);
+        metrics::of_the_parent(families);
+        families.go_on_from(self.before.clone());
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout, timeout_at};
@@ -11,7 +12,8 @@ use crate::node::control::{self, What, talk};
 use crate::node::processes::{Order, Succeeded};
 use crate::os::hand_over::Channel;
 
-use super::{Event, Parent, Started, State};
+use super::relay::ChildLink;
+use super::{Event, Parent, Started, State, THIS_PROGRAM};
 
 /// What two processes may take for everything beside their waits for each other, which are bounded by `--upgrade-timeout` each.
 const BESIDE_WAITS: Duration = Duration::from_secs(60);
@@ -81,7 +83,11 @@ impl Parent {
             Ok(talk::Done { text, .. }) => tracing::info!("upgrade: {text}"),
             Err(why) => tracing::error!("upgrade: {why}"),
         }
-        self.runtime.block_on(order.reader.end(result));
+        self.runtime.block_on(async {
+            // Whoever asks next is told how many clients there are now.
+            self.all.look().await;
+            order.reader.end(result).await;
+        });
     }
 
     /// Starts a process that takes over from a child, and waits until it has. Nothing if there is none to take over from, since
@@ -90,22 +96,28 @@ impl Parent {
         let Some(State::Running(old)) = self.children.get(usize::from(child)).map(|child| &child.state) else {
             return Ok(None);
         };
-        if self.all.pid(child).is_none() {
-            return Err("it does not serve yet; try again".to_owned());
-        }
+        let Some(link) = old.link.clone().filter(|_| self.all.pid(child).is_some()) else {
+            return Err("it does not serve; try again".to_owned());
+        };
+        // What is tried lies where this program did; what serves is the child of this program.
+        let program = match (&self.program, only_checks) {
+            (Ok(program), true) => program,
+            (Err(error), true) => return Err(format!("where the program is cannot be told: {error}")),
+            (_, false) => Path::new(THIS_PROGRAM),
+        };
         let (to_new, to_old) = Channel::pair().map_err(cannot_start)?;
-        let new = self.start_process(child, Some(to_old)).map_err(cannot_start)?;
-        self.relay.will_succeed(&old.link, &new.link);
+        let (new, new_link) = self.start_process(child, program, Some(to_old)).map_err(cannot_start)?;
+        self.relay.will_succeed(&link, &new_link);
         let sent =
             new.process.descriptor().and_then(|process| old.orders.send(b"", &[to_new.as_fd(), process.as_fd()]));
         drop(to_new);
         let answer = match sent {
-            Ok(()) => self.wait_for_upgrade(child, &new, only_checks),
+            Ok(()) => self.wait_for_upgrade(child, link, &new, only_checks),
             Err(error) => Err(cannot_start(error)),
         };
         match answer {
             Ok(succeeded) if !only_checks => {
-                self.succeeded(child, new);
+                self.succeeded(child, new, new_link);
                 Ok(Some(succeeded))
             }
             answer => {
@@ -118,13 +130,16 @@ impl Parent {
     }
 
     /// The old process says what becomes of it; or the new one, when the old one is lost.
-    fn wait_for_upgrade(&mut self, child: u16, new: &Started, only_checks: bool) -> Result<Succeeded, String> {
-        let State::Running(old) = &self.children[usize::from(child)].state else {
-            return Err("it has ended".to_owned());
-        };
+    fn wait_for_upgrade(
+        &mut self,
+        child: u16,
+        old: ChildLink,
+        new: &Started,
+        only_checks: bool,
+    ) -> Result<Succeeded, String> {
         let patience = self.config.app.upgrade_timeout * WAITS + BESIDE_WAITS;
         let order = Order::Upgrade { only_checks };
-        let answer = old.link.clone().request_order(&order);
+        let answer = old.request_order(&order);
         let answer = self.runtime.block_on(async {
             tokio::pin!(answer);
             match timeout(patience, &mut answer).await {
@@ -165,9 +180,9 @@ impl Parent {
     }
 
     /// A new process is the child from now on.
-    fn succeeded(&mut self, child: u16, new: Started) {
+    fn succeeded(&mut self, child: u16, new: Started, link: ChildLink) {
         let pid = new.process.pid();
-        self.all.succeeded(child, pid, new.link.clone());
+        self.all.succeeded(child, pid, link);
         let state = std::mem::replace(&mut self.children[usize::from(child)].state, State::Running(new));
         if let State::Running(old) = state {
             // It finishes what it has begun.

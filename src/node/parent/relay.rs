@@ -11,6 +11,7 @@
 //! [`Pipeline`]: crate::node::publish::Pipeline
 
 mod change;
+mod renew;
 mod state;
 
 #[cfg(test)]
@@ -23,12 +24,14 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
 use crate::broker::{LocalBroker, MemorySettings, SWEEPS};
 use crate::config::{BrokerKind, Config, PubSub};
 use crate::link::local::messages::{LINK_FORMAT, ToChild, ToParent, Welcome};
-use crate::link::local::{Asked, Link, LinkLost, Lost, Sender};
+use crate::link::local::{Asked, Ended, Link, Lost, Sender};
 use crate::metrics;
 use crate::os::clock::{self, Clock};
 use crate::telemetry::{Collect, Families};
@@ -36,6 +39,7 @@ use crate::telemetry::{Collect, Families};
 use crate::node::processes::{self, Order};
 use crate::node::publish::SWEEP_ALL;
 use crate::node::settings;
+pub use renew::GivenRelay;
 use state::State;
 
 /// A child that reads nothing for so long is of no use to its clients either.
@@ -49,6 +53,8 @@ pub struct Relay {
     metrics: RelayMetrics,
     /// Taken for what one message of a child comes to. The broker's locks are taken inside.
     state: Mutex<State>,
+    /// Whether the links are to stop.
+    stop: watch::Sender<bool>,
 }
 
 metrics! {
@@ -77,6 +83,11 @@ pub struct ChildLink {
 }
 
 impl ChildLink {
+    /// The child's number in the relay.
+    pub fn number(&self) -> u16 {
+        self.number
+    }
+
     /// Has the child do something. It has as long as it likes; whoever gives up drops this.
     ///
     /// # Errors
@@ -97,9 +108,7 @@ impl ChildLink {
 impl Relay {
     /// A relay without children. To be called once, before the first child is started.
     pub fn new(config: &Config) -> Arc<Relay> {
-        // Where there is a cluster each child is a node of it by itself.
-        let relays =
-            config.pubsub() == PubSub::None && matches!(config.broker.kind, BrokerKind::None | BrokerKind::Memory);
+        let relays = relays(config);
         Relay::with_broker(settings::broker(config).filter(|_| relays), relays)
     }
 
@@ -120,27 +129,45 @@ impl Relay {
             broker: LocalBroker::new(memory),
             metrics: RelayMetrics::default(),
             state: Mutex::new(State::new(stream_seed)),
+            stop: watch::Sender::new(false),
         })
     }
 
     /// Has one child more, over the parent's end of its link. The future is the link's life: it is to be run on the parent's
-    /// runtime and ends with the reason when the link is lost, whereupon the child is to be killed if it lives. `asked` answers
-    /// its requests. With 1024 children there are no more.
+    /// runtime and ends with the reason when the link is lost, whereupon the child is to be killed if it lives, or when all links
+    /// are stopped. `asked` answers its requests. With 1024 children there are no more.
     pub fn add(
         self: &Arc<Self>,
         socket: UnixStream,
         asked: Arc<dyn Asked>,
-    ) -> Option<(ChildLink, impl Future<Output = LinkLost> + Send + use<>)> {
+    ) -> Option<(ChildLink, impl Future<Output = Ended<ToChild>> + Send + use<>)> {
         let link = Link::<ToChild, ToParent>::new(socket, Some(STALLED_AFTER));
         let sender = link.sender();
         sender.put(&ToChild::Welcome(self.welcome.clone()));
-        let number = self.state().add(sender.clone())?;
-        let listed = Listed { relay: Arc::clone(self), number };
+        let number = self.state().add(sender)?;
+        Some(self.live(number, link, asked))
+    }
+
+    fn live(
+        self: &Arc<Self>,
+        number: u16,
+        link: Link<ToChild, ToParent>,
+        asked: Arc<dyn Asked>,
+    ) -> (ChildLink, impl Future<Output = Ended<ToChild>> + Send + use<>) {
+        let sender = link.sender();
+        let listed = Listed { relay: Arc::clone(self), number, goes_on: false };
+        let mut stop = self.stop.subscribe();
         let life = async move {
+            // All of it: a block takes only what it names.
+            let mut listed = listed;
             let relay = &listed.relay;
-            link.run(asked, |message| relay.state().heard(relay, number, message)).await
+            // The sender lives as long as the relay.
+            let stops = async move { _ = stop.wait_for(|stop| *stop).await };
+            let ended = link.run_until(stops, asked, |message| relay.state().heard(relay, number, message)).await;
+            listed.goes_on = matches!(ended, Ended::Stopped(..));
+            ended
         };
-        Some((ChildLink { sender, number }, life))
+        (ChildLink { sender, number }, life)
     }
 
     /// Of these two processes `new` is to take over from `old`, when that says so.
@@ -149,12 +176,12 @@ impl Relay {
     }
 
     /// Forgets what is over, part after part, for as long as the runtime runs that this is called in.
-    pub fn keep_sweeping(self: &Arc<Self>) {
+    pub fn keep_sweeping(self: &Arc<Self>) -> Option<JoinHandle<()>> {
         if !self.welcome.remembers {
-            return;
+            return None;
         }
         let relay = Arc::clone(self);
-        tokio::spawn(async move {
+        let sweeping = tokio::spawn(async move {
             let mut ticks = tokio::time::interval(SWEEP_ALL / SWEEPS as u32);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             for part in (0..SWEEPS).cycle() {
@@ -163,6 +190,7 @@ impl Relay {
                 relay.broker.sweep(part, relay.clock.now(), |event| state.hand_over(&relay, event, 0));
             }
         });
+        Some(sweeping)
     }
 
     /// What is counted and kept here, for the sum over all processes.
@@ -185,10 +213,19 @@ impl Relay {
 struct Listed {
     relay: Arc<Relay>,
     number: u16,
+    /// Its link has stopped to go on later.
+    goes_on: bool,
 }
 
 impl Drop for Listed {
     fn drop(&mut self) {
-        self.relay.state().lost(&self.relay, self.number);
+        if !self.goes_on {
+            self.relay.state().lost(&self.relay, self.number);
+        }
     }
+}
+
+/// Whether the parent passes publications on. Where there is a cluster each child is a node of it by itself.
+fn relays(config: &Config) -> bool {
+    config.pubsub() == PubSub::None && matches!(config.broker.kind, BrokerKind::None | BrokerKind::Memory)
 }

@@ -4,12 +4,16 @@ use crate::config::{Config, Processes};
 use crate::doctor;
 use crate::os::facts::Facts;
 
+use crate::node::StartError;
 use crate::node::capacity::{self, Capacity, Outlook};
 use crate::node::processes::share;
 
 /// The kernel chooses a process for a client by a hash, so the fullest gets more than the mean. With this many standard
 /// deviations left free it has room in all but one case of a thousand million.
 const DEVIATIONS: f64 = 6.0;
+
+/// Shards of one process that the relay can tell apart.
+const SHARDS_MAX: usize = 64;
 
 /// How many processes and shards there are, and what they hold.
 pub struct Size {
@@ -23,6 +27,16 @@ pub struct Size {
 }
 
 impl Size {
+    /// Whether the relay can tell all shards apart.
+    pub fn check(&self) -> Result<(), StartError> {
+        match self.shards_each {
+            0..=SHARDS_MAX => Ok(()),
+            _ => Err(StartError::Setting(format!(
+                "--acceptors is more than {SHARDS_MAX} for each process: lower it or raise --processes"
+            ))),
+        }
+    }
+
     /// Works it out. `facts` are those of this process, whose limits each child has, too.
     pub fn find(config: &Config, facts: &Facts, cores: usize) -> Size {
         let of = match config.server.processes {

@@ -41,6 +41,19 @@ pub enum Change {
     },
 }
 
+impl Change {
+    /// Of a child that has handed over, and whose successor has everything.
+    pub fn left() -> Change {
+        // It waits for nobody.
+        Change::Succeeded { by: u16::MAX, has_handed_over: true, asks: None }
+    }
+
+    /// Whether it has handed over.
+    pub fn has_left(&self) -> bool {
+        matches!(self, Change::Succeeded { has_handed_over: true, .. })
+    }
+}
+
 impl Child {
     /// Says what is for clients, or keeps it while nobody knows who has them.
     pub fn give(&mut self, frame: Frame) {
@@ -76,6 +89,11 @@ impl State {
     pub fn will_succeed(&mut self, old: u16, new: u16) {
         self.set_change(old, Change::Succeeded { by: new, has_handed_over: false, asks: None });
         self.set_change(new, Change::Awaits { from: Some(old), held: None });
+    }
+
+    /// Whether there is a child that has not said yet that it has what another one had.
+    pub fn is_changing(&self) -> bool {
+        self.children.iter().flatten().any(|child| matches!(child.change, Change::Awaits { .. }))
     }
 
     /// Who has by now what this child says of itself.

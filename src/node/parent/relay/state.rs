@@ -1,5 +1,7 @@
 //! The children, what each has been given, and who waits.
 
+mod export;
+
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
@@ -17,6 +19,7 @@ use crate::node::publish::{PUBLICATIONS_MAX, places};
 
 use super::Relay;
 use super::change::Change;
+pub use export::GivenState;
 
 /// Shards of one child, at most. Over all children they are counted on: the third shard of child 2 is 2 * 64 + 2.
 const SHARDS_MAX: u16 = 64;

@@ -1,3 +1,5 @@
+mod renew;
+
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -7,6 +9,7 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::broker::SessionsSettings;
 use crate::hub::StreamHasher;
+use crate::link::local::LinkLost;
 pub use crate::model::{
     Admission, BrokerError, BrokerQuestion, BrokerReply, HistoryRequest, Position, PresenceChange, Publication,
     RemoteDisconnect, ResumeTicket, SavedSession, Sid, SlotKey, State as AppState,
@@ -27,7 +30,7 @@ pub struct TestChild {
     link: Sender<ToParent>,
     heard: UnboundedReceiver<ToChild>,
     pub hasher: StreamHasher,
-    lives: [JoinHandle<LinkLost>; 2],
+    lives: (JoinHandle<Ended<ToChild>>, JoinHandle<LinkLost>),
 }
 
 impl TestChild {
@@ -38,10 +41,11 @@ impl TestChild {
         let sender = link.sender();
         let (hears, mut heard) = unbounded_channel();
         let run = link.run(Arc::new(Silent), move |message| _ = hears.send(message));
-        let lives = [tokio::spawn(life), tokio::spawn(run)];
+        let lives = (tokio::spawn(life), tokio::spawn(run));
         let Some(ToChild::Welcome(welcome)) = heard.recv().await else { panic!("no welcome") };
         assert!(welcome.relays);
-        TestChild { of_relay, link: sender, heard, hasher: StreamHasher::new(welcome.stream_seed), lives }
+        let hasher = StreamHasher::new(welcome.stream_seed);
+        TestChild { of_relay, link: sender, heard, hasher, lives }
     }
 
     pub fn says(&self, message: ToParent) {
@@ -83,14 +87,18 @@ impl TestChild {
 
     /// As with kill -9.
     pub async fn dies(self) {
-        let [relay, own] = self.lives;
+        let (relay, own) = self.lives;
         own.abort();
         relay.await.unwrap();
     }
 }
 
 pub fn relay() -> Arc<Relay> {
-    let memory = MemorySettings {
+    Relay::with_broker(Some(memory()), true)
+}
+
+fn memory() -> MemorySettings {
+    MemorySettings {
         epoch: "e".into(),
         history_limit: 10_000,
         history_ttl: Duration::from_secs(300),
@@ -98,8 +106,7 @@ pub fn relay() -> Arc<Relay> {
         presence_ttl: Duration::ZERO,
         presence_bytes_max: usize::MAX,
         sessions: SessionsSettings { ttl: Duration::from_secs(300), bytes_max: usize::MAX },
-    };
-    Relay::with_broker(Some(memory), true)
+    }
 }
 
 pub fn key(index: u32) -> SlotKey {
