@@ -183,7 +183,7 @@ enum Next {
     ChildEnded,
     Happened(Event),
     StartAgain,
-    UpgradeNext,
+    UpgradeChild,
 }
 
 impl Parent {
@@ -355,7 +355,7 @@ impl Parent {
                     None if signals.has_ended() => break,
                     None => signals.forget_upgrades(),
                 },
-                Next::UpgradeNext => {
+                Next::UpgradeChild => {
                     if self.upgrade_next() {
                         signals.forget_upgrades();
                     }
@@ -390,67 +390,6 @@ impl Parent {
         self.tasks.push(self.runtime.spawn(watch::keep_watching(Arc::clone(&self.all), self.events.clone())));
     }
 
-    /// Somebody wants this server to be upgraded, or to know whether it could be.
-    fn ordered(&mut self, order: control::Order, signals: &mut Signals) -> Option<Renewal> {
-        tracing::info!("upgrade: trying the program anew");
-        let tried = self.try_renewal();
-        let prepared = match (tried, order.what) {
-            (Ok(_), What::Check) => {
-                self.upgrade_children(order);
-                return None;
-            }
-            (Ok(_), What::Upgrade) => self.prepare_renewal(),
-            (Err(why), _) => Err(why),
-        };
-        let why = match prepared {
-            Ok(prepared) if self.is_quiet(signals) => {
-                let control = signals.take_control().and_then(|control| self.runtime.block_on(control.stop()));
-                return Some(Renewal { order, control, prepared });
-            }
-            Ok(_) => {
-                self.relay.forget_changes();
-                "the server is shutting down".to_owned()
-            }
-            Err(why) => why,
-        };
-        tracing::error!("upgrade: nothing has changed, this process goes on: {why}");
-        self.runtime.block_on(order.reader.end(Err(why)));
-        None
-    }
-
-    /// Keeps signals waiting until another program listens for them. Tells whether none to end has come before.
-    fn is_quiet(&self, signals: &mut Signals) -> bool {
-        signals::block();
-        let is_quiet = self.runtime.block_on(async {
-            // The only other thread that takes any. It cannot panic.
-            let _ = tokio::spawn(async { signals::block() }).await;
-            signals.none_has_ended().await
-        });
-        if !is_quiet {
-            // The end is listened for as before.
-            let _ = self.runtime.block_on(async { tokio::spawn(async { signals::unblock() }).await });
-            signals::unblock();
-        }
-        is_quiet
-    }
-
-    /// Ends what the program before has begun, or goes on with it.
-    fn go_on_with(&mut self, left: LeftOrder, claim: Option<control::Claim>) -> Result<(), ParentError> {
-        let LeftOrder { reader, failed } = left;
-        let reader = {
-            let _runtime = self.runtime.enter();
-            match reader {
-                Some(socket) => control::Reader::at(socket, claim)?,
-                None => control::Reader::nobody(claim),
-            }
-        };
-        match failed {
-            Some(why) => self.runtime.block_on(reader.end(Err(why))),
-            None => self.upgrade_children(control::Order { what: What::Upgrade, reader }),
-        }
-        Ok(())
-    }
-
     /// Begins to answer at the control socket. A failure is no reason to end.
     fn serve_control(&mut self) -> Option<RunningControl> {
         let control = self.control.take()?;
@@ -482,7 +421,7 @@ impl Parent {
             _ = child_ends.recv() => Next::ChildEnded,
             Some(event) = self.happened.recv() => Next::Happened(event),
             () = tokio::time::sleep_until(start_again.unwrap_or_else(Instant::now)), if start_again.is_some() => Next::StartAgain,
-            () = std::future::ready(()), if self.upgrading.is_some() => Next::UpgradeNext,
+            () = std::future::ready(()), if self.upgrading.is_some() => Next::UpgradeChild,
         }
     }
 

@@ -33,10 +33,11 @@ use tokio::time::{Instant, timeout};
 use crate::config::{Config, Processes};
 use crate::link::local::messages::ToParent;
 use crate::node::capacity;
-use crate::node::control::{self, Control};
+use crate::node::control::{self, Control, What};
+use crate::node::signals::Signals;
 use crate::os::family::Process;
 use crate::os::renew::{self, Given};
-use crate::os::{limits, process};
+use crate::os::{limits, process, signals};
 
 use super::all::{All, Wishes};
 use super::ports::Ports;
@@ -75,6 +76,67 @@ pub(super) struct LeftOrder {
 }
 
 impl Parent {
+    /// Somebody wants this server to be upgraded, or to know whether it could be.
+    pub(super) fn ordered(&mut self, order: control::Order, signals: &mut Signals) -> Option<Renewal> {
+        tracing::info!("upgrade: trying the program anew");
+        let tried = self.try_renewal();
+        let prepared = match (tried, order.what) {
+            (Ok(_), What::Check) => {
+                self.upgrade_children(order);
+                return None;
+            }
+            (Ok(_), What::Upgrade) => self.prepare_renewal(),
+            (Err(why), _) => Err(why),
+        };
+        let why = match prepared {
+            Ok(prepared) if self.is_quiet(signals) => {
+                let control = signals.take_control().and_then(|control| self.runtime.block_on(control.stop()));
+                return Some(Renewal { order, control, prepared });
+            }
+            Ok(_) => {
+                self.relay.forget_changes();
+                "the server is shutting down".to_owned()
+            }
+            Err(why) => why,
+        };
+        tracing::error!("upgrade: nothing has changed, this process goes on: {why}");
+        self.runtime.block_on(order.reader.end(Err(why)));
+        None
+    }
+
+    /// Keeps signals waiting until another program listens for them. Tells whether none to end has come before.
+    fn is_quiet(&self, signals: &mut Signals) -> bool {
+        signals::block();
+        let is_quiet = self.runtime.block_on(async {
+            // The only other thread that takes any. It cannot panic.
+            let _ = tokio::spawn(async { signals::block() }).await;
+            signals.none_has_ended().await
+        });
+        if !is_quiet {
+            // The end is listened for as before.
+            let _ = self.runtime.block_on(async { tokio::spawn(async { signals::unblock() }).await });
+            signals::unblock();
+        }
+        is_quiet
+    }
+
+    /// Ends what the program before has begun, or goes on with it.
+    pub(super) fn go_on_with(&mut self, left: LeftOrder, claim: Option<control::Claim>) -> Result<(), ParentError> {
+        let LeftOrder { reader, failed } = left;
+        let reader = {
+            let _runtime = self.runtime.enter();
+            match reader {
+                Some(socket) => control::Reader::at(socket, claim)?,
+                None => control::Reader::nobody(claim),
+            }
+        };
+        match failed {
+            Some(why) => self.runtime.block_on(reader.end(Err(why))),
+            None => self.upgrade_children(control::Order { what: What::Upgrade, reader }),
+        }
+        Ok(())
+    }
+
     /// Tries whether the program that lies where this one did can go on in this process; gives its version.
     ///
     /// # Errors
