@@ -244,7 +244,9 @@ fn whichever_process_is_asked_tells_of_the_whole_server() {
         assert_eq!((metrics.get("websockets_num"), metrics.get("clients_num")), (15, 15));
         let of_each =
             (0..3).map(|process| metrics.get(&format!("shard_connections_num{{shard=\"0\",process=\"{process}\"}}")));
-        assert_eq!(of_each.sum::<u64>(), 15);
+        // A connection that asks something is a shard's for a moment.
+        let sum = of_each.sum::<u64>();
+        assert!((15..=18).contains(&sum), "{sum}");
         let seen = debug(&family, "/debug/connections?oldest&limit=100");
         assert_eq!(seen["connections"].as_array().map(Vec::len), Some(15));
         assert_eq!(seen["silent_processes"], serde_json::json!([]));

@@ -46,7 +46,7 @@ use crate::os::{limits, passed, process, signals};
 use super::StartError;
 use super::boot_log;
 use super::capacity;
-use super::control::{self, Control, RunningControl, What};
+use super::control::{Control, RunningControl};
 use super::processes::{self, Order, Question, Terms, Turning};
 use super::reload::ReloadError;
 use super::signals::{Asked, Signals};
