@@ -52,7 +52,7 @@ pub(super) struct UpgradeOrder {
     pub only_checks: bool,
     /// The channel to it, and what stands for it.
     pub new: io::Result<(Channel, Pidfd)>,
-    /// The parent's [`LINK_FORMAT`].
+    /// What the parent says, as the number of its format.
     pub link_format: u16,
     done: oneshot::Sender<Result<Succeeded, String>>,
 }
