@@ -357,6 +357,14 @@ fn state_and_parent(pid: u32) -> Option<(char, u32)> {
     Some((words.next()?.chars().next()?, words.next()?.parse().ok()?))
 }
 
+/// Whether a process holds a pidfd of another one.
+fn has_pidfd_of(holder: u32, pid: u32) -> bool {
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{holder}/fdinfo")) else { return false };
+    let line = format!("Pid:\t{pid}");
+    let is_one = |path| fs::read_to_string(path).is_ok_and(|info| info.lines().any(|found| found == line));
+    descriptors.flatten().any(|descriptor| is_one(descriptor.path()))
+}
+
 /// Kills the process between that starts the new one, when that has said "begun" and its number; gives that number and what is said.
 fn without_the_one_between(server: &Upgradable, number: usize) -> (u32, Said) {
     thread::scope(|scope| {
@@ -364,6 +372,12 @@ fn without_the_one_between(server: &Upgradable, number: usize) -> (u32, Said) {
         let begun = format!("begun {number} ");
         let line = server.server.log.wait_for(|line| line.starts_with(&begun)).expect("it begins");
         let new: u32 = line[begun.len()..].parse().expect("a number");
+        // The server has heard of it from the one between, when it holds a descriptor that means it.
+        let until = Instant::now() + SOON;
+        while !has_pidfd_of(server.pid, new) {
+            assert!(Instant::now() < until, "the server is told what was started");
+            thread::sleep(Duration::from_millis(2));
+        }
         let (_, between) = state_and_parent(new).expect("it runs");
         assert_eq!(state_and_parent(between).map(|(_, parent)| parent), Some(server.pid), "its child's child");
         let sent = Command::new("kill").args(["-KILL", &between.to_string()]).status();

@@ -33,6 +33,8 @@ pub enum HandOver {
     Settle(Sender<Settled>),
     /// Go on as if nothing had been.
     GoOn,
+    /// Copy what is at rest, and go on meanwhile. It may be told several times.
+    CopyAhead(CopyingAhead),
     /// Copy everything, and wait for what comes of it.
     Copy(Copying),
 }
@@ -44,30 +46,24 @@ pub struct Settled {
     pub was_busy: bool,
 }
 
+/// How to copy while the shard serves.
+#[derive(Debug)]
+pub struct CopyingAhead {
+    /// The way.
+    pub lanes: Lanes,
+    /// Where to say how many were copied when all are that can be.
+    pub done: Sender<io::Result<usize>>,
+}
+
 /// How to copy.
 #[derive(Debug)]
 pub struct Copying {
-    /// The new shards' lanes.
-    pub lanes: Arc<[Channel]>,
-    /// This shard's number.
-    pub shard: usize,
-    /// How many shards copy.
-    pub shards: usize,
-    /// Where to say that it is done.
-    pub done: Sender<io::Result<Copied>>,
+    /// The way.
+    pub lanes: Lanes,
+    /// Where to say what the new process has then: connections, and sessions without one that wait for an answer.
+    pub done: Sender<io::Result<usize>>,
     /// Where it is said what comes of it.
     pub verdict: Receiver<Verdict>,
-}
-
-/// What was sent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Copied {
-    /// Sockets.
-    pub sockets: usize,
-    /// Connections, and sessions without one that wait for an answer.
-    pub connections: usize,
-    /// Bytes of state.
-    pub bytes: usize,
 }
 
 /// Takes what is for a shard that has left.
@@ -104,8 +100,10 @@ pub enum LaneError {
 /// What arrived.
 #[derive(Debug, Default)]
 pub struct Arrived {
-    /// How much.
-    pub copied: Copied,
+    /// Connections, and sessions without one that wait for an answer.
+    pub connections: usize,
+    /// Bytes of their state.
+    pub bytes: usize,
     /// Old and new keys of those who wait for an answer, and whose. What the cluster is asked it is asked again here.
     pub waiting: Vec<(SlotKey, SlotKey, Asks)>,
 }
@@ -118,16 +116,64 @@ struct Chunk<'a> {
     last: bool,
     #[serde(borrow)]
     connections: Vec<Entry<'a>>,
+    /// These are served there meanwhile; they come again if they change.
+    #[serde(default)]
+    ahead: bool,
+    /// Of those that came ahead, the ones that are not there any more: shard, index and generation.
+    #[serde(default)]
+    gone: Vec<(u16, u32, u32)>,
 }
 
 /// A connection: shard, index and generation of its key, whether one of the sockets is its, its state.
 type Entry<'a> = (u16, u32, u32, bool, &'a Bytes);
 
-impl Copying {
-    fn lane(&self, chunk: usize) -> &Channel {
-        let is_own = self.lanes.len() == self.shards;
-        &self.lanes[if is_own { self.shard } else { (self.shard + chunk) % self.lanes.len() }]
+/// Lanes to the new shards, for one of the old ones.
+#[derive(Clone, Debug)]
+pub struct Lanes {
+    all: Arc<[Channel]>,
+    shard: usize,
+    is_own: bool,
+}
+
+impl Lanes {
+    /// For the shard with this number, of so many.
+    pub fn new(all: Arc<[Channel]>, shard: usize, shards: usize) -> Lanes {
+        let is_own = all.len() == shards;
+        Lanes { all, shard, is_own }
     }
+
+    /// Those that it sends on.
+    fn used(&self) -> &[Channel] {
+        if self.is_own { std::slice::from_ref(&self.all[self.shard]) } else { &self.all }
+    }
+
+    /// Which of these a connection goes to, whenever it is copied. Those that follow each other go to the same.
+    fn number(&self, index: u32) -> usize {
+        (self.shard + index as usize / DESCRIPTORS_MAX) % self.used().len()
+    }
+}
+
+/// Connections to be sent in one chunk.
+#[derive(Default)]
+struct Batch {
+    states: Vec<u8>,
+    /// Whose states, and where each ends.
+    ends: Vec<(SlotKey, usize)>,
+}
+
+impl Batch {
+    fn is_full(&self) -> bool {
+        self.ends.len() == DESCRIPTORS_MAX || self.states.len() > CHUNK_BYTES
+    }
+}
+
+/// How far it has come.
+pub(super) enum Progress {
+    /// The new process has to read something first.
+    Waits,
+    /// So many more are copied.
+    Copied(usize),
+    Finished,
 }
 
 fn encode(chunk: &Chunk<'_>) -> Vec<u8> {
@@ -136,52 +182,85 @@ fn encode(chunk: &Chunk<'_>) -> Vec<u8> {
 }
 
 impl<N: Services<Socket>> Shard<Epoll, N> {
-    /// Sends copies of everything.
-    pub(super) fn copy_into(&mut self, copying: &Copying) -> io::Result<Copied> {
+    /// Sends copies of everything that has not been copied ahead, and says what of that is gone. Gives how many connections are
+    /// copied then.
+    pub(super) fn copy_into(&mut self, lanes: &Lanes) -> io::Result<usize> {
         // The clock that deadlines are measured from.
         self.look_at_the_clock();
-        let (mut copied, mut chunks) = (Copied::default(), 0);
-        let (mut states, mut ends) = (Vec::with_capacity(INLINE_MAX), Vec::new());
-        let mut send = |states: &mut Vec<u8>, ends: &mut Vec<(SlotKey, usize)>| {
-            let (mut begin, mut connections) = (0, Vec::with_capacity(ends.len()));
-            let mut sockets: Vec<BorrowedFd<'_>> = Vec::with_capacity(ends.len());
-            for &(key, end) in ends.iter() {
-                let socket = self.slots[key.index].socket.as_ref();
-                sockets.extend(socket.map(AsFd::as_fd));
-                let state = Bytes::new(&states[begin..end]);
-                connections.push((key.shard, key.index, key.generation, socket.is_some(), state));
-                begin = end;
-            }
-            copied.sockets += sockets.len();
-            copied.connections += connections.len();
-            copied.bytes += states.len();
-            copying.lane(chunks).send(&encode(&Chunk { last: false, connections }), &sockets)?;
-            chunks += 1;
-            states.clear();
-            ends.clear();
-            io::Result::Ok(())
-        };
+        let mut connections = 0;
+        let mut batches: Vec<Batch> = lanes.used().iter().map(|_| Batch::default()).collect();
         for key in self.all_keys() {
-            let begin = states.len();
-            self.write_state(key.index, &mut states);
-            if states.len() > CHUNK_BYTES && begin > 0 {
-                let last = states.split_off(begin);
-                send(&mut states, &mut ends)?;
-                states = last;
+            connections += 1;
+            if self.is_copied(key) {
+                continue;
             }
-            ends.push((key, states.len()));
-            if ends.len() == DESCRIPTORS_MAX || states.len() > CHUNK_BYTES {
-                send(&mut states, &mut ends)?;
+            let number = lanes.number(key.index);
+            let (lane, batch) = (&lanes.used()[number], &mut batches[number]);
+            let begin = batch.states.len();
+            self.write_state(key.index, &mut batch.states);
+            if batch.states.len() > CHUNK_BYTES && begin > 0 {
+                let last = batch.states.split_off(begin);
+                lane.send(&encode(&self.chunk(batch)), &self.sockets(batch))?;
+                (batch.states, batch.ends) = (last, Vec::new());
+            }
+            batch.ends.push((key, batch.states.len()));
+            if batch.is_full() {
+                lane.send(&encode(&self.chunk(batch)), &self.sockets(batch))?;
+                *batch = Batch::default();
             }
         }
-        if !ends.is_empty() {
-            send(&mut states, &mut ends)?;
+        let mut gone: Vec<Vec<_>> = lanes.used().iter().map(|_| Vec::new()).collect();
+        for SlotKey { shard, index, generation } in self.gone_since() {
+            gone[lanes.number(index)].push((shard, index, generation));
         }
-        let last = encode(&Chunk { last: true, connections: Vec::new() });
-        let is_own = copying.lanes.len() == copying.shards;
-        let lanes = if is_own { std::slice::from_ref(copying.lane(0)) } else { &copying.lanes };
-        lanes.iter().try_for_each(|lane| lane.send(&last, &[]))?;
-        Ok(copied)
+        for ((lane, batch), gone) in lanes.used().iter().zip(&batches).zip(gone) {
+            lane.send(&encode(&Chunk { last: true, gone, ..self.chunk(batch) }), &self.sockets(batch))?;
+        }
+        Ok(connections)
+    }
+
+    /// Sends copies of some connections that are at rest, from the slot `next` on, without waiting.
+    pub(super) fn copy_some_ahead(&mut self, lanes: &Lanes, next: &mut u32) -> io::Result<Progress> {
+        let Some(first) = self.next_to_copy(*next) else { return Ok(Progress::Finished) };
+        let lane = &lanes.used()[lanes.number(first.index)];
+        if !lane.has_room()? {
+            return Ok(Progress::Waits);
+        }
+        let block = first.index / DESCRIPTORS_MAX as u32;
+        let (mut batch, mut key) = (Batch::default(), Some(first));
+        while let Some(one) = key.filter(|key| key.index / DESCRIPTORS_MAX as u32 == block && !batch.is_full()) {
+            let begin = batch.states.len();
+            self.write_state(one.index, &mut batch.states);
+            *next = one.index + 1;
+            // One that has very much waits for its turn when everything stands still.
+            match batch.states.len() > CHUNK_BYTES {
+                true => batch.states.truncate(begin),
+                false => batch.ends.push((one, batch.states.len())),
+            }
+            key = self.next_to_copy(*next);
+        }
+        let chunk = Chunk { ahead: true, ..self.chunk(&batch) };
+        if !lane.try_send(&encode(&chunk), &self.sockets(&batch))? {
+            *next = first.index;
+            return Ok(Progress::Waits);
+        }
+        let copied = batch.ends.len();
+        batch.ends.into_iter().for_each(|(key, _)| self.note_copied(key));
+        Ok(Progress::Copied(copied))
+    }
+
+    fn chunk<'a>(&self, batch: &'a Batch) -> Chunk<'a> {
+        let mut begin = 0;
+        let entry = |&(key, end): &(SlotKey, usize)| {
+            let state = Bytes::new(&batch.states[std::mem::replace(&mut begin, end)..end]);
+            (key.shard, key.index, key.generation, self.slots[key.index].socket.is_some(), state)
+        };
+        Chunk { connections: batch.ends.iter().map(entry).collect(), ..Chunk::default() }
+    }
+
+    fn sockets(&self, batch: &Batch) -> Vec<BorrowedFd<'_>> {
+        let sockets = batch.ends.iter().filter_map(|(key, _)| self.slots[key.index].socket.as_ref());
+        sockets.map(AsFd::as_fd).collect()
     }
 
     /// Puts together everything that comes through a lane, from so many shards. This shard stands still, and has not had a
@@ -190,25 +269,34 @@ impl<N: Services<Socket>> Shard<Epoll, N> {
     /// # Errors
     /// See [`LaneError`]. What has arrived is here, and ends with the shard.
     pub fn arrive(&mut self, lane: &Channel, senders: usize) -> Result<Arrived, LaneError> {
-        let (mut arrived, mut left) = (Arrived::default(), senders);
+        let (mut arrived, mut left, mut is_noted) = (Arrived::default(), senders, false);
         while left > 0 {
             let received = lane.receive()?.ok_or(LaneError::Ended)?;
             let chunk: Chunk<'_> = rmp_serde::from_slice(&received.bytes)?;
             let mut sockets = received.descriptors.into_iter();
             left -= usize::from(chunk.last);
             self.look_at_the_clock();
-            if arrived.copied.connections == 0 {
+            if !chunk.ahead && !is_noted {
                 self.note_arrival();
+                is_noted = true;
+            }
+            for (shard, index, generation) in chunk.gone {
+                self.take_away(SlotKey { shard, index, generation });
             }
             for (shard, index, generation, has_socket, state) in chunk.connections {
                 let socket = if has_socket { Some(sockets.next().ok_or(LaneError::Sockets)?) } else { None };
-                let key = self.put_together(socket.map(Socket::from), state).map_err(|(_, bad)| bad)?;
-                arrived.copied.sockets += usize::from(has_socket);
-                arrived.copied.connections += 1;
-                arrived.copied.bytes += state.len();
+                let (old, socket) = (SlotKey { shard, index, generation }, socket.map(Socket::from));
+                if chunk.ahead {
+                    self.lay_out(old, socket.ok_or(LaneError::Sockets)?, state)?;
+                    continue;
+                }
+                self.take_away(old);
+                let key = self.put_together(socket, state).map_err(|(_, bad)| bad)?;
+                arrived.connections += 1;
+                arrived.bytes += state.len();
                 match self.asks(key.index) {
                     Some(Asks::Cluster) => self.ask_again(key.index),
-                    Some(asks) => arrived.waiting.push((SlotKey { shard, index, generation }, key, asks)),
+                    Some(asks) => arrived.waiting.push((old, key, asks)),
                     None => {}
                 }
             }
@@ -216,6 +304,9 @@ impl<N: Services<Socket>> Shard<Epoll, N> {
                 return Err(LaneError::Sockets);
             }
         }
+        let (entered, bytes) = self.enter_all();
+        arrived.connections += entered;
+        arrived.bytes += bytes;
         Ok(arrived)
     }
 
