@@ -369,6 +369,28 @@ mod tests {
     }
 
     #[test]
+    fn without_waiting_a_message_is_sent_whole_or_not_at_all() {
+        let (here, there) = Channel::pair().unwrap();
+        let mut sent = 0;
+        assert!(here.has_room().unwrap());
+        while here.try_send(&[7; INLINE_MAX], &[here.as_fd()]).unwrap() {
+            sent += 1;
+            assert!(sent < 1000, "the buffer has an end");
+        }
+        assert!(sent > 0 && !here.has_room().unwrap());
+        for _ in 0..sent {
+            let Received { bytes, descriptors } = there.receive().unwrap().unwrap();
+            assert_eq!((bytes.len(), descriptors.len()), (INLINE_MAX, 1));
+        }
+        assert!(here.has_room().unwrap());
+        assert!(here.try_send(b"", &[]).unwrap());
+        let too_much = here.try_send(&[0; INLINE_MAX + 1], &[]).unwrap_err();
+        assert_eq!(too_much.kind(), ErrorKind::InvalidInput);
+        drop(there);
+        assert_eq!(here.try_send(b"x", &[]).unwrap_err().kind(), ErrorKind::BrokenPipe);
+    }
+
+    #[test]
     fn several_threads_send_and_each_message_stays_whole() {
         let (here, there) = Channel::pair().unwrap();
         let senders: Vec<_> = (0..3u8)

@@ -1,10 +1,12 @@
 //! Connections that are copied into another process while they are served, so that few are left to be copied while nobody is.
 //!
-//! The old shard copies those that are at rest, and notes which of them change afterwards: [`CopiedAhead`]. When it stands still
-//! it copies what has changed or come, and says what has gone. The new shard lays them out beside each other and tells nobody,
-//! until it is known which of them are to stay.
+//! The old shard copies those that are at rest, and notes which of them change afterwards: [`CopiedAhead`]. Later, and at last
+//! when it stands still, it says which copies are out of date, and copies what has changed or come. The new shard lays them out
+//! beside each other and tells nobody, until it is known which of them are to stay.
 //!
 //! Whatever touches a slot changes it, unless it asks for [`Slots::passing`](super::slots::Slots::passing).
+
+use std::ops::Range;
 
 use rustc_hash::FxHashMap;
 
@@ -18,7 +20,7 @@ use super::{Machine, Services, Shard};
 #[derive(Default)]
 pub(super) struct CopiedAhead {
     slots: Vec<SlotCopy>,
-    /// Copied in slots that others have been copied in since.
+    /// Copied in slots that others have been copied in since: index and generation.
     gone: Vec<(u32, u32)>,
 }
 
@@ -63,10 +65,17 @@ impl CopiedAhead {
         *copy = SlotCopy { generation, state: CopyState::Current };
     }
 
-    /// What was copied, by index and generation.
-    fn all(&self) -> impl Iterator<Item = (u32, u32)> {
-        let copied = self.slots.iter().zip(0..).filter(|(copy, _)| copy.state != CopyState::None);
-        copied.map(|(copy, index)| (index, copy.generation)).chain(self.gone.iter().copied())
+    /// Copies that are not as what they were made of, or of what is gone, by index and generation. They count as not made from
+    /// now on.
+    fn take_outdated(&mut self) -> Vec<(u32, u32)> {
+        let mut outdated = std::mem::take(&mut self.gone);
+        for (copy, index) in self.slots.iter_mut().zip(0..) {
+            if copy.state == CopyState::Outdated {
+                copy.state = CopyState::None;
+                outdated.push((index, copy.generation));
+            }
+        }
+        outdated
     }
 }
 
@@ -82,11 +91,11 @@ pub(super) struct Laid {
 }
 
 impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
-    /// The first connection from this slot on that is worth a copy while it is served: it is at rest, and was not copied or has
+    /// The first connection in these slots that is worth a copy while it is served: it is at rest, and was not copied or has
     /// changed since.
-    pub fn next_to_copy(&self, from: u32) -> Option<SlotKey> {
+    pub fn next_to_copy(&self, slots: Range<u32>) -> Option<SlotKey> {
         let wants = |&index: &u32| self.is_at_rest(index) && !self.slots.ahead.is_current(index);
-        (from..self.slots.end()).find(wants).map(|index| self.slots.key(index))
+        (slots.start..slots.end.min(self.slots.end())).find(wants).map(|index| self.slots.key(index))
     }
 
     /// It waits for nothing, and nothing of it is unfinished.
@@ -107,14 +116,20 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
 
     /// Whether the copy that was made of it is as good as one that would be made now.
     pub fn is_copied(&self, key: SlotKey) -> bool {
-        self.slots.ahead.is_current(key.index) && self.slots[key.index].outbox.is_none()
+        self.slots.ahead.is_current(key.index)
     }
 
-    /// What was copied and is not here any more.
-    pub fn gone_since(&self) -> Vec<SlotKey> {
+    /// What was copied and is not as it was, or not here any more. It counts as not copied from now on.
+    pub fn take_outdated(&mut self) -> Vec<SlotKey> {
+        // What is on its way out has stayed on the way.
+        for index in 0..self.slots.end() {
+            if self.slots[index].outbox.is_some() {
+                self.slots.ahead.changes(index);
+            }
+        }
         let shard = self.slots.shard();
-        let keys = self.slots.ahead.all().map(|(index, generation)| SlotKey { shard, index, generation });
-        keys.filter(|key| self.slots.find(*key).is_none()).collect()
+        let outdated = self.slots.ahead.take_outdated().into_iter();
+        outdated.map(|(index, generation)| SlotKey { shard, index, generation }).collect()
     }
 
     /// The copies are nobody's any more.

@@ -23,6 +23,9 @@ use super::{BadState, Message, Services, Shard};
 /// Bytes of state in a chunk, but for a connection that has more by itself: so a chunk fits into a message.
 const CHUNK_BYTES: usize = INLINE_MAX - DESCRIPTORS_MAX * ENTRY_BYTES;
 
+/// Slots that are looked at in one turn, for one that is worth a copy.
+const LOOKED_AT: u32 = 65_536;
+
 /// What a connection takes in a chunk beside its state: its key, and the length of the state, as numbers.
 const ENTRY_BYTES: usize = 24;
 
@@ -119,10 +122,16 @@ struct Chunk<'a> {
     /// These are served there meanwhile; they come again if they change.
     #[serde(default)]
     ahead: bool,
-    /// Of those that came ahead, the ones that are not there any more: shard, index and generation.
+    /// Those that came ahead and are not as they were, or not there any more.
     #[serde(default)]
-    gone: Vec<(u16, u32, u32)>,
+    outdated: Vec<PlainKey>,
 }
+
+/// Shard, index and generation of a key.
+type PlainKey = (u16, u32, u32);
+
+/// Outdated connections in one chunk.
+const OUTDATED_MAX: usize = 4096;
 
 /// A connection: shard, index and generation of its key, whether one of the sockets is its, its state.
 type Entry<'a> = (u16, u32, u32, bool, &'a Bytes);
@@ -151,6 +160,29 @@ impl Lanes {
     fn number(&self, index: u32) -> usize {
         (self.shard + index as usize / DESCRIPTORS_MAX) % self.used().len()
     }
+
+    /// Outdated connections by the lanes that they went to, as many in a part as go into a chunk.
+    fn parts(&self, outdated: Vec<SlotKey>) -> Vec<(usize, Vec<PlainKey>)> {
+        let mut of_lanes: Vec<Vec<PlainKey>> = self.used().iter().map(|_| Vec::new()).collect();
+        for SlotKey { shard, index, generation } in outdated {
+            of_lanes[self.number(index)].push((shard, index, generation));
+        }
+        let parts = |(number, keys): (usize, Vec<PlainKey>)| {
+            let parts: Vec<_> = keys.chunks(OUTDATED_MAX).map(|part| (number, part.to_vec())).collect();
+            parts
+        };
+        of_lanes.into_iter().enumerate().flat_map(parts).collect()
+    }
+}
+
+/// A round of copies that are made while the shard serves.
+#[derive(Debug)]
+pub(super) struct Round {
+    lanes: Lanes,
+    /// What the new process is to be told first.
+    outdated: Vec<(usize, Vec<PlainKey>)>,
+    /// The slot that is looked at next.
+    next: u32,
 }
 
 /// Connections to be sent in one chunk.
@@ -182,11 +214,14 @@ fn encode(chunk: &Chunk<'_>) -> Vec<u8> {
 }
 
 impl<N: Services<Socket>> Shard<Epoll, N> {
-    /// Sends copies of everything that has not been copied ahead, and says what of that is gone. Gives how many connections are
-    /// copied then.
+    /// Sends copies of everything that has not been copied ahead, or is not as it was. Gives how many connections are copied then.
     pub(super) fn copy_into(&mut self, lanes: &Lanes) -> io::Result<usize> {
         // The clock that deadlines are measured from.
         self.look_at_the_clock();
+        // First, so that the new process never holds more sockets than this one.
+        for (number, outdated) in lanes.parts(self.take_outdated()) {
+            lanes.used()[number].send(&encode(&Chunk { outdated, ..Chunk::default() }), &[])?;
+        }
         let mut connections = 0;
         let mut batches: Vec<Batch> = lanes.used().iter().map(|_| Batch::default()).collect();
         for key in self.all_keys() {
@@ -209,35 +244,56 @@ impl<N: Services<Socket>> Shard<Epoll, N> {
                 *batch = Batch::default();
             }
         }
-        let mut gone: Vec<Vec<_>> = lanes.used().iter().map(|_| Vec::new()).collect();
-        for SlotKey { shard, index, generation } in self.gone_since() {
-            gone[lanes.number(index)].push((shard, index, generation));
-        }
-        for ((lane, batch), gone) in lanes.used().iter().zip(&batches).zip(gone) {
-            lane.send(&encode(&Chunk { last: true, gone, ..self.chunk(batch) }), &self.sockets(batch))?;
+        for (lane, batch) in lanes.used().iter().zip(&batches) {
+            lane.send(&encode(&Chunk { last: true, ..self.chunk(batch) }), &self.sockets(batch))?;
         }
         Ok(connections)
     }
 
-    /// Sends copies of some connections that are at rest, from the slot `next` on, without waiting.
-    pub(super) fn copy_some_ahead(&mut self, lanes: &Lanes, next: &mut u32) -> io::Result<Progress> {
-        let Some(first) = self.next_to_copy(*next) else { return Ok(Progress::Finished) };
+    /// Begins to copy what is at rest.
+    pub(super) fn begin_round(&mut self, lanes: Lanes) -> Round {
+        Round { outdated: lanes.parts(self.take_outdated()), lanes, next: 0 }
+    }
+
+    /// Sends copies of some more connections, without waiting.
+    pub(super) fn copy_some_ahead(&mut self, round: &mut Round) -> io::Result<Progress> {
+        let Round { lanes, outdated, next } = round;
+        if let Some((number, some)) = outdated.last() {
+            let lane = &lanes.used()[*number];
+            let chunk = Chunk { outdated: some.clone(), ..Chunk::default() };
+            if !lane.has_room()? || !lane.try_send(&encode(&chunk), &[])? {
+                return Ok(Progress::Waits);
+            }
+            outdated.pop();
+            return Ok(Progress::Copied(0));
+        }
+        let some = *next..next.saturating_add(LOOKED_AT);
+        let Some(first) = self.next_to_copy(some.clone()) else {
+            *next = some.end;
+            return Ok(if *next < self.slots.end() { Progress::Copied(0) } else { Progress::Finished });
+        };
         let lane = &lanes.used()[lanes.number(first.index)];
         if !lane.has_room()? {
             return Ok(Progress::Waits);
         }
-        let block = first.index / DESCRIPTORS_MAX as u32;
-        let (mut batch, mut key) = (Batch::default(), Some(first));
-        while let Some(one) = key.filter(|key| key.index / DESCRIPTORS_MAX as u32 == block && !batch.is_full()) {
+        // Those that go to the same lane.
+        let block = DESCRIPTORS_MAX as u32;
+        let end = (first.index / block + 1) * block;
+        *next = first.index;
+        let mut batch = Batch::default();
+        while let Some(key) = self.next_to_copy(*next..end) {
             let begin = batch.states.len();
-            self.write_state(one.index, &mut batch.states);
-            *next = one.index + 1;
-            // One that has very much waits for its turn when everything stands still.
-            match batch.states.len() > CHUNK_BYTES {
-                true => batch.states.truncate(begin),
-                false => batch.ends.push((one, batch.states.len())),
+            self.write_state(key.index, &mut batch.states);
+            if batch.states.len() <= CHUNK_BYTES {
+                batch.ends.push((key, batch.states.len()));
+            } else {
+                batch.states.truncate(begin);
+                // One that has so much by itself is copied when everything stands still.
+                if begin > 0 {
+                    break;
+                }
             }
-            key = self.next_to_copy(*next);
+            *next = key.index + 1;
         }
         let chunk = Chunk { ahead: true, ..self.chunk(&batch) };
         if !lane.try_send(&encode(&chunk), &self.sockets(&batch))? {
@@ -276,11 +332,12 @@ impl<N: Services<Socket>> Shard<Epoll, N> {
             let mut sockets = received.descriptors.into_iter();
             left -= usize::from(chunk.last);
             self.look_at_the_clock();
-            if !chunk.ahead && !is_noted {
+            let is_final = chunk.last || !chunk.ahead && !chunk.connections.is_empty();
+            if is_final && !is_noted {
                 self.note_arrival();
                 is_noted = true;
             }
-            for (shard, index, generation) in chunk.gone {
+            for (shard, index, generation) in chunk.outdated {
                 self.take_away(SlotKey { shard, index, generation });
             }
             for (shard, index, generation, has_socket, state) in chunk.connections {
@@ -290,7 +347,6 @@ impl<N: Services<Socket>> Shard<Epoll, N> {
                     self.lay_out(old, socket.ok_or(LaneError::Sockets)?, state)?;
                     continue;
                 }
-                self.take_away(old);
                 let key = self.put_together(socket, state).map_err(|(_, bad)| bad)?;
                 arrived.connections += 1;
                 arrived.bytes += state.len();

@@ -9,7 +9,7 @@ use crate::model::Reply;
 use crate::os::poll;
 
 use super::epoll::{Epoll, LISTENER, Socket, WAKER};
-use super::lanes::{CopyingAhead, Divert, HandOver, Progress, Settled, Verdict};
+use super::lanes::{CopyingAhead, Divert, HandOver, Progress, Round, Settled, Verdict};
 use super::{Machine, Message, Readiness, Services, Shard};
 
 /// Events taken from the kernel in one turn.
@@ -25,7 +25,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(1);
 pub fn run<N: Services<Socket>>(mut shard: Shard<Epoll, N>) -> io::Result<()> {
     let mut events = Vec::with_capacity(EVENTS_PER_TURN);
     let mut messages = Vec::new();
-    let (mut settling, mut ahead) = (Settling::default(), Ahead::default());
+    let (mut settling, mut ahead) = (Settling::default(), None::<Ahead>);
     if shard.is_still() {
         // It begins with connections of another process.
         shard.begin_turn();
@@ -34,10 +34,9 @@ pub fn run<N: Services<Socket>>(mut shard: Shard<Epoll, N>) -> io::Result<()> {
     }
     while !shard.is_drained() {
         let now = shard.machine().now().mono;
+        let wakes = shard.next_wake().map(|wake| wake.saturating_sub(now));
         let timeout = match shard.machine().inbox.may_sleep() {
-            true => {
-                shard.next_wake().map(|wake| wake.saturating_sub(now)).into_iter().chain(ahead.goes_on_after()).min()
-            }
+            true => wakes.into_iter().chain(ahead.as_ref().map(Ahead::goes_on_after)).min(),
             false => Some(Duration::ZERO),
         };
         shard.machine().poller.wait(&mut events, timeout)?;
@@ -70,7 +69,7 @@ pub fn run<N: Services<Socket>>(mut shard: Shard<Epoll, N>) -> io::Result<()> {
         drop(taken);
         shard.end_turn();
         settling.answer(&shard);
-        ahead.go_on(&mut shard);
+        ahead = ahead.and_then(|ahead| ahead.go_on(&mut shard));
     }
     Ok(())
 }
@@ -79,7 +78,7 @@ pub fn run<N: Services<Socket>>(mut shard: Shard<Epoll, N>) -> io::Result<()> {
 fn hand_over<N: Services<Socket>>(
     shard: &mut Shard<Epoll, N>,
     settling: &mut Settling,
-    ahead: &mut Ahead,
+    ahead: &mut Option<Ahead>,
     told: HandOver,
 ) -> Option<Divert> {
     match told {
@@ -88,10 +87,12 @@ fn hand_over<N: Services<Socket>>(
             settling.asked = Some(answer);
         }
         HandOver::GoOn => {
-            ahead.copying = None;
+            *ahead = None;
             shard.go_on();
         }
-        HandOver::CopyAhead(copying) => *ahead = Ahead::begin(copying),
+        HandOver::CopyAhead(CopyingAhead { lanes, done }) => {
+            *ahead = Some(Ahead { round: shard.begin_round(lanes), copied: 0, done, waits: false });
+        }
         HandOver::Copy(copying) => {
             let copied = shard.copy_into(&copying.lanes);
             let _ = copying.done.send(copied);
@@ -106,40 +107,37 @@ fn hand_over<N: Services<Socket>>(
 }
 
 /// Connections are copied while the shard serves.
-#[derive(Default)]
 struct Ahead {
-    copying: Option<CopyingAhead>,
-    /// The slot that is looked at next.
-    next: u32,
+    round: Round,
     copied: usize,
+    /// Where to say how many.
+    done: Sender<io::Result<usize>>,
     /// The new process has to read first.
     waits: bool,
 }
 
 impl Ahead {
-    fn begin(copying: CopyingAhead) -> Ahead {
-        Ahead { copying: Some(copying), ..Ahead::default() }
-    }
-
     /// When there is more to do even if nothing happens.
-    fn goes_on_after(&self) -> Option<Duration> {
-        self.copying.as_ref().map(|_| if self.waits { LOOK_AGAIN } else { Duration::ZERO })
+    fn goes_on_after(&self) -> Duration {
+        if self.waits { LOOK_AGAIN } else { Duration::ZERO }
     }
 
-    /// Copies some more, few enough that nobody waits long for the shard.
-    fn go_on<N: Services<Socket>>(&mut self, shard: &mut Shard<Epoll, N>) {
-        let Some(copying) = &self.copying else { return };
-        let result = match shard.copy_some_ahead(&copying.lanes, &mut self.next) {
-            Ok(Progress::Waits) => return self.waits = true,
+    /// Copies some more, few enough that nobody waits long for the shard. Gives what there is to be gone on with.
+    fn go_on<N: Services<Socket>>(mut self, shard: &mut Shard<Epoll, N>) -> Option<Ahead> {
+        let progress = shard.copy_some_ahead(&mut self.round);
+        self.waits = matches!(progress, Ok(Progress::Waits));
+        let result = match progress {
+            Ok(Progress::Waits) => return Some(self),
             Ok(Progress::Copied(some)) => {
                 self.copied += some;
-                return self.waits = false;
+                return Some(self);
             }
             Ok(Progress::Finished) => Ok(self.copied),
             Err(error) => Err(error),
         };
-        let _ = copying.done.send(result);
-        self.copying = None;
+        // Whoever asked may have given up.
+        let _ = self.done.send(result);
+        None
     }
 }
 

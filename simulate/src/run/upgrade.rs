@@ -133,11 +133,18 @@ impl Run {
     /// Copies into the new shards what is at rest, or some of it.
     fn copy_ahead(&mut self, next: &mut Next) -> Result<(), String> {
         let mut copies = Vec::new();
+        let base = self.shards.len();
         for s in self.live() {
             let shard = &mut self.shards[s].shard;
+            self.sim.borrow_mut().is_copied = true;
+            for key in shard.take_outdated() {
+                let known = next.laid_out.remove(&key).ok_or_else(|| format!("{key:?} was never copied"))?;
+                next.shards[known.shard - base].shard.take_away(key);
+            }
+            self.sim.borrow_mut().is_copied = false;
             shard.look_at_the_clock();
             let mut from = 0;
-            while let Some(key) = shard.next_to_copy(from) {
+            while let Some(key) = shard.next_to_copy(from..u32::MAX) {
                 from = key.index + 1;
                 if self.sim.borrow_mut().rng.chance(200) {
                     continue;
@@ -148,7 +155,6 @@ impl Run {
                 shard.note_copied(key);
             }
         }
-        let base = self.shards.len();
         let apart = self.sim.borrow().mono;
         {
             let sim = &mut *self.sim.borrow_mut();
@@ -158,10 +164,7 @@ impl Run {
         }
         let together = self.sim.borrow().mono;
         for (old, socket, state) in copies {
-            let to = match next.laid_out.get(&old) {
-                Some(known) => known.shard,
-                None => self.sim.borrow_mut().rng.between(base, base + next.shards.len() - 1),
-            };
+            let to = self.sim.borrow_mut().rng.between(base, base + next.shards.len() - 1);
             let (shard, conn) = (&mut next.shards[to - base].shard, socket.conn);
             shard.look_at_the_clock();
             let laid_out = shard.lay_out(old, socket, &state);
@@ -289,12 +292,12 @@ impl Run {
     /// Copies into the new shards everything that they have no good copy of. `laid_out`: what they have copies of.
     fn copy_all(&mut self, base: usize, mut laid_out: HashMap<SlotKey, LaidOut>) -> Result<Vec<Renamed>, String> {
         let mut copies = Vec::new();
-        let mut gone = Vec::new();
+        let mut outdated = Vec::new();
         for s in self.live_from..base {
             // As the driver of a real shard does it.
             self.shards[s].shard.look_at_the_clock();
             self.sim.borrow_mut().is_copied = true;
-            gone.extend(self.shards[s].shard.gone_since());
+            outdated.extend(self.shards[s].shard.take_outdated());
             let keys: Vec<SlotKey> = self.shards[s].shard.all_keys().collect();
             for key in keys {
                 if self.shards[s].shard.is_copied(key) {
@@ -317,20 +320,14 @@ impl Run {
             driven.shard.look_at_the_clock();
             driven.shard.note_arrival();
         }
-        for key in gone {
-            let known = laid_out.remove(&key).ok_or_else(|| format!("{key:?} is gone and was never copied"))?;
+        for key in outdated {
+            let known = laid_out.remove(&key).ok_or_else(|| format!("{key:?} was never copied"))?;
             self.shards[known.shard].shard.take_away(key);
         }
         let open = self.sim.borrow().open;
         let mut renamed = Vec::new();
         for (key, socket, state) in copies {
-            let to = match laid_out.remove(&key) {
-                Some(known) => {
-                    self.shards[known.shard].shard.take_away(key);
-                    known.shard
-                }
-                None => self.sim.borrow_mut().rng.between(base, self.shards.len() - 1),
-            };
+            let to = self.sim.borrow_mut().rng.between(base, self.shards.len() - 1);
             let c = match &socket {
                 Some(socket) => socket.conn,
                 None => self.sim.borrow().net.holder_of(key).ok_or_else(|| format!("{key:?} is nobody's"))?,

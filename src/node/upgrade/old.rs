@@ -233,7 +233,9 @@ impl NewProcess {
                 let copying = CopyingAhead { lanes: Lanes::new(Arc::clone(lanes), shard, shards), done: done.clone() };
                 inbox.put(Message::HandOver(HandOver::CopyAhead(copying)));
             }
-            if self.copied(&all_done, shards, patience)? < AHEAD_FEW {
+            let copied = self.copied(&all_done, shards, patience)?;
+            tracing::debug!(copied, "upgrade: connections are copied ahead");
+            if copied < AHEAD_FEW {
                 break;
             }
         }
