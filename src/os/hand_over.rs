@@ -383,7 +383,8 @@ mod tests {
             assert_eq!((bytes.len(), descriptors.len()), (INLINE_MAX, 1));
         }
         assert!(here.has_room().unwrap());
-        assert!(here.try_send(b"", &[]).unwrap());
+        assert!(here.try_send(b"x", &[]).unwrap());
+        assert_eq!(there.receive().unwrap().unwrap().bytes, b"x");
         let too_much = here.try_send(&[0; INLINE_MAX + 1], &[]).unwrap_err();
         assert_eq!(too_much.kind(), ErrorKind::InvalidInput);
         drop(there);
