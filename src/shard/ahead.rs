@@ -2,7 +2,8 @@
 //!
 //! The old shard copies those that are at rest, and notes which of them change afterwards: [`CopiedAhead`]. Later, and at last
 //! when it stands still, it says which copies are out of date, and copies what has changed or come. The new shard lays them out
-//! beside each other and tells nobody, until it is known which of them are to stay.
+//! beside each other and tells nobody, until it is known which of them are to stay. A connection that ends meanwhile is open in the
+//! kernel until its copy is dropped, too; its peer has been told by then, or is not there.
 //!
 //! Whatever touches a slot changes it, unless it asks for [`Slots::passing`](super::slots::Slots::passing).
 
