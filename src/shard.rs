@@ -24,6 +24,7 @@
 //! is, which is made in one turn.
 
 mod accept;
+mod ahead;
 mod buffers;
 mod close;
 mod closes;
@@ -65,6 +66,7 @@ use crate::model::{Answer, Now, Reply, Scheme, TICK_MS, tick};
 use crate::proto::frame::Limits;
 use crate::session::{self, Effect};
 
+use ahead::LaidOut;
 use buffers::Buffers;
 use closes::Closes;
 use deadline::RareDeadlines;
@@ -89,7 +91,7 @@ pub use epoll::{Deal, Epoll, EpollSettings, Socket};
 use handshake::Begun;
 pub use handshake::{ProxyRules, Tokens};
 pub use inbox::{Delivery, Inbox, Message, Permit};
-pub use lanes::{Arrived, Copied, Copying, Divert, HandOver, LaneError, Settled, Verdict};
+pub use lanes::{Arrived, Copying, CopyingAhead, Divert, HandOver, LaneError, Lanes, Settled, Verdict};
 pub use look::{Answered, CONNECTIONS_MAX, LiveConnection, Look, LookAt, Seen};
 pub use machine::{Accepted, Incoming, Interest, Machine, Readiness, Received};
 pub use metrics::ShardMetrics;
@@ -259,6 +261,8 @@ pub struct Shard<M: Machine, N: Services<M::Socket>> {
     drain: Option<Drain>,
     /// It stands still.
     still: Option<Still<M::Socket>>,
+    /// Connections that are served by another process, and may be served here in a moment.
+    laid_out: LaidOut,
     lost_time: LostTime,
     closes: Closes,
     looks: Looks,
@@ -316,6 +320,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             accepting: Accepting::Yes,
             drain: None,
             still: None,
+            laid_out: LaidOut::default(),
             lost_time: LostTime::default(),
             closes: Closes::new(settings.closes_max),
             looks: Looks::default(),

@@ -19,11 +19,14 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use client::Client;
 use server::{SOON, Server, Start};
+use tungstenite::protocol::CloseFrame;
+use tungstenite::protocol::frame::coding::CloseCode;
 
 const CABLEWAY: &str = env!("CARGO_BIN_EXE_cableway");
 
@@ -357,6 +360,14 @@ fn state_and_parent(pid: u32) -> Option<(char, u32)> {
     Some((words.next()?.chars().next()?, words.next()?.parse().ok()?))
 }
 
+/// Whether a process holds a pidfd of another one.
+fn has_pidfd_of(holder: u32, pid: u32) -> bool {
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{holder}/fdinfo")) else { return false };
+    let line = format!("Pid:\t{pid}");
+    let is_one = |path| fs::read_to_string(path).is_ok_and(|info| info.lines().any(|found| found == line));
+    descriptors.flatten().any(|descriptor| is_one(descriptor.path()))
+}
+
 /// Kills the process between that starts the new one, when that has said "begun" and its number; gives that number and what is said.
 fn without_the_one_between(server: &Upgradable, number: usize) -> (u32, Said) {
     thread::scope(|scope| {
@@ -364,6 +375,12 @@ fn without_the_one_between(server: &Upgradable, number: usize) -> (u32, Said) {
         let begun = format!("begun {number} ");
         let line = server.server.log.wait_for(|line| line.starts_with(&begun)).expect("it begins");
         let new: u32 = line[begun.len()..].parse().expect("a number");
+        // The server has heard of it from the one between, when it holds a descriptor that means it.
+        let until = Instant::now() + SOON;
+        while !has_pidfd_of(server.pid, new) {
+            assert!(Instant::now() < until, "the server is told what was started");
+            thread::sleep(Duration::from_millis(2));
+        }
         let (_, between) = state_and_parent(new).expect("it runs");
         assert_eq!(state_and_parent(between).map(|(_, parent)| parent), Some(server.pid), "its child's child");
         let sent = Command::new("kill").args(["-KILL", &between.to_string()]).status();
@@ -490,4 +507,74 @@ fn another_user_is_refused_told_so_and_counted() {
     );
     assert_eq!(server.server.metrics().get("control_refused_total"), 1);
     assert_eq!(server.serving(), server.pid);
+}
+
+/// Publishes to a stream without pause while `meanwhile` runs.
+fn while_much_is_published(server: &Upgradable, stream: &str, meanwhile: impl FnOnce()) {
+    struct Ends<'a>(&'a AtomicBool);
+    impl Drop for Ends<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !ended.load(Ordering::Relaxed) {
+                    server.server.broadcast(stream, "0");
+                }
+            });
+        }
+        let _ends = Ends(&ended);
+        meanwhile();
+    });
+}
+
+#[test]
+fn who_comes_goes_or_changes_behind_the_copies_that_are_made_ahead_is_served_as_he_is() {
+    // More shards or fewer than there were.
+    for (number, acceptors) in [2, 1, 3].into_iter().enumerate() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("cableway.toml");
+        let configured = |acceptors: usize| fs::write(&file, format!("[server]\nacceptors = {acceptors}\n"));
+        configured(2).expect("written");
+        let config = file.to_str().expect("text").to_owned();
+        let mut server = Upgradable::start(&["--log-level", "debug", "--config", &config]);
+        configured(acceptors).expect("written");
+        let mut clients = followers(server.address(), 300);
+        let [mut says, mut follows, mut leaves, gone] = std::array::from_fn(|_| clients.pop().expect("one of them"));
+        let noise: Vec<Client> = (0..3).map(|_| Client::following(server.address(), "noise")).collect();
+        let mut came = None;
+        // As long as something is being delivered the server waits a moment before it stops.
+        while_much_is_published(&server, "noise", || {
+            thread::scope(|scope| {
+                let asked = scope.spawn(|| server.ask(&[]));
+                let copied = |line: &str| line.starts_with("upgrade: connections are copied ahead");
+                assert!(server.server.log.wait_for(copied).is_some(), "{}", server.server.log.text());
+                says.send_raw(&[0x81]);
+                follows.follow("more");
+                let why = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+                leaves.0.close(Some(why)).expect("sent");
+                assert_eq!(leaves.close_frame().0, 1000);
+                leaves.ends();
+                drop(gone);
+                came = Some(Client::following(server.address(), "news"));
+                let said = asked.join().expect("no panic");
+                assert_eq!(said.status, Some(0), "{said:?}\n{}", server.server.log.text());
+            });
+        });
+        server.pid = server.serving();
+        // The rest of a frame: masked, empty of sense, and no command.
+        says.send_raw(&[0x82, 0, 0, 0, 0, b'{', b'}']);
+        clients.extend([says, follows, came.expect("it came")]);
+        all_get(&server, &mut clients, "1");
+        let mut follows = clients.swap_remove(clients.len() - 2);
+        server.server.broadcast("more", "2");
+        assert!(follows.text().ends_with("\"message\":2}"));
+        let open = clients.len() + 1 + noise.len();
+        server.server.metrics_until(&format!("{open} clients in round {number}"), |metrics| {
+            metrics.get("clients_num") == open as u64
+        });
+    }
 }

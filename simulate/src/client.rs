@@ -91,6 +91,8 @@ pub struct Client {
     pub may_overflow: bool,
     /// No shard has it at the moment.
     pub is_nowhere: bool,
+    /// An answer that reached the shard before is on its way to the one that the client is in now.
+    pub is_followed_by_answer: bool,
     /// The question of which the answer has reached its shard last.
     pub answered: Option<SlotKey>,
     /// Its shard let go of it before an answer was carried out.
@@ -223,6 +225,7 @@ impl Sim {
             taken_over: false,
             may_overflow: false,
             is_nowhere: false,
+            is_followed_by_answer: false,
             answered: None,
             never_in: false,
             prompt: !slow,

@@ -35,6 +35,8 @@ pub struct Conn {
     watch: Option<Watch>,
     /// How it is watched by a shard that is about to have it.
     next_watch: Option<Watch>,
+    /// One of its sockets is in a shard that does not serve it: it is the end of it when whoever does lets go.
+    pub has_copy: bool,
     /// Sockets that lead to it; the first is there as soon as somebody accepts it.
     pub handles: usize,
     /// The shard that watched it last, and under what: no other connection ever was.
@@ -126,6 +128,7 @@ impl Net {
             server_gone: false,
             watch: None,
             next_watch: None,
+            has_copy: false,
             handles: 1,
             token: None,
             queued: false,
@@ -198,9 +201,15 @@ impl Net {
         self.conns[id].next_watch = Some(Watch { shard, token, write: false });
     }
 
-    /// It does not get it.
-    pub fn forget_next_watches(&mut self) {
-        self.conns.iter_mut().for_each(|conn| conn.next_watch = None);
+    /// It does not get it, or not as it was.
+    pub fn forget_copy(&mut self, id: ConnId) {
+        let conn = &mut self.conns[id];
+        (conn.next_watch, conn.has_copy) = (None, false);
+    }
+
+    /// Nobody gets anything.
+    pub fn forget_copies(&mut self) {
+        (0..self.conns.len()).for_each(|id| self.forget_copy(id));
     }
 
     /// It has it, and nobody else has.

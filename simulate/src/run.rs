@@ -60,6 +60,8 @@ struct Run {
     live_from: usize,
     /// What those had counted.
     left: Vec<Arc<ShardMetrics>>,
+    /// Not another one meanwhile.
+    is_upgrading: bool,
     upgrades: usize,
     given_up: usize,
     turns: u64,
@@ -97,7 +99,7 @@ impl Run {
             (Arc::clone(&sim.scenario.settings), sim.sites.len())
         };
         let shards = (0..count).map(|s| Driven::new(&sim, s, Arc::clone(&settings))).collect();
-        Run { sim, shards, live_from: 0, left: Vec::new(), upgrades: 0, given_up: 0, turns: 0 }
+        Run { sim, shards, live_from: 0, left: Vec::new(), is_upgrading: false, upgrades: 0, given_up: 0, turns: 0 }
     }
 
     fn play(&mut self) -> Result<(), String> {

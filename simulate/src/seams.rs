@@ -74,9 +74,9 @@ impl Socket {
 impl Drop for Socket {
     fn drop(&mut self) {
         let sim = &mut *self.sim.borrow_mut();
-        let handles = &mut sim.net.conn(self.conn).handles;
-        *handles -= 1;
-        if *handles > 0 {
+        let conn = sim.net.conn(self.conn);
+        conn.handles -= 1;
+        if conn.handles > usize::from(conn.has_copy) || conn.server_gone {
             return;
         }
         sim.trace(|| format!("a shard lets go of {}", self.conn));
@@ -173,6 +173,9 @@ impl Machine for Seams {
 
     fn unwatch(&mut self, socket: &Socket) {
         let sim = &mut *self.sim.borrow_mut();
+        if sim.is_copied {
+            return sim.net.forget_copy(socket.conn);
+        }
         self.check_holds(sim, socket.conn, "watches it no more");
         sim.net.unwatch(socket.conn);
     }

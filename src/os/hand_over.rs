@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{
@@ -99,12 +100,47 @@ impl Channel {
         self.send_as(&[IN_MEMFD], &[], &all)
     }
 
+    /// Whether a message can be sent without waiting.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn has_room(&self) -> io::Result<bool> {
+        let mut polled = [PollFd::new(&self.0, PollFlags::OUT)];
+        match rustix::event::poll(&mut polled, Some(&Timespec::default())) {
+            // An end that nobody reads any more says so when it is sent to.
+            Ok(ready) => Ok(ready > 0),
+            Err(rustix::io::Errno::INTR) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Sends as [`Channel::send`] does what fits into a message, at most [`INLINE_MAX`] bytes, unless it had to wait for room;
+    /// tells whether it is sent.
+    ///
+    /// # Errors
+    /// See [`Channel::send`].
+    pub fn try_send(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<bool> {
+        if descriptors.len() > DESCRIPTORS_MAX || bytes.len() > INLINE_MAX {
+            return Err(io::Error::new(ErrorKind::InvalidInput, "too much for one message"));
+        }
+        faults::at(Moment::Send);
+        match self.send_with(&[INLINE], bytes, descriptors, SendFlags::DONTWAIT) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::TimedOut => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Sends what is short on a channel that is none of those between the old and the new process; see [`Channel::receive_beside`].
     pub(super) fn send_beside(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         self.send_as(&[INLINE], bytes, descriptors)
     }
 
     fn send_as(&self, kind: &[u8], bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.send_with(kind, bytes, descriptors, SendFlags::empty())
+    }
+
+    fn send_with(&self, kind: &[u8], bytes: &[u8], descriptors: &[BorrowedFd<'_>], flags: SendFlags) -> io::Result<()> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SCM_MAX_FD))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !descriptors.is_empty() {
@@ -112,7 +148,7 @@ impl Channel {
         }
         let parts = [IoSlice::new(kind), IoSlice::new(bytes)];
         loop {
-            match rustix::net::sendmsg(&self.0, &parts, &mut control, SendFlags::NOSIGNAL) {
+            match rustix::net::sendmsg(&self.0, &parts, &mut control, SendFlags::NOSIGNAL | flags) {
                 Ok(_) => return Ok(()),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(late(error)),
@@ -330,6 +366,29 @@ mod tests {
         assert_eq!(full.kind(), ErrorKind::TimedOut);
         assert_eq!(there.receive().unwrap().unwrap().bytes.len(), INLINE_MAX);
         here.send(&[0; INLINE_MAX], &[]).expect("there is room again");
+    }
+
+    #[test]
+    fn without_waiting_a_message_is_sent_whole_or_not_at_all() {
+        let (here, there) = Channel::pair().unwrap();
+        let mut sent = 0;
+        assert!(here.has_room().unwrap());
+        while here.try_send(&[7; INLINE_MAX], &[here.as_fd()]).unwrap() {
+            sent += 1;
+            assert!(sent < 1000, "the buffer has an end");
+        }
+        assert!(sent > 0 && !here.has_room().unwrap());
+        for _ in 0..sent {
+            let Received { bytes, descriptors } = there.receive().unwrap().unwrap();
+            assert_eq!((bytes.len(), descriptors.len()), (INLINE_MAX, 1));
+        }
+        assert!(here.has_room().unwrap());
+        assert!(here.try_send(b"x", &[]).unwrap());
+        assert_eq!(there.receive().unwrap().unwrap().bytes, b"x");
+        let too_much = here.try_send(&[0; INLINE_MAX + 1], &[]).unwrap_err();
+        assert_eq!(too_much.kind(), ErrorKind::InvalidInput);
+        drop(there);
+        assert_eq!(here.try_send(b"x", &[]).unwrap_err().kind(), ErrorKind::BrokenPipe);
     }
 
     #[test]

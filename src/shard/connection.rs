@@ -51,6 +51,9 @@ pub enum BadState {
     /// It says that it has a socket, and none came with it, or the other way round.
     #[error("the state of a connection does not fit the socket that came with it")]
     Socket,
+    /// It was sent ahead of the others, and is not at rest.
+    #[error("the state of a connection that came ahead of the others is that of one that is not at rest")]
+    NotAtRest,
     /// Another version wrote it.
     #[error("the state of a connection has format {0}, and {FORMAT} is understood here")]
     Format(u16),
@@ -64,7 +67,7 @@ struct Version {
 
 /// All but the socket. What is written borrows the session and the reader, what is read owns them.
 #[derive(Serialize, Deserialize)]
-struct ConnectionState<S, R> {
+pub(super) struct ConnectionState<S, R> {
     format: u16,
     /// Where the moment of taking apart stood in its tick: everything below that is measured in ticks is measured from
     /// the beginning of that tick.
@@ -99,7 +102,7 @@ struct ConnectionState<S, R> {
 }
 
 #[derive(Serialize, Deserialize)]
-enum StageState<S> {
+pub(super) enum StageState<S> {
     Handshake {
         peer: SocketAddr,
         lasted: Duration,
@@ -117,7 +120,24 @@ enum StageState<S> {
 }
 
 type ToWrite<'a> = ConnectionState<&'a Session, &'a FrameReader>;
-type ToRead = ConnectionState<Box<Session>, FrameReader>;
+pub(super) type ToRead = ConnectionState<Box<Session>, FrameReader>;
+
+impl ToRead {
+    /// Nothing of it is unfinished.
+    pub(super) fn is_at_rest(&self) -> bool {
+        let is_open = matches!(self.stage, StageState::Echo | StageState::Session(_));
+        is_open && self.outbox.is_none() && self.stash.is_empty() && self.reader.is_parked()
+    }
+}
+
+/// What a connection that was made has not told the rest of the shard and of the node.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entering {
+    counted: bool,
+    indexed: bool,
+    /// When it is let go, if it is closing.
+    closing: Option<Tick>,
+}
 
 impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     /// Whether a publication or a remote disconnect that this shard was given is not carried out completely.
@@ -244,6 +264,15 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         if socket.is_some() == matches!(read.stage, StageState::Orphan(_)) {
             return Err((socket, BadState::Socket));
         }
+        let (index, entering) = self.make(socket, read);
+        self.enter(index, entering);
+        let key = self.slots.key(index);
+        self.watch_made(index);
+        Ok(key)
+    }
+
+    /// Makes a connection of what was read, of which nobody else knows yet.
+    pub(super) fn make(&mut self, socket: Option<M::Socket>, read: ToRead) -> (u32, Entering) {
         let now = moved_tick(self.now.mono, read.phase_ms);
         let closing = match read.stage {
             StageState::Closing { ticks_left } => Some(now.saturating_add(ticks_left)),
@@ -274,11 +303,19 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         if !read.stash.is_empty() {
             self.keep_stash(index, Stash::new(read.stash));
         }
-        if read.counted {
+        (index, Entering { counted: read.counted, indexed: read.indexed, closing })
+    }
+
+    /// Everybody is told of a connection that was made.
+    pub(super) fn enter(&mut self, index: u32, Entering { counted, indexed, closing }: Entering) {
+        if let Stage::Session(session, _) | Stage::Orphan(session) = &mut self.slots[index].stage {
+            session.share_topics(|identifier, stream| self.hub.topic(identifier, stream));
+        }
+        if counted {
             self.slots[index].flags |= flag::COUNTED;
             self.services.reopened();
         }
-        if read.indexed {
+        if indexed {
             self.index(index);
             self.note_resident(index);
         }
@@ -289,20 +326,21 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             Some(due) => self.wheel.set(&mut self.slots, index, due),
             None => self.set_timer(index),
         }
-        let key = self.slots.key(index);
+    }
+
+    /// Watches a connection that was made.
+    pub(super) fn watch_made(&mut self, index: u32) {
         match self.watch(index) {
             Err(error) => self.unwatched(index, &error),
             Ok(()) if self.slots[index].outbox.is_some() => self.mark_dirty(index),
             Ok(()) => {}
         }
-        Ok(key)
     }
 
     /// What a connection is at, on the clock here. `since` is when it was accepted.
     fn stage(&mut self, state: StageState<Box<Session>>, now: Tick, session_clock: Tick, since: Tick) -> Stage {
         let settle = |mut session: Box<Session>| {
             session.move_clock(session_clock, now);
-            session.share_topics(|identifier, stream| self.hub.topic(identifier, stream));
             session
         };
         match state {
@@ -330,7 +368,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     }
 }
 
-fn read(state: &[u8]) -> Result<ToRead, BadState> {
+pub(super) fn read(state: &[u8]) -> Result<ToRead, BadState> {
     // In one go: hundreds of thousands are read while clients wait.
     let read = rmp_serde::from_slice(state);
     let format = match &read {

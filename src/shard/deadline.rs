@@ -163,6 +163,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         // Its socket may be gone, or its connection closed by an effect before.
         if matches!(self.slots[index].stage, Stage::Session(..)) {
             let timeout = Duration::from_millis(self.settings.session.idle_timeout_ms);
+            self.slots.ahead.changes(index);
             self.rare_deadlines.idle.insert(index, tick_after(self.now.mono + timeout));
         }
     }

@@ -49,8 +49,8 @@ impl Identities {
             }
             Entry::Occupied(mut entry) => {
                 let second = std::mem::replace(entry.get_mut(), index);
-                slots[second].same_identity.previous = index;
-                slots[index].same_identity.next = second;
+                slots.passing(second).same_identity.previous = index;
+                slots.passing(index).same_identity.next = second;
                 false
             }
         }
@@ -59,12 +59,12 @@ impl Identities {
     /// Takes a slot out of its chain; tells whether that was the last of it.
     fn remove<S>(&mut self, slots: &mut Slots<S>, index: u32) -> bool {
         let Identities { firsts, hasher } = self;
-        let Chain { previous, next } = std::mem::replace(&mut slots[index].same_identity, Chain::LOOSE);
+        let Chain { previous, next } = std::mem::replace(&mut slots.passing(index).same_identity, Chain::LOOSE);
         if next != NONE {
-            slots[next].same_identity.previous = previous;
+            slots.passing(next).same_identity.previous = previous;
         }
         if previous != NONE {
-            slots[previous].same_identity.next = next;
+            slots.passing(previous).same_identity.next = next;
             return false;
         }
         let hash = hasher.hash_one(identifiers_of(&slots[index].stage));

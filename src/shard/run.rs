@@ -9,11 +9,14 @@ use crate::model::Reply;
 use crate::os::poll;
 
 use super::epoll::{Epoll, LISTENER, Socket, WAKER};
-use super::lanes::{Divert, HandOver, Settled, Verdict};
+use super::lanes::{CopyingAhead, Divert, HandOver, Progress, Round, Settled, Verdict};
 use super::{Machine, Message, Readiness, Services, Shard};
 
 /// Events taken from the kernel in one turn.
 const EVENTS_PER_TURN: usize = 1024;
+
+/// How long a shard that copies ahead waits for the new process to read.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// Runs a shard on this thread until it is drained, or has left its connections to another process.
 ///
@@ -22,7 +25,7 @@ const EVENTS_PER_TURN: usize = 1024;
 pub fn run<N: Services<Socket>>(mut shard: Shard<Epoll, N>) -> io::Result<()> {
     let mut events = Vec::with_capacity(EVENTS_PER_TURN);
     let mut messages = Vec::new();
-    let mut settling = Settling::default();
+    let (mut settling, mut ahead) = (Settling::default(), None::<Ahead>);
     if shard.is_still() {
         // It begins with connections of another process.
         shard.begin_turn();
@@ -31,8 +34,9 @@ pub fn run<N: Services<Socket>>(mut shard: Shard<Epoll, N>) -> io::Result<()> {
     }
     while !shard.is_drained() {
         let now = shard.machine().now().mono;
+        let wakes = shard.next_wake().map(|wake| wake.saturating_sub(now));
         let timeout = match shard.machine().inbox.may_sleep() {
-            true => shard.next_wake().map(|wake| wake.saturating_sub(now)),
+            true => wakes.into_iter().chain(ahead.as_ref().map(Ahead::goes_on_after)).min(),
             false => Some(Duration::ZERO),
         };
         shard.machine().poller.wait(&mut events, timeout)?;
@@ -54,7 +58,7 @@ pub fn run<N: Services<Socket>>(mut shard: Shard<Epoll, N>) -> io::Result<()> {
                 shard.receive(message);
                 continue;
             };
-            if let Some(divert) = hand_over(&mut shard, &mut settling, told) {
+            if let Some(divert) = hand_over(&mut shard, &mut settling, &mut ahead, told) {
                 let mut left = shard.take_messages();
                 left.extend(taken);
                 Arc::clone(&shard.machine().inbox).divert(left, divert);
@@ -65,6 +69,7 @@ pub fn run<N: Services<Socket>>(mut shard: Shard<Epoll, N>) -> io::Result<()> {
         drop(taken);
         shard.end_turn();
         settling.answer(&shard);
+        ahead = ahead.and_then(|ahead| ahead.go_on(&mut shard));
     }
     Ok(())
 }
@@ -73,6 +78,7 @@ pub fn run<N: Services<Socket>>(mut shard: Shard<Epoll, N>) -> io::Result<()> {
 fn hand_over<N: Services<Socket>>(
     shard: &mut Shard<Epoll, N>,
     settling: &mut Settling,
+    ahead: &mut Option<Ahead>,
     told: HandOver,
 ) -> Option<Divert> {
     match told {
@@ -80,9 +86,15 @@ fn hand_over<N: Services<Socket>>(
             shard.stop();
             settling.asked = Some(answer);
         }
-        HandOver::GoOn => shard.go_on(),
+        HandOver::GoOn => {
+            *ahead = None;
+            shard.go_on();
+        }
+        HandOver::CopyAhead(CopyingAhead { lanes, done }) => {
+            *ahead = Some(Ahead { round: shard.begin_round(lanes), copied: 0, done, waits: false });
+        }
         HandOver::Copy(copying) => {
-            let copied = shard.copy_into(&copying);
+            let copied = shard.copy_into(&copying.lanes);
             let _ = copying.done.send(copied);
             // Whoever would say what comes of it is gone with the whole process.
             match copying.verdict.recv() {
@@ -92,6 +104,41 @@ fn hand_over<N: Services<Socket>>(
         }
     }
     None
+}
+
+/// Connections are copied while the shard serves.
+struct Ahead {
+    round: Round,
+    copied: usize,
+    /// Where to say how many.
+    done: Sender<io::Result<usize>>,
+    /// The new process has to read first.
+    waits: bool,
+}
+
+impl Ahead {
+    /// When there is more to do even if nothing happens.
+    fn goes_on_after(&self) -> Duration {
+        if self.waits { LOOK_AGAIN } else { Duration::ZERO }
+    }
+
+    /// Copies some more, few enough that nobody waits long for the shard. Gives what there is to be gone on with.
+    fn go_on<N: Services<Socket>>(mut self, shard: &mut Shard<Epoll, N>) -> Option<Ahead> {
+        let progress = shard.copy_some_ahead(&mut self.round);
+        self.waits = matches!(progress, Ok(Progress::Waits));
+        let result = match progress {
+            Ok(Progress::Waits) => return Some(self),
+            Ok(Progress::Copied(some)) => {
+                self.copied += some;
+                return Some(self);
+            }
+            Ok(Progress::Finished) => Ok(self.copied),
+            Err(error) => Err(error),
+        };
+        // Whoever asked may have given up.
+        let _ = self.done.send(result);
+        None
+    }
 }
 
 /// Somebody waits for the shard to have carried out everything.

@@ -11,6 +11,7 @@ use crate::proto::frame::FrameReader;
 use crate::proto::{Carrier, Dialect};
 use crate::session::Session;
 
+use super::ahead::CopiedAhead;
 use super::handshake::Handshake;
 use super::outbox::Outbox;
 
@@ -139,11 +140,13 @@ pub(super) struct Slots<S> {
     blocks: Vec<Vec<Slot<S>>>,
     free: u32,
     used: usize,
+    /// What was copied while the shard serves.
+    pub ahead: CopiedAhead,
 }
 
 impl<S> Slots<S> {
     pub fn new(shard: u16) -> Slots<S> {
-        Slots { shard, blocks: Vec::new(), free: NONE, used: 0 }
+        Slots { shard, blocks: Vec::new(), free: NONE, used: 0, ahead: CopiedAhead::default() }
     }
 
     /// Takes a free slot into use and names it.
@@ -183,8 +186,20 @@ impl<S> Slots<S> {
         socket
     }
 
+    /// A slot, for what a copy of it does not hold: bytes on their way out, the links of chains, what there is to do in a
+    /// turn. Whoever copies a connection sees for himself whether something stays in its outbox.
+    #[inline]
+    pub fn passing(&mut self, index: u32) -> &mut Slot<S> {
+        &mut self.blocks[index as usize / BLOCK][index as usize % BLOCK]
+    }
+
     pub fn key(&self, index: u32) -> SlotKey {
         SlotKey { shard: self.shard, index, generation: self[index].generation }
+    }
+
+    /// The shard's number.
+    pub fn shard(&self) -> u16 {
+        self.shard
     }
 
     /// The slot's index if the key still names its present use.
@@ -245,7 +260,10 @@ impl<S> std::ops::Index<u32> for Slots<S> {
 }
 
 impl<S> std::ops::IndexMut<u32> for Slots<S> {
+    /// A copy that was made of it is not as it is any more.
+    #[inline]
     fn index_mut(&mut self, index: u32) -> &mut Slot<S> {
+        self.ahead.changes(index);
         &mut self.blocks[index as usize / BLOCK][index as usize % BLOCK]
     }
 }

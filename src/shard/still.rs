@@ -65,6 +65,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
 
     /// Goes on. In a turn.
     pub fn go_on(&mut self) {
+        self.forget_copies();
         let Some(Still { messages, unwatched, unasked, since }) = self.still.take() else { return };
         self.make_up_for(self.now.mono.saturating_sub(since));
         if matches!(self.accepting, Accepting::Yes) {
@@ -122,8 +123,8 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         lingers_on
     }
 
-    /// Connections of another process begin to come.
-    pub(super) fn note_arrival(&mut self) {
+    /// Connections begin to come that nobody serves meanwhile.
+    pub fn note_arrival(&mut self) {
         let now = self.now.mono;
         self.still.iter_mut().for_each(|still| still.since = now);
     }
@@ -157,6 +158,11 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     pub(super) fn note_ready(&mut self, index: u32) {
         self.slots[index].flags |= flag::READABLE;
         self.read_again(index);
+    }
+
+    /// A connection that could not be watched is not to be watched any more.
+    pub(super) fn forget_unwatched(&mut self, index: u32) {
+        self.still.iter_mut().for_each(|still| still.unwatched.retain(|&unwatched| unwatched != index));
     }
 
     /// A connection cannot be watched.

@@ -39,7 +39,7 @@ impl Wheel {
             }
             self.unlink(slots, index);
         }
-        slots[index].due = due;
+        slots.passing(index).due = due;
         self.link(slots, index);
     }
 
@@ -108,20 +108,20 @@ impl Wheel {
         let head = std::mem::replace(&mut self.buckets[bucket as usize], index);
         self.occupied[bucket as usize / 64] |= 1 << (bucket % 64);
         if head != NONE {
-            slots[head].timer.previous = index;
+            slots.passing(head).timer.previous = index;
         }
-        slots[index].timer = Chain { previous: NONE, next: head };
-        slots[index].flags |= flag::TIMED;
+        slots.passing(index).timer = Chain { previous: NONE, next: head };
+        slots.passing(index).flags |= flag::TIMED;
     }
 
     fn unlink<S>(&mut self, slots: &mut Slots<S>, index: u32) {
-        let Chain { previous, next } = std::mem::replace(&mut slots[index].timer, Chain::LOOSE);
-        slots[index].flags &= !flag::TIMED;
+        let Chain { previous, next } = std::mem::replace(&mut slots.passing(index).timer, Chain::LOOSE);
+        slots.passing(index).flags &= !flag::TIMED;
         if next != NONE {
-            slots[next].timer.previous = previous;
+            slots.passing(next).timer.previous = previous;
         }
         if previous != NONE {
-            slots[previous].timer.next = next;
+            slots.passing(previous).timer.next = next;
             return;
         }
         if self.current == index {

@@ -52,7 +52,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     /// A connection's outbox; one is made if it has none.
     pub(super) fn outbox(&mut self, index: u32) -> &mut Outbox {
         let spare = &mut self.spare_outboxes;
-        self.slots[index].outbox.get_or_insert_with(|| spare.pop().unwrap_or_default())
+        self.slots.passing(index).outbox.get_or_insert_with(|| spare.pop().unwrap_or_default())
     }
 
     /// Whether one more frame may wait for this connection. One that has no room is closed.
@@ -86,7 +86,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     }
 
     pub(super) fn mark_dirty(&mut self, index: u32) {
-        let slot = &mut self.slots[index];
+        let slot = self.slots.passing(index);
         if slot.flags & flag::DIRTY == 0 {
             slot.flags |= flag::DIRTY;
             self.dirty.push(index);
@@ -117,7 +117,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         while let Some(&index) = self.dirty.get(at) {
             at += 1;
             if self.slots[index].flags & flag::DIRTY != 0 {
-                self.slots[index].flags &= !flag::DIRTY;
+                self.slots.passing(index).flags &= !flag::DIRTY;
                 self.flush(index);
             }
         }
@@ -127,7 +127,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     /// Writes what there is room for.
     pub(super) fn flush(&mut self, index: u32) {
         for _ in 0..WRITES_PER_FLUSH {
-            let slot = &mut self.slots[index];
+            let slot = self.slots.passing(index);
             let (Some(socket), Some(outbox)) = (&slot.socket, &mut slot.outbox) else { return };
             let machine = &mut self.machine;
             match outbox.write_with(|slices| machine.write(socket, slices)) {
@@ -167,7 +167,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             }
         }
         if self.slots[index].flags & flag::DIRTY == 0 {
-            self.slots[index].flags |= flag::DIRTY;
+            self.slots.passing(index).flags |= flag::DIRTY;
             self.unfinished_writes.push(index);
         }
     }

@@ -441,7 +441,8 @@ impl Sim {
         self.follows(c, &identifier, p);
     }
 
-    /// The client's shard has got publication `p`: notes whether the client may get it or, unless `may_miss`, must.
+    /// The client's shard has got publication `p`: notes whether the client may get it or, unless `may_miss`, must. What an
+    /// answer attaches is attached when the shard has taken that.
     pub fn note_publication(&mut self, c: usize, p: usize, may_miss: bool) {
         let published = &self.published[p];
         let client = &mut self.clients[c];
@@ -454,7 +455,7 @@ impl Sim {
         for sub in &client.model.subs {
             if sub.streams.contains(&published.stream) {
                 let leaving = |item: &Item| matches!(item, Item::Unsubscribe(i) if i.text == sub.identifier);
-                let must = !may_miss && (sub.by_app || !items.iter().any(leaving));
+                let must = !may_miss && !client.is_followed_by_answer && (sub.by_app || !items.iter().any(leaving));
                 client.ledger.insert((sub.identifier.clone(), p), Due { must, floor });
                 if published.offset.is_some() {
                     held.push(sub.identifier.clone());

@@ -290,7 +290,14 @@ impl Sim {
                 }
                 Message::Disconnect(disconnect)
             }
-            Post::Again(message) => message,
+            Post::Again(message) => {
+                if let Message::Answer(answer) = &message
+                    && let Some(c) = self.net.holder_of(answer.key)
+                {
+                    self.clients[c].is_followed_by_answer = false;
+                }
+                message
+            }
             Post::Adopt(..) => return None,
             Post::Drain(over) => {
                 self.trace(|| format!("shard {s} drains over {over:?}"));

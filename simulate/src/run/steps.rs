@@ -86,7 +86,8 @@ impl Run {
         let moves = {
             let sim = &mut *self.sim.borrow_mut();
             let moves = sim.scenario.moves;
-            sim.rng.chance(moves)
+            // What was copied ahead is found by its key.
+            !self.is_upgrading && sim.rng.chance(moves)
         };
         if moves {
             self.move_some()?;
@@ -94,7 +95,7 @@ impl Run {
         let upgrades = {
             let sim = &mut *self.sim.borrow_mut();
             let upgrades = sim.scenario.upgrades;
-            upgrades > 0 && self.live_from < UPGRADES_MAX && sim.rng.chance(upgrades)
+            upgrades > 0 && !self.is_upgrading && self.live_from < UPGRADES_MAX && sim.rng.chance(upgrades)
         };
         if upgrades {
             self.upgrade()?;

@@ -1,7 +1,9 @@
-//! The whole node is handed over to a new one in mid-run: all shards stand still, everything is copied into new shards, more or
-//! fewer or as many, and then either the old ones go on as if nothing had been, or the new ones do.
+//! The whole node is handed over to a new one in mid-run. Or it is not: the new shards, more or fewer or as many, are dropped, and
+//! the old ones go on as if nothing had been.
 //!
-//! From the copy on nobody touches a connection until it is decided; `Sim::is_copied` sees to it.
+//! Some connections are copied ahead, and the run goes on with the old shards: clocks leap, clients come and go. Then all shards
+//! stand still, and what has changed is copied. From there on nobody touches a connection until it is decided;
+//! `Sim::is_copied` sees to it.
 
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
@@ -14,6 +16,7 @@ use cableway::shard::{Message, Shard, ShardMetrics};
 use super::posts::Post;
 use super::{Driven, Run};
 use crate::client::Move;
+use crate::net::ConnId;
 use crate::seams::{Seams, Socket};
 use crate::world::Site;
 
@@ -23,6 +26,27 @@ const ROUNDS_MAX: usize = 10_000;
 /// Old key, new key, client.
 type Renamed = (SlotKey, SlotKey, usize);
 
+/// Rounds in which connections are copied ahead, and steps of the run behind each.
+const AHEAD_ROUNDS_MAX: usize = 3;
+const AHEAD_STEPS_MAX: usize = 12;
+
+/// The new node, while the old one serves.
+#[derive(Default)]
+struct Next {
+    shards: Vec<Driven>,
+    /// By the keys where they are served.
+    laid_out: HashMap<SlotKey, LaidOut>,
+}
+
+/// A connection that the new node has a copy of.
+struct LaidOut {
+    /// The shard, as the number it will have.
+    shard: usize,
+    key: SlotKey,
+    conn: ConnId,
+    copied: Move,
+}
+
 /// A key that no connection has.
 fn nobody(shard: usize) -> SlotKey {
     SlotKey { shard: shard as u16, index: u32::MAX, generation: 0 }
@@ -31,14 +55,26 @@ fn nobody(shard: usize) -> SlotKey {
 impl Run {
     /// Hands everything over, or tries to. Not while anybody is sent away to end the node.
     pub(super) fn upgrade(&mut self) -> Result<(), String> {
-        let is_draining = |s: usize| {
-            let told = self.shards[s].inbox.iter().any(|post| matches!(post, Post::Drain(_)));
-            told || self.sim.borrow().sites[s].drained_by.is_some()
-        };
-        if self.live().any(is_draining) {
+        if self.is_draining() {
             return Ok(());
         }
         self.sim.borrow().trace(|| "an upgrade begins".into());
+        self.is_upgrading = true;
+        let rounds = self.sim.borrow_mut().rng.between(0, AHEAD_ROUNDS_MAX);
+        let mut next = Next::default();
+        if rounds > 0 {
+            next.shards = self.new_shards();
+        }
+        for _ in 0..rounds {
+            self.copy_ahead(&mut next)?;
+            self.go_on_for_a_while()?;
+        }
+        self.is_upgrading = false;
+        if self.is_draining() {
+            self.sim.borrow_mut().is_copied = true;
+            self.drop_next(next.shards);
+            return Ok(());
+        }
         let stopped_at = self.sim.borrow().mono;
         for s in self.live() {
             self.open_turn(s, 0);
@@ -49,8 +85,11 @@ impl Run {
         self.let_some_wait();
         self.world_goes_on(true);
         let (base, is_done) = (self.shards.len(), self.sim.borrow_mut().rng.chance(600));
-        self.add_shards();
-        let renamed = self.copy_all(base)?;
+        if rounds == 0 {
+            next.shards = self.new_shards();
+        }
+        self.add_shards(next.shards);
+        let renamed = self.copy_all(base, next.laid_out)?;
         self.world_goes_on(false);
         if is_done {
             self.upgrades += 1;
@@ -66,6 +105,75 @@ impl Run {
         }
         sim.trace(|| format!("the upgrade is {}", if is_done { "done" } else { "given up" }));
         sim.violation.take().map_or(Ok(()), Err)
+    }
+
+    fn is_draining(&self) -> bool {
+        let mut live = self.live();
+        live.any(|s| {
+            let told = self.shards[s].inbox.iter().any(|post| matches!(post, Post::Drain(_)));
+            told || self.sim.borrow().sites[s].drained_by.is_some()
+        })
+    }
+
+    /// The old node serves.
+    fn go_on_for_a_while(&mut self) -> Result<(), String> {
+        let (steps, clients) = {
+            let sim = &mut *self.sim.borrow_mut();
+            (sim.rng.between(0, AHEAD_STEPS_MAX), sim.scenario.clients)
+        };
+        for _ in 0..steps {
+            self.step(clients)?;
+            self.flush();
+            self.sweep(300);
+            self.check()?;
+        }
+        Ok(())
+    }
+
+    /// Copies into the new shards what is at rest, or some of it.
+    fn copy_ahead(&mut self, next: &mut Next) -> Result<(), String> {
+        let mut copies = Vec::new();
+        let base = self.shards.len();
+        for s in self.live() {
+            let shard = &mut self.shards[s].shard;
+            self.sim.borrow_mut().is_copied = true;
+            for key in shard.take_outdated() {
+                let known = next.laid_out.remove(&key).ok_or_else(|| format!("{key:?} was never copied"))?;
+                next.shards[known.shard - base].shard.take_away(key);
+            }
+            self.sim.borrow_mut().is_copied = false;
+            shard.look_at_the_clock();
+            let mut from = 0;
+            while let Some(key) = shard.next_to_copy(from..u32::MAX) {
+                from = key.index + 1;
+                if self.sim.borrow_mut().rng.chance(200) {
+                    continue;
+                }
+                let (socket, state) = shard.copy(key).ok_or_else(|| format!("{key:?} cannot be copied"))?;
+                let socket = socket.ok_or_else(|| format!("{key:?} is at rest and has no socket"))?;
+                copies.push((key, socket.again(), state));
+                shard.note_copied(key);
+            }
+        }
+        let apart = self.sim.borrow().mono;
+        {
+            let sim = &mut *self.sim.borrow_mut();
+            sim.mono += Duration::from_millis(sim.rng.between(0, 100) as u64);
+            sim.rng.shuffle(&mut copies);
+            sim.is_copied = true;
+        }
+        let together = self.sim.borrow().mono;
+        for (old, socket, state) in copies {
+            let to = self.sim.borrow_mut().rng.between(base, base + next.shards.len() - 1);
+            let (shard, conn) = (&mut next.shards[to - base].shard, socket.conn);
+            shard.look_at_the_clock();
+            let laid_out = shard.lay_out(old, socket, &state);
+            let key = laid_out.map_err(|error| format!("client {conn} cannot be laid out: {error}"))?;
+            self.sim.borrow_mut().net.conn(conn).has_copy = true;
+            next.laid_out.insert(old, LaidOut { shard: to, key, conn, copied: Move { apart, together } });
+        }
+        self.sim.borrow_mut().is_copied = false;
+        self.check()
     }
 
     fn live(&self) -> std::ops::Range<usize> {
@@ -150,36 +258,51 @@ impl Run {
         }
     }
 
-    /// The new node's shards, which stand still. They have got what the old ones have.
-    fn add_shards(&mut self) {
-        let shards = self.sim.borrow_mut().rng.between(1, 3);
-        for _ in 0..shards {
-            let s = self.shards.len();
+    /// The new node's shards, which stand still.
+    fn new_shards(&mut self) -> Vec<Driven> {
+        let (base, count) = (self.shards.len(), self.sim.borrow_mut().rng.between(1, 3));
+        let new_shard = |s: usize| {
             let settings = {
                 let sim = &mut *self.sim.borrow_mut();
                 let most = sim.rng.pick(&[0, 150, 30_000, 40_000_000]);
                 let origin = Duration::from_millis(sim.rng.between(0, most) as u64);
-                let published = sim.published.len();
                 // Listeners come when the old node leaves.
-                sim.sites.push(Site { got: published, delivered: published, listening: false, ..Site::new(origin) });
+                sim.sites.push(Site { listening: false, ..Site::new(origin) });
                 sim.net.backlogs.push(VecDeque::new());
                 Arc::clone(&sim.scenario.settings)
             };
             let mut driven = Driven::new(&self.sim, s, settings);
             driven.shard.stop();
-            self.shards.push(driven);
+            driven
+        };
+        (base..base + count).map(new_shard).collect()
+    }
+
+    /// They have got what the old ones have.
+    fn add_shards(&mut self, new: Vec<Driven>) {
+        let base = self.shards.len();
+        self.shards.extend(new);
+        let sim = &mut *self.sim.borrow_mut();
+        let published = sim.published.len();
+        for site in &mut sim.sites[base..] {
+            (site.got, site.delivered) = (published, published);
         }
     }
 
-    /// Copies everything into the new shards.
-    fn copy_all(&mut self, base: usize) -> Result<Vec<Renamed>, String> {
+    /// Copies into the new shards everything that they have no good copy of. `laid_out`: what they have copies of.
+    fn copy_all(&mut self, base: usize, mut laid_out: HashMap<SlotKey, LaidOut>) -> Result<Vec<Renamed>, String> {
         let mut copies = Vec::new();
+        let mut outdated = Vec::new();
         for s in self.live_from..base {
             // As the driver of a real shard does it.
             self.shards[s].shard.look_at_the_clock();
             self.sim.borrow_mut().is_copied = true;
+            outdated.extend(self.shards[s].shard.take_outdated());
             let keys: Vec<SlotKey> = self.shards[s].shard.all_keys().collect();
             for key in keys {
+                if self.shards[s].shard.is_copied(key) {
+                    continue;
+                }
                 let copied = self.shards[s].shard.copy(key);
                 let (socket, state) = copied.ok_or_else(|| format!("{key:?} cannot be copied"))?;
                 copies.push((key, socket.map(Socket::again), state));
@@ -192,6 +315,14 @@ impl Run {
             sim.is_copied = true;
             sim.mono += Duration::from_millis(sim.rng.between(0, 100) as u64);
             sim.rng.shuffle(&mut copies);
+        }
+        for driven in &mut self.shards[base..] {
+            driven.shard.look_at_the_clock();
+            driven.shard.note_arrival();
+        }
+        for key in outdated {
+            let known = laid_out.remove(&key).ok_or_else(|| format!("{key:?} was never copied"))?;
+            self.shards[known.shard].shard.take_away(key);
         }
         let open = self.sim.borrow().open;
         let mut renamed = Vec::new();
@@ -206,7 +337,15 @@ impl Run {
             let new = new.map_err(|(_, error)| format!("client {c} cannot be put together: {error}"))?;
             renamed.push((key, new, c));
         }
+        let mut entered = 0;
+        for driven in &mut self.shards[base..] {
+            driven.shard.look_at_the_clock();
+            entered += driven.shard.enter_all().0;
+        }
         let sim = &mut *self.sim.borrow_mut();
+        if entered != laid_out.len() {
+            sim.fail(format!("{} are laid out, and {entered} have entered", laid_out.len()));
+        }
         // Each process counts for itself.
         if sim.open != 2 * open {
             sim.fail(format!("{open} WebSockets are open, and {} were copied", sim.open - open));
@@ -216,26 +355,41 @@ impl Run {
         for &(_, _, c) in &renamed {
             sim.clients[c].clock.copied = Some(Move { apart: copied_at, together });
         }
+        for (old, LaidOut { key, conn, copied, .. }) in laid_out {
+            sim.net.conn(conn).has_copy = false;
+            sim.clients[conn].clock.copied = Some(copied);
+            renamed.push((old, key, conn));
+        }
+        // Whatever order tables have.
+        renamed.sort_unstable_by_key(|&(_, _, conn)| conn);
         Ok(renamed)
     }
 
     /// The old shards go on, and what was copied is nobody's.
     fn forget(&mut self, base: usize) {
-        self.shards.truncate(base);
-        {
-            let sim = &mut *self.sim.borrow_mut();
-            sim.sites.truncate(base);
-            sim.net.backlogs.truncate(base);
-            sim.net.forget_next_watches();
-            sim.residents.clear();
-            sim.is_copied = false;
-        }
+        let new = self.shards.split_off(base);
+        self.drop_next(new);
         for s in self.live() {
             self.open_turn(s, 0);
             self.shards[s].shard.go_on();
             self.close_turn(s);
         }
         self.flush();
+    }
+
+    /// The new shards are nobody's.
+    fn drop_next(&mut self, new: Vec<Driven>) {
+        let base = self.shards.len();
+        self.sim.borrow_mut().net.forget_copies();
+        drop(new);
+        let sim = &mut *self.sim.borrow_mut();
+        sim.sites.truncate(base);
+        sim.net.backlogs.truncate(base);
+        sim.residents.clear();
+        sim.is_copied = false;
+        for s in self.live_from..base {
+            self.shards[s].shard.forget_copies();
+        }
     }
 
     /// The new shards have everything, and go on.
@@ -298,6 +452,10 @@ impl Run {
         let (to, post) = match post {
             Post::Again(Message::Answer(mut answer)) => {
                 answer.key = new(answer.key);
+                let sim = &mut *self.sim.borrow_mut();
+                if let Some(c) = sim.net.holder_of(answer.key) {
+                    sim.clients[c].is_followed_by_answer = true;
+                }
                 (usize::from(answer.key.shard), Post::Again(Message::Answer(answer)))
             }
             Post::Again(message) => {

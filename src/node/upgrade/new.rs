@@ -167,8 +167,8 @@ impl Predecessor {
         // Ends when all shards have said what they have.
         for arrived in arrived {
             let arrived = arrived.map_err(unusable)?;
-            have.connections += arrived.copied.connections;
-            have.bytes += arrived.copied.bytes;
+            have.connections += arrived.connections;
+            have.bytes += arrived.bytes;
             waiting.extend(arrived.waiting.into_iter().map(|(old, new, asks)| (old, (new, asks))));
         }
         let moved = waiting.iter().map(|(&old, &(new, _))| (old, new)).collect();

@@ -22,7 +22,7 @@ use crate::os::clock::{self, Clock};
 use crate::os::hand_over::Channel;
 use crate::os::orphan::Started;
 use crate::os::pidfd::Pidfd;
-use crate::shard::{Copied, Copying, Divert, HandOver, Message, Settled, Verdict};
+use crate::shard::{Copying, CopyingAhead, Divert, HandOver, Lanes, Message, Settled, Verdict};
 
 use super::Understood;
 use super::protocol::{Have, Hello, LineError, Offer, Port, Talk, ToNew, ToOld, Yours};
@@ -36,6 +36,12 @@ const LULL_MAX: Duration = Duration::from_secs(1);
 
 /// How often all shards are asked whether anything came: what one of them does may be work for another.
 const SETTLE_ROUNDS_MAX: usize = 64;
+
+/// How often connections are copied while they are served: again those that have changed or come meanwhile.
+const AHEAD_ROUNDS_MAX: usize = 3;
+
+/// Copies that are not worth one more round.
+const AHEAD_FEW: usize = 500;
 
 /// How long the new process may take to put everything together once it is sent, beside the time that connections take.
 const HAVE_MAX: Duration = Duration::from_secs(10);
@@ -167,7 +173,19 @@ impl NewProcess {
     }
 
     fn say(&self, message: &ToNew, descriptors: &[std::os::fd::BorrowedFd<'_>]) -> Result<(), UpgradeError> {
-        self.talk.say(message, descriptors).map_err(|error| UpgradeError::New(format!("it cannot be told: {error}")))
+        self.talk.say(message, descriptors).map_err(|error| self.last_words(&error))
+    }
+
+    /// Why something cannot be sent to it: its own words come first, if it has any.
+    fn last_words(&self, error: &std::io::Error) -> UpgradeError {
+        UpgradeError::New(loop {
+            match self.talk.hear(Some(ABORT_MAX)) {
+                Ok((ToOld::Failed { why }, _)) => break why,
+                Ok(_) => {}
+                Err(LineError::Ended) => break self.how_it_ended(),
+                Err(_) => break format!("it cannot be told: {error}"),
+            }
+        })
     }
 
     /// Offers it what it is made of; gives the lanes to its shards.
@@ -175,7 +193,7 @@ impl NewProcess {
         let (offer, listeners) = node.offer()?;
         let listeners: Vec<_> = listeners.iter().map(AsFd::as_fd).collect();
         let said = self.talk.say_with_all(&ToNew::Listeners {}, &listeners);
-        said.map_err(|error| UpgradeError::New(format!("it cannot be told: {error}")))?;
+        said.map_err(|error| self.last_words(&error))?;
         self.say(&ToNew::Offer(Box::new(offer)), &[])?;
         let mut lanes = Vec::new();
         loop {
@@ -203,6 +221,44 @@ impl NewProcess {
             (ToOld::Kept {}, _) => Ok(snapshot),
             (other, _) => Err(UpgradeError::New(format!("it says {other:?}, out of turn"))),
         }
+    }
+
+    /// Has the connections that are at rest copied while they are served, if it can take them.
+    fn copy_ahead(&self, parts: &Parts, lanes: &Arc<[Channel]>, patience: Duration) -> Result<(), UpgradeError> {
+        let rounds = if self.hello.ahead { AHEAD_ROUNDS_MAX } else { 0 };
+        for _ in 0..rounds {
+            let (done, all_done) = mpsc::channel();
+            let shards = parts.inboxes.len();
+            for (shard, inbox) in parts.inboxes.iter().enumerate() {
+                let copying = CopyingAhead { lanes: Lanes::new(Arc::clone(lanes), shard, shards), done: done.clone() };
+                inbox.put(Message::HandOver(HandOver::CopyAhead(copying)));
+            }
+            let copied = self.copied(&all_done, shards, patience)?;
+            tracing::debug!(copied, "upgrade: connections are copied ahead");
+            if copied < AHEAD_FEW {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until so many shards have copied; gives what they say together.
+    fn copied(
+        &self,
+        all_done: &mpsc::Receiver<std::io::Result<usize>>,
+        shards: usize,
+        patience: Duration,
+    ) -> Result<usize, UpgradeError> {
+        let (clock, mut copied) = (Clock::start(), 0);
+        for _ in 0..shards {
+            match all_done.recv_timeout(patience.saturating_sub(clock.now().mono)) {
+                Ok(Ok(of_shard)) => copied += of_shard,
+                Ok(Err(error)) => return Err(self.last_words(&error)),
+                Err(RecvTimeoutError::Timeout) => return Err(UpgradeError::Late(patience, "take the connections")),
+                Err(RecvTimeoutError::Disconnected) => return Err(UpgradeError::Old("a shard has ended".to_owned())),
+            }
+        }
+        Ok(copied)
     }
 
     /// Ends it, and waits for its end: only then has nobody else the connections.
@@ -282,7 +338,7 @@ impl<'a> Stopped<'a> {
         let clock = Clock::start();
         for _ in 0..SETTLE_ROUNDS_MAX {
             let (settled, all) = mpsc::channel();
-            self.tell(|| HandOver::Settle(settled.clone()));
+            tell(self.parts, || HandOver::Settle(settled.clone()));
             drop(settled);
             let mut was_busy = false;
             for _ in 0..self.parts.inboxes.len() {
@@ -301,18 +357,15 @@ impl<'a> Stopped<'a> {
         UpgradeError::Old("its shards do not come to rest".to_owned())
     }
 
-    fn tell(&self, mut what: impl FnMut() -> HandOver) {
-        self.parts.inboxes.iter().for_each(|inbox| inbox.put(Message::HandOver(what())));
-    }
-
     /// Has all shards send copies of everything.
-    fn copy(&mut self, lanes: &Arc<[Channel]>) -> mpsc::Receiver<std::io::Result<Copied>> {
+    fn copy(&mut self, lanes: &Arc<[Channel]>) -> mpsc::Receiver<std::io::Result<usize>> {
         let (done, all_done) = mpsc::channel();
         let shards = self.parts.inboxes.len();
         for (shard, inbox) in self.parts.inboxes.iter().enumerate() {
             let (verdict, hears) = mpsc::channel();
             self.verdicts.push(verdict);
-            let copying = Copying { lanes: Arc::clone(lanes), shard, shards, done: done.clone(), verdict: hears };
+            let lanes = Lanes::new(Arc::clone(lanes), shard, shards);
+            let copying = Copying { lanes, done: done.clone(), verdict: hears };
             inbox.put(Message::HandOver(HandOver::Copy(copying)));
         }
         all_done
@@ -341,13 +394,18 @@ impl Drop for Stopped<'_> {
             parent.go_on();
         }
         // Shards that have not copied are told by their inbox, the others wait for their verdict.
-        self.tell(|| HandOver::GoOn);
+        tell(self.parts, || HandOver::GoOn);
         for verdict in self.verdicts.drain(..) {
             let _ = verdict.send(Verdict::GoOn);
         }
         self.parts.backend.go_on();
         state::forget_changes(self.parts);
     }
+}
+
+/// Tells all shards.
+fn tell(parts: &Parts, mut what: impl FnMut() -> HandOver) {
+    parts.inboxes.iter().for_each(|inbox| inbox.put(Message::HandOver(what())));
 }
 
 /// Waits for the parent of several processes.
@@ -412,6 +470,7 @@ impl Node {
         let kept = new.keep(&self.observer.parts, patience);
         let snapshot_bytes = kept.as_ref().map_or(0, |snapshot| snapshot.bytes);
         let handed_over = kept.and_then(|snapshot| {
+            new.copy_ahead(&self.observer.parts, &lanes, patience)?;
             let mut stopped = Stopped::stop(self)?;
             let sent = give(&mut new, &mut stopped, &snapshot, &lanes).and_then(|sent| {
                 stopped.heard_by_parent(self)?;
@@ -436,6 +495,7 @@ impl Node {
             }
         });
         if handed_over.is_err() {
+            tell(&self.observer.parts, || HandOver::GoOn);
             state::forget_changes(&self.observer.parts);
         }
         let (Sent { have, bytes }, successor, since_usec) = handed_over?;
@@ -507,25 +567,13 @@ fn give(
     let bytes = state.len();
     new.say(&ToNew::State(ByteBuf::from(state)), &[])?;
     stopped.mark("the state beside the connections is sent");
-    let mut copied = Copied::default();
-    for _ in 0..stopped.parts.inboxes.len() {
-        match all_done.recv_timeout(left()) {
-            Ok(Ok(of_shard)) => copied.connections += of_shard.connections,
-            // Its own words come first, if it has any.
-            Ok(Err(error)) => {
-                new.hear(ABORT_MAX, "say why it takes nothing more")?;
-                return Err(UpgradeError::New(format!("connections cannot be sent to it: {error}")));
-            }
-            Err(RecvTimeoutError::Timeout) => return Err(UpgradeError::Late(patience, "take the connections")),
-            Err(RecvTimeoutError::Disconnected) => return Err(UpgradeError::Old("a shard has ended".to_owned())),
-        }
-    }
+    let copied = new.copied(&all_done, stopped.parts.inboxes.len(), left())?;
     stopped.mark("the connections are copied");
     match new.hear(left(), "put the connections together")? {
-        (ToOld::Have(have), _) if have.connections == copied.connections => {
+        (ToOld::Have(have), _) if have.connections == copied => {
             stopped.mark("the new process has everything");
             Ok(Sent { have, bytes })
         }
-        (other, _) => Err(UpgradeError::New(format!("it says {other:?} of {} connections", copied.connections))),
+        (other, _) => Err(UpgradeError::New(format!("it says {other:?} of {copied} connections"))),
     }
 }

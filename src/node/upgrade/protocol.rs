@@ -7,7 +7,8 @@
 //!      <---------- Lanes.. Prepared         one lane for each of its shards
 //! Snapshot.. SnapshotEnds --------->        what is large, while the old one still serves
 //!      <---------------------- Kept
-//! State --------------------------->        and all connections, through the lanes
+//!                                           connections that are at rest, through the lanes, still served
+//! State --------------------------->        and all other connections, through the lanes
 //!      <---------------------- Have         everything is put together
 //! Yours --------------------------->        the point of no return: from here on it serves
 //!      <------------------- Started
@@ -54,6 +55,9 @@ pub(super) struct Hello {
     /// What it can say to the parent of several processes.
     #[serde(default)]
     pub links: Vec<u16>,
+    /// It takes connections while they are served, and puts those together that do not change.
+    #[serde(default)]
+    pub ahead: bool,
 }
 
 impl Hello {
@@ -66,6 +70,7 @@ impl Hello {
             connections: vec![shard::FORMAT],
             states: vec![state::STATE_FORMAT],
             links: vec![LINK_FORMAT],
+            ahead: true,
         }
     }
 
