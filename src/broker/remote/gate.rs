@@ -6,7 +6,9 @@
 //! order, and what cannot be fetched any more is counted.
 //!
 //! A stream stands here while a shard follows it. It opens at the counter of the stream, read when the cluster has
-//! acknowledged that this node gets what is published from then on; what comes meanwhile waits.
+//! acknowledged that this node gets what is published from then on; what comes meanwhile waits. When the storage gets a new
+//! epoch, a stream opens again behind what its clients have: they have all of the old epoch that came, and nothing of the new
+//! one, whoever stored it and however long this node did not know of it.
 
 #[cfg(test)]
 mod tests;
@@ -23,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
-use super::store::{Entry, StoreId};
+use super::store::{Count, Entry, StoreId};
 use super::{Outlet, RemoteMetrics};
 use crate::model::{NameHasher, Position, Publication};
 
@@ -99,6 +101,9 @@ pub struct GivenStream {
     last: u64,
     /// For how long it has not come further, in seconds; none: it has not come further since it was followed.
     age: Option<u64>,
+    /// That was in an epoch that is over.
+    #[serde(default)]
+    is_anew: bool,
 }
 
 /// What became of a publication that came.
@@ -116,11 +121,13 @@ pub enum Passed {
 
 /// What was read of a stream to fill it.
 pub struct Filling {
+    /// Behind which offset it was read.
+    pub after: u64,
     /// The offset of the newest publication; 0 if the storage does not know the stream.
     pub head: u64,
     /// Where the count began that it has now.
     pub base: u64,
-    /// What is kept behind [`Gate::last`], in order.
+    /// What is kept behind `after`, in order.
     pub entries: Vec<Entry>,
 }
 
@@ -217,7 +224,11 @@ impl Gate {
         let (mut streams, now) = (Vec::new(), self.time());
         let given = |(name, stream): (&Arc<str>, &Stream)| {
             let age = stream.age(now).map(|age| age.as_secs());
-            Some(GivenStream { name: Arc::clone(name), last: stream.last()?, age })
+            let (last, is_anew) = match stream.last() {
+                Some(last) => (last, false),
+                None => (stream.before()?, true),
+            };
+            Some(GivenStream { name: Arc::clone(name), last, age, is_anew })
         };
         for bucket in &self.buckets {
             streams.extend(lock(bucket).streams.iter().filter_map(given));
@@ -242,12 +253,11 @@ impl Gate {
             common.served = served;
             known.is_some() && known.as_ref() != epoch
         };
-        if is_another {
-            // Their offsets mean nothing any more.
-            return;
+        if !is_another {
+            self.buckets.iter().for_each(|bucket| lock(bucket).epoch = epoch.cloned());
         }
-        self.buckets.iter().for_each(|bucket| lock(bucket).epoch = epoch.cloned());
-        for given in streams {
+        for mut given in streams {
+            given.is_anew |= is_another;
             let mut bucket = self.bucket(&given.name);
             let Bucket { streams, wanted, inherited, .. } = &mut *bucket;
             match streams.get_mut(&given.name) {
@@ -267,6 +277,9 @@ impl Gate {
 
     fn go_on_from(&self, stream: &mut Stream, given: &GivenStream) {
         stream.open_at(given.last);
+        if given.is_anew {
+            stream.begin_anew();
+        }
         if let Some(came) = given.age.and_then(|age| self.time().checked_sub(Duration::from_secs(age))) {
             stream.came_at(came);
         }
@@ -313,9 +326,6 @@ impl Gate {
                 return false;
             }
             let is_another = common.epoch.replace(Arc::clone(epoch)).is_some();
-            if is_another {
-                common.served.clear();
-            }
             (is_another, if is_another { std::mem::take(&mut common.strays) } else { Vec::new() })
         };
         for bucket in &self.buckets {
@@ -348,17 +358,21 @@ impl Gate {
     }
 
     /// The counters of streams are known.
-    pub fn opened(&self, heads: impl IntoIterator<Item = (Arc<str>, u64)>) {
-        for (name, head) in heads {
+    pub fn opened(&self, counts: impl IntoIterator<Item = (Arc<str>, Count)>) {
+        for (name, count) in counts {
             let mut bucket = self.bucket(&name);
-            let Bucket { streams, wanted, .. } = &mut *bucket;
+            let Bucket { streams, wanted, epoch, .. } = &mut *bucket;
+            let head = count.head;
             let Some(stream) = streams.get_mut(&name) else { continue };
             match stream.last() {
                 None => {
                     // What came meanwhile is delivered, although it may be counted already.
                     let first = stream.first_waiting().map_or(u64::MAX, |first| first - 1);
+                    // What clients have of an epoch that is over is not there any more behind where this one began.
+                    let behind = |before: u64| before.min(count.before(epoch.as_ref())).max(count.base);
+                    let had = stream.before().map_or(head, behind);
                     stream.open_at(0);
-                    self.go_to(stream, head.min(first));
+                    self.go_to(stream, had.min(first));
                     self.advance(&name, stream, wanted);
                     stream.take_openings().into_iter().for_each(|then| then());
                 }
@@ -454,7 +468,11 @@ impl Gate {
         let name = Arc::clone(name);
         let Some(stream) = streams.get_mut(&name) else { return };
         stream.is_filling = false;
-        let (Some(Filling { head, base, entries }), Some(before)) = (read, stream.last()) else { return };
+        let (Some(Filling { after, head, base, entries }), Some(before)) = (read, stream.last()) else { return };
+        if before < after {
+            // It was opened anew meanwhile, and what is between was not read.
+            return self.reach(&name, stream, wanted, head);
+        }
         if head < before {
             if self.is_remembered(stream) {
                 self.want(wanted, Want::Doubt, name);
@@ -510,7 +528,7 @@ impl Gate {
         let Some(last) = self.last(stream).filter(|last| *last < head) else { return };
         let is_next = entries.first().is_some_and(|first| offset(first) <= last + 1);
         if is_next {
-            self.filled(stream, Some(Filling { head, base: 0, entries: entries.to_vec() }));
+            self.filled(stream, Some(Filling { after: last, head, base: 0, entries: entries.to_vec() }));
         } else {
             self.reaches(stream, head);
         }

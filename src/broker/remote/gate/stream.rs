@@ -11,7 +11,8 @@ use crate::model::Publication;
 
 /// A node has one for each stream that it follows, which may be one for each client: what most have nothing of is apart.
 pub struct Stream {
-    /// Everything up to here has been delivered, or was there before. [`NOT_OPEN`] until the counter is read.
+    /// Everything up to here has been delivered, or was there before. [`NOT_OPEN`] until the counter is read for the first
+    /// time.
     last: u64,
     more: Option<Box<More>>,
     /// When it came as far as it is, in seconds; 0: it has not.
@@ -20,6 +21,8 @@ pub struct Stream {
     pub shards: u16,
     /// It is wanted to be filled, or is being filled.
     pub is_filling: bool,
+    /// What `last` says was so in an epoch that is over; it is not open.
+    is_anew: bool,
 }
 
 const NOT_OPEN: u64 = u64::MAX;
@@ -41,12 +44,17 @@ pub struct More {
 impl Stream {
     /// One that a shard has begun to follow.
     pub fn followed() -> Stream {
-        Stream { last: NOT_OPEN, more: None, came: 0, shards: 1, is_filling: false }
+        Stream { last: NOT_OPEN, more: None, came: 0, shards: 1, is_filling: false, is_anew: false }
     }
 
     /// Everything up to here has been delivered; none if it is not open.
     pub fn last(&self) -> Option<u64> {
-        (self.last != NOT_OPEN).then_some(self.last)
+        (self.last != NOT_OPEN && !self.is_anew).then_some(self.last)
+    }
+
+    /// Everything up to here was delivered in an epoch that is over, of one that is to be opened again.
+    pub fn before(&self) -> Option<u64> {
+        self.is_anew.then_some(self.last)
     }
 
     pub fn set_last(&mut self, last: u64) {
@@ -56,12 +64,13 @@ impl Stream {
     /// It has come this far and no further, as far as is known.
     pub fn open_at(&mut self, head: u64) {
         self.last = head;
+        self.is_anew = false;
         self.more.iter_mut().for_each(|more| more.head = 0);
     }
 
     /// It is to be opened again, with other offsets.
     pub fn begin_anew(&mut self) {
-        self.last = NOT_OPEN;
+        self.is_anew = self.last != NOT_OPEN;
         if let Some(more) = &mut self.more {
             more.head = 0;
             more.waiting.clear();
