@@ -263,12 +263,18 @@ fn clients_are_served_without_positions_where_the_engine_is_gone_for_long<E: Eng
     assert!(begun.elapsed() < Duration::from_secs(2), "nobody waits any more: {:?}", begun.elapsed());
     assert!(client.text().contains("\"message\":3"));
     assert_eq!(history(&mut client, "room", &behind("room", &epoch, before)), None, "it cannot be found out");
+    // Who comes meanwhile is confirmed, also on a stream that somebody else has asked for.
+    let mut late = nodes.followers(3, "other");
+    nodes.0[0].broadcast("other", "3");
+    late.iter_mut().for_each(|client| assert!(client.text().contains("\"message\":3")));
     engine.rise();
     links_are_up::<E>(&nodes.0[0]);
     nodes.0[0].broadcast("room", "4");
     let (offset, _, said) = message(&mut client);
     assert_eq!((offset, said), (before + 1, Value::from(4)));
-    assert_eq!(nodes.0[0].metrics().get("broker_unstored_total"), 2);
+    nodes.0[0].broadcast("other", "4");
+    late.iter_mut().for_each(|client| assert_eq!(message(client).2, Value::from(4)));
+    assert_eq!(nodes.0[0].metrics().get("broker_unstored_total"), 3);
 }
 
 fn a_session_is_resumed_on_another_node_once_and_never_by_who_was_sent_away<E: Engine>() {

@@ -174,9 +174,10 @@ impl Gate {
     /// The cluster gives this node what is published to a stream from now on, or cannot: its counter can be read.
     pub fn subscribed(&self, stream: &str) {
         let mut bucket = self.bucket(stream);
-        if let Some((name, _)) = bucket.streams.get_key_value(stream) {
-            let name = Arc::clone(name);
-            self.want(&mut bucket.wanted, Want::Open, name);
+        let Bucket { streams, wanted, .. } = &mut *bucket;
+        let name = streams.get_key_value(stream).map(|(name, _)| Arc::clone(name));
+        if let (Some(name), Some(stream)) = (name, streams.get_mut(stream)) {
+            self.want_open(name, stream, wanted);
         }
     }
 
@@ -197,7 +198,7 @@ impl Gate {
     /// it, or if it cannot be opened now.
     pub fn when_open(&self, stream: &str, then: Then) {
         let mut bucket = self.bucket(stream);
-        match bucket.streams.get_mut(stream).filter(|stream| stream.last().is_none()) {
+        match bucket.streams.get_mut(stream).filter(|stream| stream.is_opening()) {
             Some(stream) => stream.more().openings.push(then),
             None => {
                 drop(bucket);
@@ -206,11 +207,16 @@ impl Gate {
         }
     }
 
-    /// The counters of these could not be read. They are wanted again when that is possible; until then nobody waits.
+    /// The counters of these could not be read. They are wanted again when that is possible; until then nobody waits, also who
+    /// comes later.
     pub fn not_opened(&self, names: &[Arc<str>]) {
         for name in names {
-            let openings = self.bucket(name).streams.get_mut(name).map(Stream::take_openings);
-            openings.into_iter().flatten().for_each(|then| then());
+            let mut bucket = self.bucket(name);
+            let Some(stream) = bucket.streams.get_mut(name) else { continue };
+            stream.shut(true);
+            let openings = stream.take_openings();
+            drop(bucket);
+            openings.into_iter().for_each(|then| then());
         }
     }
 
@@ -263,7 +269,7 @@ impl Gate {
             match streams.get_mut(&given.name) {
                 Some(stream) => {
                     self.go_on_from(stream, &given);
-                    self.want(wanted, Want::Open, given.name);
+                    self.want_open(given.name, stream, wanted);
                 }
                 None => _ = inherited.insert(Arc::clone(&given.name), given),
             }
@@ -333,8 +339,10 @@ impl Gate {
             let Bucket { streams, wanted, epoch: current, .. } = &mut *bucket;
             *current = Some(Arc::clone(epoch));
             if is_another {
-                streams.values_mut().for_each(Stream::begin_anew);
-                streams.keys().for_each(|name| self.want(wanted, Want::Open, Arc::clone(name)));
+                for (name, stream) in streams.iter_mut() {
+                    stream.begin_anew();
+                    self.want_open(Arc::clone(name), stream, wanted);
+                }
             }
         }
         for (publication, permit) in strays {
@@ -353,7 +361,7 @@ impl Gate {
         for bucket in &self.buckets {
             let mut bucket = lock(bucket);
             let Bucket { streams, wanted, .. } = &mut *bucket;
-            streams.keys().for_each(|name| self.want(wanted, Want::Open, Arc::clone(name)));
+            streams.iter_mut().for_each(|(name, stream)| self.want_open(Arc::clone(name), stream, wanted));
         }
     }
 
@@ -450,6 +458,18 @@ impl Gate {
         }
     }
 
+    /// What is missing of a stream, if something is, is wanted to be read.
+    pub fn refill(&self, stream: &str) {
+        let mut bucket = self.bucket(stream);
+        let Bucket { streams, wanted, .. } = &mut *bucket;
+        let name = streams.get_key_value(stream).map(|(name, _)| Arc::clone(name));
+        if let (Some(name), Some(stream)) = (name, streams.get_mut(stream))
+            && stream.last().is_some_and(|last| last < stream.head())
+        {
+            self.want_filling(&name, stream, wanted);
+        }
+    }
+
     fn reach(&self, name: &Arc<str>, stream: &mut Stream, wanted: &mut Wanted, head: u64) {
         if head > stream.head() {
             stream.more().head = head;
@@ -467,7 +487,7 @@ impl Gate {
         let Some((name, _)) = streams.get_key_value(stream) else { return };
         let name = Arc::clone(name);
         let Some(stream) = streams.get_mut(&name) else { return };
-        stream.is_filling = false;
+        stream.fills(false);
         let (Some(Filling { after, head, base, entries }), Some(before)) = (read, stream.last()) else { return };
         if before < after {
             // It was opened anew meanwhile, and what is between was not read.
@@ -591,9 +611,14 @@ impl Gate {
     }
 
     fn want_filling(&self, name: &Arc<str>, stream: &mut Stream, wanted: &mut Wanted) {
-        if !std::mem::replace(&mut stream.is_filling, true) {
+        if !stream.fills(true) {
             self.want(wanted, Want::Fill, Arc::clone(name));
         }
+    }
+
+    fn want_open(&self, name: Arc<str>, stream: &mut Stream, wanted: &mut Wanted) {
+        stream.shut(false);
+        self.want(wanted, Want::Open, name);
     }
 
     fn want(&self, wanted: &mut Wanted, want: Want, name: Arc<str>) {

@@ -206,6 +206,19 @@ impl<S: Store> Tasks<S> {
         }
     }
 
+    /// Waits a moment where the storage is there, but did not do what it was asked, or did not answer. Tells whether it is there.
+    async fn may_be_asked_again(&self, trouble: &Trouble) -> bool {
+        let is_up = || matches!(*self.store.reach().borrow(), Reach::Up(_));
+        if !is_up() {
+            return false;
+        }
+        match trouble {
+            Trouble::Away(_) => sleep(AFTER_REFUSAL).await,
+            Trouble::Refused(_) | Trouble::Never(_) => self.after(trouble).await,
+        }
+        true
+    }
+
     /// Asks the storage, and again where the link was lost meanwhile.
     async fn asked<T, F: Future<Output = Result<T, Trouble>> + Send>(
         &self,
@@ -362,8 +375,7 @@ impl<S: Store> Tasks<S> {
                 Err(trouble) => {
                     gate.not_opened(&names);
                     // Of storage that is away all are read when it is back.
-                    if !matches!(trouble, Trouble::Away(_)) {
-                        self.after(&trouble).await;
+                    if self.may_be_asked_again(&trouble).await {
                         names.iter().for_each(|name| gate.subscribed(name));
                     }
                 }
@@ -386,14 +398,17 @@ impl<S: Store> Tasks<S> {
         if !gate.has_gap(&name) {
             return gate.filled(&name, None);
         }
-        loop {
-            match self.store.read(&name, From::After(last)).await {
-                Ok(Read { head, base, entries, .. }) => {
-                    return gate.filled(&name, Some(Filling { after: last, head: head.unwrap_or(0), base, entries }));
+        match self.store.read(&name, From::After(last)).await {
+            Ok(Read { head, base, entries, .. }) => {
+                gate.filled(&name, Some(Filling { after: last, head: head.unwrap_or(0), base, entries }));
+            }
+            // Of storage that is away everything is looked at when it is back.
+            Err(trouble) => {
+                let again = self.may_be_asked_again(&trouble).await;
+                gate.filled(&name, None);
+                if again {
+                    gate.refill(&name);
                 }
-                // Everything is looked at when it is back.
-                Err(Trouble::Away(_)) => return gate.filled(&name, None),
-                Err(trouble) => self.after(&trouble).await,
             }
         }
     }

@@ -97,7 +97,13 @@ fn what_comes_by_several_ways_is_delivered_once_and_in_order() {
 #[test]
 fn a_gap_is_filled_from_the_history_and_what_is_not_there_any_more_is_counted() {
     let f = Fixture::open();
+    f.gate.refill("s");
+    assert!(f.wanted(Want::Fill).is_empty(), "nothing is missing");
     f.pass(14);
+    f.gate.filled("s", None);
+    f.wanted(Want::Fill);
+    f.gate.refill("s");
+    assert_eq!(f.wanted(Want::Fill), [Arc::from("s")]);
     f.gate.filled("s", None);
     f.pass(15);
     assert!(f.delivered().is_empty());
@@ -241,12 +247,16 @@ fn who_waits_for_a_stream_to_be_open_is_called_when_it_is_or_cannot_be() {
     f.gate.not_opened(&["t".into()]);
     assert_eq!(calls(), 3, "its counter cannot be read now");
     wait("t");
+    assert_eq!(calls(), 4, "nor a moment later, and nobody knows when");
+    f.gate.open_all();
+    wait("t");
+    assert_eq!(calls(), 4, "it is tried again");
     f.gate.opened([("t".into(), count(7))]);
-    assert_eq!((calls(), f.gate.last("t")), (4, Some(7)));
+    assert_eq!((calls(), f.gate.last("t")), (5, Some(7)));
     f.gate.follow("u", None);
     wait("u");
     f.gate.unfollow("u");
-    assert_eq!(calls(), 5, "nobody follows it any more");
+    assert_eq!(calls(), 6, "nobody follows it any more");
 }
 
 #[tokio::test(start_paused = true)]
