@@ -38,7 +38,7 @@ use tokio::time::Instant;
 
 use super::COUNTER_TTLS;
 use super::remote::store::{
-    From, LEASE, Lease, Person, Presence, Reach, Read, Remembered, Store, Stored, Trouble, Unstored,
+    Count, From, LEASE, Lease, Person, Presence, Reach, Read, Remembered, Store, Stored, Trouble, Unstored,
 };
 use super::sent_away::ON_THE_WAY;
 use crate::link::nats::{Client, Connection, JetStore, Limits, NatsError, OURS, Refused, Servers, StoreError};
@@ -46,7 +46,7 @@ use crate::link::{LinkState, keep};
 use crate::model::{NodeId, ResumeTicket, SavedSession};
 use crate::os::clock;
 
-use history::Heads;
+use history::{Head, Heads};
 
 /// How long JetStream remembers ids of messages. A store is sent again within seconds or not at all.
 const IDS: Duration = Duration::from_secs(60);
@@ -366,11 +366,11 @@ impl Store for NatsStore {
         Ok(())
     }
 
-    async fn heads(&self, streams: &[Arc<str>]) -> Result<Vec<u64>, Trouble> {
+    async fn counts(&self, streams: &[Arc<str>]) -> Result<Vec<Count>, Trouble> {
         let history = self.stores()?.history;
         let heads = streams.iter().map(|stream| self.head(&history, stream));
         let heads = try_join_all(heads).await.map_err(|error| self.trouble(error))?;
-        Ok(heads.into_iter().map(|head| head.map_or(0, |head| head.offset)).collect())
+        Ok(heads.into_iter().map(|head| head.map(Head::count).unwrap_or_default()).collect())
     }
 
     async fn save(&self, sessions: &[(&SavedSession, Duration)]) -> Result<(), Trouble> {

@@ -5,7 +5,7 @@
 //! | key | what |
 //! | --- | --- |
 //! | `:s:{STREAM}` | the history: a Redis stream whose ids are the offsets |
-//! | `:c:{STREAM}` | a hash: the newest offset (`o`), where the count began (`b`), the last store of each node (`n:NODE`) |
+//! | `:c:{STREAM}` | a hash: the newest offset (`o`) and its epoch (`e`), where the count (`b`) and the epoch (`f`, if not there) began, the last store of each node (`n:NODE`) |
 //! | `:epoch` | the generation of the storage |
 //! | `:r:{SID}` | a session that waits for its client, with its time to live |
 //! | `:x:{HASH}` | when identities with this hash were sent away |
@@ -37,7 +37,8 @@ use tokio::time::Instant;
 use link::{Call, Link, new_epoch};
 
 use super::remote::store::{
-    Entry, From, LEASE, Lease, Person, Presence, Reach, Read, Remembered, Store, StoreId, Stored, Trouble, Unstored,
+    Count, Entry, From, LEASE, Lease, Person, Presence, Reach, Read, Remembered, Store, StoreId, Stored, Trouble,
+    Unstored,
 };
 use super::sent_away::ON_THE_WAY;
 use crate::link::redis::{Connection, Redis};
@@ -173,15 +174,21 @@ impl RedisStore {
         channels.map_or_else(String::new, |channels| format!("{}{stream}", channels.prefix))
     }
 
-    async fn heads_by(&self, connection: &Connection, streams: &[Arc<str>]) -> RedisResult<Vec<u64>> {
+    async fn counts_by(&self, connection: &Connection, streams: &[Arc<str>]) -> RedisResult<Vec<Count>> {
         let command = |stream: &Arc<str>| {
-            let mut command = redis::cmd("HGET");
-            command.arg(self.key('c', stream)).arg("o");
+            let mut command = redis::cmd("HMGET");
+            command.arg(self.key('c', stream)).arg(&["o", "b", "e", "f"]);
             command
         };
+        let count = |answer: RedisResult<Value>| {
+            type Fields = (Option<u64>, Option<u64>, Option<String>, Option<u64>);
+            let (head, base, epoch, before) = Fields::from_redis_value(answer?)?;
+            let base = base.unwrap_or(0);
+            let begun = epoch.map(|epoch| (epoch.into(), before.unwrap_or(base)));
+            Ok(Count { head: head.unwrap_or(0), base, begun })
+        };
         let commands = streams.iter().map(command).enumerate().collect();
-        let heads = self.send(connection, commands).await.into_iter();
-        heads.map(|head| Ok(Option::<u64>::from_redis_value(head?)?.unwrap_or(0))).collect()
+        self.send(connection, commands).await.into_iter().map(count).collect()
     }
 
     /// The epoch that an answer came with is that of the storage.
@@ -339,9 +346,9 @@ impl Store for RedisStore {
         Ok(())
     }
 
-    async fn heads(&self, streams: &[Arc<str>]) -> Result<Vec<u64>, Trouble> {
+    async fn counts(&self, streams: &[Arc<str>]) -> Result<Vec<Count>, Trouble> {
         let connection = self.connection()?;
-        self.heads_by(&connection, streams).await.map_err(|error| self.trouble(error))
+        self.counts_by(&connection, streams).await.map_err(|error| self.trouble(error))
     }
 
     async fn save(&self, sessions: &[(&SavedSession, Duration)]) -> Result<(), Trouble> {

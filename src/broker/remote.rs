@@ -18,6 +18,8 @@ mod residents;
 mod saved;
 pub mod store;
 mod tasks;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::sync::Arc;
@@ -279,9 +281,8 @@ impl RemoteBroker {
 
     /// The cluster has subscribed to a stream anew: what was published meanwhile is fetched.
     pub fn subscribed_again(&self, stream: &str) {
-        if self.shared.gate.last(stream).is_some() {
-            self.shared.gate.subscribed(stream);
-        }
+        // Also where it is about to be opened: its counter may have been read before.
+        self.shared.gate.subscribed(stream);
     }
 
     /// Whether no session waits to be stored, or is being taken out of the storage.

@@ -24,6 +24,7 @@ for_both! {
     nodes_that_publish_to_one_stream_at_once_get_their_turns,
     a_node_that_dies_costs_its_clients_nothing,
     a_history_that_is_gone_has_another_epoch,
+    a_node_that_learns_late_of_another_epoch_misses_nothing_of_it,
     clients_are_served_without_positions_where_the_engine_is_gone_for_long,
     a_session_is_resumed_on_another_node_once_and_never_by_who_was_sent_away,
     presence_is_the_same_on_every_node_and_the_people_of_a_dead_node_leave,
@@ -80,11 +81,11 @@ fn only_so_much_is_kept_and_whoever_has_missed_more_is_told<E: Engine>() {
         assert_eq!(http(nodes.0[0].address(), "POST", "/_broadcast", &body).expect("an answer").status, 201);
     };
     (0..10).for_each(publish);
+    let published = Instant::now();
     let got: Vec<_> = (0..10).map(|_| message(&mut client)).collect();
     let (first, epoch) = (got[0].0, &got[0].1);
     assert_eq!(history(&mut client, "a b.c", &behind("a b.c", epoch, first + 4)), Some((5..10).collect()));
     assert_eq!(history(&mut client, "a b.c", &behind("a b.c", epoch, first + 3)), None);
-    let published = Instant::now();
     until("it is too old", || history_is_over(nodes.0[0].address(), epoch, first + 4));
     assert!(published.elapsed() > Duration::from_secs(3), "{:?}", published.elapsed());
     // The counter lives longer: whoever has everything misses nothing.
@@ -110,8 +111,9 @@ fn each_message_comes_once_and_in_order_while_the_engine_crashes_twice<E: Engine
         let running = Stop(&stop);
         for _ in 0..2 {
             thread::sleep(Duration::from_millis(1000));
-            engine.crash();
-            thread::sleep(Duration::from_millis(700));
+            Use::Broker.crash(&mut engine, &nodes.0);
+            // Several wait to be stored. Who publishes waits for 5 s, of which the link takes up to 3 when it is away for long.
+            thread::sleep(Duration::from_millis(300));
             engine.rise();
             nodes.0.iter().for_each(links_are_up::<E>);
         }
@@ -203,7 +205,7 @@ fn a_history_that_is_gone_has_another_epoch<E: Engine>() {
     nodes.0[0].broadcast("room", "1");
     let (offset, old, _) = message(&mut clients[1]);
     message(&mut clients[0]);
-    engine.crash();
+    Use::Broker.crash(&mut engine, &nodes.0);
     engine.forget();
     engine.rise();
     nodes.0.iter().for_each(links_are_up::<E>);
@@ -219,14 +221,39 @@ fn a_history_that_is_gone_has_another_epoch<E: Engine>() {
     }
 }
 
+fn a_node_that_learns_late_of_another_epoch_misses_nothing_of_it<E: Engine>() {
+    let mut engine = E::begin();
+    let nodes = nodes(&engine, 2, &[]);
+    let mut clients = nodes.followers(2, "room");
+    nodes.0[0].broadcast("room", "1");
+    let got: Vec<_> = clients.iter_mut().map(message).collect();
+    let old = &got[0].1;
+    // It does nothing until the other one has stored for a while in the new epoch.
+    nodes.0[1].signal("STOP");
+    Use::Broker.crash(&mut engine, &nodes.0[..1]);
+    engine.forget();
+    engine.rise();
+    links_are_up::<E>(&nodes.0[0]);
+    for n in 2..5 {
+        nodes.0[0].broadcast("room", &n.to_string());
+    }
+    let first: Vec<_> = (0..3).map(|_| message(&mut clients[0])).collect();
+    nodes.0[1].signal("CONT");
+    let second: Vec<_> = (0..3).map(|_| message(&mut clients[1])).collect();
+    assert_eq!(first, second);
+    assert_eq!(first.iter().map(|(.., said)| said.as_u64()).collect::<Vec<_>>(), [Some(2), Some(3), Some(4)]);
+    assert!(first.iter().all(|(_, epoch, _)| epoch != old), "{old}, then {first:?}");
+    are_zero(&nodes.0[1], &["cluster_lost_total"]);
+}
+
 fn clients_are_served_without_positions_where_the_engine_is_gone_for_long<E: Engine>() {
     let mut engine = E::begin();
     let nodes = nodes(&engine, 1, &[]);
     let mut client = Client::following(nodes.0[0].address(), "room");
     nodes.0[0].broadcast("room", "1");
     let (before, epoch, _) = message(&mut client);
-    engine.crash();
     let begun = Instant::now();
+    engine.crash();
     nodes.0[0].broadcast("room", "2");
     assert!(begun.elapsed() > Duration::from_secs(4), "the publisher has waited: {:?}", begun.elapsed());
     let text = client.text();
@@ -236,12 +263,18 @@ fn clients_are_served_without_positions_where_the_engine_is_gone_for_long<E: Eng
     assert!(begun.elapsed() < Duration::from_secs(2), "nobody waits any more: {:?}", begun.elapsed());
     assert!(client.text().contains("\"message\":3"));
     assert_eq!(history(&mut client, "room", &behind("room", &epoch, before)), None, "it cannot be found out");
+    // Who comes meanwhile is confirmed, also on a stream that somebody else has asked for.
+    let mut late = nodes.followers(3, "other");
+    nodes.0[0].broadcast("other", "3");
+    late.iter_mut().for_each(|client| assert!(client.text().contains("\"message\":3")));
     engine.rise();
     links_are_up::<E>(&nodes.0[0]);
     nodes.0[0].broadcast("room", "4");
     let (offset, _, said) = message(&mut client);
     assert_eq!((offset, said), (before + 1, Value::from(4)));
-    assert_eq!(nodes.0[0].metrics().get("broker_unstored_total"), 2);
+    nodes.0[0].broadcast("other", "4");
+    late.iter_mut().for_each(|client| assert_eq!(message(client).2, Value::from(4)));
+    assert_eq!(nodes.0[0].metrics().get("broker_unstored_total"), 3);
 }
 
 fn a_session_is_resumed_on_another_node_once_and_never_by_who_was_sent_away<E: Engine>() {

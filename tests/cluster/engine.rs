@@ -1,5 +1,6 @@
 //! What Redis and NATS are to the tests that hold for both.
 
+use crate::client::Client;
 use crate::nats_pubsub::Plain;
 use crate::nodes::Nodes;
 use crate::server::Server;
@@ -186,6 +187,16 @@ impl Use {
             let of = |link: &&str| metrics.get(&format!("link_up{{link=\"{}_{link}\"}}", E::NAME));
             links.iter().all(|link| of(link) == u64::from(up))
         });
+    }
+
+    /// Ends the engine as a crash does, and waits until these nodes know: what is up before that says nothing.
+    pub fn crash<E: Engine>(self, engine: &mut E, nodes: &[Server]) {
+        engine.crash();
+        for node in nodes {
+            // The broker's link learns of it when it is asked something, such as how far a stream is that is new here.
+            drop(Client::following(node.address(), "new"));
+            self.links_are::<E>(node, false);
+        }
     }
 }
 

@@ -696,6 +696,8 @@ pub struct Wire {
 #[derive(Default)]
 struct WireState {
     is_cut: bool,
+    /// Bytes that were passed on to the server.
+    passed: u64,
     ends: Vec<TcpStream>,
 }
 
@@ -709,18 +711,25 @@ impl Wire {
         thread::spawn(move || {
             // Ends with the test: nobody connects any more.
             for near in listener.incoming().map_while(Result::ok) {
+                let counter = Arc::clone(&state);
                 let mut state = state.lock().expect("never poisoned");
                 let Some(far) = TcpStream::connect(("127.0.0.1", port)).ok().filter(|_| !state.is_cut) else {
                     continue;
                 };
-                for (from, to) in [(&near, &far), (&far, &near)] {
+                for (from, to, counted) in [(&near, &far, Some(&counter)), (&far, &near, None)] {
                     let (from, to) = (from.try_clone().expect("twice"), to.try_clone().expect("twice"));
-                    thread::spawn(move || pump(from, to));
+                    let counted = counted.cloned();
+                    thread::spawn(move || pump(from, to, counted));
                 }
                 state.ends.extend([near, far]);
             }
         });
         wire
+    }
+
+    /// How many bytes were passed on to the server.
+    pub fn passed(&self) -> u64 {
+        self.state.lock().expect("never poisoned").passed
     }
 
     pub fn port(&self) -> u16 {
@@ -742,11 +751,14 @@ impl Wire {
 }
 
 /// Ends both sides together, as one connection.
-fn pump(mut from: TcpStream, mut to: TcpStream) {
+fn pump(mut from: TcpStream, mut to: TcpStream, counted: Option<Arc<Mutex<WireState>>>) {
     let mut piece = [0; 16 * 1024];
     while let Ok(read @ 1..) = from.read(&mut piece) {
         if to.write_all(&piece[..read]).is_err() {
             break;
+        }
+        if let Some(counted) = &counted {
+            counted.lock().expect("never poisoned").passed += read as u64;
         }
     }
     for end in [from, to] {

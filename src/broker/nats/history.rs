@@ -1,7 +1,7 @@
 //! Publications in JetStream: how they get their offsets, and how a stream is read.
 //!
-//! A message holds what nodes tell each other of a publication, and in headers its offset, where the count began, and the
-//! numbers of the messages of its stream before it. By those a stream is read from its end, many at a time; the
+//! A message holds what nodes tell each other of a publication, and in headers its offset, where the count began, its epoch,
+//! and the numbers of the messages of its stream before it. By those a stream is read from its end, many at a time; the
 //! store itself finds by subject only the newest.
 
 use std::collections::HashMap;
@@ -12,15 +12,17 @@ use futures_util::future::join_all;
 use tokio::time::sleep;
 
 use super::NatsStore;
-use crate::broker::remote::store::{Entry, From, Read, StoreId, Stored, Trouble, Unstored};
+use crate::broker::remote::store::{Count, Entry, From, Read, StoreId, Stored, Trouble, Unstored};
 use crate::link::nats::{JetStore, Kept, StoreError, token};
 use crate::model::{NameHasher, NodeId, Position, Publication};
 use crate::os::clock;
 use crate::proto::publication::between_nodes::{self, NodeMessage};
 
-/// Headers: the offset, where the count began, and the numbers of messages before, the newest first.
+/// Headers: the offset, where the count began, the epoch with the offset before the first of it, and the numbers of messages
+/// before, the newest first.
 const OFFSET: &str = "Cw-Offset";
 const BASE: &str = "Cw-Base";
+const EPOCH: &str = "Cw-Epoch";
 const BEFORE: &str = "Cw-Before";
 
 /// JetStream stores nothing again that has an id which it has seen. Ours is of the node's store.
@@ -43,6 +45,8 @@ const RETRY: Duration = Duration::from_millis(2);
 pub(super) struct Head {
     pub offset: u64,
     base: u64,
+    /// None of a message that an older version of this server has stored.
+    begun: Option<(Box<str>, u64)>,
     seq: u64,
     /// Numbers of those before it, the newest first.
     before: Vec<u64>,
@@ -55,15 +59,25 @@ impl Head {
         Some(Head {
             offset: number(OFFSET)?,
             base: number(BASE)?,
+            begun: kept.message.header(EPOCH).and_then(|begun| begun.split_once(' ')).and_then(begun_of),
             seq: kept.seq,
             before: before.filter_map(|seq| seq.parse().ok()).take(BEFORE_MAX).collect(),
         })
+    }
+
+    /// How far the stream is.
+    pub(super) fn count(self) -> Count {
+        Count { head: self.offset, base: self.base, begun: self.begun }
     }
 
     /// Numbers of it and those before it, for the next one.
     fn chain(&self) -> Vec<u64> {
         std::iter::once(self.seq).chain(self.before.iter().copied()).take(BEFORE_MAX).collect()
     }
+}
+
+fn begun_of((epoch, before): (&str, &str)) -> Option<(Box<str>, u64)> {
+    Some((epoch.into(), before.parse().ok()?))
 }
 
 /// The newest messages of streams, as this node knows them. Another node may have stored more by now.
@@ -168,12 +182,17 @@ impl NatsStore {
         let Unstored { seq, publication } = unstored;
         // A counter that was forgotten must not give out a number again: it begins with the time in microseconds.
         let base = head.map_or_else(|| clock::unix().as_micros() as u64, |head| head.base);
-        let offset = head.map_or(base, |head| head.offset) + 1;
+        let last = head.map_or(base, |head| head.offset);
+        let offset = last + 1;
+        let epoch = Arc::clone(&self.link().epoch);
+        let begun = head.and_then(|head| head.begun.clone()).filter(|(of, _)| **of == *epoch);
+        let begun = begun.unwrap_or_else(|| (Box::from(&*epoch), last));
         let before = head.map(Head::chain).unwrap_or_default();
         let texts = [
             (ID, format!("{}-{seq}", self.node)),
             (OFFSET, offset.to_string()),
             (BASE, base.to_string()),
+            (EPOCH, format!("{} {}", begun.0, begun.1)),
             (BEFORE, before.iter().map(u64::to_string).collect::<Vec<_>>().join(",")),
         ];
         let headers = texts.each_ref().map(|(name, value)| (*name, value.as_str()));
@@ -188,7 +207,7 @@ impl NatsStore {
         let epoch = Arc::clone(&self.link().epoch);
         if !ack.was_there {
             let stored = Stored::At { epoch, offset, is_again: false };
-            return Ok(Outcome::Stored(stored, Head { offset, base, seq: ack.seq, before }));
+            return Ok(Outcome::Stored(stored, Head { offset, base, begun: Some(begun), seq: ack.seq, before }));
         }
         // It was stored when it was sent before; others may have come since.
         let newest = self.head(history, &publication.stream).await?.ok_or(StoreError::Outrun)?;

@@ -206,8 +206,8 @@ impl RedisStore {
         let mut is_whole = true;
         for part in reached.chunks(1024) {
             let streams: Vec<_> = part.iter().map(|(stream, _)| Arc::clone(stream)).collect();
-            let heads = self.heads_by(connection, &streams).await?;
-            is_whole &= part.iter().zip(heads).all(|((_, reached), head)| head >= *reached);
+            let counts = self.counts_by(connection, &streams).await?;
+            is_whole &= part.iter().zip(counts).all(|((_, reached), count)| count.head >= *reached);
         }
         let known = self.link().epoch.to_string();
         // Nothing is over for a node that has just begun.

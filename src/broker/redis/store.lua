@@ -16,11 +16,14 @@ if before then
 end
 
 local time = redis.call('TIME')
-if redis.call('HEXISTS', counter, 'o') == 0 then
+local known = redis.call('HMGET', counter, 'o', 'e')
+if not known[1] then
     -- A counter that was forgotten must not give out a number again: it begins with the time in microseconds.
     local base = time[1] .. string.format('%06d', time[2])
-    redis.call('HSET', counter, 'o', base, 'b', base)
+    redis.call('HSET', counter, 'o', base, 'b', base, 'e', epoch)
     redis.call('DEL', history)
+elseif known[2] ~= epoch then
+    redis.call('HSET', counter, 'e', epoch, 'f', known[1])
 end
 local offset = string.format('%.0f', redis.call('HINCRBY', counter, 'o', 1))
 local limit, ttl = tonumber(ARGV[7]), tonumber(ARGV[8])

@@ -6,7 +6,9 @@
 //! order, and what cannot be fetched any more is counted.
 //!
 //! A stream stands here while a shard follows it. It opens at the counter of the stream, read when the cluster has
-//! acknowledged that this node gets what is published from then on; what comes meanwhile waits.
+//! acknowledged that this node gets what is published from then on; what comes meanwhile waits. When the storage gets a new
+//! epoch, a stream opens again behind what its clients have: they have all of the old epoch that came, and nothing of the new
+//! one, whoever stored it and however long this node did not know of it.
 
 #[cfg(test)]
 mod tests;
@@ -23,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
-use super::store::{Entry, StoreId};
+use super::store::{Count, Entry, StoreId};
 use super::{Outlet, RemoteMetrics};
 use crate::model::{NameHasher, Position, Publication};
 
@@ -99,6 +101,9 @@ pub struct GivenStream {
     last: u64,
     /// For how long it has not come further, in seconds; none: it has not come further since it was followed.
     age: Option<u64>,
+    /// That was in an epoch that is over.
+    #[serde(default)]
+    is_anew: bool,
 }
 
 /// What became of a publication that came.
@@ -116,11 +121,13 @@ pub enum Passed {
 
 /// What was read of a stream to fill it.
 pub struct Filling {
+    /// Behind which offset it was read.
+    pub after: u64,
     /// The offset of the newest publication; 0 if the storage does not know the stream.
     pub head: u64,
     /// Where the count began that it has now.
     pub base: u64,
-    /// What is kept behind [`Gate::last`], in order.
+    /// What is kept behind `after`, in order.
     pub entries: Vec<Entry>,
 }
 
@@ -167,9 +174,10 @@ impl Gate {
     /// The cluster gives this node what is published to a stream from now on, or cannot: its counter can be read.
     pub fn subscribed(&self, stream: &str) {
         let mut bucket = self.bucket(stream);
-        if let Some((name, _)) = bucket.streams.get_key_value(stream) {
-            let name = Arc::clone(name);
-            self.want(&mut bucket.wanted, Want::Open, name);
+        let Bucket { streams, wanted, .. } = &mut *bucket;
+        let name = streams.get_key_value(stream).map(|(name, _)| Arc::clone(name));
+        if let (Some(name), Some(stream)) = (name, streams.get_mut(stream)) {
+            self.want_open(name, stream, wanted);
         }
     }
 
@@ -190,7 +198,7 @@ impl Gate {
     /// it, or if it cannot be opened now.
     pub fn when_open(&self, stream: &str, then: Then) {
         let mut bucket = self.bucket(stream);
-        match bucket.streams.get_mut(stream).filter(|stream| stream.last().is_none()) {
+        match bucket.streams.get_mut(stream).filter(|stream| stream.is_opening()) {
             Some(stream) => stream.more().openings.push(then),
             None => {
                 drop(bucket);
@@ -199,11 +207,16 @@ impl Gate {
         }
     }
 
-    /// The counters of these could not be read. They are wanted again when that is possible; until then nobody waits.
+    /// The counters of these could not be read. They are wanted again when that is possible; until then nobody waits, also who
+    /// comes later.
     pub fn not_opened(&self, names: &[Arc<str>]) {
         for name in names {
-            let openings = self.bucket(name).streams.get_mut(name).map(Stream::take_openings);
-            openings.into_iter().flatten().for_each(|then| then());
+            let mut bucket = self.bucket(name);
+            let Some(stream) = bucket.streams.get_mut(name) else { continue };
+            stream.shut(true);
+            let openings = stream.take_openings();
+            drop(bucket);
+            openings.into_iter().for_each(|then| then());
         }
     }
 
@@ -217,7 +230,11 @@ impl Gate {
         let (mut streams, now) = (Vec::new(), self.time());
         let given = |(name, stream): (&Arc<str>, &Stream)| {
             let age = stream.age(now).map(|age| age.as_secs());
-            Some(GivenStream { name: Arc::clone(name), last: stream.last()?, age })
+            let (last, is_anew) = match stream.last() {
+                Some(last) => (last, false),
+                None => (stream.before()?, true),
+            };
+            Some(GivenStream { name: Arc::clone(name), last, age, is_anew })
         };
         for bucket in &self.buckets {
             streams.extend(lock(bucket).streams.iter().filter_map(given));
@@ -242,18 +259,17 @@ impl Gate {
             common.served = served;
             known.is_some() && known.as_ref() != epoch
         };
-        if is_another {
-            // Their offsets mean nothing any more.
-            return;
+        if !is_another {
+            self.buckets.iter().for_each(|bucket| lock(bucket).epoch = epoch.cloned());
         }
-        self.buckets.iter().for_each(|bucket| lock(bucket).epoch = epoch.cloned());
-        for given in streams {
+        for mut given in streams {
+            given.is_anew |= is_another;
             let mut bucket = self.bucket(&given.name);
             let Bucket { streams, wanted, inherited, .. } = &mut *bucket;
             match streams.get_mut(&given.name) {
                 Some(stream) => {
                     self.go_on_from(stream, &given);
-                    self.want(wanted, Want::Open, given.name);
+                    self.want_open(given.name, stream, wanted);
                 }
                 None => _ = inherited.insert(Arc::clone(&given.name), given),
             }
@@ -267,6 +283,9 @@ impl Gate {
 
     fn go_on_from(&self, stream: &mut Stream, given: &GivenStream) {
         stream.open_at(given.last);
+        if given.is_anew {
+            stream.begin_anew();
+        }
         if let Some(came) = given.age.and_then(|age| self.time().checked_sub(Duration::from_secs(age))) {
             stream.came_at(came);
         }
@@ -313,9 +332,6 @@ impl Gate {
                 return false;
             }
             let is_another = common.epoch.replace(Arc::clone(epoch)).is_some();
-            if is_another {
-                common.served.clear();
-            }
             (is_another, if is_another { std::mem::take(&mut common.strays) } else { Vec::new() })
         };
         for bucket in &self.buckets {
@@ -323,8 +339,10 @@ impl Gate {
             let Bucket { streams, wanted, epoch: current, .. } = &mut *bucket;
             *current = Some(Arc::clone(epoch));
             if is_another {
-                streams.values_mut().for_each(Stream::begin_anew);
-                streams.keys().for_each(|name| self.want(wanted, Want::Open, Arc::clone(name)));
+                for (name, stream) in streams.iter_mut() {
+                    stream.begin_anew();
+                    self.want_open(Arc::clone(name), stream, wanted);
+                }
             }
         }
         for (publication, permit) in strays {
@@ -343,22 +361,26 @@ impl Gate {
         for bucket in &self.buckets {
             let mut bucket = lock(bucket);
             let Bucket { streams, wanted, .. } = &mut *bucket;
-            streams.keys().for_each(|name| self.want(wanted, Want::Open, Arc::clone(name)));
+            streams.iter_mut().for_each(|(name, stream)| self.want_open(Arc::clone(name), stream, wanted));
         }
     }
 
     /// The counters of streams are known.
-    pub fn opened(&self, heads: impl IntoIterator<Item = (Arc<str>, u64)>) {
-        for (name, head) in heads {
+    pub fn opened(&self, counts: impl IntoIterator<Item = (Arc<str>, Count)>) {
+        for (name, count) in counts {
             let mut bucket = self.bucket(&name);
-            let Bucket { streams, wanted, .. } = &mut *bucket;
+            let Bucket { streams, wanted, epoch, .. } = &mut *bucket;
+            let head = count.head;
             let Some(stream) = streams.get_mut(&name) else { continue };
             match stream.last() {
                 None => {
                     // What came meanwhile is delivered, although it may be counted already.
                     let first = stream.first_waiting().map_or(u64::MAX, |first| first - 1);
+                    // What clients have of an epoch that is over is not there any more behind where this one began.
+                    let behind = |before: u64| before.min(count.before(epoch.as_ref())).max(count.base);
+                    let had = stream.before().map_or(head, behind);
                     stream.open_at(0);
-                    self.go_to(stream, head.min(first));
+                    self.go_to(stream, had.min(first));
                     self.advance(&name, stream, wanted);
                     stream.take_openings().into_iter().for_each(|then| then());
                 }
@@ -436,6 +458,18 @@ impl Gate {
         }
     }
 
+    /// What is missing of a stream, if something is, is wanted to be read.
+    pub fn refill(&self, stream: &str) {
+        let mut bucket = self.bucket(stream);
+        let Bucket { streams, wanted, .. } = &mut *bucket;
+        let name = streams.get_key_value(stream).map(|(name, _)| Arc::clone(name));
+        if let (Some(name), Some(stream)) = (name, streams.get_mut(stream))
+            && stream.last().is_some_and(|last| last < stream.head())
+        {
+            self.want_filling(&name, stream, wanted);
+        }
+    }
+
     fn reach(&self, name: &Arc<str>, stream: &mut Stream, wanted: &mut Wanted, head: u64) {
         if head > stream.head() {
             stream.more().head = head;
@@ -453,8 +487,12 @@ impl Gate {
         let Some((name, _)) = streams.get_key_value(stream) else { return };
         let name = Arc::clone(name);
         let Some(stream) = streams.get_mut(&name) else { return };
-        stream.is_filling = false;
-        let (Some(Filling { head, base, entries }), Some(before)) = (read, stream.last()) else { return };
+        stream.fills(false);
+        let (Some(Filling { after, head, base, entries }), Some(before)) = (read, stream.last()) else { return };
+        if before < after {
+            // It was opened anew meanwhile, and what is between was not read.
+            return self.reach(&name, stream, wanted, head);
+        }
         if head < before {
             if self.is_remembered(stream) {
                 self.want(wanted, Want::Doubt, name);
@@ -510,7 +548,7 @@ impl Gate {
         let Some(last) = self.last(stream).filter(|last| *last < head) else { return };
         let is_next = entries.first().is_some_and(|first| offset(first) <= last + 1);
         if is_next {
-            self.filled(stream, Some(Filling { head, base: 0, entries: entries.to_vec() }));
+            self.filled(stream, Some(Filling { after: last, head, base: 0, entries: entries.to_vec() }));
         } else {
             self.reaches(stream, head);
         }
@@ -573,9 +611,14 @@ impl Gate {
     }
 
     fn want_filling(&self, name: &Arc<str>, stream: &mut Stream, wanted: &mut Wanted) {
-        if !std::mem::replace(&mut stream.is_filling, true) {
+        if !stream.fills(true) {
             self.want(wanted, Want::Fill, Arc::clone(name));
         }
+    }
+
+    fn want_open(&self, name: Arc<str>, stream: &mut Stream, wanted: &mut Wanted) {
+        stream.shut(false);
+        self.want(wanted, Want::Open, name);
     }
 
     fn want(&self, wanted: &mut Wanted, want: Want, name: Arc<str>) {

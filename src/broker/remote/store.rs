@@ -90,6 +90,26 @@ pub struct Read {
     pub entries: Vec<Entry>,
 }
 
+/// How far a stream is. All zero for one that is not known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// The offset of the newest publication, kept or not.
+    pub head: u64,
+    /// Where the count began.
+    pub base: u64,
+    /// The generation of the storage in which the newest was stored, and how far the stream was when the first of that
+    /// generation came. Not known of what older versions of this server have stored.
+    pub begun: Option<(Box<str>, u64)>,
+}
+
+impl Count {
+    /// How far the stream was when this generation of the storage began.
+    pub fn before(&self, epoch: Option<&Arc<str>>) -> u64 {
+        let begun = self.begun.as_ref().filter(|(of, _)| epoch.is_some_and(|epoch| **epoch == **of));
+        begun.map_or(self.head, |(_, before)| *before)
+    }
+}
+
 /// Whether the storage can be reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reach {
@@ -153,8 +173,8 @@ pub trait Store: Send + Sync + 'static {
     /// The storage was found to have less than it had: it gets a new epoch, unless it has got one by now.
     fn begin_anew(&self) -> impl Future<Output = Result<(), Trouble>> + Send;
 
-    /// How far streams have come; 0 for one that is not known.
-    fn heads(&self, streams: &[Arc<str>]) -> impl Future<Output = Result<Vec<u64>, Trouble>> + Send;
+    /// How far streams have come.
+    fn counts(&self, streams: &[Arc<str>]) -> impl Future<Output = Result<Vec<Count>, Trouble>> + Send;
 
     /// Keeps sessions for clients that come back; each with how long ago it was over.
     fn save(&self, sessions: &[(&SavedSession, Duration)]) -> impl Future<Output = Result<(), Trouble>> + Send;

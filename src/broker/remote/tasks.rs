@@ -28,7 +28,7 @@ const YIELD_MAX: Duration = Duration::from_secs(1);
 const QUESTIONS_MAX: usize = 256;
 
 /// Streams whose counters are read at once.
-const HEADS_AT_ONCE: usize = 256;
+const COUNTS_AT_ONCE: usize = 256;
 
 /// Streams that are filled at once.
 const FILLS_AT_ONCE: usize = 16;
@@ -206,6 +206,19 @@ impl<S: Store> Tasks<S> {
         }
     }
 
+    /// Waits a moment where the storage is there, but did not do what it was asked, or did not answer. Tells whether it is there.
+    async fn may_be_asked_again(&self, trouble: &Trouble) -> bool {
+        let is_up = || matches!(*self.store.reach().borrow(), Reach::Up(_));
+        if !is_up() {
+            return false;
+        }
+        match trouble {
+            Trouble::Away(_) => sleep(AFTER_REFUSAL).await,
+            Trouble::Refused(_) | Trouble::Never(_) => self.after(trouble).await,
+        }
+        true
+    }
+
     /// Asks the storage, and again where the link was lost meanwhile.
     async fn asked<T, F: Future<Output = Result<T, Trouble>> + Send>(
         &self,
@@ -356,14 +369,13 @@ impl<S: Store> Tasks<S> {
     async fn keep_opening(&self) {
         let gate = &self.shared.gate;
         loop {
-            let names = gate.wanted(Want::Open, HEADS_AT_ONCE).await;
-            match self.store.heads(&names).await {
-                Ok(heads) => gate.opened(names.into_iter().zip(heads)),
+            let names = gate.wanted(Want::Open, COUNTS_AT_ONCE).await;
+            match self.store.counts(&names).await {
+                Ok(counts) => gate.opened(names.into_iter().zip(counts)),
                 Err(trouble) => {
                     gate.not_opened(&names);
                     // Of storage that is away all are read when it is back.
-                    if !matches!(trouble, Trouble::Away(_)) {
-                        self.after(&trouble).await;
+                    if self.may_be_asked_again(&trouble).await {
                         names.iter().for_each(|name| gate.subscribed(name));
                     }
                 }
@@ -386,14 +398,17 @@ impl<S: Store> Tasks<S> {
         if !gate.has_gap(&name) {
             return gate.filled(&name, None);
         }
-        loop {
-            match self.store.read(&name, From::After(last)).await {
-                Ok(Read { head, base, entries, .. }) => {
-                    return gate.filled(&name, Some(Filling { head: head.unwrap_or(0), base, entries }));
+        match self.store.read(&name, From::After(last)).await {
+            Ok(Read { head, base, entries, .. }) => {
+                gate.filled(&name, Some(Filling { after: last, head: head.unwrap_or(0), base, entries }));
+            }
+            // Of storage that is away everything is looked at when it is back.
+            Err(trouble) => {
+                let again = self.may_be_asked_again(&trouble).await;
+                gate.filled(&name, None);
+                if again {
+                    gate.refill(&name);
                 }
-                // Everything is looked at when it is back.
-                Err(Trouble::Away(_)) => return gate.filled(&name, None),
-                Err(trouble) => self.after(&trouble).await,
             }
         }
     }
@@ -402,12 +417,12 @@ impl<S: Store> Tasks<S> {
     /// meanwhile, so it is looked at again.
     async fn keep_doubting(&self) {
         loop {
-            let names = self.shared.gate.wanted(Want::Doubt, HEADS_AT_ONCE).await;
+            let names = self.shared.gate.wanted(Want::Doubt, COUNTS_AT_ONCE).await;
             let reached = names.into_iter().filter_map(|name| Some((self.shared.gate.last(&name)?, name)));
             let (reached, streams): (Vec<u64>, Vec<Arc<str>>) = reached.unzip();
             // Where it is away it is checked when it is back.
-            let begun = match self.store.heads(&streams).await {
-                Ok(heads) if heads.iter().zip(&reached).all(|(head, reached)| head >= reached) => continue,
+            let begun = match self.store.counts(&streams).await {
+                Ok(counts) if counts.iter().zip(&reached).all(|(count, reached)| count.head >= *reached) => continue,
                 Ok(_) => self.store.begin_anew().await,
                 Err(trouble) => Err(trouble),
             };

@@ -11,16 +11,26 @@ use crate::model::Publication;
 
 /// A node has one for each stream that it follows, which may be one for each client: what most have nothing of is apart.
 pub struct Stream {
-    /// Everything up to here has been delivered, or was there before. [`NOT_OPEN`] until the counter is read.
+    /// Everything up to here has been delivered, or was there before. [`NOT_OPEN`] until the counter is read for the first
+    /// time.
     last: u64,
     more: Option<Box<More>>,
     /// When it came as far as it is, in seconds; 0: it has not.
     came: u32,
     /// Shards that follow it.
     pub shards: u16,
-    /// It is wanted to be filled, or is being filled.
-    pub is_filling: bool,
+    /// [`FILLING`], [`ANEW`] and [`SHUT`].
+    flags: u8,
 }
+
+/// It is wanted to be filled, or is being filled.
+const FILLING: u8 = 1;
+
+/// What `last` says was so in an epoch that is over; it is not open.
+const ANEW: u8 = 2;
+
+/// It could not be opened, and is not wanted to be.
+const SHUT: u8 = 4;
 
 const NOT_OPEN: u64 = u64::MAX;
 
@@ -41,12 +51,17 @@ pub struct More {
 impl Stream {
     /// One that a shard has begun to follow.
     pub fn followed() -> Stream {
-        Stream { last: NOT_OPEN, more: None, came: 0, shards: 1, is_filling: false }
+        Stream { last: NOT_OPEN, more: None, came: 0, shards: 1, flags: 0 }
     }
 
     /// Everything up to here has been delivered; none if it is not open.
     pub fn last(&self) -> Option<u64> {
-        (self.last != NOT_OPEN).then_some(self.last)
+        (self.last != NOT_OPEN && !self.has(ANEW)).then_some(self.last)
+    }
+
+    /// Everything up to here was delivered in an epoch that is over, of one that is to be opened again.
+    pub fn before(&self) -> Option<u64> {
+        self.has(ANEW).then_some(self.last)
     }
 
     pub fn set_last(&mut self, last: u64) {
@@ -56,16 +71,42 @@ impl Stream {
     /// It has come this far and no further, as far as is known.
     pub fn open_at(&mut self, head: u64) {
         self.last = head;
+        self.set(ANEW, false);
         self.more.iter_mut().for_each(|more| more.head = 0);
     }
 
     /// It is to be opened again, with other offsets.
     pub fn begin_anew(&mut self) {
-        self.last = NOT_OPEN;
+        self.set(ANEW, self.last != NOT_OPEN);
         if let Some(more) = &mut self.more {
             more.head = 0;
             more.waiting.clear();
         }
+    }
+
+    fn has(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+
+    fn set(&mut self, flag: u8, on: bool) {
+        self.flags = if on { self.flags | flag } else { self.flags & !flag };
+    }
+
+    /// It is wanted to be filled, or not any more. Tells whether it was.
+    pub fn fills(&mut self, on: bool) -> bool {
+        let was = self.has(FILLING);
+        self.set(FILLING, on);
+        was
+    }
+
+    /// It could not be opened; or it is wanted to be.
+    pub fn shut(&mut self, on: bool) {
+        self.set(SHUT, on);
+    }
+
+    /// It is not open, and will be or will be shut.
+    pub fn is_opening(&self) -> bool {
+        self.last().is_none() && !self.has(SHUT)
     }
 
     /// It has come at least this far.
