@@ -470,7 +470,8 @@ impl Sim {
             let hasher = &self.scenario.settings.stream_hasher;
             let followed = &self.sites[self.clients[c].shard].followed;
             let streams = self.clients[c].model.subs.iter().flat_map(|sub| &sub.streams);
-            let missing: Vec<_> = streams.filter(|stream| !followed.contains(&hasher.key(stream))).cloned().collect();
+            let missing: Vec<_> =
+                streams.filter(|stream| !followed.contains_key(&hasher.key(stream))).cloned().collect();
             if !missing.is_empty() {
                 self.fail(format!("client {c}: its shard does not follow {missing:?}"));
             }

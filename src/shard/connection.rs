@@ -362,7 +362,8 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         let (Stage::Session(session, _) | Stage::Orphan(session)) = &self.slots[index].stage else { return };
         for topic in session.topics() {
             if let Some(change) = self.hub.attach(index, topic) {
-                self.services.follow(topic.stream(), change);
+                let given = self.services.follow(topic.stream(), change);
+                self.fresh_streams.add(change, given);
             }
         }
     }
