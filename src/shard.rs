@@ -81,7 +81,7 @@ use ping::PingFrames;
 use read::Stashes;
 use samples::Sampler;
 use slots::{Slots, flag};
-use still::{LostTime, Still};
+use still::Still;
 use wheel::Wheel;
 use write::SPARE_OUTBOXES;
 
@@ -266,7 +266,6 @@ pub struct Shard<M: Machine, N: Services<M::Socket>> {
     still: Option<Still<M::Socket>>,
     /// Connections that are served by another process, and may be served here in a moment.
     laid_out: LaidOut,
-    lost_time: LostTime,
     closes: Closes,
     looks: Looks,
     sampler: Sampler,
@@ -325,7 +324,6 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             drain: None,
             still: None,
             laid_out: LaidOut::default(),
-            lost_time: LostTime::default(),
             closes: Closes::new(settings.closes_max),
             looks: Looks::default(),
             sampler: Sampler::default(),

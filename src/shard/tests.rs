@@ -10,8 +10,8 @@ use super::*;
 use crate::hub::StreamChange;
 use crate::identity::StreamSettings;
 use crate::model::{
-    AppReply, CommandReply, DisconnectMode, PingPrecision, PresenceChange, Publication, Question, Request,
-    SavedSession, Sid, SlotKey, Status,
+    AppReply, CommandReply, DisconnectMode, PingPrecision, PresenceChange, Publication, Question, RemoteDisconnect,
+    Request, SavedSession, Sid, SlotKey, Status,
 };
 use crate::proto::handshake::{Origins, PathPattern, Rules};
 
@@ -253,6 +253,11 @@ impl Driver {
         self.turn(|shard| inbox.into_iter().for_each(|message| shard.receive(message)));
     }
 
+    fn pass(&mut self, time: Duration) {
+        self.world.0.borrow_mut().now += time;
+        self.turn(|_| {});
+    }
+
     fn connect(&mut self) -> usize {
         let wire = {
             let wires = &mut self.world.0.borrow_mut().wires;
@@ -287,6 +292,15 @@ impl Driver {
             wire.token
         });
         self.shard.ready(token, Readiness { readable: true, writable: false, hangup: false });
+    }
+
+    /// A client has so much room again.
+    fn makes_room(&mut self, wire: usize, room: usize) {
+        let token = self.wire(wire, |wire| {
+            wire.room = room;
+            wire.token
+        });
+        self.shard.ready(token, Readiness { readable: false, writable: true, hangup: false });
     }
 
     fn publish(&mut self, stream: &str, message: &str) {
@@ -416,4 +430,48 @@ fn a_stream_that_is_stopped_and_started_in_one_breath_is_followed_all_the_time()
     driver.answer(reply(true, &[]));
     driver.receive();
     assert_eq!(driver.changes(), ["leaves b", "leaves c"]);
+}
+
+#[test]
+fn a_pause_takes_no_time_from_a_client_that_is_being_closed() {
+    let mut driver = Driver::new(|_| {});
+    let client = driver.connect();
+    driver.wire(client, |wire| wire.room = 3);
+    let identifiers = driver.shard.sid(0).map(|sid| format!("{{\"sid\":\"{sid}\"}}")).unwrap();
+    let disconnect = RemoteDisconnect { identifiers: identifiers.as_str().into(), reconnect: false };
+    driver.turn(|shard| shard.receive(Message::Disconnect(disconnect)));
+    // It has 2 s to take something and 2 s to go; of these passes nearly nothing before the pause, and the pause is nearly as long.
+    driver.turn(Shard::stop);
+    driver.pass(Duration::from_millis(3_700));
+    driver.turn(Shard::go_on);
+    driver.pass(Duration::from_millis(3_500));
+    assert!(!driver.wire(client, |wire| wire.is_gone));
+    driver.makes_room(client, 1_000);
+    driver.turn(|_| {});
+    assert_eq!(driver.heard(client).last().map(String::as_str), Some("close 1000"));
+    driver.pass(Duration::from_secs(3));
+    assert!(driver.wire(client, |wire| wire.is_gone));
+}
+
+#[test]
+fn a_pause_takes_no_time_from_a_client_that_has_no_room_for_its_ping() {
+    let mut driver = Driver::new(|settings| {
+        (settings.session.ping_interval_ms, settings.session.pong_timeout_ms) = (3_000, 1_000);
+        settings.session.native_pings = true;
+    });
+    let client = driver.connect();
+    driver.wire(client, |wire| wire.room = 3);
+    while driver.wire(client, |wire| wire.room) > 0 {
+        driver.pass(Duration::from_millis(100));
+    }
+    driver.turn(Shard::stop);
+    driver.pass(Duration::from_millis(900));
+    driver.makes_room(client, 1_000);
+    driver.turn(Shard::go_on);
+    assert_eq!(driver.heard(client).last().map(String::as_str), Some("ping"));
+    driver.pass(Duration::from_millis(800));
+    assert!(driver.heard(client).is_empty());
+    driver.pass(Duration::from_secs(1));
+    let heard = driver.heard(client);
+    assert!(heard.iter().any(|text| text.contains("no_pong")), "{heard:?}");
 }
