@@ -171,6 +171,7 @@ impl Sim {
         if let Some(c) = c {
             let client = &mut self.clients[c];
             client.never_in = !client.welcomed;
+            client.was_open_when_canceled = client.model.phase == Phase::Open;
             client.model.phase = Phase::Over;
         }
         c.is_some()
@@ -206,7 +207,7 @@ impl Sim {
             return self.fail(format!("client {c}: Disconnect with wrong identifiers or state"));
         }
         // How many of the last items the shard has handled cannot be seen; one of the numbers must fit.
-        let mut model = model.clone();
+        let mut model = self.clients[c].model_at_its_end();
         loop {
             let same = model.subs.len() == subscriptions.len()
                 && model.subs.iter().zip(subscriptions).all(|(ours, (identifier, istate))| {

@@ -97,6 +97,8 @@ pub struct Client {
     pub answered: Option<SlotKey>,
     /// Its shard let go of it before an answer was carried out.
     pub never_in: bool,
+    /// It let go of it behind an answer, after it had handled some of what the client said next.
+    pub was_open_when_canceled: bool,
     /// Reads everything whenever it has a turn.
     pub prompt: bool,
     /// Reads nothing for now.
@@ -133,6 +135,15 @@ pub struct Client {
 }
 
 impl Client {
+    /// What its session was when its shard let go of it, but for what it may have handled since this was brought up to date.
+    pub fn model_at_its_end(&self) -> Model {
+        let mut model = self.model.clone();
+        if self.was_open_when_canceled {
+            model.phase = Phase::Open;
+        }
+        model
+    }
+
     /// Takes part and expects to be served to the end.
     pub fn is_healthy(&self, sim_conn_faulty: bool) -> bool {
         !self.left && !self.ended && !self.saw_close && !sim_conn_faulty && self.farewell.is_none()
@@ -228,6 +239,7 @@ impl Sim {
             is_followed_by_answer: false,
             answered: None,
             never_in: false,
+            was_open_when_canceled: false,
             prompt: !slow,
             deaf: slow && rng.chance(500),
             read_max: if slow { rng.between(1, 300) } else { usize::MAX },
