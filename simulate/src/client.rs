@@ -6,6 +6,7 @@ mod deeds;
 mod holds;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::time::Duration;
 
 use cableway::model::{CloseCause, Sid, SlotKey};
@@ -67,6 +68,10 @@ pub struct Client {
     /// A remote disconnect reached the shard while this client was connected.
     pub must_go: bool,
     out: VecDeque<u8>,
+    /// Bytes that have left it.
+    sent: u64,
+    /// Where in what it sends each message and each frame between messages stands.
+    said: Vec<Range<u64>>,
     buffer: Vec<u8>,
     reading: Reading,
     pub offered: &'static str,
@@ -142,6 +147,24 @@ impl Client {
             model.phase = Phase::Open;
         }
         model
+    }
+
+    /// Bytes of all that it has said.
+    fn said_bytes(&self) -> u64 {
+        self.sent + self.out.len() as u64
+    }
+
+    /// Says something that is whole.
+    fn says(&mut self, bytes: Vec<u8>) {
+        let from = self.said_bytes();
+        self.out.extend(bytes);
+        self.said.push(from..self.said_bytes());
+    }
+
+    /// What it has said from there on is one message in pieces, with what stands between these.
+    fn is_one_message(&mut self, from: u64) {
+        self.said.retain(|said| said.start < from);
+        self.said.push(from..self.said_bytes());
     }
 
     /// Takes part and expects to be served to the end.
@@ -222,6 +245,8 @@ impl Sim {
             disconnect_seen: false,
             must_go: false,
             out: head.into(),
+            sent: 0,
+            said: Vec::new(),
             buffer: Vec::new(),
             reading: Reading::Head,
             offered,
@@ -342,6 +367,7 @@ impl Sim {
         }
         let n = self.net.client_send(c, &bytes);
         client.out.drain(..n);
+        client.sent += n as u64;
         if n > 0 && client.out.is_empty() {
             client.spoke_at = Some(self.mono);
         }
