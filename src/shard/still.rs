@@ -27,6 +27,11 @@ pub(super) struct Still<S> {
     since: Duration,
 }
 
+fn ticks_of(pause: Duration) -> Tick {
+    let ticks = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX).div_ceil(TICK_MS);
+    Tick::try_from(ticks).unwrap_or(Tick::MAX)
+}
+
 impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     /// Stands still from now on.
     pub fn stop(&mut self) {
@@ -90,8 +95,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     /// read, or what they are to be told filled it, and they could take no more of it than was there: a ping, or our last word.
     /// Everything else is there to be read, or is sent by us.
     fn make_up_for(&mut self, pause: Duration) {
-        let ticks = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX).div_ceil(TICK_MS);
-        let ticks = Tick::try_from(ticks).unwrap_or(Tick::MAX);
+        let ticks = ticks_of(pause);
         for due in self.rare_deadlines.messages.values_mut() {
             *due = due.saturating_add(ticks);
         }
@@ -116,6 +120,11 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                 _ => {}
             }
         }
+    }
+
+    /// What deadlines of connections that are copied now are to get back of the pause so far.
+    pub(super) fn lost_ticks(&self) -> Tick {
+        self.still.as_ref().map_or(0, |still| ticks_of(self.now.mono.saturating_sub(still.since)))
     }
 
     /// Connections begin to come that nobody serves meanwhile.

@@ -258,14 +258,15 @@ impl Driver {
         self.turn(|_| {});
     }
 
+    /// A socket to which so much can be written.
+    fn socket(&self, room: usize) -> (usize, Socket) {
+        let wires = &mut self.world.0.borrow_mut().wires;
+        wires.push(Wire { token: 0, to_server: VecDeque::new(), to_client: Vec::new(), room, is_gone: false });
+        (wires.len() - 1, Socket { world: self.world.clone(), wire: wires.len() - 1 })
+    }
+
     fn connect(&mut self) -> usize {
-        let wire = {
-            let wires = &mut self.world.0.borrow_mut().wires;
-            let (to_server, to_client) = (VecDeque::new(), Vec::new());
-            wires.push(Wire { token: 0, to_server, to_client, room: usize::MAX, is_gone: false });
-            wires.len() - 1
-        };
-        let socket = Socket { world: self.world.clone(), wire };
+        let (wire, socket) = self.socket(usize::MAX);
         let incoming = Incoming { socket, peer: SocketAddr::from(([127, 0, 0, 1], 4000)), listener: 0 };
         let read = b"GET /cable HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
@@ -432,17 +433,23 @@ fn a_stream_that_is_stopped_and_started_in_one_breath_is_followed_all_the_time()
     assert_eq!(driver.changes(), ["leaves b", "leaves c"]);
 }
 
-#[test]
-fn a_pause_takes_no_time_from_a_client_that_is_being_closed() {
+/// A driver whose only client is being closed and has no room for its last words, and whose shard has stood still for nearly
+/// all of the 4 s that it has for that.
+fn closing_and_still() -> (Driver, usize) {
     let mut driver = Driver::new(|_| {});
     let client = driver.connect();
     driver.wire(client, |wire| wire.room = 3);
     let identifiers = driver.shard.sid(0).map(|sid| format!("{{\"sid\":\"{sid}\"}}")).unwrap();
     let disconnect = RemoteDisconnect { identifiers: identifiers.as_str().into(), reconnect: false };
     driver.turn(|shard| shard.receive(Message::Disconnect(disconnect)));
-    // It has 2 s to take something and 2 s to go; of these passes nearly nothing before the pause, and the pause is nearly as long.
     driver.turn(Shard::stop);
     driver.pass(Duration::from_millis(3_700));
+    (driver, client)
+}
+
+#[test]
+fn a_pause_takes_no_time_from_a_client_that_is_being_closed() {
+    let (mut driver, client) = closing_and_still();
     driver.turn(Shard::go_on);
     driver.pass(Duration::from_millis(3_500));
     assert!(!driver.wire(client, |wire| wire.is_gone));
@@ -450,6 +457,20 @@ fn a_pause_takes_no_time_from_a_client_that_is_being_closed() {
     driver.turn(|_| {});
     assert_eq!(driver.heard(client).last().map(String::as_str), Some("close 1000"));
     driver.pass(Duration::from_secs(3));
+    assert!(driver.wire(client, |wire| wire.is_gone));
+}
+
+#[test]
+fn the_time_of_a_pause_goes_along_to_another_process() {
+    let (driver, _) = closing_and_still();
+    let key = driver.shard.all_keys().next().unwrap();
+    let (_, state) = driver.shard.copy(key).unwrap();
+    let mut driver = Driver::new(|_| {});
+    let (client, socket) = driver.socket(0);
+    driver.turn(|shard| assert!(shard.put_together(socket, &state).is_ok()));
+    driver.pass(Duration::from_millis(3_500));
+    assert!(!driver.wire(client, |wire| wire.is_gone));
+    driver.pass(Duration::from_secs(1));
     assert!(driver.wire(client, |wire| wire.is_gone));
 }
 
