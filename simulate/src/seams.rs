@@ -335,6 +335,7 @@ impl Services<Socket> for Seams {
         if !site.followed_by_name.remove(stream) || !key_was_there {
             sim.fail(format!("shard {}: {stream:?} is not followed", self.shard));
         }
+        sim.nobody_follows(self.shard, stream);
     }
 
     fn identity_came(&mut self, identifiers: &str) {

@@ -488,6 +488,18 @@ impl Sim {
         }
     }
 
+    /// Nobody on a shard follows a stream any more: what it has been given and has not delivered need not come to anybody. Whose
+    /// answer the shard has, and has not carried out, follows the stream after that.
+    pub fn nobody_follows(&mut self, shard: usize, stream: &str) {
+        let waiting = self.sites[shard].delivered..self.sites[shard].got;
+        let published = &self.published;
+        for client in self.clients.iter_mut().filter(|client| client.shard == shard) {
+            let is_it = |p: usize| waiting.contains(&p) && published[p].stream == stream;
+            let dues = client.ledger.iter_mut().filter(|((_, p), _)| is_it(*p));
+            dues.for_each(|(_, due)| due.must = false);
+        }
+    }
+
     /// A stream is or may be detached from here on; what the client's shard still holds need not come.
     pub fn detached(&mut self, c: usize, identifier: &str) {
         let delivered = self.sites[self.clients[c].shard].delivered;
