@@ -86,6 +86,8 @@ pub struct Client {
     pub holding: BTreeMap<String, Hold>,
     /// What it was before its session was back, as long as that may be taken back.
     pub undo: Option<Box<Model>>,
+    /// What it was before the last answer.
+    pub before_answer: Option<Box<Model>>,
     /// It has read a welcome.
     pub welcomed: bool,
     /// It broke off.
@@ -256,6 +258,7 @@ impl Sim {
             positions,
             holding: BTreeMap::new(),
             undo: None,
+            before_answer: None,
             welcomed: false,
             dropped: false,
             taken_over: false,
