@@ -35,6 +35,7 @@ mod effects;
 mod epoll;
 mod fanout;
 mod frame;
+mod fresh;
 mod handshake;
 mod identities;
 mod inbox;
@@ -72,6 +73,7 @@ use closes::Closes;
 use deadline::RareDeadlines;
 use drain::Drain;
 use fanout::{Fanout, Work};
+use fresh::FreshStreams;
 use identities::Identities;
 use look::Looks;
 use outbox::Outbox;
@@ -79,7 +81,7 @@ use ping::PingFrames;
 use read::Stashes;
 use samples::Sampler;
 use slots::{Slots, flag};
-use still::{LostTime, Still};
+use still::Still;
 use wheel::Wheel;
 use write::SPARE_OUTBOXES;
 
@@ -224,6 +226,7 @@ pub struct Shard<M: Machine, N: Services<M::Socket>> {
     slots: Slots<M::Socket>,
     wheel: Wheel,
     hub: Hub,
+    fresh_streams: FreshStreams,
     identities: Identities,
     scratch: Box<[u8]>,
     stashes: Stashes,
@@ -263,7 +266,6 @@ pub struct Shard<M: Machine, N: Services<M::Socket>> {
     still: Option<Still<M::Socket>>,
     /// Connections that are served by another process, and may be served here in a moment.
     laid_out: LaidOut,
-    lost_time: LostTime,
     closes: Closes,
     looks: Looks,
     sampler: Sampler,
@@ -295,6 +297,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             slots: Slots::new(shard),
             wheel: Wheel::new(tick(now.mono)),
             hub: Hub::new(settings.stream_hasher.clone()),
+            fresh_streams: FreshStreams::default(),
             identities: Identities::new(seed),
             // Written to, not only reserved: its pages are paid for at boot and not by some later connection.
             scratch: vec![1; SCRATCH_BYTES].into(),
@@ -321,7 +324,6 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             drain: None,
             still: None,
             laid_out: LaidOut::default(),
-            lost_time: LostTime::default(),
             closes: Closes::new(settings.closes_max),
             looks: Looks::default(),
             sampler: Sampler::default(),
@@ -385,8 +387,8 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     pub fn receive(&mut self, message: Message<M::Socket>) {
         let Some(message) = self.keep_still(message) else { return };
         match message {
-            // Behind the publications that it covers.
-            Message::Answer(answer @ Answer { reply: Reply::Broker(_), .. }) => {
+            // Behind the publications that it covers, or that came before the streams that it is about were followed.
+            Message::Answer(answer @ Answer { reply: Reply::Broker(_) | Reply::Followed, .. }) => {
                 self.work.push_back(Work::Answer(Box::new(answer)));
             }
             Message::Answer(answer) => self.answer(answer),
@@ -482,3 +484,6 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             && !self.has_work()
     }
 }
+
+#[cfg(test)]
+mod tests;

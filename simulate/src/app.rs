@@ -108,6 +108,7 @@ impl Sim {
         let sid = self.clients[c].sid.as_deref().and_then(Sid::parse).filter(|_| self.clients[c].can_come_back);
         let token = sid.and_then(|sid| Some(self.scenario.settings.resume_tokens.as_ref()?.token(sid)));
         self.clients[c].model.token = token;
+        self.clients[c].before_answer = Some(Box::new(self.clients[c].model.clone()));
         self.clients[c].model.answer(reply);
         if let Some(wanted) = asked.filter(|wanted| matches!(wanted.asks, Asks::History(_))) {
             self.caught_up(c, &wanted.identifier, reply);
@@ -126,7 +127,7 @@ impl Sim {
             self.rename(c, from, key);
         }
         let Some(at) = self.running.iter().position(|(running, ..)| *running == key) else {
-            if self.broker_is_canceled(key) {
+            if self.broker_is_canceled(key) || self.following_answer_is_canceled(key) {
                 return;
             }
             // What was said before the question may have been too much for a slow client, or have found it gone.
@@ -171,9 +172,24 @@ impl Sim {
         if let Some(c) = c {
             let client = &mut self.clients[c];
             client.never_in = !client.welcomed;
+            client.was_open_when_canceled = client.model.phase == Phase::Open;
             client.model.phase = Phase::Over;
         }
         c.is_some()
+    }
+
+    /// The same for one whose answer reached a shard that stood still, and follows its client to the one that has it now: nothing
+    /// comes of that answer.
+    fn following_answer_is_canceled(&mut self, key: SlotKey) -> bool {
+        let Some(c) = self.net.holder_of(key).filter(|&c| self.clients[c].is_followed_by_answer) else { return false };
+        let client = &mut self.clients[c];
+        client.never_in = !client.welcomed;
+        if let Some(before) = client.before_answer.take() {
+            let model = &mut client.model;
+            (model.subs, model.cstate, model.identifiers) = (before.subs, before.cstate, before.identifiers);
+            (model.disconnectable, model.phase) = (before.disconnectable, Phase::Over);
+        }
+        true
     }
 
     /// A session is over.
@@ -206,7 +222,7 @@ impl Sim {
             return self.fail(format!("client {c}: Disconnect with wrong identifiers or state"));
         }
         // How many of the last items the shard has handled cannot be seen; one of the numbers must fit.
-        let mut model = model.clone();
+        let mut model = self.clients[c].model_at_its_end();
         loop {
             let same = model.subs.len() == subscriptions.len()
                 && model.subs.iter().zip(subscriptions).all(|(ours, (identifier, istate))| {

@@ -14,7 +14,7 @@ use cableway::model::{
 };
 
 use crate::kept::{Ask, EPOCH, Fate, Kept, Memory, replayed};
-use crate::model::{Asks, Step, Wanted, same_state};
+use crate::model::{Asks, Phase, Step, Wanted, same_state};
 use crate::rng::Rng;
 use crate::seams::UNIX;
 use crate::world::{Open, Sim};
@@ -350,7 +350,7 @@ impl Sim {
     fn check_saved(&mut self, c: usize, sid: &str, saved: &SavedSession) {
         self.upgraded(c);
         let identifiers = self.identifiers(c);
-        let mut model = self.clients[c].model.clone();
+        let mut model = self.clients[c].model_at_its_end();
         loop {
             let subs = model.subs.iter().zip(&saved.subscriptions).all(|(ours, theirs)| {
                 let streams = theirs.topics.iter().map(|topic| topic.stream()).filter(|stream| !stream.is_empty());
@@ -385,7 +385,7 @@ impl Sim {
         let is_sent_away = self.evicted.iter().any(|(evicted, _)| *evicted == identifiers);
         let is_drained = client.was_drained || self.sites[client.shard].drained_by.is_some();
         let is_idle = self.scenario.settings.session.idle_timeout_ms > 0;
-        let is_over = client.model.phase == crate::model::Phase::Over;
+        let is_over = client.model.phase == Phase::Over;
         if client.dropped && !client.silent && !is_sent_away && !is_drained && !is_idle && !is_over {
             self.fail(format!("client {c}: dropped, and nothing is left of its session"));
         }
@@ -403,7 +403,7 @@ impl Sim {
             if self.clients[owner].is_healthy(self.net.conn(owner).faulty) && !self.clients[owner].is_nowhere {
                 let identifiers = self.identifiers(owner);
                 let is_sent_away = self.evicted.iter().any(|(evicted, _)| *evicted == identifiers);
-                let is_over = self.clients[owner].model.phase == crate::model::Phase::Over;
+                let is_over = self.clients[owner].model.phase == Phase::Over;
                 if !is_sent_away && !is_over {
                     self.fail(format!("client {owner}: its session is not given up without cause"));
                 }

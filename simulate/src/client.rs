@@ -6,6 +6,7 @@ mod deeds;
 mod holds;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::time::Duration;
 
 use cableway::model::{CloseCause, Sid, SlotKey};
@@ -67,6 +68,10 @@ pub struct Client {
     /// A remote disconnect reached the shard while this client was connected.
     pub must_go: bool,
     out: VecDeque<u8>,
+    /// Bytes that have left it.
+    sent: u64,
+    /// Where in what it sends each message and each frame between messages stands.
+    said: Vec<Range<u64>>,
     buffer: Vec<u8>,
     reading: Reading,
     pub offered: &'static str,
@@ -81,6 +86,8 @@ pub struct Client {
     pub holding: BTreeMap<String, Hold>,
     /// What it was before its session was back, as long as that may be taken back.
     pub undo: Option<Box<Model>>,
+    /// What it was before the last answer.
+    pub before_answer: Option<Box<Model>>,
     /// It has read a welcome.
     pub welcomed: bool,
     /// It broke off.
@@ -97,6 +104,8 @@ pub struct Client {
     pub answered: Option<SlotKey>,
     /// Its shard let go of it before an answer was carried out.
     pub never_in: bool,
+    /// It let go of it behind an answer, after it had handled some of what the client said next.
+    pub was_open_when_canceled: bool,
     /// Reads everything whenever it has a turn.
     pub prompt: bool,
     /// Reads nothing for now.
@@ -133,6 +142,33 @@ pub struct Client {
 }
 
 impl Client {
+    /// What its session was when its shard let go of it, but for what it may have handled since this was brought up to date.
+    pub fn model_at_its_end(&self) -> Model {
+        let mut model = self.model.clone();
+        if self.was_open_when_canceled {
+            model.phase = Phase::Open;
+        }
+        model
+    }
+
+    /// Bytes of all that it has said.
+    fn said_bytes(&self) -> u64 {
+        self.sent + self.out.len() as u64
+    }
+
+    /// Says something that is whole.
+    fn says(&mut self, bytes: Vec<u8>) {
+        let from = self.said_bytes();
+        self.out.extend(bytes);
+        self.said.push(from..self.said_bytes());
+    }
+
+    /// What it has said from there on is one message in pieces, with what stands between these.
+    fn is_one_message(&mut self, from: u64) {
+        self.said.retain(|said| said.start < from);
+        self.said.push(from..self.said_bytes());
+    }
+
     /// Takes part and expects to be served to the end.
     pub fn is_healthy(&self, sim_conn_faulty: bool) -> bool {
         !self.left && !self.ended && !self.saw_close && !sim_conn_faulty && self.farewell.is_none()
@@ -211,6 +247,8 @@ impl Sim {
             disconnect_seen: false,
             must_go: false,
             out: head.into(),
+            sent: 0,
+            said: Vec::new(),
             buffer: Vec::new(),
             reading: Reading::Head,
             offered,
@@ -220,6 +258,7 @@ impl Sim {
             positions,
             holding: BTreeMap::new(),
             undo: None,
+            before_answer: None,
             welcomed: false,
             dropped: false,
             taken_over: false,
@@ -228,6 +267,7 @@ impl Sim {
             is_followed_by_answer: false,
             answered: None,
             never_in: false,
+            was_open_when_canceled: false,
             prompt: !slow,
             deaf: slow && rng.chance(500),
             read_max: if slow { rng.between(1, 300) } else { usize::MAX },
@@ -330,6 +370,7 @@ impl Sim {
         }
         let n = self.net.client_send(c, &bytes);
         client.out.drain(..n);
+        client.sent += n as u64;
         if n > 0 && client.out.is_empty() {
             client.spoke_at = Some(self.mono);
         }
@@ -470,7 +511,8 @@ impl Sim {
             let hasher = &self.scenario.settings.stream_hasher;
             let followed = &self.sites[self.clients[c].shard].followed;
             let streams = self.clients[c].model.subs.iter().flat_map(|sub| &sub.streams);
-            let missing: Vec<_> = streams.filter(|stream| !followed.contains(&hasher.key(stream))).cloned().collect();
+            let missing: Vec<_> =
+                streams.filter(|stream| !followed.contains_key(&hasher.key(stream))).cloned().collect();
             if !missing.is_empty() {
                 self.fail(format!("client {c}: its shard does not follow {missing:?}"));
             }

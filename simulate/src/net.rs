@@ -53,6 +53,8 @@ pub struct Conn {
     pub faulty: bool,
     /// When the server got something from the client last.
     pub read_at: Duration,
+    /// How many bytes it had read when.
+    reads: Vec<(u64, Duration)>,
     /// When the server said that it writes no more.
     pub shut_at: Option<Duration>,
     /// Bytes that the server has written so far.
@@ -137,6 +139,7 @@ impl Net {
             ever_blocked: false,
             faulty: false,
             read_at: Duration::ZERO,
+            reads: Vec::new(),
             shut_at: None,
             written: 0,
             written_at: VecDeque::new(),
@@ -256,6 +259,8 @@ impl Net {
                 *to = from;
             }
             conn.read_at = now;
+            let before = conn.reads.last().map_or(0, |(bytes, _)| *bytes);
+            conn.reads.push((before + n as u64, now));
             return Ok(n);
         }
         if let Some(error) = conn.error.take() {
@@ -311,6 +316,12 @@ impl Net {
             conn.written_at.pop_front();
         }
         conn.written_at.front().map_or(Duration::ZERO, |(_, at)| *at)
+    }
+
+    /// When the server read a byte of what the client has sent.
+    pub fn read_at(&self, id: ConnId, byte: u64) -> Option<Duration> {
+        let reads = &self.conns[id].reads;
+        reads.get(reads.partition_point(|(bytes, _)| *bytes <= byte)).map(|(_, at)| *at)
     }
 
     /// Whether the server has read everything the client has sent.

@@ -312,22 +312,30 @@ impl Services<Socket> for Seams {
         self.sim.borrow_mut().on_may_go_on(saved)
     }
 
-    fn follow(&mut self, stream: &str, change: StreamChange) {
+    fn follow(&mut self, stream: &str, change: StreamChange) -> u64 {
         let sim = &mut *self.sim.borrow_mut();
         let site = &mut sim.sites[self.shard];
-        let key_is_new = site.followed.insert(change.key) == change.of_key;
-        if !site.followed_by_name.insert(stream.into()) || !key_is_new {
+        let is_new = site.followed_by_name.insert(stream.into());
+        let key_is_new = site.followed.contains_key(&change.key) != change.of_key;
+        if change.of_key {
+            site.follows += 1;
+            site.followed.insert(change.key, site.follows);
+        }
+        let given = site.given;
+        if !is_new || !key_is_new {
             sim.fail(format!("shard {}: {stream:?} followed twice", self.shard));
         }
+        given
     }
 
     fn unfollow(&mut self, stream: &str, change: StreamChange) {
         let sim = &mut *self.sim.borrow_mut();
         let site = &mut sim.sites[self.shard];
-        let key_was_there = !change.of_key || site.followed.remove(&change.key);
+        let key_was_there = !change.of_key || site.followed.remove(&change.key).is_some();
         if !site.followed_by_name.remove(stream) || !key_was_there {
             sim.fail(format!("shard {}: {stream:?} is not followed", self.shard));
         }
+        sim.nobody_follows(self.shard, stream);
     }
 
     fn identity_came(&mut self, identifiers: &str) {

@@ -1,6 +1,6 @@
 //! What a run consists of: the clients, the kernel, the app, the clock, and one [`Site`] for each shard.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,8 +49,12 @@ pub struct Site {
     pub wakes_at: Option<Duration>,
     /// Identifiers with a session on this shard.
     pub present: BTreeSet<String>,
-    /// Keys of the streams that this shard wants.
-    pub followed: HashSet<StreamKey>,
+    /// Keys of the streams that this shard wants, each with the number of the time that it began to.
+    pub followed: HashMap<StreamKey, u64>,
+    /// How often it began to want one.
+    pub follows: u64,
+    /// Publications that were posted to it because it wanted them.
+    pub given: u64,
     /// Their names.
     pub followed_by_name: HashSet<String>,
     /// The shard has got the publications before this one.
@@ -70,7 +74,9 @@ impl Site {
             drained_by: None,
             wakes_at: None,
             present: BTreeSet::new(),
-            followed: HashSet::new(),
+            followed: HashMap::new(),
+            follows: 0,
+            given: 0,
             followed_by_name: HashSet::new(),
             got: 0,
             delivered: 0,

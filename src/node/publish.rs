@@ -231,8 +231,8 @@ impl Pipeline {
         self.room.close();
     }
 
-    /// A shard follows a stream.
-    pub(super) fn follow(self: &Arc<Self>, stream: &str, change: StreamChange, shard: u16) {
+    /// A shard follows a stream. Gives how many publications were put into its inbox before.
+    pub(super) fn follow(self: &Arc<Self>, stream: &str, change: StreamChange, shard: u16) -> u64 {
         if change.of_key {
             self.followers.follow(change.key, shard, || {
                 if let Broker::Parent(parent) = &self.broker {
@@ -240,6 +240,9 @@ impl Pipeline {
                 }
             });
         }
+        // Behind the table: who found the shard there when it followed the stream before has put in what it had. A few that
+        // found it only now may be among these, too; they came before anybody was told that the subscription stands.
+        let given = self.inboxes.get(usize::from(shard)).map_or(0, |inbox| inbox.publications());
         let name = self.cluster.follow(stream);
         if let Broker::Remote(remote) = &self.broker
             && let Some(name) = remote.follow(stream, name)
@@ -256,6 +259,7 @@ impl Pipeline {
                 }),
             );
         }
+        given
     }
 
     /// A shard does not follow a stream any more.
@@ -595,6 +599,18 @@ mod tests {
 
     fn now_or_never(future: &mut (impl Future + Unpin)) -> bool {
         pin!(future).poll(&mut Context::from_waker(Waker::noop())).is_ready()
+    }
+
+    #[test]
+    fn a_shard_that_follows_a_stream_is_told_how_much_it_was_given_before() {
+        let (pipeline, inboxes) = pipeline(2);
+        let pipeline = Arc::new(pipeline);
+        ["s", "nobody's", "other"].into_iter().for_each(|stream| pipeline.deliver(to(stream, 1), None));
+        assert_eq!(delivered_by(&inboxes[0]).len(), 2);
+        let change = StreamChange { key: pipeline.hasher.key("new"), of_key: true };
+        assert_eq!(pipeline.follow("new", change, 0), 2);
+        pipeline.deliver(to("new", 1), None);
+        assert_eq!((inboxes[0].publications(), inboxes[1].publications()), (3, 2));
     }
 
     #[test]

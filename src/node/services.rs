@@ -155,8 +155,8 @@ impl Services<Socket> for NodeServices {
         }
     }
 
-    fn follow(&mut self, stream: &str, change: StreamChange) {
-        self.shared.pipeline.follow(stream, change, self.shard);
+    fn follow(&mut self, stream: &str, change: StreamChange) -> u64 {
+        self.shared.pipeline.follow(stream, change, self.shard)
     }
 
     fn unfollow(&mut self, stream: &str, change: StreamChange) {

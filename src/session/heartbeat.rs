@@ -68,6 +68,13 @@ impl Session {
         self.heard();
     }
 
+    /// A ping may have waited for room while nobody wrote for this long: the client has so much longer to answer it.
+    pub fn has_longer(&mut self, ticks: Tick) {
+        if self.pong_by != NEVER {
+            self.pong_by = self.pong_by.saturating_add(ticks).min(NEVER - 1);
+        }
+    }
+
     /// Moves every deadline from one clock to another: what was due some ticks after `from` is due as long after `to`.
     /// One that has passed is due at once.
     pub fn move_clock(&mut self, from: Tick, to: Tick) {

@@ -175,6 +175,9 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     fn state(&self, index: u32) -> ToWrite<'_> {
         let (slot, now) = (&self.slots[index], tick(self.now.mono));
         let left = |due: &Tick| due.saturating_sub(now);
+        // Of these the peer lost as much as this shard has stood still.
+        let lost = self.lost_ticks();
+        let left_and_lost = |due: &Tick| due.saturating_add(lost).saturating_sub(now);
         let age_ticks = match slot.stage {
             Stage::Echo(since) | Stage::Session(_, since) => now.wrapping_sub(since),
             _ => 0,
@@ -183,13 +186,13 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             Stage::Handshake(handshake) => StageState::Handshake {
                 peer: handshake.peer,
                 lasted: handshake.age(self.now.mono),
-                ticks_left: left(&handshake.due),
+                ticks_left: left_and_lost(&handshake.due),
                 head: handshake.head.clone(),
             },
             Stage::Echo(_) => StageState::Echo,
             Stage::Session(session, _) => StageState::Session(&**session),
             Stage::Orphan(session) => StageState::Orphan(&**session),
-            Stage::Closing { .. } | Stage::Free => StageState::Closing { ticks_left: left(&slot.due) },
+            Stage::Closing { .. } | Stage::Free => StageState::Closing { ticks_left: left_and_lost(&slot.due) },
         };
         ConnectionState {
             format: FORMAT,
@@ -200,8 +203,9 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             stage,
             reader: &slot.reader,
             age_ticks,
-            session_clock: now,
-            message_ticks_left: self.rare_deadlines.messages.get(&index).map(left),
+            // A ping may wait for room.
+            session_clock: if slot.outbox.is_some() { now.saturating_sub(lost) } else { now },
+            message_ticks_left: self.rare_deadlines.messages.get(&index).map(left_and_lost),
             token_ticks_left: self.rare_deadlines.tokens.get(&index).map(left),
             idle_ticks_left: self.rare_deadlines.idle.get(&index).map(left),
             outbox: slot.outbox.as_ref().map(|outbox| outbox.copy(now)),
@@ -362,7 +366,8 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         let (Stage::Session(session, _) | Stage::Orphan(session)) = &self.slots[index].stage else { return };
         for topic in session.topics() {
             if let Some(change) = self.hub.attach(index, topic) {
-                self.services.follow(topic.stream(), change);
+                let given = self.services.follow(topic.stream(), change);
+                self.fresh_streams.add(change, given);
             }
         }
     }

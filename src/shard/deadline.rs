@@ -142,11 +142,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                 let stalled = self.slots[index].outbox.as_ref().is_some_and(|outbox| outbox.stalled_until().is_some());
                 self.session_input(index, |session, ctx| session.ping_due(stalled, ctx));
             }
-            Deadline::Linger => {
-                if !self.lingers_on(index) {
-                    self.free(index);
-                }
-            }
+            Deadline::Linger => self.free(index),
             Deadline::Token => {
                 self.session_input(index, |session, ctx| session.disconnect(CloseCause::TokenRanOut, ctx));
             }

@@ -1,5 +1,8 @@
 //! Between sessions and everything else: inputs in, effects out, answers back.
 
+use smallvec::SmallVec;
+
+use crate::hub::StreamChange;
 use crate::model::{Answer, BrokerReply, CloseCause, Publication, Reply, ResumeTicket, Sid, Topic};
 use crate::proto::frame::Kind;
 use crate::session::{Context, Effect, Session, SessionCounter};
@@ -8,6 +11,35 @@ use super::buffers::Buffer;
 use super::frame::Frame;
 use super::slots::Stage;
 use super::{Machine, Services, Shard};
+
+/// Streams whose last subscriber stops and starts them again by the same input, as apps do that stop all streams before they
+/// start some. The shard follows them all the time, so that nothing goes past it.
+#[derive(Default)]
+struct Restarts(SmallVec<[(Topic, StreamChange); 1]>);
+
+impl Restarts {
+    /// The last subscriber stops a stream. Tells whether it starts it again by one of the effects behind this.
+    fn begin(&mut self, topic: &Topic, change: StreamChange, rest: &[Effect]) -> bool {
+        let is_it = |effect: &Effect| matches!(effect, Effect::Attach(other) if other.stream() == topic.stream());
+        let begins = rest.iter().any(is_it);
+        if begins {
+            self.0.push((topic.clone(), change));
+        }
+        begins
+    }
+
+    /// A stream has its first subscriber. Tells whether it was stopped in the same breath.
+    fn end(&mut self, topic: &Topic) -> bool {
+        let at = self.0.iter().position(|(stopped, _)| stopped.stream() == topic.stream());
+        at.map(|at| self.0.swap_remove(at)).is_some()
+    }
+
+    /// The change that another stream makes beside those that are stopped and not yet started.
+    fn apart_from(&self, change: StreamChange) -> StreamChange {
+        let shares_key = self.0.iter().any(|(_, stopped)| stopped.key == change.key);
+        StreamChange { of_key: change.of_key && !shares_key, ..change }
+    }
+}
 
 impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     /// The answer to a question. One for a session that is gone is dropped and counted.
@@ -146,7 +178,10 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     pub(super) fn carry_out(&mut self, index: u32, effects: &mut Vec<Effect>) {
         let generation = self.slots[index].generation;
         let mut answered: Option<Reply> = None;
-        for effect in effects.drain(..) {
+        let mut stopped = Restarts::default();
+        let starts_some = effects.iter().any(|effect| matches!(effect, Effect::Attach(_)));
+        let mut rest = effects.drain(..);
+        while let Some(effect) = rest.next() {
             match effect {
                 Effect::Send(text) => {
                     self.metrics.counters.server_msg_total.inc();
@@ -176,15 +211,20 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                 }
                 Effect::Spoken => self.spoken(index),
                 Effect::Attach(topic) if self.is_live(index) => {
-                    if let Some(change) = self.hub.attach(index, &topic) {
-                        self.services.follow(topic.stream(), change);
+                    if let Some(change) = self.hub.attach(index, &topic)
+                        && !stopped.end(&topic)
+                    {
+                        self.follow(topic.stream(), stopped.apart_from(change));
                     }
                 }
                 // An effect before this one has closed the connection, and nobody would detach it any more.
                 Effect::Attach(_) => {}
                 Effect::Detach(topic) => {
                     if let Some(change) = self.hub.detach(index, &topic) {
-                        self.services.unfollow(topic.stream(), change);
+                        let restarts = starts_some && self.is_live(index);
+                        if !(restarts && stopped.begin(&topic, change, rest.as_slice())) {
+                            self.services.unfollow(topic.stream(), change);
+                        }
                     }
                 }
                 Effect::Whisper { stream, message } => {
@@ -205,12 +245,23 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                 Effect::Log(event) => self.log(index, || event.to_string()),
             }
         }
+        drop(rest);
+        // An effect between the two has closed the connection.
+        for (topic, change) in stopped.0 {
+            self.services.unfollow(topic.stream(), change);
+        }
         // A question that is answered at once, as one that could not even be queued.
         if let Some(reply) = answered
             && self.slots[index].generation == generation
         {
             self.answer(Answer { key: self.slots.key(index), reply });
         }
+    }
+
+    /// The first subscriber of a stream has come.
+    pub(super) fn follow(&mut self, stream: &str, change: StreamChange) {
+        let given = self.services.follow(stream, change);
+        self.fresh_streams.add(change, given);
     }
 
     /// A session that its client can come back to is in this slot.

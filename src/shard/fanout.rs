@@ -32,7 +32,7 @@ const SORTED_AT_ONCE: usize = 65_536;
 pub(super) enum Work {
     Publish(Arc<Delivery>),
     Disconnect(RemoteDisconnect),
-    /// The broker's; what was published before it was given comes first.
+    /// The broker's, or about streams that are followed; what was published before it was given comes first.
     Answer(Box<Answer>),
     Yield {
         index: u32,
@@ -144,7 +144,13 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                 continue;
             }
             match self.work.pop_front() {
-                Some(Work::Publish(delivery)) => self.fanout = Some(self.start_fanout(delivery)),
+                Some(Work::Publish(delivery)) => {
+                    let stream = || self.settings.stream_hasher.key(&delivery.publication.stream);
+                    match self.fresh_streams.is_for_followers(stream) {
+                        true => self.fanout = Some(self.start_fanout(delivery)),
+                        false => deliveries -= 1,
+                    }
+                }
                 Some(Work::Disconnect(disconnect)) => {
                     if !self.disconnect_some(&disconnect, &mut disconnects) {
                         self.work.push_front(Work::Disconnect(disconnect));

@@ -45,11 +45,6 @@ impl Begun {
         self.0.push_back(token);
     }
 
-    /// All of them.
-    pub fn tokens(&self) -> impl Iterator<Item = u64> {
-        self.0.iter().copied()
-    }
-
     /// Takes out the first that is unfinished.
     pub fn pop(&mut self, is_unfinished: impl Fn(u64) -> bool) -> Option<u64> {
         while let Some(token) = self.0.pop_front() {

@@ -78,6 +78,8 @@ pub struct Inbox {
 #[derive(Default)]
 struct State {
     messages: Vec<Message<Socket>>,
+    /// Publications that were put in so far.
+    publications: u64,
     /// The shard waits for events, or is about to: the next message has to wake it.
     asleep: bool,
     /// The shard has ended: everything is dropped.
@@ -116,11 +118,17 @@ impl Inbox {
         if state.closed && session_in(&message).is_none() {
             return;
         }
+        state.publications += u64::from(matches!(message, Message::Publication(_)));
         state.messages.push(message);
         if std::mem::take(&mut state.asleep) {
             drop(state);
             self.waker.wake();
         }
+    }
+
+    /// How many publications were put in so far.
+    pub fn publications(&self) -> u64 {
+        self.state().publications
     }
 
     /// Moves everything into `into`, which is empty.
@@ -191,6 +199,16 @@ mod tests {
         inbox.take(&mut messages);
         assert!(matches!(messages[..], [Message::Publication(_), Message::Drain { .. }]), "{messages:?}");
         assert!(inbox.may_sleep());
+    }
+
+    #[test]
+    fn publications_are_counted_also_when_they_were_taken_out() {
+        let inbox = Inbox::new().unwrap();
+        inbox.put(Message::Publication(publication()));
+        inbox.put(Message::Drain { over: Duration::ZERO });
+        inbox.take(&mut Vec::new());
+        inbox.put(Message::Publication(publication()));
+        assert_eq!(inbox.publications(), 2);
     }
 
     #[test]

@@ -40,8 +40,10 @@ pub trait Services<S> {
     /// Whether a session that was found may go on: not when the app has sent its client away meanwhile.
     fn may_go_on(&mut self, saved: &SavedSession) -> bool;
 
-    /// This shard wants publications of this stream. When it returns, every later publication of this node comes here.
-    fn follow(&mut self, stream: &str, change: StreamChange);
+    /// This shard wants publications of this stream. When it returns, every later publication of this node comes here. Gives
+    /// how many publications this shard has been given before, whether it has received them or not: those to this stream were
+    /// for whoever followed it then.
+    fn follow(&mut self, stream: &str, change: StreamChange) -> u64;
 
     /// This shard wants them no more.
     fn unfollow(&mut self, stream: &str, change: StreamChange);

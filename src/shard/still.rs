@@ -10,18 +10,10 @@
 
 use std::time::Duration;
 
-use crate::model::{Answer, Reply, TICK_MS, Tick, tick};
+use crate::model::{Answer, Reply, TICK_MS, Tick};
 
 use super::slots::{Stage, flag};
 use super::{Accepting, Machine, Message, Services, Shard};
-
-/// What connections lost that are closing, when the shard stood still last.
-#[derive(Clone, Copy, Default)]
-pub(super) struct LostTime {
-    /// Those whose deadline is not behind this tick.
-    until: Tick,
-    ticks: Tick,
-}
 
 /// What waits until the shard goes on.
 pub(super) struct Still<S> {
@@ -33,6 +25,11 @@ pub(super) struct Still<S> {
     unasked: Vec<u32>,
     /// Since when, on the shard's clock; for connections of another process, since they came.
     since: Duration,
+}
+
+fn ticks_of(pause: Duration) -> Tick {
+    let ticks = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX).div_ceil(TICK_MS);
+    Tick::try_from(ticks).unwrap_or(Tick::MAX)
 }
 
 impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
@@ -95,32 +92,39 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     }
 
     /// Peers who were in the middle of something had this time less for it: what they had said filled their socket, and was not
-    /// read. Everything else is there to be read, or is sent by us.
+    /// read, or what they are to be told filled it, and they could take no more of it than was there: a ping, or our last word.
+    /// Everything else is there to be read, or is sent by us.
     fn make_up_for(&mut self, pause: Duration) {
-        let ticks = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX).div_ceil(TICK_MS);
-        let ticks = Tick::try_from(ticks).unwrap_or(Tick::MAX);
+        let ticks = ticks_of(pause);
         for due in self.rare_deadlines.messages.values_mut() {
             *due = due.saturating_add(ticks);
         }
-        let begun: Vec<u32> = self.begun.tokens().filter_map(|token| self.slots.find_token(token)).collect();
-        for index in begun {
-            if let Stage::Handshake(handshake) = &mut self.slots[index].stage {
-                handshake.due = handshake.due.saturating_add(ticks);
+        // One look at each slot, which costs what a copy of it begins with.
+        for index in 0..self.slots.end() {
+            let slot = &self.slots[index];
+            match &slot.stage {
+                Stage::Closing { .. } => {
+                    let due = slot.due.saturating_add(ticks);
+                    self.wheel.set(&mut self.slots, index, due);
+                }
+                Stage::Session(..) if slot.outbox.is_some() => {
+                    if let Stage::Session(session, _) = &mut self.slots[index].stage {
+                        session.has_longer(ticks);
+                    }
+                }
+                Stage::Handshake(_) => {
+                    if let Stage::Handshake(handshake) = &mut self.slots[index].stage {
+                        handshake.due = handshake.due.saturating_add(ticks);
+                    }
+                }
+                _ => {}
             }
         }
-        self.lost_time = LostTime { until: tick(self.now.mono), ticks };
     }
 
-    /// A connection that is closing has passed its deadline. If that was while the shard stood still, it gets the time back.
-    pub(super) fn lingers_on(&mut self, index: u32) -> bool {
-        let (LostTime { until, ticks }, due) = (self.lost_time, self.slots[index].due);
-        let with_lost = due.saturating_add(ticks);
-        // One that got it back is behind all that get some.
-        let lingers_on = due <= until && with_lost > tick(self.now.mono);
-        if lingers_on {
-            self.wheel.set(&mut self.slots, index, with_lost);
-        }
-        lingers_on
+    /// What deadlines of connections that are copied now are to get back of the pause so far.
+    pub(super) fn lost_ticks(&self) -> Tick {
+        self.still.as_ref().map_or(0, |still| ticks_of(self.now.mono.saturating_sub(still.since)))
     }
 
     /// Connections begin to come that nobody serves meanwhile.

@@ -73,6 +73,13 @@ impl Clock {
     pub fn is_late(&self, since: Duration, time: Duration, now: Duration) -> bool {
         now > since + time + self.postponed(since) + SLACK
     }
+
+    /// The same of one that was set at some moment between these two. A move or a pause makes a deadline that was set before it
+    /// later by up to a tick than one that is set behind it.
+    fn is_late_since_any(&self, from: Duration, to: Duration, time: Duration, now: Duration) -> bool {
+        let before = self.moves.iter().chain(&self.pauses).map(|a| a.apart).filter(|at| (from..=to).contains(at));
+        before.chain([to]).all(|since| self.is_late(since, time, now))
+    }
 }
 
 impl Client {
@@ -189,7 +196,8 @@ impl Sim {
         if !idle_timeout.is_zero()
             && client.model.phase == Phase::Open
             && client.model.waiting.is_none()
-            && clock.opened_at.is_some_and(|at| clock.is_late(at.max(heard_at), idle_timeout, until))
+            // What it said last was taken up when it was read, or behind a question, when that was answered at the latest.
+            && clock.opened_at.is_some_and(|at| clock.is_late_since_any(read_at, at.max(heard_at), idle_timeout, until))
         {
             return Some(format!("has said nothing since {heard_at:?} and is not closed"));
         }
@@ -204,14 +212,32 @@ impl Sim {
         None
     }
 
-    /// Whether it has said something and seen nothing come of it: perhaps because it is not complete there.
-    pub(super) fn has_unhandled(&self, c: usize) -> bool {
+    /// Whether it has said something and seen nothing come of it.
+    fn has_unhandled(&self, c: usize) -> bool {
         !self.clients[c].model.items.is_empty()
+    }
+
+    /// Whether something that it said had not come to its end when the server said what it read last, or whatever was said at
+    /// this moment, although it began as long before as a message may take.
+    pub(super) fn may_have_no_end(&mut self, c: usize, closed_at: Duration) -> bool {
+        let timeout = self.scenario.settings.message_timeout;
+        // Whoever is closed while it has no room is told later. What comes meanwhile is read and of no use.
+        let is_told_later = self.net.conn(c).ever_blocked;
+        let (net, client) = (&self.net, &self.clients[c]);
+        client.said.iter().any(|said| {
+            let has_end = !is_told_later && net.read_at(c, said.end - 1).is_some_and(|at| at < closed_at);
+            let begun_at = net.read_at(c, said.start);
+            !has_end && begun_at.is_some_and(|at| !client.clock.is_early(at, timeout, closed_at))
+        })
     }
 
     /// Whether the server may have begun to close this connection, as far as it can be told from outside.
     fn may_be_closing(&mut self, c: usize) -> bool {
-        if self.may_have_no_pong(c) || self.may_be_idle(c) || self.has_unhandled(c) {
+        if self.may_have_no_pong(c)
+            || self.may_be_idle(c)
+            || self.has_unhandled(c)
+            || self.may_have_no_end(c, self.mono)
+        {
             return true;
         }
         let identifiers = self.identifiers(c);

@@ -35,24 +35,26 @@ impl Sim {
             max => self.rng.between(1, (max as usize).min(6)),
         };
         let mut rest = payload;
+        let from = self.clients[c].said_bytes();
         for n in 0..fragments {
             let fin = n + 1 == fragments;
             let cut = if fin { rest.len() } else { self.rng.below(rest.len() + 1) };
             let (part, later) = rest.split_at(cut);
             rest = later;
             let frame = frames::frame(if n == 0 { opcode } else { op::CONTINUATION }, fin, part, self.key());
-            self.clients[c].out.extend(frame);
+            self.clients[c].says(frame);
             if !fin && self.rng.chance(300) {
                 self.native_ping(c);
             }
         }
+        self.clients[c].is_one_message(from);
         self.clients[c].model.items.push_back(item);
     }
 
     pub(super) fn native_ping(&mut self, c: usize) {
         let payload: Vec<u8> = (0..self.rng.pick(&[0, 4, 125])).map(|n| n as u8).collect();
         let frame = frames::frame(op::PING, true, &payload, self.key());
-        self.clients[c].out.extend(frame);
+        self.clients[c].says(frame);
         self.clients[c].model.items.push_back(Item::NativePing(payload));
     }
 
@@ -212,13 +214,13 @@ impl Sim {
             _ => (frames::frame(0x0b, true, b"x", key), 1002, "reserved opcode"),
         };
         let client = &mut self.clients[c];
-        client.out.extend(bytes);
+        client.says(bytes);
         client.model.items.push_back(Item::Close(close_payload(code, reason)));
         client.silent = true;
         // Some go on talking; nobody listens.
         if self.rng.chance(400) {
             let frame = frames::frame(op::TEXT, true, b"{\"command\":\"ping\"}", self.key());
-            (0..self.rng.between(1, 30)).for_each(|_| self.clients[c].out.extend(frame.iter()));
+            (0..self.rng.between(1, 30)).for_each(|_| self.clients[c].says(frame.clone()));
         }
         self.trace(|| format!("client {c} breaks a rule: {code} {reason}"));
     }
@@ -238,7 +240,7 @@ impl Sim {
                 };
                 let frame = frames::frame(op::CLOSE, true, &payload, self.key());
                 let client = &mut self.clients[c];
-                client.out.extend(frame);
+                client.says(frame);
                 client.silent = true;
                 let echoed = payload[..payload.len().min(2)].to_vec();
                 client.model.items.push_back(Item::Close(echoed));

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use cableway::model::SlotKey;
-use cableway::shard::TakenApart;
+use cableway::model::{Answer, SlotKey};
+use cableway::shard::{Message, TakenApart};
 
 use super::Run;
 use super::posts::Post;
@@ -232,7 +232,12 @@ impl Sim {
 
 impl Post {
     fn is_for(&self, wanted: SlotKey) -> bool {
-        matches!(self, Post::Answer(key) | Post::Late(key, _) | Post::Said(key, _) if *key == wanted)
+        let key = match self {
+            Post::Answer(key) | Post::Late(key, _) | Post::Said(key, _) => Some(*key),
+            Post::Again(Message::Answer(answer)) => Some(answer.key),
+            _ => None,
+        };
+        key == Some(wanted)
     }
 
     pub(super) fn readdressed(self, to: SlotKey) -> Post {
@@ -240,6 +245,7 @@ impl Post {
             Post::Answer(_) => Post::Answer(to),
             Post::Late(_, question) => Post::Late(to, question),
             Post::Said(_, reply) => Post::Said(to, reply),
+            Post::Again(Message::Answer(answer)) => Post::Again(Message::Answer(Answer { key: to, ..answer })),
             other => other,
         }
     }

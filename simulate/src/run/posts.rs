@@ -25,8 +25,9 @@ pub(super) enum Post {
     /// What the broker has said, behind everything that it covers.
     Said(SlotKey, Reply),
     Yield(u32, ResumeTicket),
-    /// With its number, and whether the shard followed the stream when it was published: else it does not get it.
-    Publish(usize, Arc<Publication>, bool),
+    /// With its number, and which time it was that the shard followed the stream when it was published: if it did not, it does
+    /// not get it.
+    Publish(usize, Arc<Publication>, Option<u64>),
     Disconnect(RemoteDisconnect),
     /// A connection that somebody else has accepted, and the bytes that were read of it.
     Adopt(ConnId, Vec<u8>),
@@ -156,10 +157,11 @@ impl Run {
         });
         let key = sim.scenario.settings.stream_hasher.key(&publication.stream);
         for (s, driven) in self.shards.iter_mut().enumerate() {
-            let follows = sim.sites[s].followed.contains(&key);
-            if !follows {
+            let follows = sim.sites[s].followed.get(&key).copied();
+            match follows {
+                Some(_) => sim.sites[s].given += 1,
                 // Nobody there may have a subscription to it; whoever has misses it.
-                sim.note_publication_at(s, p);
+                None => sim.note_publication_at(s, p),
             }
             driven.inbox.push_back(Post::Publish(p, Arc::clone(&publication), follows));
         }
@@ -269,11 +271,15 @@ impl Sim {
                     self.fail(format!("the run itself is wrong: shard {s} gets publication {p} out of order"));
                 }
                 self.sites[s].got = p + 1;
-                if !follows {
-                    return None;
+                let follows = follows?;
+                let key = self.scenario.settings.stream_hasher.key(&publication.stream);
+                // If those who followed the stream have gone since, it is for nobody: who has come after them and got it would
+                // miss what was published between.
+                let is_for_some = self.sites[s].followed.get(&key) == Some(&follows);
+                self.trace(|| format!("publication {p} reaches shard {s}, and is for somebody: {is_for_some}"));
+                if is_for_some {
+                    self.note_publication_at(s, p);
                 }
-                self.trace(|| format!("publication {p} reaches shard {s}"));
-                self.note_publication_at(s, p);
                 let publication = Publication::clone(&publication);
                 Message::Publication(Arc::new(Delivery { publication, permit: None }))
             }

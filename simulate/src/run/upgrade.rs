@@ -90,6 +90,7 @@ impl Run {
         }
         self.add_shards(next.shards);
         let renamed = self.copy_all(base, next.laid_out)?;
+        let arrived_at = self.sim.borrow().mono;
         self.world_goes_on(false);
         if is_done {
             self.upgrades += 1;
@@ -100,8 +101,10 @@ impl Run {
         }
         let sim = &mut *self.sim.borrow_mut();
         let now = sim.mono;
+        // The old shards stand still, and then the new ones do: each pause is made up for by itself, and rounded.
+        let pauses = if is_done { vec![(stopped_at, arrived_at), (arrived_at, now)] } else { vec![(stopped_at, now)] };
         for client in &mut sim.clients {
-            client.clock.pauses.push(Move { apart: stopped_at, together: now });
+            client.clock.pauses.extend(pauses.iter().map(|&(apart, together)| Move { apart, together }));
         }
         sim.trace(|| format!("the upgrade is {}", if is_done { "done" } else { "given up" }));
         sim.violation.take().map_or(Ok(()), Err)
