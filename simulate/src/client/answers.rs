@@ -452,7 +452,9 @@ impl Sim {
         if client.aim != Aim::Cable || client.ended || published.exclude == Some(c) {
             return;
         }
-        let floor = client.model.expected_total;
+        // What an answer that follows its client has it told may come behind this.
+        let before = client.before_answer.as_ref().filter(|_| client.is_followed_by_answer);
+        let floor = before.map_or(client.model.expected_total, |before| before.expected_total);
         let items = &client.model.items;
         let mut held = Vec::new();
         for sub in &client.model.subs {

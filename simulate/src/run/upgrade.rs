@@ -188,7 +188,8 @@ impl Run {
         self.flush();
         let mut kept: Vec<VecDeque<Post>> = Vec::new();
         for driven in &mut self.shards {
-            let waits = |post: &Post| matches!(post, Post::Answer(_) | Post::Late(..) | Post::Adopt(..));
+            let waits =
+                |post: &Post| matches!(post, Post::Answer(_) | Post::Late(..) | Post::Adopt(..) | Post::Again(_));
             let (waiting, rest) = std::mem::take(&mut driven.inbox).into_iter().partition(waits);
             driven.inbox = rest;
             kept.push(waiting);
