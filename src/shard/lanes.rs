@@ -337,7 +337,9 @@ impl<N: Services<Socket>> Shard<Epoll, N> {
                 self.note_arrival();
                 is_noted = true;
             }
-            for (shard, index, generation) in chunk.outdated {
+            // From behind: a slot that comes free last is used first, so those that come again find theirs, and keep the moment of
+            // their pings.
+            for (shard, index, generation) in chunk.outdated.into_iter().rev() {
                 self.take_away(SlotKey { shard, index, generation });
             }
             for (shard, index, generation, has_socket, state) in chunk.connections {
