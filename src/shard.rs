@@ -90,12 +90,12 @@ pub use crate::session::Asks;
 pub use closes::{ClosedConnection, Origin, Served, Who};
 pub use connection::{BadState, FORMAT, TakenApart};
 pub use epoll::{Deal, Epoll, EpollSettings, Socket};
-use handshake::Begun;
+use handshake::{Begun, Heads};
 pub use handshake::{ProxyRules, Tokens};
 pub use inbox::{Delivery, Inbox, Message, Permit};
 pub use lanes::{Arrived, Copying, CopyingAhead, Divert, HandOver, LaneError, Lanes, Settled, Verdict};
 pub use look::{Answered, CONNECTIONS_MAX, LiveConnection, Look, LookAt, Seen};
-pub use machine::{Accepted, Incoming, Interest, Machine, Readiness, Received};
+pub use machine::{Accepted, Incoming, Interest, Machine, Readiness, Received, UNKNOWN_PEER};
 pub use metrics::ShardMetrics;
 pub use run::run;
 pub use services::Services;
@@ -229,6 +229,7 @@ pub struct Shard<M: Machine, N: Services<M::Socket>> {
     fresh_streams: FreshStreams,
     identities: Identities,
     scratch: Box<[u8]>,
+    heads: Heads,
     stashes: Stashes,
     rare_deadlines: RareDeadlines,
     /// Slots to be written at the end of the turn.
@@ -301,6 +302,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             identities: Identities::new(seed),
             // Written to, not only reserved: its pages are paid for at boot and not by some later connection.
             scratch: vec![1; SCRATCH_BYTES].into(),
+            heads: Heads::default(),
             stashes: Stashes::default(),
             rare_deadlines: RareDeadlines::default(),
             dirty: Vec::new(),
@@ -476,6 +478,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         self.slots.used() == 0
             && self.hub.is_empty()
             && self.identities.is_empty()
+            && self.heads.is_empty()
             && self.stashes.is_empty()
             && self.rare_deadlines.is_empty()
             && self.buffers.total() == 0

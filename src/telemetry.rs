@@ -8,7 +8,7 @@ mod families;
 mod metric;
 
 pub use families::{Collect, Families, Parts, Text, Total, Value};
-pub use metric::{Bounds, Counter, Gauge, Histogram, QUICK, SLOW};
+pub use metric::{Bounds, Counter, Gauge, Histogram, OwnCounter, QUICK, SLOW};
 
 /// Lines of the log that nobody got to read. The log belongs to the process and not to a node, and so does this.
 pub static LOG_LINES_DROPPED: Counter = Counter::new();

@@ -18,7 +18,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -311,6 +311,30 @@ fn a_new_process_that_stops_for_ever_is_given_up() {
     server.fault("");
     server.upgrade();
     all_get(&server, &mut clients, "3");
+}
+
+#[test]
+fn a_new_process_that_stops_reading_while_connections_are_copied_ahead_keeps_nobody_waiting() {
+    // More chunks than wait in a socket.
+    let mut server = Upgradable::start(&["--acceptors", "1", "--upgrade-timeout", "8s"]);
+    let mut clients = followers(server.address(), 2000);
+    // Listeners, offer, snapshot, state, and a chunk of connections.
+    server.fault("new receive 5 hang");
+    let mut asking = command(&server.path("control.sock"), &[]);
+    let mut asking = asking.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs");
+    for number in 1..4 {
+        thread::sleep(Duration::from_millis(300));
+        all_get(&server, &mut clients, &number.to_string());
+        Client::welcomed(server.address());
+    }
+    assert!(asking.try_wait().expect("its state").is_none(), "all were served while it was waited for");
+    let said = said(asking.wait_with_output().expect("it ends"));
+    assert!(said.status == Some(1) && said.complained.contains("took longer than"), "{said:?}");
+    assert_eq!(server.serving(), server.pid);
+    all_get(&server, &mut clients, "4");
+    server.fault("");
+    server.upgrade();
+    all_get(&server, &mut clients, "5");
 }
 
 #[test]

@@ -24,7 +24,9 @@ pub fn check(data: &[u8]) -> bool {
             let answered = answer(&head, &rules);
             match &answered {
                 Decision::Upgrade { response, .. } => {
-                    look_at_upgrade(response);
+                    let mut switching = Vec::new();
+                    response.write(&rules.version_header, &mut switching);
+                    look_at_upgrade(&switching);
                     assert!(!head.host().contains(['/', '?', '#', '@', ' ']), "the app's URL would mean another host");
                 }
                 Decision::Refuse(refusal) => look_at_refusal(refusal),

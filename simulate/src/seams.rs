@@ -54,7 +54,7 @@ impl Seams {
 /// A connection that is new to a shard.
 pub fn incoming(sim: &Rc<RefCell<Sim>>, conn: ConnId) -> Incoming<Socket> {
     let socket = Socket { sim: Rc::clone(sim), conn };
-    Incoming { socket, peer: SocketAddr::from(([127, 0, 0, 1], 4000)), listener: 0 }
+    Incoming { socket, listener: 0 }
 }
 
 /// A connection in a shard's hands.

@@ -184,7 +184,7 @@ impl Services<Socket> for NodeServices {
     }
 
     fn serve_http(&mut self, incoming: Incoming<Socket>, read: Vec<u8>) -> Result<(), Socket> {
-        let Incoming { socket, peer, listener } = incoming;
+        let Incoming { socket, listener } = incoming;
         let http = self.shared.http.clone();
         let inbox = Arc::clone(&self.shared.inboxes[usize::from(self.shard)]);
         let stream = socket.into_stream();
@@ -196,7 +196,7 @@ impl Services<Socket> for NodeServices {
             let Some((socket, read)) = http.serve_in(place, socket, read).await else { return };
             // Its peer asks for a WebSocket now. That takes it from the runtime, too.
             if let Ok(stream) = socket.into_std() {
-                let incoming = Incoming { socket: Socket::from(stream), peer, listener };
+                let incoming = Incoming { socket: Socket::from(stream), listener };
                 inbox.put(Message::Adopt { incoming, read });
             }
         });

@@ -14,7 +14,7 @@ mod tests;
 pub use crate::model::{PathPattern, PathPatternError};
 pub use head::{HEAD_BYTES_MAX, HEADERS_MAX, Head, Parsed, Slots, longest_header, may_end, parse_head, slots};
 pub use origin::Origins;
-pub use response::{Refusal, head_too_large, timed_out, unavailable};
+pub use response::{Refusal, Switching, head_too_large, timed_out, unavailable};
 
 use super::Dialect;
 
@@ -81,8 +81,8 @@ pub enum Decision {
         route: Route,
         /// What both speak: what was agreed upon, or the base dialect when nothing was offered that we know.
         dialect: Dialect,
-        /// The 101, whole.
-        response: Vec<u8>,
+        /// The 101.
+        response: Switching,
     },
     /// It meant to be one on a path of ours, and may not.
     Refuse(Refusal),
@@ -98,7 +98,7 @@ pub fn answer(head: &Head<'_, '_>, rules: &Rules) -> Decision {
     match check(head, rules) {
         Ok(key) => {
             let agreed = if route == Route::Cable { negotiate(head) } else { None };
-            let response = response::switching(key, agreed, &rules.version_header);
+            let response = Switching::new(key, agreed);
             Decision::Upgrade { route, dialect: agreed.unwrap_or_default(), response }
         }
         Err(status) => Decision::Refuse(response::refused(status)),

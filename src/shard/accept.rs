@@ -1,16 +1,20 @@
 //! How a connection becomes an open one: it is accepted or adopted, its request is read and answered.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::model::{CloseCause, Sid, TICK_MS, Tick, TokenOutcome, tick, tick_after};
-use crate::proto::handshake::{self, Decision, Head, Parsed, Route};
+use crate::proto::handshake::{self, Decision, Head, Parsed, Route, Switching};
 use crate::session::{Context, Opening, Session};
 
-use super::buffers::{Buffer, head_bytes};
+use super::buffers::Buffer;
 use super::frame::Frame;
-use super::handshake::{Handshake, env};
+use super::handshake::{Began, env};
 use super::slots::{Slots, Stage, flag};
-use super::{ACCEPT_PAUSE, ACCEPTS_PER_TURN, Accepted, Accepting, Incoming, Machine, RETRY_AFTER_S, Services, Shard};
+use super::{
+    ACCEPT_PAUSE, ACCEPTS_PER_TURN, Accepted, Accepting, Incoming, Machine, RETRY_AFTER_S, Services, Shard,
+    UNKNOWN_PEER,
+};
 
 /// Unfinished handshakes that are dropped, the oldest first, when a connection found no descriptor: so one of so many is
 /// turned away while silent connections hold all that there are.
@@ -83,11 +87,9 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     /// Gives the slot, unless the connection is over already.
     fn begin_handshake(&mut self, incoming: Incoming<M::Socket>) -> Option<u32> {
         self.metrics.counters.connections_accepted_total.inc();
-        let Incoming { socket, peer, listener } = incoming;
-        let began_at = self.now.mono;
-        let due = tick_after(began_at + self.settings.handshake_timeout);
-        let handshake = Handshake { peer, began_at, lasted: Duration::ZERO, due, head: Vec::new() };
-        let index = self.slots.insert(socket, listener, Stage::Handshake(Box::new(handshake)));
+        let Incoming { socket, listener } = incoming;
+        let now = self.now.mono;
+        let index = self.slots.insert(socket, listener, Stage::Handshake(Began::ago(Duration::ZERO, now)));
         self.handshakes += 1;
         if let Err(error) = self.watch(index) {
             self.failed(index, &error);
@@ -102,7 +104,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                 return None;
             }
         }
-        self.set_timer(index);
+        self.wheel.set(&mut self.slots, index, tick_after(now + self.settings.handshake_timeout));
         Some(index)
     }
 
@@ -179,14 +181,26 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
                     Route::Echo => {
                         self.choose_user_timeout(index, Duration::ZERO);
                         self.handshake_done(index, Stage::Echo);
-                        self.push(index, Frame::new(&response));
+                        self.push_switching(index, &response);
                         self.set_timer(index);
                     }
-                    Route::Cable => self.open_session(index, &head, response),
+                    Route::Cable => self.open_session(index, &head, &response),
                 }
-                self.frame_bytes(index, &mut whole[len..]);
+                if len < whole.len() {
+                    self.frame_bytes(index, &mut whole[len..]);
+                }
             }
         }
+    }
+
+    fn push_switching(&mut self, index: u32, response: &Switching) {
+        let frame = Frame::written(&mut self.room, |out| response.write(&self.settings.handshake.version_header, out));
+        self.push(index, frame);
+    }
+
+    /// Where a connection comes from.
+    pub(super) fn peer(&self, index: u32) -> Option<SocketAddr> {
+        self.machine.peer(self.slots[index].socket.as_ref()?)
     }
 
     /// Nearly every client has what its socket came with, so this is rarely a system call.
@@ -212,18 +226,16 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     }
 
     fn take_head(&mut self, index: u32) -> Vec<u8> {
-        self.buffers.change(Buffer::Head, head_bytes(&self.slots[index]), 0);
-        match &mut self.slots[index].stage {
-            Stage::Handshake(handshake) => std::mem::take(&mut handshake.head),
-            _ => Vec::new(),
-        }
+        let head = self.heads.take(index).unwrap_or_default();
+        self.buffers.change(Buffer::Head, head.capacity(), 0);
+        head
     }
 
     /// Keeps what came of a request until there is more.
     pub(super) fn keep_head(&mut self, index: u32, head: Vec<u8>) {
-        if let Stage::Handshake(handshake) = &mut self.slots[index].stage {
-            handshake.head = head;
-            self.buffers.change(Buffer::Head, 0, head_bytes(&self.slots[index]));
+        if !head.is_empty() {
+            self.buffers.change(Buffer::Head, 0, head.capacity());
+            self.heads.put(index, head);
         }
     }
 
@@ -235,8 +247,8 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
 
     /// The request is answered with an upgrade; `next` makes what the connection is at then, from when it was accepted.
     fn handshake_done(&mut self, index: u32, next: impl FnOnce(Tick) -> Stage) {
-        let Stage::Handshake(handshake) = &self.slots[index].stage else { return };
-        let lasted = handshake.age(self.now.mono);
+        let Stage::Handshake(began) = &self.slots[index].stage else { return };
+        let lasted = began.age(self.now.mono);
         let ticks = (lasted.as_millis() as u64 / TICK_MS) as Tick;
         self.metrics.counters.handshake_seconds.observe(lasted);
         self.leave_handshake(index);
@@ -245,9 +257,8 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
 
     /// Begins the session that an upgrade leads to. What becomes of it is known before the response is written: what a
     /// WebSocket client is told comes behind the 101 all the same, another carrier may answer otherwise.
-    fn open_session(&mut self, index: u32, head: &Head<'_, '_>, response: Vec<u8>) {
-        let Stage::Handshake(waiting) = &self.slots[index].stage else { return };
-        let (peer, settings) = (waiting.peer, &self.settings);
+    fn open_session(&mut self, index: u32, head: &Head<'_, '_>, response: &Switching) {
+        let (peer, settings) = (self.peer(index).unwrap_or(UNKNOWN_PEER), &self.settings);
         let (token, travelling) = settings.tokens.read(head, self.now.unix.as_secs());
         let (ping_interval, ping_precision) = (head.query("pi"), head.query("ptp"));
         let shown = head.header(RESTORE_HEADER).or_else(|| head.query("sid"));
@@ -289,7 +300,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             self.rare_deadlines.tokens.insert(index, due);
         }
         self.handshake_done(index, |since| Stage::Session(Box::new(session), since));
-        self.push(index, Frame::new(&response));
+        self.push_switching(index, response);
         self.note_holding(index);
         self.carry_out(index, &mut effects);
         self.effects = effects;
@@ -298,11 +309,9 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
 
     /// The request was for something else than a WebSocket.
     fn serve_http(&mut self, index: u32, read: Vec<u8>) {
-        let Stage::Handshake(waiting) = &self.slots[index].stage else { return };
-        let peer = waiting.peer;
         let Some(socket) = self.slots[index].socket.take() else { return };
         self.machine.unwatch(&socket);
-        let incoming = Incoming { socket, peer, listener: self.slots[index].listener };
+        let incoming = Incoming { socket, listener: self.slots[index].listener };
         match self.services.serve_http(incoming, read) {
             Ok(()) => self.gone(index, CloseCause::Http),
             Err(socket) => {

@@ -4,7 +4,6 @@
 //! `--ws-max-buffers-size` is used up, the kind of bytes of which there are most gives way, and of that kind those
 //! connections that hold most: clients that hold little notice nothing.
 
-use super::slots::{Slot, Stage};
 use super::{Machine, Services, Shard};
 use crate::model::CloseCause;
 use crate::proto::handshake;
@@ -119,7 +118,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     fn held(&self, kind: Buffer, index: u32) -> usize {
         let slot = &self.slots[index];
         match kind {
-            Buffer::Head => head_bytes(slot),
+            Buffer::Head => self.heads.bytes(index),
             Buffer::Message => slot.reader.heap_bytes(),
             Buffer::Stash => self.stashes.bytes(index),
             Buffer::Outbox => slot.outbox.as_ref().map_or(0, |outbox| outbox.counted()),
@@ -141,14 +140,6 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             }
             Buffer::Outbox => self.free(index),
         }
-    }
-}
-
-/// Bytes of a request that is not complete.
-pub(super) fn head_bytes<S>(slot: &Slot<S>) -> usize {
-    match &slot.stage {
-        Stage::Handshake(handshake) => handshake.head.capacity(),
-        _ => 0,
     }
 }
 

@@ -194,12 +194,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         if !tracing::enabled!(target: "cableway::connection", tracing::Level::DEBUG) {
             return;
         }
-        let slot = &self.slots[index];
-        let peer = match &slot.stage {
-            Stage::Handshake(handshake) => Some(handshake.peer),
-            _ => slot.socket.as_ref().and_then(|socket| self.machine.peer(socket)),
-        };
-        let peer = peer.map(tracing::field::display);
+        let peer = self.peer(index).map(tracing::field::display);
         let sid = self.sid(index).map(tracing::field::display);
         tracing::debug!(target: "cableway::connection", sid, peer, "{}", line());
     }

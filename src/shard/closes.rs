@@ -195,14 +195,9 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         self.closes.put(closed);
     }
 
-    /// Where a connection comes from.
+    /// Where a connection comes from, as far as it may be shown.
     pub(super) fn origin(&self, index: u32) -> Option<Origin> {
-        let slot = &self.slots[index];
-        let peer = match &slot.stage {
-            Stage::Handshake(handshake) => Some(handshake.peer),
-            _ => slot.socket.as_ref().and_then(|socket| self.machine.peer(socket)),
-        };
-        peer.map(|peer| Origin::new(peer, self.settings.debug_identifiers))
+        self.peer(index).map(|peer| Origin::new(peer, self.settings.debug_identifiers))
     }
 
     /// Who a client is, if that may be shown.

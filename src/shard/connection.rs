@@ -21,12 +21,11 @@ use crate::proto::frame::FrameReader;
 use crate::proto::{Carrier, Dialect};
 use crate::session::Session;
 
-use super::buffers::Buffer;
-use super::handshake::Handshake;
+use super::handshake::Began;
 use super::outbox::{Outbox, OutboxState};
 use super::read::Stash;
 use super::slots::{Form, Stage, flag};
-use super::{Machine, Services, Shard};
+use super::{Machine, Services, Shard, UNKNOWN_PEER};
 
 /// Version of the form. It changes when an older reader could not make sense of what is written.
 pub const FORMAT: u16 = 1;
@@ -104,6 +103,7 @@ pub(super) struct ConnectionState<S, R> {
 #[derive(Serialize, Deserialize)]
 pub(super) enum StageState<S> {
     Handshake {
+        /// Older versions do not ask the socket.
         peer: SocketAddr,
         lasted: Duration,
         ticks_left: Tick,
@@ -135,8 +135,8 @@ impl ToRead {
 pub(super) struct Entering {
     counted: bool,
     indexed: bool,
-    /// When it is let go, if it is closing.
-    closing: Option<Tick>,
+    /// When it is let go, if it is closing, or given up, if its request is not complete.
+    due: Option<Tick>,
 }
 
 impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
@@ -183,11 +183,11 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
             _ => 0,
         };
         let stage = match &slot.stage {
-            Stage::Handshake(handshake) => StageState::Handshake {
-                peer: handshake.peer,
-                lasted: handshake.age(self.now.mono),
-                ticks_left: left_and_lost(&handshake.due),
-                head: handshake.head.clone(),
+            Stage::Handshake(began) => StageState::Handshake {
+                peer: self.peer(index).unwrap_or(UNKNOWN_PEER),
+                lasted: began.age(self.now.mono),
+                ticks_left: left_and_lost(&slot.due),
+                head: self.heads.get(index).to_vec(),
             },
             Stage::Echo(_) => StageState::Echo,
             Stage::Session(session, _) => StageState::Session(&**session),
@@ -226,10 +226,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         self.unindex(index);
         self.forget_missed(index);
         match std::mem::replace(&mut self.slots[index].stage, Stage::Closing { drained: 0 }) {
-            Stage::Handshake(handshake) => {
-                self.handshakes -= 1;
-                self.buffers.change(Buffer::Head, handshake.head.capacity(), 0);
-            }
+            Stage::Handshake(_) => self.leave_handshake(index),
             Stage::Session(session, _) => {
                 for topic in session.topics() {
                     if let Some(change) = self.hub.detach(index, topic) {
@@ -278,14 +275,18 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
     /// Makes a connection of what was read, of which nobody else knows yet.
     pub(super) fn make(&mut self, socket: Option<M::Socket>, read: ToRead) -> (u32, Entering) {
         let now = moved_tick(self.now.mono, read.phase_ms);
-        let closing = match read.stage {
-            StageState::Closing { ticks_left } => Some(now.saturating_add(ticks_left)),
+        let due = match read.stage {
+            StageState::Closing { ticks_left } | StageState::Handshake { ticks_left, .. } => {
+                Some(now.saturating_add(ticks_left))
+            }
             _ => None,
         };
-        let stage = self.stage(read.stage, now, read.session_clock, now.wrapping_sub(read.age_ticks));
+        let (stage, head) = self.stage(read.stage, now, read.session_clock, now.wrapping_sub(read.age_ticks));
         let index = self.slots.insert(socket, read.listener, stage);
-        if matches!(self.slots[index].stage, Stage::Handshake(_)) {
+        if let Some(head) = head {
+            self.handshakes += 1;
             self.note_handshake(index);
+            self.keep_head(index, head);
         }
         let slot = &mut self.slots[index];
         slot.form = Form { carrier: read.carrier, dialect: read.dialect };
@@ -307,11 +308,11 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         if !read.stash.is_empty() {
             self.keep_stash(index, Stash::new(read.stash));
         }
-        (index, Entering { counted: read.counted, indexed: read.indexed, closing })
+        (index, Entering { counted: read.counted, indexed: read.indexed, due })
     }
 
     /// Everybody is told of a connection that was made.
-    pub(super) fn enter(&mut self, index: u32, Entering { counted, indexed, closing }: Entering) {
+    pub(super) fn enter(&mut self, index: u32, Entering { counted, indexed, due }: Entering) {
         if let Stage::Session(session, _) | Stage::Orphan(session) = &mut self.slots[index].stage {
             session.share_topics(|identifier, stream| self.hub.topic(identifier, stream));
         }
@@ -326,7 +327,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         self.note_holding(index);
         self.note_written(index);
         self.attach_all(index);
-        match closing {
+        match due {
             Some(due) => self.wheel.set(&mut self.slots, index, due),
             None => self.set_timer(index),
         }
@@ -341,24 +342,29 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         }
     }
 
-    /// What a connection is at, on the clock here. `since` is when it was accepted.
-    fn stage(&mut self, state: StageState<Box<Session>>, now: Tick, session_clock: Tick, since: Tick) -> Stage {
+    /// What a connection is at, on the clock here, and what came of its request if that is not complete. `since` is when
+    /// it was accepted.
+    fn stage(
+        &self,
+        state: StageState<Box<Session>>,
+        now: Tick,
+        session_clock: Tick,
+        since: Tick,
+    ) -> (Stage, Option<Vec<u8>>) {
         let settle = |mut session: Box<Session>| {
             session.move_clock(session_clock, now);
             session
         };
-        match state {
-            StageState::Handshake { peer, lasted, ticks_left, head } => {
-                self.handshakes += 1;
-                let due = now.saturating_add(ticks_left);
-                self.buffers.change(Buffer::Head, 0, head.capacity());
-                Stage::Handshake(Box::new(Handshake { peer, began_at: self.now.mono, lasted, due, head }))
+        let stage = match state {
+            StageState::Handshake { lasted, head, .. } => {
+                return (Stage::Handshake(Began::ago(lasted, self.now.mono)), Some(head));
             }
             StageState::Echo => Stage::Echo(since),
             StageState::Session(session) => Stage::Session(settle(session), since),
             StageState::Orphan(session) => Stage::Orphan(settle(session)),
             StageState::Closing { .. } => Stage::Closing { drained: 0 },
-        }
+        };
+        (stage, None)
     }
 
     /// Attaches a session to the streams it follows.

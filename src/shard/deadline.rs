@@ -80,8 +80,8 @@ fn each<S>(slot: &Slot<S>, index: u32, rare: &RareDeadlines, mut has: impl FnMut
             has(Deadline::Write, write());
             has(Deadline::Message, message());
         }
-        Stage::Handshake(handshake) => has(Deadline::Handshake, handshake.due),
-        // The only one of its stage, so the wheel's own note of it serves.
+        // Each is the only one of its stage, so the wheel's own note of it serves.
+        Stage::Handshake(_) => has(Deadline::Handshake, slot.due),
         Stage::Closing { .. } => has(Deadline::Linger, slot.due),
         Stage::Free | Stage::Orphan(_) => {}
     }
@@ -187,7 +187,7 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         match deadline {
             Deadline::Handshake => match &self.slots[index].stage {
                 // Whoever has said nothing is told nothing.
-                Stage::Handshake(handshake) if handshake.head.is_empty() => {
+                Stage::Handshake(_) if self.heads.get(index).is_empty() => {
                     self.gone(index, CloseCause::HandshakeTimeout);
                 }
                 _ => self.refuse(index, &handshake::timed_out().response, CloseCause::HandshakeTimeout),

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -221,8 +221,8 @@ impl Machine for Epoll {
             }
         }
         for (at, listener) in self.listeners.iter().enumerate() {
-            match rustix::net::acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
-                Ok((fd, peer)) => {
+            match rustix::net::accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+                Ok(fd) => {
                     let counted = Counted::new();
                     let since_run_out = SOCKETS_SINCE_RUN_OUT.load(Relaxed);
                     if SOCKETS.load(Relaxed) > self.sockets_max.min(since_run_out) {
@@ -233,9 +233,7 @@ impl Machine for Epoll {
                         SOCKETS_SINCE_RUN_OUT.store(usize::MAX, Relaxed);
                     }
                     let socket = Socket { fd, _counted: counted };
-                    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
-                    let peer = peer.unwrap_or((IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0).into());
-                    let incoming = Incoming { socket, peer, listener: at as u8 };
+                    let incoming = Incoming { socket, listener: at as u8 };
                     let Some(other) = self.deal.as_mut().and_then(Deal::turn) else {
                         return Accepted::Connection(incoming);
                     };

@@ -1,31 +1,63 @@
 //! What is kept of a handshake while its request is not complete, and what the app gets to see of it.
 
 use std::borrow::Cow;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::identity::Jwt;
-use crate::model::{Env, Scheme, Tick, TokenOutcome};
+use crate::model::{Env, Scheme, TokenOutcome};
 use crate::proto::handshake::Head;
 
-/// A connection whose request is not complete.
-pub(super) struct Handshake {
-    pub peer: SocketAddr,
-    /// When it came to this shard, on its clock.
-    pub began_at: Duration,
-    /// How long it had lasted before that, elsewhere.
-    pub lasted: Duration,
-    /// When it is given up.
-    pub due: Tick,
-    /// What came so far; bounded by [`Rules::head_bytes_max`](crate::proto::handshake::Rules::head_bytes_max).
-    pub head: Vec<u8>,
+/// When a connection was accepted whose request is not complete. Small enough for its slot: nearly all requests come in
+/// one piece, and then nothing else has to be kept of a handshake.
+#[derive(Clone, Copy)]
+pub(super) struct Began(u32);
+
+impl Began {
+    /// Unit of what is kept. What has lasted longer than 19 hours counts from zero again.
+    const UNIT_US: u128 = 16;
+
+    /// What has lasted so long.
+    pub fn ago(lasted: Duration, now: Duration) -> Began {
+        Began(Began::units(now).wrapping_sub(Began::units(lasted)))
+    }
+
+    /// How long ago it was.
+    pub fn age(self, now: Duration) -> Duration {
+        Duration::from_micros(u64::from(Began::units(now).wrapping_sub(self.0)) * Began::UNIT_US as u64)
+    }
+
+    fn units(time: Duration) -> u32 {
+        (time.as_micros() / Began::UNIT_US) as u32
+    }
 }
 
-impl Handshake {
-    /// How long ago it was accepted.
-    pub fn age(&self, now: Duration) -> Duration {
-        self.lasted + now.saturating_sub(self.began_at)
+/// What came so far of requests that come in pieces, by slot; each bounded by
+/// [`Rules::head_bytes_max`](crate::proto::handshake::Rules::head_bytes_max).
+#[derive(Default)]
+pub(super) struct Heads(HashMap<u32, Vec<u8>>);
+
+impl Heads {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn put(&mut self, index: u32, head: Vec<u8>) {
+        self.0.insert(index, head);
+    }
+
+    pub fn take(&mut self, index: u32) -> Option<Vec<u8>> {
+        if self.0.is_empty() { None } else { self.0.remove(&index) }
+    }
+
+    pub fn get(&self, index: u32) -> &[u8] {
+        self.0.get(&index).map_or(&[], Vec::as_slice)
+    }
+
+    /// Memory that is held for this slot.
+    pub fn bytes(&self, index: u32) -> usize {
+        self.0.get(&index).map_or(0, Vec::capacity)
     }
 }
 
@@ -143,6 +175,18 @@ mod tests {
         assert_eq!(begun.pop(|token| token == 0), Some(0));
         assert_eq!(begun.pop(|token| token == 999_999), Some(999_999));
         assert_eq!(begun.pop(|_| true), None);
+    }
+
+    #[test]
+    fn the_age_of_a_handshake_is_right_to_its_unit_and_survives_a_change_of_clocks() {
+        let us = Duration::from_micros;
+        // Also where the count begins anew in between.
+        for start in [0, 5, 7_777_777, (u64::from(u32::MAX) - 3) * 16] {
+            for lasted in [0, 99, 100, 2_500_000, 3_600_000_000] {
+                let age = Began::ago(us(lasted), us(start)).age(us(start + 1_000_000));
+                assert!(age.abs_diff(us(lasted + 1_000_000)) < us(32), "{start} {lasted} {age:?}");
+            }
+        }
     }
 
     #[test]

@@ -4,11 +4,14 @@
 //! shard.
 
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 use crate::model::Now;
 use crate::os::tcp::TcpInfo;
+
+/// What stands for the address of a peer that nobody knows.
+pub const UNKNOWN_PEER: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0));
 
 /// What came of trying to accept a connection.
 #[derive(Debug)]
@@ -30,8 +33,6 @@ pub enum Accepted<S> {
 pub struct Incoming<S> {
     /// The socket, which does not block.
     pub socket: S,
-    /// Where it comes from.
-    pub peer: SocketAddr,
     /// Which of [`Settings::listeners`](super::Settings::listeners) it came through.
     pub listener: u8,
 }
@@ -127,6 +128,7 @@ pub trait Machine {
     /// open. `None`: nothing is known.
     fn tcp_info(&self, socket: &Self::Socket) -> Option<TcpInfo>;
 
-    /// Where a socket leads, or led before its connection ended.
+    /// Where a socket leads, or led before its connection ended. It costs a system call, so it is asked when somebody
+    /// wants to know.
     fn peer(&self, socket: &Self::Socket) -> Option<SocketAddr>;
 }

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use crate::metrics;
 use crate::model::CloseCause;
-use crate::telemetry::{Collect, Counter, Families, Gauge, Histogram, SLOW};
+use crate::telemetry::{Collect, Families, Gauge, Histogram, OwnCounter, SLOW};
 
 use super::buffers::{Buffer, Buffers};
 use super::samples::Samples;
 
 metrics! {
-    /// Counters of one shard; names as AnyCable's where the meaning is the same (`contracts/ops.md` section 3).
+    /// Counters of one shard, which its thread alone changes; names as AnyCable's where the meaning is the same (`contracts/ops.md` section 3).
     pub struct ShardCounters {
         /// Sessions that were let in and are connected.
         clients_num: Gauge,
@@ -23,33 +23,33 @@ metrics! {
         /// Connections that have not finished their request yet.
         handshakes_num: Gauge,
         /// Connections accepted.
-        connections_accepted_total: Counter,
+        connections_accepted_total: OwnCounter,
         /// Refused connections.
-        failed_auths_total: Counter,
+        failed_auths_total: OwnCounter,
         /// Messages of clients that could be read.
-        client_msg_total: Counter,
+        client_msg_total: OwnCounter,
         /// Messages of clients that could not be read or carried out.
-        failed_client_msg_total: Counter,
+        failed_client_msg_total: OwnCounter,
         /// Bytes received from clients after the handshake, frame headers included.
-        data_rcvd_total: Counter,
+        data_rcvd_total: OwnCounter,
         /// Bytes sent to clients, frame headers included.
-        data_sent_total: Counter,
+        data_sent_total: OwnCounter,
         /// Messages sent to clients, pings not counted.
-        server_msg_total: Counter,
+        server_msg_total: OwnCounter,
         /// Pings sent to clients.
-        pings_total: Counter,
+        pings_total: OwnCounter,
         /// Connections lost while something was being written.
-        failed_server_msg_total: Counter,
+        failed_server_msg_total: OwnCounter,
         /// Connections given up because nothing could be written for too long.
-        timeout_server_msg_total: Counter,
+        timeout_server_msg_total: OwnCounter,
         /// Clients closed because their outbox was full.
-        disconnected_slow_clients_total: Counter,
+        disconnected_slow_clients_total: OwnCounter,
         /// Answers of the app that came after their session had ended.
-        late_answers_total: Counter,
+        late_answers_total: OwnCounter,
         /// Times the shard could not accept for want of descriptors and had to pause.
-        accept_pauses_total: Counter,
+        accept_pauses_total: OwnCounter,
         /// Turns of the shard's loop.
-        turns_total: Counter,
+        turns_total: OwnCounter,
         /// Time from accepting a connection to answering its upgrade.
         handshake_seconds: Histogram,
         /// Time from starting to deliver a publication to the last write of it.
@@ -63,7 +63,7 @@ pub struct ShardMetrics {
     shard: String,
     /// Plain counters.
     pub counters: ShardCounters,
-    closed: [Counter; CloseCause::ALL.len()],
+    closed: [OwnCounter; CloseCause::ALL.len()],
     delays: [Histogram; CloseCause::ALL.len()],
     ages: [Histogram; CloseCause::ALL.len()],
     pub(super) samples: Samples,
@@ -76,7 +76,7 @@ impl ShardMetrics {
         ShardMetrics {
             shard: shard.to_string(),
             counters: ShardCounters::default(),
-            closed: std::array::from_fn(|_| Counter::default()),
+            closed: std::array::from_fn(|_| OwnCounter::default()),
             delays: std::array::from_fn(|_| Histogram::new(SLOW)),
             ages: std::array::from_fn(|_| Histogram::new(SLOW)),
             samples: Samples::default(),

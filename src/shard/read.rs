@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
-use std::sync::Arc;
 
 use crate::model::{Tick, tick_after};
 use crate::proto::Carrier;
@@ -204,13 +203,14 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
 
     /// Handles frames until nothing is left or the session has to wait; gives how many bytes have to wait with it.
     fn frames(&mut self, index: u32, mut bytes: &mut [u8]) -> usize {
-        let settings = Arc::clone(&self.settings);
+        // Not the settings: all shards would count at one place who has them.
+        let (limits, echo_limits) = (self.settings.limits, self.settings.echo_limits);
         loop {
             let slot = &mut self.slots[index];
             let limits = match &slot.stage {
-                Stage::Echo(_) => &settings.echo_limits,
+                Stage::Echo(_) => &echo_limits,
                 Stage::Session(session, _) if session.is_waiting() => return bytes.len(),
-                Stage::Session(..) => &settings.limits,
+                Stage::Session(..) => &limits,
                 // Closed by one of the frames before; what follows is nobody's.
                 _ => return 0,
             };

@@ -12,7 +12,7 @@ use crate::proto::{Carrier, Dialect};
 use crate::session::Session;
 
 use super::ahead::CopiedAhead;
-use super::handshake::Handshake;
+use super::handshake::Began;
 use super::outbox::Outbox;
 
 /// Marks the end of a chain of slots, and a slot that is in none.
@@ -97,8 +97,8 @@ impl Chain {
 /// ```
 pub(super) enum Stage {
     Free,
-    /// Waiting for the upgrade request.
-    Handshake(Box<Handshake>),
+    /// Waiting for the upgrade request, since then. What came of it in pieces is kept elsewhere.
+    Handshake(Began),
     /// Open, without a session: each message goes back as it came.
     ///
     /// With the tick in which it was accepted. The age of a connection costs nothing: it lies where there would be
@@ -120,7 +120,7 @@ impl Stage {
     /// How long the connection has been there, since it was accepted; not known once it is closing.
     pub fn age(&self, now: Now) -> Option<Duration> {
         match self {
-            Stage::Handshake(handshake) => Some(handshake.age(now.mono)),
+            Stage::Handshake(began) => Some(began.age(now.mono)),
             // Of a connection that came from elsewhere it may be before this clock began.
             Stage::Echo(since) | Stage::Session(_, since) => {
                 let ticks = tick(now.mono).wrapping_sub(*since);

@@ -103,18 +103,13 @@ impl<M: Machine, N: Services<M::Socket>> Shard<M, N> {
         for index in 0..self.slots.end() {
             let slot = &self.slots[index];
             match &slot.stage {
-                Stage::Closing { .. } => {
+                Stage::Closing { .. } | Stage::Handshake(_) => {
                     let due = slot.due.saturating_add(ticks);
                     self.wheel.set(&mut self.slots, index, due);
                 }
                 Stage::Session(..) if slot.outbox.is_some() => {
                     if let Stage::Session(session, _) = &mut self.slots[index].stage {
                         session.has_longer(ticks);
-                    }
-                }
-                Stage::Handshake(_) => {
-                    if let Stage::Handshake(handshake) = &mut self.slots[index].stage {
-                        handshake.due = handshake.due.saturating_add(ticks);
                     }
                 }
                 _ => {}

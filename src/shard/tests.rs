@@ -267,7 +267,7 @@ impl Driver {
 
     fn connect(&mut self) -> usize {
         let (wire, socket) = self.socket(usize::MAX);
-        let incoming = Incoming { socket, peer: SocketAddr::from(([127, 0, 0, 1], 4000)), listener: 0 };
+        let incoming = Incoming { socket, listener: 0 };
         let read = b"GET /cable HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
             Sec-WebSocket-Protocol: actioncable-v1-json\r\n\r\n";

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::{Counter, Gauge, Histogram};
+use super::{Counter, Gauge, Histogram, OwnCounter};
 
 pub use carried::{Parts, Total};
 
@@ -47,7 +47,7 @@ macro_rules! metrics {
 
 /// A value read from a metric.
 pub enum Value {
-    /// Of a [`Counter`].
+    /// Of a [`Counter`] or an [`OwnCounter`].
     Counter(u64),
     /// Of a [`Gauge`].
     Gauge(f64),
@@ -57,6 +57,12 @@ pub enum Value {
 
 impl From<&Counter> for Value {
     fn from(counter: &Counter) -> Value {
+        Value::Counter(counter.get())
+    }
+}
+
+impl From<&OwnCounter> for Value {
+    fn from(counter: &OwnCounter) -> Value {
         Value::Counter(counter.get())
     }
 }

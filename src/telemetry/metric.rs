@@ -29,6 +29,27 @@ impl Counter {
     }
 }
 
+/// A number that only grows, and that one thread alone adds to: that costs no locked instruction.
+#[derive(Debug, Default)]
+pub struct OwnCounter(AtomicU64);
+
+impl OwnCounter {
+    /// Adds one.
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    /// Adds `n`. What another thread adds at the same moment may be lost.
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
+    }
+
+    /// The value now, for any thread.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
 /// A number that goes up and down.
 #[derive(Debug, Default)]
 pub struct Gauge(AtomicI64);

@@ -357,10 +357,10 @@ impl Follower {
             }
             // Whichever shard is asked does not have it in a slot that nobody has, and asks who has.
             Forward::Yield(ticket) => inboxes[0].put(Message::Yield { index: u32::MAX, ticket }),
-            Forward::Adopt { peer, listener, read } => {
+            Forward::Adopt { listener, read, .. } => {
                 let Some(socket) = descriptors.into_iter().next() else { return };
                 self.next_shard = (self.next_shard + 1) % inboxes.len();
-                let incoming = Incoming { socket: Socket::from(socket), peer, listener };
+                let incoming = Incoming { socket: Socket::from(socket), listener };
                 inboxes[self.next_shard].put(Message::Adopt { incoming, read: read.into_vec() });
             }
             // A full queue has counted it as dropped.

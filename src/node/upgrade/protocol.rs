@@ -210,7 +210,8 @@ pub(super) enum Forward {
     DisconnectHere { identifiers: Arc<str>, reconnect: bool },
     /// A session is to be given up.
     Yield(ResumeTicket),
-    /// With the socket of a connection that is to become a WebSocket, and what was read of it.
+    /// With the socket of a connection that is to become a WebSocket, and what was read of it. Older versions do not ask
+    /// the socket for its peer.
     Adopt { peer: SocketAddr, listener: u8, read: ByteBuf },
     /// The app is to be told that a session is over.
     Tell(Box<Call>),

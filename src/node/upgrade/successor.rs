@@ -17,7 +17,8 @@ use tokio::sync::oneshot;
 
 use crate::broadcast::{Handover, PublishError};
 use crate::model::{Call, Publication, RemoteDisconnect};
-use crate::shard::{Delivery, Incoming, Message, Socket};
+use crate::os::tcp;
+use crate::shard::{Delivery, Incoming, Message, Socket, UNKNOWN_PEER};
 
 use super::protocol::{Forward, LineError, Talk, ToNew, ToOld};
 
@@ -167,7 +168,8 @@ impl Successor for ToSuccessor {
         }
     }
 
-    fn adopt(&self, Incoming { socket, peer, listener }: Incoming<Socket>, read: Vec<u8>) {
+    fn adopt(&self, Incoming { socket, listener }: Incoming<Socket>, read: Vec<u8>) {
+        let peer = tcp::peer(&socket).unwrap_or(UNKNOWN_PEER);
         self.put(Forward::Adopt { peer, listener, read: ByteBuf::from(read) }, Some(socket));
     }
 

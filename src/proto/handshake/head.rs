@@ -178,19 +178,18 @@ impl<'b> Head<'_, 'b> {
         };
         for (name, value) in self.headers() {
             let is = |known| name.eq_ignore_ascii_case(known);
-            if is("host") {
-                hosts += 1;
-                upgrade.host_is_sound &= is_authority(value);
-            } else if is("connection") {
-                upgrade.connection |= lists(value, "upgrade");
-            } else if is("upgrade") {
-                upgrade.websocket |= lists(value, "websocket");
-            } else if is("sec-websocket-version") {
-                upgrade.version_13 |= lists(value, "13");
-            } else if is("sec-websocket-key") {
-                upgrade.key = upgrade.key.or(Some(value));
-            } else if is("origin") {
-                upgrade.origin = upgrade.origin.or(Some(value));
+            // By length first: most header lines are none of these.
+            match name.len() {
+                4 if is("host") => {
+                    hosts += 1;
+                    upgrade.host_is_sound &= is_authority(value);
+                }
+                6 if is("origin") => upgrade.origin = upgrade.origin.or(Some(value)),
+                7 if is("upgrade") => upgrade.websocket |= lists(value, "websocket"),
+                10 if is("connection") => upgrade.connection |= lists(value, "upgrade"),
+                17 if is("sec-websocket-key") => upgrade.key = upgrade.key.or(Some(value)),
+                21 if is("sec-websocket-version") => upgrade.version_13 |= lists(value, "13"),
+                _ => {}
             }
         }
         upgrade.host_is_sound &= hosts == 1 || hosts == 0 && self.version == 0;
@@ -233,5 +232,7 @@ pub(super) struct Upgrade<'b> {
 
 /// Whether the value of a header lists this token, in any case (RFC 9110 section 5.6.1).
 fn lists(value: &[u8], token: &str) -> bool {
-    value.split(|byte| *byte == b',').any(|item| item.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+    // Nearly always it is all that is listed.
+    value.eq_ignore_ascii_case(token.as_bytes())
+        || value.split(|byte| *byte == b',').any(|item| item.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
 }

@@ -21,27 +21,36 @@ const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 /// Base64 of a SHA-1 digest.
 const ACCEPT_BYTES: usize = 28;
 
-/// The 101 for a key that was checked.
-pub(super) fn switching(key: &[u8], agreed: Option<Dialect>, version: &str) -> Vec<u8> {
-    let digest = Sha1::new().chain_update(key).chain_update(GUID).finalize();
-    let mut accept = [0; ACCEPT_BYTES];
-    // The room is exactly what 20 bytes need.
-    let written = STANDARD.encode_slice(digest, &mut accept).unwrap_or(0);
+/// The 101 for a key that was checked. It is written where it is wanted, since nearly every connection gets one.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Switching {
+    accept: [u8; ACCEPT_BYTES],
+    agreed: Option<Dialect>,
+}
 
-    let start: &[u8] =
-        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ";
-    let protocol_parts = agreed.map(|dialect| ["\r\nSec-WebSocket-Protocol: ", dialect.language().subprotocol()]);
-    let [name, value] = protocol_parts.unwrap_or_default();
-    let parts = [
-        start,
-        &accept[..written],
-        name.as_bytes(),
-        value.as_bytes(),
-        b"\r\nX-AnyCable-Version: ",
-        version.as_bytes(),
-        b"\r\n\r\n",
-    ];
-    parts.concat()
+impl Switching {
+    pub(super) fn new(key: &[u8], agreed: Option<Dialect>) -> Switching {
+        let digest = Sha1::new().chain_update(key).chain_update(GUID).finalize();
+        let mut accept = [0; ACCEPT_BYTES];
+        // The room is exactly what 20 bytes need.
+        let _ = STANDARD.encode_slice(digest, &mut accept);
+        Switching { accept, agreed }
+    }
+
+    /// Appends the response, whole. `version` is [`Rules::version_header`](super::Rules::version_header).
+    pub fn write(&self, version: &str, out: &mut Vec<u8>) {
+        out.extend_from_slice(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ",
+        );
+        out.extend_from_slice(&self.accept);
+        if let Some(dialect) = self.agreed {
+            out.extend_from_slice(b"\r\nSec-WebSocket-Protocol: ");
+            out.extend_from_slice(dialect.language().subprotocol().as_bytes());
+        }
+        out.extend_from_slice(b"\r\nX-AnyCable-Version: ");
+        out.extend_from_slice(version.as_bytes());
+        out.extend_from_slice(b"\r\n\r\n");
+    }
 }
 
 /// A handshake that broke a rule.
