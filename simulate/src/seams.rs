@@ -192,7 +192,7 @@ impl Machine for Seams {
     }
 
     fn peer(&self, _socket: &Socket) -> Option<SocketAddr> {
-        None
+        Some(SocketAddr::from(([127, 0, 0, 1], 4000)))
     }
 
     fn read(&mut self, socket: &Socket, buffer: &mut [u8]) -> io::Result<Received> {
