@@ -109,11 +109,11 @@ pub(super) fn first_ping(now: Now, interval_ms: u64, phase: u32) -> Tick {
     ping_after(now, 0, interval_ms, phase)
 }
 
-/// When the next ping is due: at the next moment of this phase that is further away than half an interval. That is an
-/// interval after the one before, however late that was; only one that was late by more than half an interval is not
-/// followed at once.
+/// When the next ping is due: at the next moment of this phase that is further away than a third of an interval. That is
+/// an interval after the one before, however late that was; only one that was late by more than two thirds of an interval
+/// is not followed at once. Where the phase has changed, in another slot, it is at most a third later than that.
 fn next_ping(now: Now, interval_ms: u64, phase: u32) -> Tick {
-    ping_after(now, interval_ms.div_ceil(TICK_MS) / 2, interval_ms, phase)
+    ping_after(now, interval_ms.div_ceil(TICK_MS).div_ceil(3), interval_ms, phase)
 }
 
 fn ping_after(now: Now, ticks: u64, interval_ms: u64, phase: u32) -> Tick {
@@ -160,6 +160,14 @@ mod tests {
                 let now = u64::from(due) * TICK_MS + interval_ms * 9 / 10;
                 let wait = u64::from(next_ping(at(now), interval_ms, phase)) * TICK_MS - now;
                 assert!(wait > interval_ms / 2, "{interval_ms}: {wait}");
+                // In another slot.
+                for other in [0, 1, u32::MAX / 7, u32::MAX / 2, u32::MAX] {
+                    let wait = u64::from(next_ping(at(u64::from(due) * TICK_MS), interval_ms, other)) - u64::from(due);
+                    assert!(
+                        wait > interval.div_ceil(3) && wait <= interval + interval.div_ceil(3),
+                        "{interval_ms}: {wait}"
+                    );
+                }
             }
         }
         assert_eq!(next_ping(at(5), 0, 7), NEVER);

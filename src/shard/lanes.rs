@@ -337,8 +337,7 @@ impl<N: Services<Socket>> Shard<Epoll, N> {
                 self.note_arrival();
                 is_noted = true;
             }
-            // From behind: a slot that comes free last is used first, so those that come again find theirs, and keep the moment of
-            // their pings.
+            // From behind: a slot that comes free last is used first, so those that come again find theirs, beside their neighbours.
             for (shard, index, generation) in chunk.outdated.into_iter().rev() {
                 self.take_away(SlotKey { shard, index, generation });
             }

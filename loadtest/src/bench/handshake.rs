@@ -10,12 +10,13 @@ use crate::protocol::Protocol;
 /// Connections made before measuring, so that code and tables are in memory.
 const WARM_UP: u32 = 200;
 
-/// Server CPU of a plain WebSocket's handshake while clients connect as fast as they can.
+/// Server CPU of a plain WebSocket's handshake while clients connect as fast as they can. A round takes three seconds, and
+/// rounds differ by a tenth, so there are more of them than of other figures.
 pub(super) fn cpu(options: &Options) -> anyhow::Result<Vec<Figure>> {
     let connections = options.connections_or(15_000);
     let warm_up = WARM_UP.min(connections / 10);
     let mut rounds = Vec::new();
-    for round in 0..options.rounds_or(3) {
+    for round in 0..options.rounds_or(9) {
         let mut results = [0.0; 4];
         for side in Side::all(round) {
             let server = Running::start(side, options, &Want::quiet(Protocol::Raw))?;

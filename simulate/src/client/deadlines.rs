@@ -100,10 +100,10 @@ impl Sim {
         let blocked = self.net.conn(c).ever_blocked;
         let clock = &mut self.clients[c].clock;
         let sent_at = clock.said_at;
-        // Half an interval, behind one that was late, and in another slot, which has another phase; else a whole one. The
+        // A third of an interval, behind one that was late, and in another slot, which has another phase; else a whole one. The
         // first may come at once.
         let since = clock.pings.last().copied().unwrap_or(sent_at);
-        let early = clock.is_early(since, (interval / 2).saturating_sub(TICK), sent_at) && since != sent_at;
+        let early = clock.is_early(since, (interval / 3).saturating_sub(TICK), sent_at) && since != sent_at;
         clock.pings.push(sent_at);
         clock.ping_waits.get_or_insert(sent_at);
         if early && !blocked {
@@ -184,7 +184,7 @@ impl Sim {
             return None;
         }
         let interval = Duration::from_millis(session.ping_interval_ms);
-        let last = clock.pings.last().map(|&at| (at, interval * 3 / 2)).or(clock.opened_at.map(|at| (at, interval)));
+        let last = clock.pings.last().map(|&at| (at, interval * 4 / 3)).or(clock.opened_at.map(|at| (at, interval)));
         if let Some((since, time)) = last.filter(|_| !interval.is_zero())
             && clock.is_late(since, time, until)
         {

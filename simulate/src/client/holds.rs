@@ -83,7 +83,7 @@ impl Sim {
     /// Whether a hold may have ended because its client did not ask within two pings.
     fn may_have_ended(&self, hold: &Hold) -> bool {
         let interval = Duration::from_millis(self.scenario.settings.session.ping_interval_ms);
-        hold.by_resume && self.mono - hold.began_at >= (interval / 2).saturating_sub(super::deadlines::TICK * 2)
+        hold.by_resume && self.mono - hold.began_at >= (interval / 3).saturating_sub(super::deadlines::TICK * 2)
     }
 
     /// History is asked for.
