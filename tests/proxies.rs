@@ -92,7 +92,9 @@ impl Proxy {
     fn haproxy(behind: SocketAddr) -> Proxy {
         let configuration = |_: &str, port: u16| {
             format!(
-                "defaults\n mode http\n timeout connect 5s\n timeout client 30s\n timeout server 30s\n timeout tunnel 60s\n \
+                // With several threads one may open a connection although another has an idle one.
+                "global\n nbthread 1\n\
+                 defaults\n mode http\n timeout connect 5s\n timeout client 30s\n timeout server 30s\n timeout tunnel 60s\n \
                  http-reuse always\n\
                  frontend door\n bind 127.0.0.1:{port}\n default_backend cableway\n\
                  backend cableway\n server one {behind} pool-max-conn 1\n"

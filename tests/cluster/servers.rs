@@ -28,7 +28,7 @@ fn redis_program(which: &str) -> String {
 }
 
 /// Looks until it is so. `SOON` is for what takes no time; an election takes some.
-pub fn until(what: &str, is_so: impl Fn() -> bool) {
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let end = Instant::now() + 2 * SOON;
     while !is_so() {
         assert!(Instant::now() < end, "never: {what}");
@@ -604,13 +604,21 @@ impl Nats {
         format!("{scheme}://{login}127.0.0.1:{}", self.port())
     }
 
-    /// What it tells of itself.
+    /// What it tells of itself. One whose cluster is only forming may end the connection instead.
     fn ask(&self, path: &str) -> serde_json::Value {
-        let mut socket = TcpStream::connect(("127.0.0.1", self.port() + MONITOR_PORT)).expect("it listens");
-        socket.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).expect("asked");
-        let mut answer = String::new();
-        socket.read_to_string(&mut answer).expect("answered");
-        serde_json::from_str(answer.split_once("\r\n\r\n").expect("a body").1).expect("JSON")
+        let asked = || -> std::io::Result<String> {
+            let mut socket = TcpStream::connect(("127.0.0.1", self.port() + MONITOR_PORT))?;
+            socket.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
+            let mut answer = String::new();
+            socket.read_to_string(&mut answer)?;
+            Ok(answer)
+        };
+        let mut told = None;
+        until("NATS tells of itself", || {
+            told = asked().ok().and_then(|answer| serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok());
+            told.is_some()
+        });
+        told.expect("it was told")
     }
 
     /// The subjects of all subscriptions, one for each connection that has it.
