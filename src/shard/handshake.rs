@@ -39,6 +39,9 @@ impl Began {
 pub(super) struct Heads(HashMap<u32, Vec<u8>>);
 
 impl Heads {
+    /// Places that are kept when there are none.
+    const SPARE: usize = 64;
+
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -48,7 +51,14 @@ impl Heads {
     }
 
     pub fn take(&mut self, index: u32) -> Option<Vec<u8>> {
-        if self.0.is_empty() { None } else { self.0.remove(&index) }
+        if self.0.is_empty() {
+            return None;
+        }
+        let head = self.0.remove(&index);
+        if self.0.is_empty() {
+            self.0.shrink_to(Heads::SPARE);
+        }
+        head
     }
 
     pub fn get(&self, index: u32) -> &[u8] {
@@ -187,6 +197,16 @@ mod tests {
                 assert!(age.abs_diff(us(lasted + 1_000_000)) < us(32), "{start} {lasted} {age:?}");
             }
         }
+    }
+
+    #[test]
+    fn many_requests_in_pieces_leave_no_memory_behind() {
+        let mut heads = Heads::default();
+        (0..10_000).for_each(|index| heads.put(index, b"GET".to_vec()));
+        assert_eq!(heads.get(9_999), b"GET");
+        assert_eq!(heads.take(10_000), None);
+        (0..10_000).for_each(|index| assert!(heads.take(index).is_some()));
+        assert!(heads.is_empty() && heads.0.capacity() < 4 * Heads::SPARE, "{}", heads.0.capacity());
     }
 
     #[test]
