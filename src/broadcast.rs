@@ -18,7 +18,7 @@ use crate::metrics;
 use crate::model::{Publication, RemoteDisconnect};
 use crate::proto::publication::{self, Incoming};
 
-pub use fanout::{Fanout, GivenFanout};
+pub use fanout::Fanout;
 pub use nats::NatsSource;
 pub use redis::RedisSource;
 pub use redisx::{RedisXInHand, RedisXMetrics, RedisXSource};

@@ -18,21 +18,22 @@ mod received;
 mod redis;
 mod streams;
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use crate::link::Turns;
+use crate::link::{GivenArrivals, Mark, Turns};
 use crate::metrics;
 use crate::model::{NodeId, Publication, RemoteDisconnect};
 use crate::proto::publication::between_nodes::{self, Origin};
 
 pub use nats::NatsMedium;
 pub use outgoing::{GivenOutgoing, Outgoing, Sent};
-pub use received::{GivenReceived, Received};
+pub use received::Received;
 pub use redis::RedisMedium;
 pub use streams::{Changes, Numbered, Streams, Then};
 
@@ -121,8 +122,9 @@ pub struct Exchange {
     pub metrics: ClusterMetrics,
     /// One for each batch that is sent.
     pub sending: Turns,
-    /// A mark is to be published.
-    marks: Notify,
+    /// Marks to be published.
+    marks: Mutex<VecDeque<Mark>>,
+    mark_wanted: Notify,
     settings: Settings,
 }
 
@@ -139,7 +141,7 @@ pub struct GivenCluster {
     #[serde(default)]
     outgoing: GivenOutgoing,
     #[serde(default)]
-    received: GivenReceived,
+    received: GivenArrivals,
     #[serde(default)]
     numbers: Vec<Numbered>,
 }
@@ -154,7 +156,8 @@ impl Cluster {
             received: Received::default(),
             metrics: ClusterMetrics::default(),
             sending: Turns::default(),
-            marks: Notify::new(),
+            marks: Mutex::default(),
+            mark_wanted: Notify::new(),
             settings,
         })))
     }
@@ -215,7 +218,7 @@ impl Exchange {
         self.streams.tell(&incoming);
         tokio::join!(
             medium.run(Arc::clone(&self)),
-            self.received.keep_delivering(&*incoming),
+            self.received.keep_delivering(&self, &*incoming),
             self.streams.keep_releasing(),
         );
     }
@@ -242,29 +245,33 @@ impl Exchange {
 
     /// Everything that it knows of the cluster, while nothing is sent, received, or published.
     pub fn given(&self) -> GivenCluster {
-        let numbers = self.streams.numbers(NUMBERS_MAX);
-        GivenCluster { outgoing: self.outgoing.given(), received: self.received.given(), numbers }
+        let (received, numbers) = self.received.given(self);
+        GivenCluster { outgoing: self.outgoing.given(), received, numbers }
     }
 
     /// Goes on with it.
     pub fn take_over(&self, given: GivenCluster) {
         let GivenCluster { outgoing, received, numbers } = given;
         self.outgoing.take_over(outgoing);
-        self.received.take_over(received, self);
-        self.streams.take_over_numbers(numbers);
+        self.received.take_over(received, numbers, self);
     }
 
     /// Has a mark published, for whoever notes what comes.
-    pub fn publish_mark(&self) {
-        self.marks.notify_one();
+    pub fn publish_mark(&self, mark: Mark) {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner).push_back(mark);
+        self.mark_wanted.notify_one();
     }
 
     /// Waits until a mark is to be published, and gives it.
     async fn wanted_mark(&self) -> String {
         loop {
-            self.marks.notified().await;
-            if let Some(key) = self.received.seam.key() {
-                return between_nodes::write_command(SEAM, &format!("\"{}\"", key.mark()), self.node);
+            let mark = self.marks.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            let key = self.received.arrivals.with(|queue| queue.seam.key());
+            match mark.zip(key) {
+                Some((mark, key)) => {
+                    return between_nodes::write_command(SEAM, &format!("\"{}\"", key.text(mark)), self.node);
+                }
+                None => self.mark_wanted.notified().await,
             }
         }
     }

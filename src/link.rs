@@ -7,6 +7,7 @@
 //! What travels over a link is none of its business: it knows no publications. Everything here runs on the thread "links",
 //! where tokio's timers are the clock.
 
+mod arrivals;
 pub mod local;
 pub mod nats;
 pub mod redis;
@@ -22,7 +23,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-pub use seam::{BEFORE_MARK, Seam, SeamKey, TakenThere};
+pub use arrivals::{Arrivals, BYTES_MAX as ARRIVED_BYTES_MAX, GivenArrivals, NotPut};
+pub use seam::{MARKS_APART, Mark, Seam, SeamKey};
 pub use turns::{Held, Turns};
 
 /// The wait before the first try to get a lost link back.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{Broadcast, BroadcastMetrics, Fanout, Source};
 use crate::link::nats::{Connection, NatsError, Servers, publish_apart};
-use crate::link::{LinkState, keep};
+use crate::link::{LinkState, Mark, keep};
 
 /// The number of the subscription.
 const SID: u64 = 1;
@@ -52,11 +52,13 @@ impl NatsSource {
         }
     }
 
-    /// Publishes a mark if one is wanted, once.
+    /// Publishes marks where they are wanted.
     async fn mark(&self) {
-        let mark = self.fanout.wanted_mark().await;
-        if let Err(error) = publish_apart(&self.servers, &self.subject, mark.as_bytes()).await {
-            tracing::debug!(%error, "a mark was not published");
+        for mark in Mark::BOTH {
+            let mark = self.fanout.wanted_mark(mark).await;
+            if let Err(error) = publish_apart(&self.servers, &self.subject, mark.as_bytes()).await {
+                tracing::debug!(%error, "a mark was not published");
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use redis::RedisResult;
 
 use super::{Broadcast, BroadcastMetrics, Fanout, Source};
 use crate::link::redis::{ANSWER_TIMEOUT, Redis, closed, connect_pubsub, in_time, until_silent};
-use crate::link::{LinkState, keep};
+use crate::link::{LinkState, Mark, keep};
 
 /// The source.
 pub struct RedisSource {
@@ -50,12 +50,14 @@ impl RedisSource {
         tokio::try_join!(read, silent, replaced, self.mark()).map(|((), (), (), ())| ())
     }
 
-    /// Publishes a mark if one is wanted, once. It comes back by the channel.
+    /// Publishes marks where they are wanted. They come back by the channel.
     async fn mark(&self) -> RedisResult<()> {
-        let mark = self.fanout.wanted_mark().await;
-        let mut publish = redis::cmd("PUBLISH");
-        let mut connection = self.redis.connection(ANSWER_TIMEOUT).await?;
-        publish.arg(&self.channel).arg(mark).exec_async(&mut connection).await?;
+        for mark in Mark::BOTH {
+            let mark = self.fanout.wanted_mark(mark).await;
+            let mut publish = redis::cmd("PUBLISH");
+            let mut connection = self.redis.connection(ANSWER_TIMEOUT).await?;
+            publish.arg(&self.channel).arg(mark).exec_async(&mut connection).await?;
+        }
         std::future::pending().await
     }
 }

@@ -1,67 +1,26 @@
 //! What has come from other nodes and waits for the shards.
 //!
-//! The link is read as fast as it gives, because a server beside us cuts off who reads too slowly. What the shards cannot
-//! take waits here, with a bound; what is over it is dropped and counted.
-//!
-//! While another process is about to go on as this node, both get everything, and [`Seam`] tells what each of them hands on.
+//! What the shards cannot take waits, with a bound; what is over it is dropped and counted.
 
-use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use super::streams::{Numbered, Seen};
+use super::{Exchange, Incoming, NUMBERS_MAX, SEAM};
+use crate::link::{Arrivals, GivenArrivals, NotPut};
 
-use serde::{Deserialize, Serialize};
-use serde_bytes::ByteBuf;
-use tokio::sync::Notify;
-
-use super::streams::Seen;
-use super::{Exchange, Incoming, SEAM};
-use crate::link::{Seam, TakenThere, Turns};
-use crate::model::NodeId;
 use crate::proto::publication::between_nodes::{self, NodeMessage};
-
-/// Bytes of messages that wait for the shards.
-const BYTES_MAX: usize = 8 << 20;
-
-/// The same for a process that does not run yet, and gets everything for as long as an upgrade takes.
-const BYTES_MAX_BEFORE: usize = 64 << 20;
 
 /// What a message costs beside its text.
 const MESSAGE_BYTES: usize = 256;
 
 /// The queue.
-#[derive(Default)]
 pub struct Received {
-    /// Held to put one in or to take one out.
-    queue: Mutex<Queue>,
-    came: Notify,
-    /// One for each message that is handed on.
-    pub turns: Turns,
-    /// What has come, while somebody wants to know.
-    pub seam: Seam,
+    /// What waits.
+    pub arrivals: Arrivals<NodeMessage>,
 }
 
-#[derive(Default)]
-struct Queue {
-    messages: VecDeque<Waiting>,
-    bytes: usize,
-}
-
-struct Waiting {
-    message: NodeMessage,
-    bytes: usize,
-    /// This node has sent it.
-    own: bool,
-    /// Its number in the seam and its text, while somebody wants to know.
-    noted: Option<(u64, Box<[u8]>)>,
-}
-
-/// What a process has and has not handed on, for another one that goes on as the same node.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct GivenReceived {
-    #[serde(default)]
-    taken: TakenThere,
-    /// What waits still, in its order.
-    #[serde(default)]
-    left: Vec<ByteBuf>,
+impl Default for Received {
+    fn default() -> Received {
+        Received { arrivals: Arrivals::new(MESSAGE_BYTES) }
+    }
 }
 
 impl Received {
@@ -76,86 +35,44 @@ impl Received {
                 return;
             }
         };
-        let own = sender(&message) == Some(exchange.node);
         if let NodeMessage::Command { name, payload, .. } = &message
             && name == SEAM
         {
-            return self.seam.mark(payload.trim_matches('"'));
+            return self.arrivals.with(|queue| queue.seam.mark(payload.trim_matches('"')));
         }
-        let number = self.seam.note(payload);
-        if own {
+        if exchange.is_own(&message) {
             metrics.cluster_own_total.inc();
         }
-        if let NodeMessage::Publication(publication, Some(origin)) = &message
-            && !own
-        {
-            match exchange.streams.seen(&publication.stream, *origin) {
-                Seen::Next => {}
-                Seen::Again => {
-                    metrics.cluster_doubles_total.inc();
-                    return;
-                }
-                Seen::After(missing) => {
-                    metrics.cluster_gaps_total.inc();
-                    metrics.cluster_missing_total.add(missing);
-                }
-            }
+        // Under the lock: whoever goes on knows the numbers of exactly what has come.
+        let put = self.arrivals.with(|queue| queue.put(payload, || exchange.is_new(&message).then_some(message)));
+        match put {
+            Ok(()) => {}
+            Err(NotPut::Full) => metrics.cluster_overflow_total.inc(),
+            Err(NotPut::Unwanted | NotPut::HandedOn) => metrics.cluster_doubles_total.inc(),
         }
-        let bytes = payload.len() + MESSAGE_BYTES;
-        let bytes_max = if number.is_some() { BYTES_MAX_BEFORE } else { BYTES_MAX };
-        let mut queue = self.queue();
-        // One that is larger than all of it passes alone.
-        if queue.bytes + bytes > bytes_max && queue.bytes > 0 {
-            drop(queue);
-            metrics.cluster_overflow_total.inc();
-            return;
-        }
-        queue.bytes += bytes;
-        queue.messages.push_back(Waiting { message, bytes, own, noted: number.map(|number| (number, payload.into())) });
-        drop(queue);
-        self.came.notify_one();
     }
 
-    /// What was handed on and what was not, while nothing is.
-    pub(super) fn given(&self) -> GivenReceived {
-        let queue = self.queue();
-        let noted = || queue.messages.iter().filter_map(|waiting| waiting.noted.as_ref());
-        let numbers: Vec<u64> = noted().map(|(number, _)| *number).collect();
-        let left = noted().map(|(_, payload)| ByteBuf::from(&**payload)).collect();
-        GivenReceived { taken: self.seam.taken(&numbers), left }
+    /// What was handed on and what was not, while nothing is, and the numbers of what has come.
+    pub(super) fn given(&self, exchange: &Exchange) -> (GivenArrivals, Vec<Numbered>) {
+        self.arrivals.with(|queue| {
+            (queue.given(|message| between_nodes::write_again(message).into()), exchange.streams.numbers(NUMBERS_MAX))
+        })
     }
 
-    /// Goes on behind what another process has handed on, while nothing is handed on here. What comes is not noted any more.
-    pub(super) fn take_over(&self, given: GivenReceived, exchange: &Exchange) {
-        let GivenReceived { taken, mut left } = given;
-        // What came here as well stands in the queue of this process.
-        self.seam.retain_unknown(&mut left);
-        let mut queue = self.queue();
-        let taken = self.seam.join(&taken);
-        queue.messages.retain(|waiting| waiting.noted.as_ref().is_none_or(|(number, _)| !taken.contains_key(number)));
-        for payload in left.into_iter().rev() {
-            // The other process has read it.
-            let Ok(message) = between_nodes::parse(&payload) else { continue };
-            let own = sender(&message) == Some(exchange.node);
-            let bytes = payload.len() + MESSAGE_BYTES;
-            queue.messages.push_front(Waiting { message, bytes, own, noted: None });
-        }
-        queue.bytes = queue.messages.iter().map(|waiting| waiting.bytes).sum();
-        self.seam.end();
-        drop(queue);
-        self.came.notify_one();
+    /// Goes on behind what another process has handed on, while nothing is handed on here.
+    pub(super) fn take_over(&self, given: GivenArrivals, numbers: Vec<Numbered>, exchange: &Exchange) {
+        self.arrivals.with(|queue| {
+            queue.take_over(given, |payload| between_nodes::parse(payload).ok());
+            exchange.streams.take_over_numbers(numbers);
+        });
     }
 
     /// Hands over what comes, one after the other.
-    pub(super) async fn keep_delivering(&self, incoming: &dyn Incoming) {
+    pub(super) async fn keep_delivering(&self, exchange: &Exchange, incoming: &dyn Incoming) {
         loop {
-            if self.queue().messages.is_empty() {
-                self.came.notified().await;
-                continue;
-            }
-            let _turn = self.turns.next().await;
-            let Some(Waiting { message, bytes, own, .. }) = self.queue().messages.pop_front() else { continue };
-            match message {
+            let next = self.arrivals.next().await;
+            let own = exchange.is_own(&next.item);
+            match next.item {
                 NodeMessage::Publication(publication, origin) => {
                     incoming.publication(publication, origin, own).await;
                 }
@@ -168,31 +85,48 @@ impl Received {
                 }
                 NodeMessage::Disconnect(..) | NodeMessage::Command { .. } => {}
             }
-            // Given back when it is handed over: what waits for room is here still.
-            self.queue().bytes -= bytes;
         }
-    }
-
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn sender(message: &NodeMessage) -> Option<NodeId> {
-    match message {
-        NodeMessage::Publication(_, origin) => origin.map(|origin| origin.node),
-        NodeMessage::Disconnect(_, node) | NodeMessage::Command { node, .. } => *node,
+impl Exchange {
+    /// Whether this node has sent it.
+    fn is_own(&self, message: &NodeMessage) -> bool {
+        let sender = match message {
+            NodeMessage::Publication(_, origin) => origin.map(|origin| origin.node),
+            NodeMessage::Disconnect(_, node) | NodeMessage::Command { node, .. } => *node,
+        };
+        sender == Some(self.node)
+    }
+
+    /// Whether its number says that it did not come before; it is remembered.
+    fn is_new(&self, message: &NodeMessage) -> bool {
+        let NodeMessage::Publication(publication, Some(origin)) = message else { return true };
+        if self.is_own(message) {
+            return true;
+        }
+        match self.streams.seen(&publication.stream, *origin) {
+            Seen::Next => true,
+            Seen::Again => false,
+            Seen::After(missing) => {
+                self.metrics.cluster_gaps_total.inc();
+                self.metrics.cluster_missing_total.add(missing);
+                true
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::sync::{Arc, Mutex};
+
+    use tokio::sync::Notify;
 
     use super::*;
     use crate::cluster::{Cluster, Settings, Work};
-    use crate::link::{BEFORE_MARK, SeamKey};
-    use crate::model::{Publication, RemoteDisconnect};
+    use crate::link::{ARRIVED_BYTES_MAX as BYTES_MAX, Mark, SeamKey};
+    use crate::model::{NodeId, Publication, RemoteDisconnect};
     use crate::proto::publication::between_nodes::Origin;
 
     /// Shards that take nothing before they are told to.
@@ -221,7 +155,8 @@ mod tests {
         let exchange = Arc::clone(cluster.exchange().unwrap());
         let slow = Arc::new(Slow::default());
         let delivering = (Arc::clone(&exchange), Arc::clone(&slow));
-        let delivering = tokio::spawn(async move { delivering.0.received.keep_delivering(&*delivering.1).await });
+        let delivering =
+            tokio::spawn(async move { delivering.0.received.keep_delivering(&delivering.0, &*delivering.1).await });
         // Each as long as a tenth of the bound and some more.
         let long = |n: usize| format!("{{\"stream\":\"s\",\"data\":\"{}\"}}", "1".repeat(BYTES_MAX / 10 + n));
         for n in 0..12 {
@@ -244,13 +179,11 @@ mod tests {
     }
 
     fn waiting(exchange: &Exchange) -> String {
-        let queue = exchange.received.queue();
-        assert_eq!(queue.bytes, queue.messages.iter().map(|waiting| waiting.bytes).sum::<usize>());
-        let text = |waiting: &Waiting| match &waiting.message {
+        let text = |message: &NodeMessage| match message {
             NodeMessage::Publication(publication, _) => publication.message.to_string(),
             other => panic!("{other:?}"),
         };
-        queue.messages.iter().map(text).collect::<Vec<_>>().join(" ")
+        exchange.received.arrivals.with(|queue| queue.items().map(text).collect::<Vec<_>>().join(" "))
     }
 
     #[tokio::test(start_paused = true)]
@@ -264,26 +197,34 @@ mod tests {
             between_nodes::write(&Publication::new("s", seq.to_string()), Origin { node: NodeId::from_bits(2), seq })
         };
         let foreign = r#"{"stream":"s","data":"0"}"#.to_owned();
-        let mark = between_nodes::write_command(SEAM, &format!("\"{}\"", key.mark()), node);
-        // Noted from the beginning by the one, and from later on by the other.
-        ours.received.seam.begin(key.clone());
-        [numbered(1), foreign.clone()].iter().for_each(|payload| ours.receive(payload.as_bytes()));
-        theirs.received.seam.begin(key);
-        tokio::time::advance(BEFORE_MARK).await;
-        for payload in [&numbered(2), &mark, &foreign, &numbered(3)] {
+        let mark = |mark| between_nodes::write_command(SEAM, &format!("\"{}\"", key.text(mark)), node);
+        let begin = |exchange: &Exchange| exchange.received.arrivals.with(|queue| queue.seam.begin(key.clone()));
+        // Noted from early on by the one, and from later on by the other.
+        let kept = numbered(1).replace("\"1\"", "\"70\"");
+        ours.receive(kept.as_bytes());
+        begin(&ours);
+        [numbered(2), foreign.clone()].iter().for_each(|payload| ours.receive(payload.as_bytes()));
+        begin(&theirs);
+        for payload in [&mark(Mark::First), &numbered(3), &mark(Mark::Last), &foreign, &numbered(4)] {
             [&ours, &theirs].into_iter().for_each(|exchange| exchange.receive(payload.as_bytes()));
         }
-        [&numbered(4), &foreign].into_iter().for_each(|payload| theirs.receive(payload.as_bytes()));
-        // Handed on: 1, the first foreign one, 2, and the second foreign one.
-        assert_eq!(waiting(&ours), "1 0 2 0 3");
-        ours.received.queue().messages.drain(..4);
+        // What comes to the one only comes to the other later.
+        ours.receive(numbered(5).as_bytes());
+        [&foreign, &foreign].into_iter().for_each(|payload| theirs.receive(payload.as_bytes()));
+        assert_eq!(waiting(&ours), "70 2 0 3 0 4 5");
+        let mut handed_on = Vec::new();
+        for _ in 0..5 {
+            handed_on.push(ours.received.arrivals.next().await.item);
+        }
         let given = rmp_serde::to_vec_named(&ours.given()).unwrap();
         theirs.take_over(rmp_serde::from_slice(&given).unwrap());
-        assert_eq!(waiting(&theirs), "3 4 0");
-        assert!(theirs.received.seam.key().is_none());
-        // One that comes a second time is known by its number.
-        theirs.receive(numbered(3).as_bytes());
-        assert_eq!(waiting(&theirs), "3 4 0");
+        assert_eq!(waiting(&theirs), "4 5 0 0");
+        assert!(theirs.received.arrivals.with(|queue| queue.seam.key().is_none()));
+        // What comes a second time is known.
+        [numbered(4), numbered(5)].iter().for_each(|payload| theirs.receive(payload.as_bytes()));
+        assert_eq!(waiting(&theirs), "4 5 0 0");
+        theirs.receive(numbered(6).as_bytes());
+        assert_eq!(waiting(&theirs), "4 5 0 0 6");
         assert_eq!(theirs.metrics.cluster_gaps_total.get(), 0);
     }
 
@@ -292,12 +233,15 @@ mod tests {
         let exchange = || Cluster::new(NodeId::from_bits(1), Settings::default()).exchange().cloned().unwrap();
         let (ours, theirs) = (exchange(), exchange());
         let key = SeamKey::default();
+        let begin = |exchange: &Exchange| exchange.received.arrivals.with(|queue| queue.seam.begin(key.clone()));
         let foreign = |n: u32| format!("{{\"stream\":\"s\",\"data\":\"{n}\"}}");
-        ours.received.seam.begin(key.clone());
+        // Before anybody wanted to know, one like a later one.
+        ours.receive(foreign(2).as_bytes());
+        begin(&ours);
         ours.receive(foreign(1).as_bytes());
-        theirs.received.seam.begin(key);
+        begin(&theirs);
         [&ours, &theirs].into_iter().for_each(|exchange| exchange.receive(foreign(2).as_bytes()));
         theirs.take_over(ours.given());
-        assert_eq!(waiting(&theirs), "1 2");
+        assert_eq!(waiting(&theirs), "2 1 2");
     }
 }

@@ -1,16 +1,17 @@
 //! Where one process stops taking what comes by a channel, and another, which listens to it as well, goes on.
 //!
-//! What comes by pub/sub has no number. Each of the two notes what it gets, by its hash, from before the other listens. A mark,
-//! published into the channel by the one that goes on, stands in both lists; what came behind it to the one that stops is
-//! taken out of what came behind it to the other. A server with one order for all who listen (Redis) has both lists in one
-//! order. Where several publishers overtake each other on the way (NATS, a Redis Cluster), a payload may stand in front of the
-//! mark here and behind it there: within [`OVERTAKING`] before the mark it is looked for on both sides. So nothing is lost and
-//! nothing comes twice; only a payload that crosses the mark on its way, while another that is equal byte for byte came within
-//! that time, may be taken for that one.
+//! What comes by pub/sub has no number. Each of the two notes what it gets, by its hash, from before the other listens. Marks,
+//! published into the channel by the one that goes on, stand in both lists. What has come to the one that stops, and to the
+//! other one, too, is handed on once. What came to the one that stops before the other listened is looked for in front of the
+//! last mark only. A server with one order for all who listen (Redis) has both lists in one order. Where several publishers
+//! overtake each other on the way (NATS, a Redis Cluster), a payload may stand in front of the last mark there and behind it
+//! here: then it stands behind the first mark there, which is published [`MARKS_APART`] before the last one, and as long after
+//! this side listens. So nothing is lost and nothing comes twice, however late each of them reads; only a payload that crosses a
+//! mark on its way, while another comes that is equal byte for byte, may be taken for that one. What has come to the one that
+//! stops may come to the other only when it goes on already: it is known then for [`LATE`].
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasher;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -18,15 +19,30 @@ use tokio::time::Instant;
 
 use crate::model::NameHasher;
 
-/// How far publishers may overtake each other between a server and two that listen to it.
-const OVERTAKING: Duration = Duration::from_millis(100);
+/// How long whoever goes on listens before it publishes the first mark, and waits between that and the last one. No publisher
+/// overtakes another by more between a server and two that listen to it.
+pub const MARKS_APART: Duration = Duration::from_millis(125);
 
-/// How long whoever goes on listens before it publishes the mark: longer than [`OVERTAKING`], so that what may have overtaken
-/// the mark has come.
-pub const BEFORE_MARK: Duration = Duration::from_millis(250);
+/// How long behind the change a payload is waited for that the one that stopped has got and the other has not: a process on a busy
+/// machine reads late.
+const LATE: Duration = Duration::from_secs(2);
 
 /// Payloads that are noted: more than a node can serve in the time of an upgrade. With more, the oldest are forgotten.
 const NOTED_MAX: usize = 1 << 20;
+
+/// One of the two marks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// What stands in front of it may have come before both sides listened.
+    First,
+    /// Both sides have got what stands in front of it, or do soon.
+    Last,
+}
+
+impl Mark {
+    /// In their order.
+    pub const BOTH: [Mark; 2] = [Mark::First, Mark::Last];
+}
 
 /// What both sides know: how payloads are hashed, and what the mark is.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -42,45 +58,76 @@ impl Default for SeamKey {
 }
 
 impl SeamKey {
-    /// The text of the mark.
-    pub fn mark(&self) -> &str {
-        &self.mark
+    /// The text of a mark.
+    pub fn text(&self, mark: Mark) -> String {
+        match mark {
+            // A process of before there were two passes this over.
+            Mark::First => format!("{}-first", self.mark),
+            Mark::Last => self.mark.clone(),
+        }
     }
 }
 
 /// One side of it. It costs nothing while nobody wants to know.
 #[derive(Debug, Default)]
-pub struct Seam(Mutex<Option<Noted>>);
+pub struct Seam {
+    noted: Option<Noted>,
+    late: Option<Late>,
+}
+
+/// What comes still and is handed on.
+#[derive(Debug)]
+struct Late {
+    hasher: NameHasher,
+    counts: Counts,
+    until: Instant,
+}
+
+/// What [`Seam::note`] says of a payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Came {
+    /// It is to be handed on. With its number, if it is noted.
+    New(Option<u64>),
+    /// The other side has handed it on.
+    HandedOn,
+}
 
 #[derive(Debug)]
 struct Noted {
     key: SeamKey,
-    /// With the time of each.
-    payloads: VecDeque<(u64, Instant)>,
+    payloads: VecDeque<u64>,
     /// Payloads that were noted before those.
     forgotten: u64,
-    /// The number of the first payload behind the mark, and when it came.
-    mark: Option<(u64, Instant)>,
+    /// The number of the first payload behind the first mark.
+    first: Option<u64>,
+    /// The same of the last mark.
+    last: Option<u64>,
 }
 
-/// What the side that stops has taken.
+/// What has come to the side that stops. What is left there, with it, goes over by itself, and stands here apart.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TakenThere {
-    /// The mark has come.
+pub struct CameThere {
+    /// The last mark has come.
     #[serde(default)]
     is_marked: bool,
-    /// Behind the mark; where it has not come, all that was noted.
+    /// Behind the last mark, but for what is left; where it has not come, all that was noted.
     #[serde(default)]
     behind: Vec<u64>,
-    /// In front of it, and not long before.
-    #[serde(default)]
-    shortly_before: Vec<u64>,
-    /// In front of it, all.
+    /// Between the marks, but for what is left.
+    #[serde(default, rename = "shortly_before")]
+    between: Vec<u64>,
+    /// In front of it, all but for what is left.
     #[serde(default)]
     before: Vec<u64>,
-    /// In front of it, and not taken yet.
+    /// In front of it, what is left.
     #[serde(default)]
     left_before: Vec<u64>,
+    /// Between the marks, what is left.
+    #[serde(default)]
+    left_between: Vec<u64>,
+    /// More came than are noted.
+    #[serde(default)]
+    has_forgotten: bool,
 }
 
 /// How often each hash occurs.
@@ -90,6 +137,10 @@ fn counted(hashes: impl IntoIterator<Item = u64>) -> Counts {
     let mut counts = Counts::default();
     hashes.into_iter().for_each(|hash| *counts.entry(hash).or_default() += 1);
     counts
+}
+
+fn add(counts: &mut Counts, others: impl IntoIterator<Item = (u64, usize)>) {
+    others.into_iter().for_each(|(hash, count)| *counts.entry(hash).or_default() += count);
 }
 
 /// Takes one out, if there is one.
@@ -108,131 +159,138 @@ impl Noted {
         self.forgotten + self.payloads.len() as u64
     }
 
-    /// Hashes from one number to another.
-    fn range(&self, from: u64, to: u64) -> impl Iterator<Item = (u64, Instant)> {
+    /// Numbers and hashes, from one number to another.
+    fn range(&self, from: u64, to: u64) -> impl Iterator<Item = (u64, u64)> {
         let at = |number: u64| number.saturating_sub(self.forgotten).min(self.payloads.len() as u64) as usize;
-        self.payloads.range(at(from)..at(to)).copied()
+        (from.max(self.forgotten)..).zip(self.payloads.range(at(from)..at(to)).copied())
+    }
+
+    /// Which numbers of this side have come to the other one, and what has come there and not here.
+    fn join(&self, there: CameThere, left: impl Iterator<Item = u64>) -> (HashMap<u64, (), NameHasher>, Counts) {
+        let [mut before, mut between, mut behind] = [there.before, there.between, there.behind].map(counted);
+        let mut left = counted(left);
+        add(&mut between, counted(there.left_between));
+        for hash in there.left_before {
+            take(&mut left, hash);
+            add(&mut before, [(hash, 1)]);
+        }
+        add(&mut behind, left);
+        let mut known = HashMap::default();
+        let last = self.last.filter(|_| there.is_marked);
+        if let Some(last) = last {
+            for (number, hash) in self.range(0, last) {
+                let is_known = if take(&mut before, hash) {
+                    take(&mut between, hash);
+                    true
+                } else {
+                    // It may be behind the mark there, or forgotten there, or nowhere yet.
+                    take(&mut behind, hash) || there.has_forgotten
+                };
+                known.extend(is_known.then_some((number, ())));
+            }
+        } else {
+            between.clear();
+            add(&mut behind, before);
+        }
+        for (number, hash) in self.range(last.unwrap_or(0), u64::MAX) {
+            let is_known = take(&mut behind, hash) || take(&mut between, hash);
+            known.extend(is_known.then_some((number, ())));
+        }
+        add(&mut behind, between);
+        (known, behind)
     }
 }
 
 impl Seam {
     /// From now on what comes is noted.
-    pub fn begin(&self, key: SeamKey) {
-        *self.lock() = Some(Noted { key, payloads: VecDeque::new(), forgotten: 0, mark: None });
+    pub fn begin(&mut self, key: SeamKey) {
+        self.noted = Some(Noted { key, payloads: VecDeque::new(), forgotten: 0, first: None, last: None });
     }
 
     /// Nobody wants to know any more.
-    pub fn end(&self) {
-        *self.lock() = None;
+    pub fn end(&mut self) {
+        self.noted = None;
     }
 
     /// The mark that is to be published, if what comes is noted.
     pub fn key(&self) -> Option<SeamKey> {
-        self.lock().as_ref().map(|noted| noted.key.clone())
+        self.noted.as_ref().map(|noted| noted.key.clone())
     }
 
     /// Whether the mark has come, or nobody wants to know.
     pub fn is_marked(&self) -> bool {
-        self.lock().as_ref().is_none_or(|noted| noted.mark.is_some())
+        self.noted.as_ref().is_none_or(|noted| noted.last.is_some())
     }
 
-    /// Something has come. Gives its number, if it is noted.
-    pub fn note(&self, payload: &[u8]) -> Option<u64> {
-        let mut state = self.lock();
-        let noted = state.as_mut()?;
-        if noted.payloads.len() == NOTED_MAX {
-            noted.payloads.pop_front();
-            noted.forgotten += 1;
+    /// Something has come.
+    pub fn note(&mut self, payload: &[u8]) -> Came {
+        let number = self.noted.as_mut().map(|noted| {
+            if noted.payloads.len() == NOTED_MAX {
+                noted.payloads.pop_front();
+                noted.forgotten += 1;
+            }
+            let number = noted.number();
+            noted.payloads.push_back(noted.key.hasher.hash_one(payload));
+            number
+        });
+        let Some(late) = &mut self.late else { return Came::New(number) };
+        if late.until < Instant::now() {
+            self.late = None;
+        } else if take(&mut late.counts, late.hasher.hash_one(payload)) {
+            return Came::HandedOn;
         }
+        Came::New(number)
+    }
+
+    /// A mark has come: one that is waited for, or that of another node. Where the link was lost meanwhile it may come again; the
+    /// last one of each counts.
+    pub fn mark(&mut self, text: &str) {
+        let Some(noted) = &mut self.noted else { return };
         let number = noted.number();
-        noted.payloads.push_back((noted.key.hasher.hash_one(payload), Instant::now()));
-        Some(number)
-    }
-
-    /// A mark has come: the one that is waited for, or that of another node. Where the link was lost meanwhile it may come
-    /// again; the last one counts.
-    pub fn mark(&self, text: &str) {
-        if let Some(noted) = self.lock().as_mut().filter(|noted| noted.key.mark == text) {
-            noted.mark = Some((noted.number(), Instant::now()));
+        match Mark::BOTH.into_iter().find(|mark| noted.key.text(*mark) == text) {
+            Some(Mark::First) => noted.first = Some(number),
+            Some(Mark::Last) => noted.last = Some(number),
+            None => {}
         }
     }
 
-    /// What this side has taken; those with the numbers of `left` it has not.
-    pub fn taken(&self, left: &[u64]) -> TakenThere {
-        let state = self.lock();
-        let Some(noted) = &*state else { return TakenThere::default() };
+    /// What has come here. Those with the numbers of `left` go over by themselves.
+    pub fn came(&self, left: &[u64]) -> CameThere {
+        let Some(noted) = &self.noted else { return CameThere::default() };
         let mut left: Vec<u64> = left.to_vec();
         left.sort_unstable();
-        let mut there = TakenThere { is_marked: noted.mark.is_some(), ..TakenThere::default() };
-        let mark = noted.mark.unwrap_or((0, Instant::now()));
-        for (number, (hash, came)) in (noted.forgotten..).zip(noted.range(0, u64::MAX)) {
-            match (number < mark.0, left.binary_search(&number).is_ok()) {
-                (true, true) => there.left_before.push(hash),
-                (true, false) => {
-                    there.before.push(hash);
-                    if mark.1.duration_since(came) <= OVERTAKING {
-                        there.shortly_before.push(hash);
-                    }
-                }
-                (false, true) => {}
-                (false, false) => there.behind.push(hash),
+        let mut here =
+            CameThere { is_marked: noted.last.is_some(), has_forgotten: noted.forgotten > 0, ..CameThere::default() };
+        let last = noted.last.unwrap_or(0);
+        let first = noted.first.unwrap_or(last);
+        for (number, hash) in noted.range(0, u64::MAX) {
+            let is_left = left.binary_search(&number).is_ok();
+            if number >= last {
+                here.behind.extend((!is_left).then_some(hash));
+                continue;
             }
+            let (before, between) = match is_left {
+                true => (&mut here.left_before, &mut here.left_between),
+                false => (&mut here.before, &mut here.between),
+            };
+            before.push(hash);
+            between.extend((number >= first).then_some(hash));
         }
-        there
+        here
     }
 
-    /// Which numbers of this side the other one has taken.
-    pub fn join(&self, there: &TakenThere) -> HashMap<u64, (), NameHasher> {
-        let state = self.lock();
-        let mut taken = HashMap::default();
-        let Some(noted) = &*state else { return taken };
-        let [mut before, mut shortly, mut behind, mut left] =
-            [&there.before, &there.shortly_before, &there.behind, &there.left_before]
-                .map(|hashes| counted(hashes.iter().copied()));
-        let mut mark = 0;
-        match noted.mark.filter(|_| there.is_marked) {
-            Some((number, at)) => {
-                mark = number;
-                let all: Vec<_> = (noted.forgotten..number).zip(noted.range(0, number)).collect();
-                for (number, (hash, came)) in all.into_iter().rev() {
-                    // Those that are left there are the last ones.
-                    let is_taken = if take(&mut left, hash) {
-                        false
-                    } else if take(&mut before, hash) {
-                        take(&mut shortly, hash);
-                        true
-                    } else {
-                        // It may be behind the mark there, or nowhere yet; what is older was there before this side listened.
-                        at.duration_since(came) > OVERTAKING || take(&mut behind, hash)
-                    };
-                    if is_taken {
-                        taken.insert(number, ());
-                    }
-                }
-            }
-            None => {
-                shortly.clear();
-                there.before.iter().for_each(|hash| *behind.entry(*hash).or_default() += 1);
-            }
-        }
-        for (number, (hash, _)) in (mark.max(noted.forgotten)..).zip(noted.range(mark, u64::MAX)) {
-            if take(&mut behind, hash) || take(&mut shortly, hash) {
-                taken.insert(number, ());
-            }
-        }
-        taken
-    }
-
-    /// Leaves those that have not come here.
-    pub fn retain_unknown<T: AsRef<[u8]>>(&self, payloads: &mut Vec<T>) {
-        let state = self.lock();
-        let Some(noted) = &*state else { return };
-        let mut known = counted(noted.payloads.iter().map(|(hash, _)| *hash));
-        payloads.retain(|payload| !take(&mut known, noted.key.hasher.hash_one(payload.as_ref())));
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Noted>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Goes on from the other side, and notes nothing any more. Gives which numbers of this side have come to the other one,
+    /// too: it has handed them on, or they are in `left`, which this side has to hand on first.
+    pub fn join<T: AsRef<[u8]>>(&mut self, there: CameThere, left: &[T]) -> HashMap<u64, (), NameHasher> {
+        let Some(noted) = self.noted.take() else { return HashMap::default() };
+        let hasher = noted.key.hasher;
+        let is_marked = there.is_marked && noted.last.is_some();
+        let (known, mut counts) = noted.join(there, left.iter().map(|payload| hasher.hash_one(payload.as_ref())));
+        counts.retain(|_, count| *count > 0);
+        // Without a mark what came before this side listened would be among them.
+        let is_more_to_come = is_marked && !counts.is_empty();
+        self.late = is_more_to_come.then(|| Late { hasher, counts, until: Instant::now() + LATE });
+        known
     }
 }
 
@@ -240,54 +298,94 @@ impl Seam {
 mod tests {
     use super::*;
 
-    /// What is delivered when the one that stops has taken `old` up to `cut` and the other has got `new`. `M` is the mark, and
-    /// at `|` some time passes.
+    /// What is delivered when the one that stops has taken `old` up to `cut` and the other has got `new`, and gets the rest of
+    /// it, from `!` on, when it goes on already. `m` and `M` are the marks, and at `|` some time passes.
     async fn delivered(old: &str, cut: usize, new: &str) -> String {
         let key = SeamKey::default();
-        let (there, here) = (Seam::default(), Seam::default());
-        [&there, &here].into_iter().for_each(|seam| seam.begin(key.clone()));
+        let mut seams = [Seam::default(), Seam::default()];
+        seams.iter_mut().for_each(|seam| seam.begin(key.clone()));
         let mut numbers = [Vec::new(), Vec::new()];
-        for ((seam, payloads), numbers) in [(&there, old), (&here, new)].into_iter().zip(&mut numbers) {
+        let (new, late) = new.split_once('!').unwrap_or((new, ""));
+        for ((seam, payloads), numbers) in seams.iter_mut().zip([old, new]).zip(&mut numbers) {
             for payload in payloads.chars() {
                 match payload {
-                    'M' => seam.mark(key.mark()),
-                    '|' => tokio::time::advance(BEFORE_MARK).await,
-                    _ => numbers.extend(seam.note(payload.to_string().as_bytes()).map(|number| (number, payload))),
+                    'm' => seam.mark(&key.text(Mark::First)),
+                    'M' => seam.mark(&key.text(Mark::Last)),
+                    _ => match seam.note(payload.to_string().as_bytes()) {
+                        Came::New(Some(number)) => numbers.push((number, payload)),
+                        other => panic!("{other:?}"),
+                    },
                 }
             }
         }
+        let [there, here] = &mut seams;
         let [all, got] = numbers;
-        let left: Vec<u64> = all.iter().skip(cut).map(|(number, _)| *number).collect();
-        let text = rmp_serde::to_vec_named(&there.taken(&left)).unwrap();
-        let taken = here.join(&rmp_serde::from_slice(&text).unwrap());
-        let first = all.iter().take(cut).map(|(_, payload)| *payload);
-        first.chain(got.iter().filter(|(number, _)| !taken.contains_key(number)).map(|(_, payload)| *payload)).collect()
+        let (first, left) = all.split_at(cut);
+        let text = rmp_serde::to_vec_named(&there.came(&left.iter().map(|(number, _)| *number).collect::<Vec<_>>()));
+        let left: Vec<String> = left.iter().map(|(_, payload)| payload.to_string()).collect();
+        let known = here.join(rmp_serde::from_slice(&text.unwrap()).unwrap(), &left);
+        let mut delivered: String = first.iter().map(|(_, payload)| *payload).collect();
+        delivered.extend(left);
+        delivered.extend(got.iter().filter(|(number, _)| !known.contains_key(number)).map(|(_, payload)| *payload));
+        for payload in late.chars() {
+            if payload == '|' {
+                tokio::time::advance(2 * LATE).await;
+            } else if here.note(payload.to_string().as_bytes()) == Came::New(None) {
+                delivered.push(payload);
+            }
+        }
+        delivered
     }
 
     #[tokio::test(start_paused = true)]
     async fn nothing_is_lost_and_nothing_comes_twice_at_the_seam() {
         for (old, cut, new, expected) in [
             // In one order.
-            ("abMcd", 4, "bMcdef", "abcdef"),
-            ("abMcd", 3, "bMcdef", "abcdef"),
-            ("abM", 2, "bMc", "abc"),
+            ("abmMcd", 4, "bmMcdef", "abcdef"),
+            ("abmMcd", 3, "bmMcdef", "abcdef"),
+            ("abmM", 2, "bmMc", "abc"),
+            ("amcM", 2, "mcMd", "acd"),
             // Equal payloads.
-            ("aa|aMaa", 5, "aMaaaa", "aaaaaaa"),
-            ("aM", 1, "aMa", "aa"),
-            // One has overtaken the mark, here or there.
-            ("abcMd", 4, "abMcde", "abcde"),
-            ("abMcd", 4, "abcMde", "abcde"),
-            ("abMcd", 4, "abcMdce", "abcdce"),
-            // The one that stops has not got as far as the mark.
-            ("ab", 2, "bcMd", "abcd"),
-            ("", 0, "aMb", "ab"),
-            ("abM", 2, "abcMd", "abcd"),
-            ("abXM", 2, "abMXd", "abXd"),
+            ("aamaMaa", 5, "amaMaaaa", "aaaaaaa"),
+            ("amM", 1, "amMa", "aa"),
+            ("amM", 1, "mMa", "aa"),
+            ("aamaMaa", 5, "maMaaaa", "aaaaaaa"),
+            // One has overtaken a mark, here or there.
+            ("amcMd", 3, "amMcde", "acde"),
+            ("abmMcd", 4, "abmcMde", "abcde"),
+            ("abmMcd", 4, "abmcMdce", "abcdce"),
+            ("abmMcd", 3, "abmcMde", "abcde"),
+            ("amM", 1, "maMb", "ab"),
+            ("maM", 1, "amMb", "ab"),
+            // The one that stops has not got as far as the mark, or never got it.
+            ("ab", 2, "bcmMd", "abcd"),
+            ("", 0, "amMb", "ab"),
+            ("abmM", 2, "abcmMd", "abcd"),
+            ("abmXM", 3, "abmMXd", "abXd"),
+            ("amM", 1, "abmMc", "abc"),
             // What came before the mark was not all handed on.
-            ("abcMd", 2, "bcMde", "abcde"),
-            ("abcMd", 1, "cMde", "acde"),
-            // The mark got lost.
+            ("abmcMd", 2, "bmcMde", "abcde"),
+            ("abmcMd", 1, "mcMde", "abcde"),
+            // A mark got lost.
             ("abc", 3, "bcd", "abcd"),
+            ("abc", 2, "bd", "abcd"),
+            ("abMc", 2, "bmMcd", "abcd"),
+            // What the one that stops has got comes to the other when it goes on: behind the mark, or overtaken by it.
+            ("abmMcd", 4, "bmMc!de", "abcde"),
+            ("abmMcd", 2, "bmM!cde", "abcde"),
+            ("abmMcd", 3, "bmM!dce", "abcde"),
+            ("ambMc", 3, "mM!bcbc", "abcbc"),
+            ("ambMc", 1, "mM!bcbc", "abcbc"),
+            ("amaMaa", 3, "maM!aaa", "aaaaa"),
+            // What is left goes first, also where the other has got only some of it.
+            ("abmMcde", 3, "bmMcd!ef", "abcdef"),
+            ("abmMcde", 0, "bmMcd!ef", "abcdef"),
+            ("abmcMd", 1, "bmM!cde", "abcde"),
+            // Not for ever, and not what came before the other listened.
+            ("abmMc", 3, "bmM!|c", "abcc"),
+            ("amMc", 2, "mM!cac", "acac"),
+            ("amMc", 0, "mM!cac", "acac"),
+            ("abc", 3, "bc!cd", "abccd"),
         ] {
             assert_eq!(delivered(old, cut, new).await, expected, "{old} {cut} {new}");
         }
@@ -295,26 +393,25 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_is_noted_that_nobody_wants_to_know() {
-        let seam = Seam::default();
-        assert_eq!((seam.note(b"a"), seam.is_marked(), seam.taken(&[])), (None, true, TakenThere::default()));
+        let mut seam = Seam::default();
+        assert_eq!((seam.note(b"a"), seam.is_marked(), seam.came(&[])), (Came::New(None), true, CameThere::default()));
         seam.begin(SeamKey::default());
-        assert_eq!((seam.note(b"a"), seam.is_marked()), (Some(0), false));
-        let mut payloads = vec!["a", "b", "a"];
-        seam.retain_unknown(&mut payloads);
-        assert_eq!(payloads, ["b", "a"]);
+        assert_eq!((seam.note(b"a"), seam.is_marked()), (Came::New(Some(0)), false));
         seam.mark("another");
         assert!(!seam.is_marked());
         seam.end();
-        assert!(seam.join(&TakenThere::default()).is_empty());
+        assert!(seam.join(CameThere::default(), &["a"]).is_empty());
+        assert_eq!(seam.note(b"a"), Came::New(None));
     }
 
     #[tokio::test]
     async fn what_is_noted_is_bounded() {
-        let seam = Seam::default();
+        let mut seam = Seam::default();
         seam.begin(SeamKey::default());
         for n in 0..NOTED_MAX + 10 {
-            assert_eq!(seam.note(&n.to_le_bytes()), Some(n as u64));
+            assert_eq!(seam.note(&n.to_le_bytes()), Came::New(Some(n as u64)));
         }
-        assert_eq!(seam.taken(&[]).behind.len(), NOTED_MAX);
+        let came = seam.came(&[]);
+        assert_eq!((came.behind.len(), came.has_forgotten), (NOTED_MAX, true));
     }
 }

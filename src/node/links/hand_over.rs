@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::broadcast::{Fanout, GivenFanout, RedisXInHand};
+use crate::broadcast::{Fanout, RedisXInHand};
 use crate::broker::{Broker, GivenRemote};
 use crate::cluster::{Cluster, GivenCluster};
-use crate::link::{BEFORE_MARK, LinkState, SeamKey};
+use crate::link::{GivenArrivals, LinkState, MARKS_APART, Mark, Seam, SeamKey};
 use crate::model::NodeId;
 use crate::node::publish::Pipeline;
 use crate::os::clock::Clock;
@@ -18,7 +18,7 @@ use crate::os::clock::Clock;
 /// How long the links of a process that takes over may take to be where those of the old one are.
 const READY_MAX: Duration = Duration::from_secs(8);
 
-/// How often a mark is published again that has not come back.
+/// How long after marks that have not come back they are published again.
 const MARK_EVERY: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether all is ready.
@@ -50,7 +50,7 @@ pub(in crate::node) struct LinksState {
     #[serde(default)]
     remote: Option<GivenRemote>,
     #[serde(default)]
-    fanouts: BTreeMap<String, GivenFanout>,
+    fanouts: BTreeMap<String, GivenArrivals>,
     /// Entries of the stream of Redis that are handed over and not acknowledged for certain.
     #[serde(default)]
     redisx: Vec<String>,
@@ -99,16 +99,16 @@ impl HandedLinks {
         let Some(given) = given else { return };
         self.fanouts.values().for_each(|fanout| fanout.follow(given.seam.clone()));
         if let Some(exchange) = cluster.exchange() {
-            exchange.received.seam.begin(given.seam.clone());
+            exchange.received.arrivals.with(|queue| queue.seam.begin(given.seam.clone()));
         }
     }
 
     /// Has everything that the links give stand still when `pipeline` does.
     pub fn stand_still_with(&self, pipeline: &Pipeline) {
         self.redisx.iter().for_each(|redisx| pipeline.add_source(redisx.turns.clone()));
-        self.fanouts.values().for_each(|fanout| pipeline.add_source(fanout.turns.clone()));
+        self.fanouts.values().for_each(|fanout| pipeline.add_source(fanout.arrivals.turns.clone()));
         if let Some(exchange) = pipeline.cluster.exchange() {
-            pipeline.add_source(exchange.received.turns.clone());
+            pipeline.add_source(exchange.received.arrivals.turns.clone());
         }
         if let Broker::Remote(remote) = &pipeline.broker {
             remote.turns().into_iter().for_each(|turns| pipeline.add_worker(turns));
@@ -118,20 +118,21 @@ impl HandedLinks {
     /// Another process is about to go on from this one: what comes is noted from now on.
     pub fn given(&self, pipeline: &Pipeline) -> LinksGiven {
         let seam = SeamKey::default();
-        self.fanouts.values().for_each(|fanout| fanout.seam.begin(seam.clone()));
-        if let Some(exchange) = pipeline.cluster.exchange() {
-            exchange.received.seam.begin(seam.clone());
-        }
+        self.each_seam(pipeline, |noted| noted.begin(seam.clone()));
         self.redisx.iter().for_each(|redisx| redisx.set_hasty(true));
         LinksGiven { node: self.node(), consumer: self.consumer.clone(), seam }
     }
 
+    fn each_seam(&self, pipeline: &Pipeline, change: impl Fn(&mut Seam)) {
+        self.fanouts.values().for_each(|fanout| fanout.arrivals.with(|queue| change(&mut queue.seam)));
+        if let Some(exchange) = pipeline.cluster.exchange() {
+            exchange.received.arrivals.with(|queue| change(&mut queue.seam));
+        }
+    }
+
     /// It has come to nothing.
     pub fn forget(&self, pipeline: &Pipeline) {
-        self.fanouts.values().for_each(|fanout| fanout.seam.end());
-        if let Some(exchange) = pipeline.cluster.exchange() {
-            exchange.received.seam.end();
-        }
+        self.each_seam(pipeline, Seam::end);
         self.redisx.iter().for_each(|redisx| redisx.set_hasty(false));
     }
 
@@ -159,29 +160,29 @@ impl HandedLinks {
         }
         // One that is away there is not waited for here.
         let wanted = || states.iter().filter(|state| up.iter().any(|name| name == state.name()));
+        let is_marked = |fanout: &Fanout| fanout.arrivals.with(|queue| queue.seam.is_marked());
         let clock = Clock::start();
-        let mut marked_at = None;
+        let mut next_mark = None;
         loop {
             let not_up = wanted().find(|state| !state.is_up()).map(|state| state.name());
             let unmarked =
-                self.fanouts.iter().find(|(name, fanout)| !fanout.seam.is_marked() && up.iter().any(|up| up == *name));
+                self.fanouts.iter().find(|(name, fanout)| !is_marked(fanout) && up.iter().any(|up| up == *name));
             let not_followed = pipeline.cluster.exchange().filter(|exchange| {
                 up.iter().any(|name| name.ends_with("_pubsub")) && {
                     let now = clock.now().mono;
                     let is_subscribed = exchange.streams.are_all_subscribed();
-                    let is_due = match marked_at {
-                        None if is_subscribed => {
-                            // What may have overtaken the mark comes before.
-                            marked_at = Some(now + BEFORE_MARK);
-                            false
+                    match next_mark {
+                        None if is_subscribed => next_mark = Some((Mark::First, now + MARKS_APART)),
+                        Some((mark, at)) if at <= now => {
+                            exchange.publish_mark(mark);
+                            next_mark = Some(match mark {
+                                Mark::First => (Mark::Last, now + MARKS_APART),
+                                Mark::Last => (Mark::First, now + MARK_EVERY),
+                            });
                         }
-                        at => at.is_some_and(|at| at <= now),
-                    };
-                    if is_due {
-                        exchange.publish_mark();
-                        marked_at = Some(now + MARK_EVERY);
+                        _ => {}
                     }
-                    !is_subscribed || !exchange.received.seam.is_marked()
+                    !is_subscribed || !exchange.received.arrivals.with(|queue| queue.seam.is_marked())
                 }
             });
             let missing = not_up.or(unmarked.map(|(name, _)| *name)).or(not_followed.map(|_| "pubsub"));

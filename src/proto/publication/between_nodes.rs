@@ -96,12 +96,31 @@ fn number(raw: Option<&RawValue>) -> Option<u64> {
 
 /// The text of a publication for other nodes. `data` is the message's JSON text, which AnyCable splices in as we do.
 pub fn write(publication: &Publication, origin: Origin) -> String {
+    let mut text = write_to_position(publication);
+    let _ = write!(text, ",\"node\":\"{}\",\"seq\":{}}}", origin.node, origin.seq);
+    text
+}
+
+fn write_to_position(publication: &Publication) -> String {
     let mut text = write_beginning(publication);
     if let Some(Position { epoch, offset }) = &publication.position {
         let _ = write!(text, ",\"offset\":{offset},\"epoch\":{}", json::string(epoch));
     }
-    let _ = write!(text, ",\"node\":\"{}\",\"seq\":{}}}", origin.node, origin.seq);
     text
+}
+
+/// A text that reads as what was read.
+pub fn write_again(message: &NodeMessage) -> String {
+    match message {
+        NodeMessage::Publication(publication, Some(origin)) => write(publication, *origin),
+        // A position counts where a node of ours stands beside it, whichever.
+        NodeMessage::Publication(publication, None) if publication.position.is_some() => {
+            format!("{},\"node\":\"{}\"}}", write_to_position(publication), NodeId::from_bits(0))
+        }
+        NodeMessage::Publication(publication, None) => write_beginning(publication) + "}",
+        NodeMessage::Disconnect(disconnect, node) => disconnect_text(disconnect, *node),
+        NodeMessage::Command { name, payload, node } => command_text(name, payload, *node),
+    }
 }
 
 /// All of it but the position, who sends it, and the brace at the end: for whoever adds those.
@@ -123,14 +142,23 @@ pub fn write_beginning(publication: &Publication) -> String {
 
 /// The text of a remote disconnect for other nodes.
 pub fn write_disconnect(disconnect: &RemoteDisconnect, node: NodeId) -> String {
+    disconnect_text(disconnect, Some(node))
+}
+
+fn disconnect_text(disconnect: &RemoteDisconnect, node: Option<NodeId>) -> String {
     let RemoteDisconnect { identifiers, reconnect } = disconnect;
     let payload = format!("{{\"identifier\":{},\"reconnect\":{reconnect}}}", json::string(identifiers));
-    write_command("disconnect", &payload, node)
+    command_text("disconnect", &payload, node)
 }
 
 /// The text of a command for other nodes; `payload` is JSON.
 pub fn write_command(name: &str, payload: &str, node: NodeId) -> String {
-    format!("{{\"command\":{},\"payload\":{payload},\"node\":\"{node}\"}}", json::string(name))
+    command_text(name, payload, Some(node))
+}
+
+fn command_text(name: &str, payload: &str, node: Option<NodeId>) -> String {
+    let node = node.map(|node| format!(",\"node\":\"{node}\"")).unwrap_or_default();
+    format!("{{\"command\":{},\"payload\":{payload}{node}}}", json::string(name))
 }
 
 #[cfg(test)]
@@ -185,6 +213,24 @@ mod tests {
         let text = write_command("yield", r#"{"sid":"x"}"#, origin().node);
         let NodeMessage::Command { name, payload, node } = parse(text.as_bytes()).unwrap() else { panic!("{text}") };
         assert_eq!((&*name, &*payload, node), ("yield", r#"{"sid":"x"}"#, Some(origin().node)));
+    }
+
+    #[test]
+    fn what_was_read_is_written_again() {
+        for text in [
+            r#"{"stream":"s","data":"hi","meta":{"broadcast_type":"x"}}"#,
+            r#"{"stream":"s","data":"1","offset":4,"epoch":"e","node":"0aZ45678"}"#,
+            r#"{"stream":"s","data":"1","offset":4,"epoch":"e","node":"0aZ45678","seq":7}"#,
+            r#"{"stream":"s","data":"\ud83d"}"#,
+            r#"{"command":"disconnect","payload":{"identifier":"u","reconnect":true}}"#,
+            r#"{"command":"disconnect","payload":{"identifier":"u"},"node":"0aZ45678"}"#,
+            r#"{"command":"x","payload":[1]}"#,
+            r#"{"command":"x","payload":7,"node":"0aZ45678"}"#,
+        ] {
+            let message = parse(text.as_bytes()).unwrap();
+            let again = write_again(&message);
+            assert_eq!(format!("{:?}", parse(again.as_bytes()).unwrap()), format!("{message:?}"), "{again}");
+        }
     }
 
     #[test]
