@@ -3,6 +3,10 @@
 //! A stream is followed while a shard does. The link hears of the first and of the last: [`Streams::changes`] gives it what
 //! is to be subscribed to and what not any more. Unsubscribing waits for [`LEAVE_AFTER`], because a client that reloads its
 //! page is back by then, and costs nothing.
+//!
+//! Another process that is about to go on as this node subscribes to what is followed here, as it is given it: once
+//! ([`Streams::give`]), and once more what has come since ([`Streams::give_more_and_hold`]). Whoever follows a stream behind
+//! that is not told here that it is subscribed to, but there.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasher;
@@ -45,6 +49,8 @@ pub struct Streams {
     changed: Notify,
     waiting: Notify,
     up: AtomicBool,
+    /// Nobody is told of a subscription that the other process has not.
+    holds: AtomicBool,
     /// Who is told of each subscription. It has this, so not the other way round.
     told: OnceLock<Weak<dyn Incoming>>,
 }
@@ -59,6 +65,8 @@ struct Entry {
     subscribed: bool,
     /// It stands in `Pending::leaving`.
     leaving: bool,
+    /// Another process has it.
+    given: bool,
     more: Option<Box<More>>,
 }
 
@@ -122,6 +130,7 @@ impl Default for Streams {
             changed: Notify::new(),
             waiting: Notify::new(),
             up: AtomicBool::new(false),
+            holds: AtomicBool::new(false),
             told: OnceLock::new(),
         }
     }
@@ -173,7 +182,7 @@ impl Streams {
     pub fn when_subscribed(&self, stream: &str, then: Then) {
         let mut bucket = self.bucket(stream);
         let name = bucket.get_key_value(stream).map(|(name, _)| Arc::clone(name));
-        let entry = bucket.get_mut(stream).filter(|entry| !entry.subscribed);
+        let entry = bucket.get_mut(stream).filter(|entry| !(entry.subscribed && self.may_be_told(entry)));
         let (Some(name), Some(entry)) = (name, entry) else {
             drop(bucket);
             return then();
@@ -209,13 +218,59 @@ impl Streams {
         if (2..JUMP_MAX).contains(&ahead) { Seen::After(ahead - 1) } else { Seen::Next }
     }
 
-    /// Everything that is followed.
-    pub fn followed(&self) -> Vec<Arc<str>> {
-        let of_bucket = |bucket: &Mutex<Bucket>| {
-            let bucket = lock(bucket);
-            bucket.iter().filter(|(_, entry)| entry.shards > 0).map(|(name, _)| Arc::clone(name)).collect::<Vec<_>>()
-        };
-        self.buckets.iter().flat_map(of_bucket).collect()
+    fn may_be_told(&self, entry: &Entry) -> bool {
+        entry.given || !self.holds.load(Ordering::SeqCst)
+    }
+
+    /// Everything that is followed, for another process.
+    pub fn give(&self) -> Vec<Arc<str>> {
+        self.let_go();
+        self.buckets.iter().for_each(|bucket| lock(bucket).values_mut().for_each(|entry| entry.given = false));
+        self.give_more()
+    }
+
+    /// What is followed and was not given, for the same process. From now on until [`let_go`](Self::let_go) nobody is told of a
+    /// subscription to what has not been given, but when the link is lost.
+    pub fn give_more_and_hold(&self) -> Vec<Arc<str>> {
+        self.holds.store(true, Ordering::SeqCst);
+        self.give_more()
+    }
+
+    fn give_more(&self) -> Vec<Arc<str>> {
+        let mut names = Vec::new();
+        for bucket in &self.buckets {
+            let mut waiting = Vec::new();
+            for (name, entry) in lock(bucket).iter_mut().filter(|(_, entry)| entry.shards > 0 && !entry.given) {
+                entry.given = true;
+                names.push(Arc::clone(name));
+                // It may have been held for a moment.
+                if entry.subscribed {
+                    waiting.append(&mut entry.take_waiting());
+                }
+            }
+            waiting.into_iter().for_each(|then| then());
+        }
+        names
+    }
+
+    /// There is no other process.
+    pub fn let_go(&self) {
+        if !self.holds.swap(false, Ordering::SeqCst) {
+            return;
+        }
+        let due = Instant::now() + WAIT_MAX;
+        for bucket in &self.buckets {
+            let (mut waiting, mut awaited) = (Vec::new(), Vec::new());
+            for (name, entry) in lock(bucket).iter_mut().filter(|(_, entry)| entry.more.is_some()) {
+                match entry.subscribed {
+                    true => waiting.append(&mut entry.take_waiting()),
+                    false => awaited.push((due, Arc::clone(name))),
+                }
+            }
+            waiting.into_iter().for_each(|then| then());
+            lock(&self.pending).awaited.extend(awaited);
+        }
+        self.waiting.notify_one();
     }
 
     /// Whether all that is followed is subscribed to.
@@ -300,7 +355,7 @@ impl Streams {
             let mut bucket = self.bucket(name);
             let Some(entry) = bucket.get_mut(name) else { continue };
             entry.subscribed = true;
-            let waiting = entry.take_waiting();
+            let waiting = if self.may_be_told(entry) { entry.take_waiting() } else { Vec::new() };
             drop(bucket);
             told.iter().for_each(|told| told.subscribed(name));
             waiting.into_iter().for_each(|then| then());
@@ -341,7 +396,7 @@ impl Streams {
         (changes, next)
     }
 
-    /// Lets nobody wait longer than [`WAIT_MAX`].
+    /// Lets nobody wait longer than [`WAIT_MAX`], but for those that are held.
     pub(super) async fn keep_releasing(&self) {
         loop {
             let (late, next) = {
@@ -349,7 +404,10 @@ impl Streams {
                 (take_due(&mut pending.awaited), pending.awaited.front().map(|(due, _)| *due))
             };
             for name in late {
-                let waiting = self.bucket(&name).get_mut(&name).map(Entry::take_waiting);
+                let mut bucket = self.bucket(&name);
+                let entry = bucket.get_mut(&name).filter(|entry| self.may_be_told(entry));
+                let waiting = entry.map(Entry::take_waiting);
+                drop(bucket);
                 waiting.into_iter().flatten().for_each(|then| then());
             }
             notified_or_due(&self.waiting, next).await;
@@ -440,6 +498,58 @@ mod tests {
         assert_eq!(streams.came_up().len(), 3);
         tokio::time::advance(2 * LEAVE_AFTER).await;
         assert!(nothing(&streams));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_told_of_a_subscription_that_another_process_that_goes_on_has_not() {
+        let streams = Arc::new(Streams::default());
+        let called: Arc<Mutex<Vec<&str>>> = Arc::default();
+        let wait = |stream: &'static str| {
+            let called = Arc::clone(&called);
+            streams.when_subscribed(stream, Box::new(move || lock(&called).push(stream)));
+        };
+        let calls = || std::mem::take(&mut *lock(&called)).join(" ");
+        let releasing = Arc::clone(&streams);
+        let releasing = tokio::spawn(async move { releasing.keep_releasing().await });
+        streams.follow("a");
+        let all = streams.came_up();
+        streams.subscribed(&all);
+        assert_eq!(names(&streams.give()), ["a"]);
+        // Followed since: told as ever, and given behind it.
+        streams.follow("b");
+        wait("b");
+        let subscribe = streams.changes().await.subscribe;
+        streams.subscribed(&subscribe);
+        assert_eq!(calls(), "b");
+        streams.follow("c");
+        wait("c");
+        let mut more = streams.give_more_and_hold();
+        more.sort();
+        assert_eq!(names(&more), ["b", "c"]);
+        // What was given is told still, what is not is not, however long it takes.
+        ["d", "e"].iter().for_each(|name| _ = streams.follow(name));
+        ["a", "b", "d", "e"].into_iter().for_each(wait);
+        assert_eq!(calls(), "a b");
+        let subscribe = streams.changes().await.subscribe;
+        streams.subscribed(&subscribe.into_iter().filter(|name| &**name != "e").collect::<Vec<_>>());
+        wait("d");
+        assert_eq!(calls(), "c");
+        tokio::time::sleep(2 * WAIT_MAX).await;
+        assert_eq!(calls(), "");
+        // It comes to nothing.
+        streams.let_go();
+        assert_eq!(calls(), "d d");
+        tokio::time::sleep(2 * WAIT_MAX).await;
+        assert_eq!(calls(), "e");
+        // All of it for the next one.
+        assert_eq!(streams.give().len(), 5);
+        // A link that is lost promises nothing.
+        streams.give_more_and_hold();
+        streams.follow("f");
+        wait("f");
+        streams.went_down();
+        assert_eq!(calls(), "f");
+        releasing.abort();
     }
 
     #[tokio::test(start_paused = true)]

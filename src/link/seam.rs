@@ -254,6 +254,13 @@ impl Seam {
         }
     }
 
+    /// Other marks are waited for.
+    pub fn unmark(&mut self) {
+        if let Some(noted) = &mut self.noted {
+            (noted.first, noted.last) = (None, None);
+        }
+    }
+
     /// What has come here. Those with the numbers of `left` go over by themselves.
     pub fn came(&self, left: &[u64]) -> CameThere {
         let Some(noted) = &self.noted else { return CameThere::default() };

@@ -154,6 +154,14 @@ impl Snapshot {
         give(Piece { links: Some(parts.handed.snapshot(&parts.pipeline, &parts.links)), ..empty() })?;
         Ok(snapshot)
     }
+
+    /// What the links follow that they did not then, if anything. See [`HandedLinks::more`](super::links::HandedLinks::more).
+    pub fn more(&mut self, parts: &Parts) -> Option<Vec<u8>> {
+        let links = Some(parts.handed.more(&parts.pipeline, &parts.links)?);
+        let bytes = written(&Piece { format: STATE_FORMAT, local: None, closes: None, links });
+        self.bytes += bytes.len();
+        Some(bytes)
+    }
 }
 
 impl Piece {

@@ -2,13 +2,14 @@
 //! each gets each message once and in order.
 
 use std::process::Command;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::client::Client;
+use crate::client::{Client, http};
 use crate::engine::{Engine, Use, for_both};
 use crate::extended::json;
 use crate::nats_pubsub::Plain;
@@ -19,6 +20,8 @@ for_both! {
     what_other_nodes_publish_comes_once_and_in_order,
     with_a_broker_what_any_node_publishes_comes_once_and_in_order,
     what_has_no_number_comes_once_and_in_order,
+    what_is_followed_meanwhile_misses_nothing,
+    with_a_broker_what_is_followed_meanwhile_misses_nothing,
 }
 
 /// Upgrades of one node, one after the other.
@@ -131,6 +134,64 @@ fn what_other_nodes_publish_comes_once_and_in_order<E: Engine>() {
 
 fn with_a_broker_what_any_node_publishes_comes_once_and_in_order<E: Engine>() {
     two_nodes::<E>(Use::Broker);
+}
+
+/// Publications to each stream that somebody begins to follow.
+const OF_NEW_STREAM: usize = 60;
+
+/// Again and again a client of the node that is upgraded follows a stream that nobody followed there before, and another node
+/// publishes to it from when the subscription is confirmed.
+fn followed_meanwhile<E: Engine>(uses: Use) {
+    let engine = E::begin();
+    let nodes = uses.nodes(&engine, 2, &[]);
+    let [node, other] = &nodes.0[..] else { panic!("two nodes") };
+    let published: Mutex<Vec<usize>> = Mutex::default();
+    let publish = |stop: &AtomicBool| loop {
+        let is_over = stop.load(Ordering::Relaxed);
+        let mut batch = Vec::new();
+        for (stream, count) in published.lock().expect("no failure").iter_mut().enumerate() {
+            if *count <= OF_NEW_STREAM {
+                let is_end = is_over || *count == OF_NEW_STREAM;
+                let data = if is_end { END.to_owned() } else { count.to_string() };
+                batch.push(publication(&format!("new{stream}"), &data));
+                *count += 1;
+            }
+        }
+        let answer = http(other.address(), "POST", "/_broadcast", &format!("[{}]", batch.join(",")));
+        assert_eq!(answer.expect("an answer").status, 201);
+        if is_over {
+            return;
+        }
+        thread::sleep(PAUSE);
+    };
+    let (clients, _successors) = upgraded(node, |stop| {
+        let followed = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let mut clients = Vec::new();
+            let publisher = scope.spawn(|| publish(&followed));
+            while !stop.load(Ordering::Relaxed) {
+                clients.push(Client::following(node.address(), &format!("new{}", clients.len())));
+                published.lock().expect("no failure").push(0);
+                thread::sleep(PAUSE);
+            }
+            followed.store(true, Ordering::Relaxed);
+            publisher.join().expect("no failure");
+            clients
+        })
+    });
+    assert!(clients.len() > 20, "{}", clients.len());
+    let published = published.into_inner().expect("no failure");
+    for (stream, (mut client, published)) in clients.into_iter().zip(published).enumerate() {
+        is_all(&got(&mut client), published - 1, &format!("stream new{stream}"));
+    }
+}
+
+fn what_is_followed_meanwhile_misses_nothing<E: Engine>() {
+    followed_meanwhile::<E>(Use::PubSub);
+}
+
+fn with_a_broker_what_is_followed_meanwhile_misses_nothing<E: Engine>() {
+    followed_meanwhile::<E>(Use::Broker);
 }
 
 /// Publishes a payload to a channel.

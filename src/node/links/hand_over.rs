@@ -133,17 +133,27 @@ impl HandedLinks {
     /// It has come to nothing.
     pub fn forget(&self, pipeline: &Pipeline) {
         self.each_seam(pipeline, Seam::end);
+        if let Some(exchange) = pipeline.cluster.exchange() {
+            exchange.streams.let_go();
+        }
         self.redisx.iter().for_each(|redisx| redisx.set_hasty(false));
     }
 
     /// What is to be followed.
     pub fn snapshot(&self, pipeline: &Pipeline, states: &[Arc<LinkState>]) -> LinksSnapshot {
-        let followed = pipeline.cluster.exchange().map(|exchange| exchange.streams.followed()).unwrap_or_default();
-        let up = states.iter().filter(|state| state.is_up()).map(|state| state.name().to_owned()).collect();
-        LinksSnapshot { followed, up }
+        let followed = pipeline.cluster.exchange().map(|exchange| exchange.streams.give()).unwrap_or_default();
+        LinksSnapshot { followed, up: up(states) }
     }
 
-    /// Follows it, and waits until the links of this process get everything that those of the other one get.
+    /// What is to be followed beside that; `None` if there is nothing. Whoever follows another stream from now on hears from the
+    /// new process that its subscription stands.
+    pub fn more(&self, pipeline: &Pipeline, states: &[Arc<LinkState>]) -> Option<LinksSnapshot> {
+        let followed = pipeline.cluster.exchange()?.streams.give_more_and_hold();
+        (!followed.is_empty()).then(|| LinksSnapshot { followed, up: up(states) })
+    }
+
+    /// Follows it beside what is followed already, and waits until the links of this process get everything that those of the
+    /// other one get.
     ///
     /// # Errors
     /// One of them does not.
@@ -156,7 +166,9 @@ impl HandedLinks {
         let LinksSnapshot { followed, up } = snapshot;
         if let Some(exchange) = pipeline.cluster.exchange() {
             followed.iter().for_each(|name| _ = exchange.streams.follow(name));
-            *self.followed.lock().unwrap_or_else(PoisonError::into_inner) = followed;
+            self.followed.lock().unwrap_or_else(PoisonError::into_inner).extend(followed);
+            // Marks from before say nothing of what is followed now.
+            exchange.received.arrivals.with(|queue| queue.seam.unmark());
         }
         // One that is away there is not waited for here.
         let wanted = || states.iter().filter(|state| up.iter().any(|name| name == state.name()));
@@ -234,4 +246,9 @@ impl HandedLinks {
             remote.all_are_here();
         }
     }
+}
+
+/// Names of links that are up.
+fn up(states: &[Arc<LinkState>]) -> Vec<String> {
+    states.iter().filter(|state| state.is_up()).map(|state| state.name().to_owned()).collect()
 }

@@ -217,8 +217,22 @@ impl NewProcess {
     fn keep(&mut self, parts: &Parts, patience: Duration) -> Result<Snapshot, UpgradeError> {
         let snapshot = Snapshot::give(parts, |piece| self.say(&ToNew::Snapshot(ByteBuf::from(piece)), &[]))?;
         self.say(&ToNew::SnapshotEnds {}, &[])?;
+        self.is_kept(patience)?;
+        Ok(snapshot)
+    }
+
+    /// Has it follow what clients have begun to follow since, if it can; it hears of that what this process hears.
+    fn follow_more(&mut self, parts: &Parts, snapshot: &mut Snapshot, patience: Duration) -> Result<(), UpgradeError> {
+        let more = if self.hello.follows_more { snapshot.more(parts) } else { None };
+        let Some(more) = more else { return Ok(()) };
+        self.say(&ToNew::Snapshot(ByteBuf::from(more)), &[])?;
+        self.say(&ToNew::SnapshotEnds {}, &[])?;
+        self.is_kept(patience)
+    }
+
+    fn is_kept(&mut self, patience: Duration) -> Result<(), UpgradeError> {
         match self.hear(patience, "read what is kept")? {
-            (ToOld::Kept {}, _) => Ok(snapshot),
+            (ToOld::Kept {}, _) => Ok(()),
             (other, _) => Err(UpgradeError::New(format!("it says {other:?}, out of turn"))),
         }
     }
@@ -468,9 +482,9 @@ impl Node {
         let lanes = prepared.inspect_err(|_| state::forget_changes(&self.observer.parts))?;
         // All that can fail is made first.
         let kept = new.keep(&self.observer.parts, patience);
-        let snapshot_bytes = kept.as_ref().map_or(0, |snapshot| snapshot.bytes);
-        let handed_over = kept.and_then(|snapshot| {
+        let handed_over = kept.and_then(|mut snapshot| {
             new.copy_ahead(&self.observer.parts, &lanes, patience)?;
+            new.follow_more(&self.observer.parts, &mut snapshot, patience)?;
             let mut stopped = Stopped::stop(self)?;
             let sent = give(&mut new, &mut stopped, &snapshot, &lanes).and_then(|sent| {
                 stopped.heard_by_parent(self)?;
@@ -485,7 +499,7 @@ impl Node {
                     let since_usec = stopped.since_usec;
                     new.is_let_go = true;
                     stopped.leave(&successor);
-                    Ok((sent, successor, since_usec))
+                    Ok((sent, successor, since_usec, snapshot.bytes))
                 }
                 Err(error) => {
                     // Before this node goes on.
@@ -498,7 +512,7 @@ impl Node {
             tell(&self.observer.parts, || HandOver::GoOn);
             state::forget_changes(&self.observer.parts);
         }
-        let (Sent { have, bytes }, successor, since_usec) = handed_over?;
+        let (Sent { have, bytes }, successor, since_usec, snapshot_bytes) = handed_over?;
         drop(lanes);
         // Senders that keep connections hear of it by an answer, so that none of their requests meets a closed connection.
         self.http_servers().for_each(HttpServer::leave);

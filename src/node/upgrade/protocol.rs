@@ -8,6 +8,8 @@
 //! Snapshot.. SnapshotEnds --------->        what is large, while the old one still serves
 //!      <---------------------- Kept
 //!                                           connections that are at rest, through the lanes, still served
+//! Snapshot, SnapshotEnds ---------->        streams that are followed since, if any
+//!      <---------------------- Kept
 //! State --------------------------->        and all other connections, through the lanes
 //!      <---------------------- Have         everything is put together
 //! Yours --------------------------->        the point of no return: from here on it serves
@@ -58,6 +60,9 @@ pub(super) struct Hello {
     /// It takes connections while they are served, and puts those together that do not change.
     #[serde(default)]
     pub ahead: bool,
+    /// It takes a second snapshot of what links follow.
+    #[serde(default)]
+    pub follows_more: bool,
 }
 
 impl Hello {
@@ -71,6 +76,7 @@ impl Hello {
             states: vec![state::STATE_FORMAT],
             links: vec![LINK_FORMAT],
             ahead: true,
+            follows_more: true,
         }
     }
 
