@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{Broadcast, BroadcastMetrics, Fanout, Source};
 use crate::link::nats::{Connection, NatsError, Servers, publish_apart};
-use crate::link::{LinkState, Mark, keep};
+use crate::link::{LinkState, MARKS_APART, Mark, keep};
 
 /// The number of the subscription.
 const SID: u64 = 1;
@@ -56,8 +56,9 @@ impl NatsSource {
     async fn mark(&self) {
         for mark in Mark::BOTH {
             let mark = self.fanout.wanted_mark(mark).await;
-            if let Err(error) = publish_apart(&self.servers, &self.subject, mark.as_bytes()).await {
+            while let Err(error) = publish_apart(&self.servers, &self.subject, mark.as_bytes()).await {
                 tracing::debug!(%error, "a mark was not published");
+                tokio::time::sleep(MARKS_APART).await;
             }
         }
     }

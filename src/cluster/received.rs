@@ -40,6 +40,12 @@ impl Received {
         {
             return self.arrivals.with(|queue| queue.seam.mark(payload.trim_matches('"')));
         }
+        if let NodeMessage::Publication(publication, _) = &message
+            && exchange.streams.is_held(&publication.stream)
+        {
+            // Whoever goes on does not get it, and must not take a later one for it.
+            return;
+        }
         if exchange.is_own(&message) {
             metrics.cluster_own_total.inc();
         }
@@ -226,6 +232,27 @@ mod tests {
         theirs.receive(numbered(6).as_bytes());
         assert_eq!(waiting(&theirs), "4 5 0 0 6");
         assert_eq!(theirs.metrics.cluster_gaps_total.get(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_comes_to_a_stream_that_the_other_has_not_is_taken_for_no_other() {
+        let exchange = || Cluster::new(NodeId::from_bits(1), Settings::default()).exchange().cloned().unwrap();
+        let (ours, theirs) = (exchange(), exchange());
+        let key = SeamKey::default();
+        for exchange in [&ours, &theirs] {
+            exchange.received.arrivals.with(|queue| {
+                queue.seam.begin(key.clone());
+                queue.seam.mark(&key.text(Mark::Last));
+            });
+        }
+        ours.streams.give_more_and_hold();
+        ours.streams.follow("s");
+        let payload = r#"{"stream":"s","data":"7"}"#;
+        ours.receive(payload.as_bytes());
+        assert_eq!(waiting(&ours), "");
+        theirs.take_over(ours.given());
+        theirs.receive(payload.as_bytes());
+        assert_eq!(waiting(&theirs), "7");
     }
 
     #[tokio::test]

@@ -218,6 +218,13 @@ impl Streams {
         if (2..JUMP_MAX).contains(&ahead) { Seen::After(ahead - 1) } else { Seen::Next }
     }
 
+    /// Whether nobody is told that this stream is subscribed to, because another process that goes on as this node has not got
+    /// it: then what comes to it is for nobody.
+    pub fn is_held(&self, stream: &str) -> bool {
+        self.holds.load(Ordering::SeqCst)
+            && self.bucket(stream).get(stream).is_some_and(|entry| !self.may_be_told(entry))
+    }
+
     fn may_be_told(&self, entry: &Entry) -> bool {
         entry.given || !self.holds.load(Ordering::SeqCst)
     }
@@ -534,6 +541,7 @@ mod tests {
         streams.subscribed(&subscribe.into_iter().filter(|name| &**name != "e").collect::<Vec<_>>());
         wait("d");
         assert_eq!(calls(), "c");
+        assert_eq!(["c", "d", "x"].map(|name| streams.is_held(name)), [false, true, false]);
         tokio::time::sleep(2 * WAIT_MAX).await;
         assert_eq!(calls(), "");
         // It comes to nothing.

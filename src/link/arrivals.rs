@@ -170,7 +170,7 @@ impl<T> Queue<T> {
     pub fn take_over(&mut self, given: GivenArrivals, read: impl Fn(&[u8]) -> Option<T>) {
         let GivenArrivals { came, left, unnoted } = given;
         let known = self.seam.join(came, &left[unnoted.min(left.len())..]);
-        self.items.retain(|Waiting { noted, .. }| noted.as_ref().is_none_or(|(number, _)| !known.contains_key(number)));
+        self.items.retain(|Waiting { noted, .. }| noted.as_ref().is_none_or(|(number, _)| !known.contains(number)));
         // In front of all that came here only: the other process has got it before that.
         for payload in left.into_iter().rev() {
             let Some(item) = read(&payload) else { continue };

@@ -10,7 +10,7 @@
 //! mark on its way, while another comes that is equal byte for byte, may be taken for that one. What has come to the one that
 //! stops may come to the other only when it goes on already: it is known then for [`LATE`].
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::BuildHasher;
 use std::time::Duration;
 
@@ -166,7 +166,7 @@ impl Noted {
     }
 
     /// Which numbers of this side have come to the other one, and what has come there and not here.
-    fn join(&self, there: CameThere, left: impl Iterator<Item = u64>) -> (HashMap<u64, (), NameHasher>, Counts) {
+    fn join(&self, there: CameThere, left: impl Iterator<Item = u64>) -> (HashSet<u64, NameHasher>, Counts) {
         let [mut before, mut between, mut behind] = [there.before, there.between, there.behind].map(counted);
         let mut left = counted(left);
         add(&mut between, counted(there.left_between));
@@ -175,7 +175,7 @@ impl Noted {
             add(&mut before, [(hash, 1)]);
         }
         add(&mut behind, left);
-        let mut known = HashMap::default();
+        let mut known = HashSet::default();
         let last = self.last.filter(|_| there.is_marked);
         if let Some(last) = last {
             for (number, hash) in self.range(0, last) {
@@ -186,7 +186,7 @@ impl Noted {
                     // It may be behind the mark there, or forgotten there, or nowhere yet.
                     take(&mut behind, hash) || there.has_forgotten
                 };
-                known.extend(is_known.then_some((number, ())));
+                known.extend(is_known.then_some(number));
             }
         } else {
             between.clear();
@@ -194,7 +194,7 @@ impl Noted {
         }
         for (number, hash) in self.range(last.unwrap_or(0), u64::MAX) {
             let is_known = take(&mut behind, hash) || take(&mut between, hash);
-            known.extend(is_known.then_some((number, ())));
+            known.extend(is_known.then_some(number));
         }
         add(&mut behind, between);
         (known, behind)
@@ -288,8 +288,8 @@ impl Seam {
 
     /// Goes on from the other side, and notes nothing any more. Gives which numbers of this side have come to the other one,
     /// too: it has handed them on, or they are in `left`, which this side has to hand on first.
-    pub fn join<T: AsRef<[u8]>>(&mut self, there: CameThere, left: &[T]) -> HashMap<u64, (), NameHasher> {
-        let Some(noted) = self.noted.take() else { return HashMap::default() };
+    pub fn join<T: AsRef<[u8]>>(&mut self, there: CameThere, left: &[T]) -> HashSet<u64, NameHasher> {
+        let Some(noted) = self.noted.take() else { return HashSet::default() };
         let hasher = noted.key.hasher;
         let is_marked = there.is_marked && noted.last.is_some();
         let (known, mut counts) = noted.join(there, left.iter().map(|payload| hasher.hash_one(payload.as_ref())));
@@ -333,7 +333,7 @@ mod tests {
         let known = here.join(rmp_serde::from_slice(&text.unwrap()).unwrap(), &left);
         let mut delivered: String = first.iter().map(|(_, payload)| *payload).collect();
         delivered.extend(left);
-        delivered.extend(got.iter().filter(|(number, _)| !known.contains_key(number)).map(|(_, payload)| *payload));
+        delivered.extend(got.iter().filter(|(number, _)| !known.contains(number)).map(|(_, payload)| *payload));
         for payload in late.chars() {
             if payload == '|' {
                 tokio::time::advance(2 * LATE).await;
