@@ -256,6 +256,34 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_came_before_the_other_followed_a_stream_is_taken_for_no_other() {
+        let node = NodeId::from_bits(1);
+        let exchange = || Cluster::new(node, Settings::default()).exchange().cloned().unwrap();
+        let (ours, theirs) = (exchange(), exchange());
+        let key = SeamKey::default();
+        let marks = |key: &SeamKey| {
+            Mark::BOTH.map(|mark| between_nodes::write_command(SEAM, &format!("\"{}\"", key.text(mark)), node))
+        };
+        [&ours, &theirs]
+            .into_iter()
+            .for_each(|exchange| exchange.received.arrivals.with(|queue| queue.seam.begin(key.clone())));
+        marks(&key).iter().for_each(|mark| theirs.receive(mark.as_bytes()));
+        // Followed since, and given.
+        let renewed = ours.received.arrivals.with(|queue| queue.seam.renew_marks());
+        let payload = r#"{"stream":"s","data":"7"}"#;
+        ours.receive(payload.as_bytes());
+        theirs.received.arrivals.with(|queue| queue.seam.unmark(renewed.clone()));
+        marks(&renewed.unwrap()).iter().for_each(|mark| theirs.receive(mark.as_bytes()));
+        // The marks from before come late, and those of now not at all.
+        marks(&key).iter().for_each(|mark| ours.receive(mark.as_bytes()));
+        assert_eq!(waiting(&ours), "7");
+        drop(ours.received.arrivals.next().await);
+        theirs.take_over(ours.given());
+        theirs.receive(payload.as_bytes());
+        assert_eq!(waiting(&theirs), "7");
+    }
+
+    #[tokio::test]
     async fn what_came_before_the_other_listened_is_handed_on_by_it_first() {
         let exchange = || Cluster::new(NodeId::from_bits(1), Settings::default()).exchange().cloned().unwrap();
         let (ours, theirs) = (exchange(), exchange());

@@ -5,8 +5,8 @@
 //! page is back by then, and costs nothing.
 //!
 //! Another process that is about to go on as this node subscribes to what is followed here, as it is given it: once
-//! ([`Streams::give`]), and once more what has come since ([`Streams::give_more_and_hold`]). Whoever follows a stream behind
-//! that is not told here that it is subscribed to, but there.
+//! ([`Streams::give`]), and once more what has come since ([`Streams::give_more_and_hold`]). A stream that is followed behind
+//! that is held: nobody is told here that it is subscribed to, but there.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasher;
@@ -49,13 +49,18 @@ pub struct Streams {
     changed: Notify,
     waiting: Notify,
     up: AtomicBool,
-    /// Nobody is told of a subscription that the other process has not.
+    /// A bucket may hold.
     holds: AtomicBool,
     /// Who is told of each subscription. It has this, so not the other way round.
     told: OnceLock<Weak<dyn Incoming>>,
 }
 
-type Bucket = HashMap<Arc<str>, Entry, NameHasher>;
+struct Bucket {
+    entries: HashMap<Arc<str>, Entry, NameHasher>,
+    /// Everything was given away, and what is followed from now on is held. Changed together with what was given, so that
+    /// nothing that somebody was told of is ever held.
+    holds: bool,
+}
 
 /// There is one for each stream that this node follows, which may be one for each client: what most have nothing of is apart.
 #[derive(Default)]
@@ -65,8 +70,10 @@ struct Entry {
     subscribed: bool,
     /// It stands in `Pending::leaving`.
     leaving: bool,
-    /// Another process has it.
+    /// Another process has it, or is about to.
     given: bool,
+    /// Nobody is told that it is subscribed to, and what comes to it is for nobody.
+    held: bool,
     more: Option<Box<More>>,
 }
 
@@ -78,6 +85,12 @@ struct More {
     waiting: Vec<Then>,
     /// The last number of each node.
     seen: Vec<(NodeId, u64)>,
+}
+
+impl Bucket {
+    fn new(hasher: NameHasher) -> Bucket {
+        Bucket { entries: HashMap::with_hasher(hasher), holds: false }
+    }
 }
 
 impl Entry {
@@ -125,7 +138,7 @@ impl Default for Streams {
         let hasher = NameHasher::default();
         Streams {
             hasher,
-            buckets: (0..BUCKETS).map(|_| Mutex::new(HashMap::with_hasher(hasher))).collect(),
+            buckets: (0..BUCKETS).map(|_| Mutex::new(Bucket::new(hasher))).collect(),
             pending: Mutex::default(),
             changed: Notify::new(),
             waiting: Notify::new(),
@@ -139,7 +152,7 @@ impl Default for Streams {
 impl Streams {
     /// Streams in the table.
     pub fn len(&self) -> usize {
-        self.buckets.iter().map(|bucket| lock(bucket).len()).sum()
+        self.buckets.iter().map(|bucket| lock(bucket).entries.len()).sum()
     }
 
     /// Whether it is empty.
@@ -150,13 +163,17 @@ impl Streams {
     /// One more shard follows a stream. Gives its name, for other tables.
     pub fn follow(&self, stream: &str) -> Arc<str> {
         let mut bucket = self.bucket(stream);
-        if let Some((name, _)) = bucket.get_key_value(stream) {
+        let Bucket { entries, holds } = &mut *bucket;
+        if let Some((name, _)) = entries.get_key_value(stream) {
             let name = Arc::clone(name);
-            bucket.entry(Arc::clone(&name)).and_modify(|entry| entry.shards += 1);
+            entries.entry(Arc::clone(&name)).and_modify(|entry| {
+                entry.held |= entry.shards == 0 && *holds && !entry.given;
+                entry.shards += 1;
+            });
             return name;
         }
         let name: Arc<str> = stream.into();
-        bucket.insert(Arc::clone(&name), Entry { shards: 1, ..Entry::default() });
+        entries.insert(Arc::clone(&name), Entry { shards: 1, held: *holds, ..Entry::default() });
         drop(bucket);
         lock(&self.pending).wanted.push(Arc::clone(&name));
         self.changed.notify_one();
@@ -166,9 +183,9 @@ impl Streams {
     /// One shard less follows it.
     pub fn unfollow(&self, stream: &str) {
         let mut bucket = self.bucket(stream);
-        let Some((name, _)) = bucket.get_key_value(stream) else { return };
+        let Some((name, _)) = bucket.entries.get_key_value(stream) else { return };
         let name = Arc::clone(name);
-        let Some(entry) = bucket.get_mut(stream) else { return };
+        let Some(entry) = bucket.entries.get_mut(stream) else { return };
         entry.shards = entry.shards.saturating_sub(1);
         if entry.shards > 0 || std::mem::replace(&mut entry.leaving, true) {
             return;
@@ -181,14 +198,15 @@ impl Streams {
     /// Calls `then` once the stream is subscribed to; see [`Cluster::when_subscribed`](super::Cluster::when_subscribed).
     pub fn when_subscribed(&self, stream: &str, then: Then) {
         let mut bucket = self.bucket(stream);
-        let name = bucket.get_key_value(stream).map(|(name, _)| Arc::clone(name));
-        let entry = bucket.get_mut(stream).filter(|entry| !(entry.subscribed && self.may_be_told(entry)));
+        let name = bucket.entries.get_key_value(stream).map(|(name, _)| Arc::clone(name));
+        let entry = bucket.entries.get_mut(stream).filter(|entry| !entry.subscribed || entry.held);
         let (Some(name), Some(entry)) = (name, entry) else {
             drop(bucket);
             return then();
         };
         // Looked at with the bucket locked: `went_down` clears this first and then goes through the buckets.
         if !self.up.load(Ordering::SeqCst) {
+            entry.held = false;
             drop(bucket);
             return then();
         }
@@ -201,7 +219,7 @@ impl Streams {
     /// What a publication's number says, for a stream that is followed; it is remembered.
     pub fn seen(&self, stream: &str, origin: Origin) -> Seen {
         let mut bucket = self.bucket(stream);
-        let Some(entry) = bucket.get_mut(stream) else { return Seen::Next };
+        let Some(entry) = bucket.entries.get_mut(stream) else { return Seen::Next };
         let More { seen, .. } = &mut **entry.more.get_or_insert_default();
         let Some((_, last)) = seen.iter_mut().find(|(node, _)| *node == origin.node) else {
             if seen.len() == NODES_MAX {
@@ -221,41 +239,32 @@ impl Streams {
     /// Whether nobody is told that this stream is subscribed to, because another process that goes on as this node has not got
     /// it: then what comes to it is for nobody.
     pub fn is_held(&self, stream: &str) -> bool {
-        self.holds.load(Ordering::SeqCst)
-            && self.bucket(stream).get(stream).is_some_and(|entry| !self.may_be_told(entry))
-    }
-
-    fn may_be_told(&self, entry: &Entry) -> bool {
-        entry.given || !self.holds.load(Ordering::SeqCst)
+        self.holds.load(Ordering::SeqCst) && self.bucket(stream).entries.get(stream).is_some_and(|entry| entry.held)
     }
 
     /// Everything that is followed, for another process.
     pub fn give(&self) -> Vec<Arc<str>> {
         self.let_go();
-        self.buckets.iter().for_each(|bucket| lock(bucket).values_mut().for_each(|entry| entry.given = false));
-        self.give_more()
+        self.give_behind(|bucket| bucket.entries.values_mut().for_each(|entry| entry.given = false))
     }
 
-    /// What is followed and was not given, for the same process. From now on until [`let_go`](Self::let_go) nobody is told of a
-    /// subscription to what has not been given, but when the link is lost.
+    /// What is followed and was not given, for the same process. What is followed behind that is held until
+    /// [`let_go`](Self::let_go), or until the link is lost.
     pub fn give_more_and_hold(&self) -> Vec<Arc<str>> {
         self.holds.store(true, Ordering::SeqCst);
-        self.give_more()
+        self.give_behind(|bucket| bucket.holds = true)
     }
 
-    fn give_more(&self) -> Vec<Arc<str>> {
+    /// What is followed and was not given, when each bucket has been changed so.
+    fn give_behind(&self, change: impl Fn(&mut Bucket)) -> Vec<Arc<str>> {
         let mut names = Vec::new();
         for bucket in &self.buckets {
-            let mut waiting = Vec::new();
-            for (name, entry) in lock(bucket).iter_mut().filter(|(_, entry)| entry.shards > 0 && !entry.given) {
+            let mut bucket = lock(bucket);
+            change(&mut bucket);
+            for (name, entry) in bucket.entries.iter_mut().filter(|(_, entry)| entry.shards > 0 && !entry.given) {
                 entry.given = true;
                 names.push(Arc::clone(name));
-                // It may have been held for a moment.
-                if entry.subscribed {
-                    waiting.append(&mut entry.take_waiting());
-                }
             }
-            waiting.into_iter().for_each(|then| then());
         }
         names
     }
@@ -268,12 +277,16 @@ impl Streams {
         let due = Instant::now() + WAIT_MAX;
         for bucket in &self.buckets {
             let (mut waiting, mut awaited) = (Vec::new(), Vec::new());
-            for (name, entry) in lock(bucket).iter_mut().filter(|(_, entry)| entry.more.is_some()) {
+            let mut bucket = lock(bucket);
+            bucket.holds = false;
+            for (name, entry) in bucket.entries.iter_mut().filter(|(_, entry)| entry.held) {
+                entry.held = false;
                 match entry.subscribed {
                     true => waiting.append(&mut entry.take_waiting()),
                     false => awaited.push((due, Arc::clone(name))),
                 }
             }
+            drop(bucket);
             waiting.into_iter().for_each(|then| then());
             lock(&self.pending).awaited.extend(awaited);
         }
@@ -282,7 +295,8 @@ impl Streams {
 
     /// Whether all that is followed is subscribed to.
     pub fn are_all_subscribed(&self) -> bool {
-        let all = |bucket: &Mutex<Bucket>| lock(bucket).values().all(|entry| entry.subscribed || entry.shards == 0);
+        let all =
+            |bucket: &Mutex<Bucket>| lock(bucket).entries.values().all(|entry| entry.subscribed || entry.shards == 0);
         self.up.load(Ordering::SeqCst) && self.buckets.iter().all(all)
     }
 
@@ -291,7 +305,7 @@ impl Streams {
         let mut numbers = Vec::new();
         for bucket in &self.buckets {
             let bucket = lock(bucket);
-            let seen = bucket.iter().filter_map(|(name, entry)| Some((name, &entry.more.as_ref()?.seen)));
+            let seen = bucket.entries.iter().filter_map(|(name, entry)| Some((name, &entry.more.as_ref()?.seen)));
             let seen = seen.filter(|(_, seen)| !seen.is_empty()).take(max - numbers.len());
             numbers.extend(seen.map(|(name, seen)| (Arc::clone(name), seen.clone())));
         }
@@ -302,7 +316,7 @@ impl Streams {
     pub fn take_over_numbers(&self, numbers: Vec<Numbered>) {
         for (name, numbers) in numbers {
             let mut bucket = self.bucket(&name);
-            let Some(entry) = bucket.get_mut(&name) else { continue };
+            let Some(entry) = bucket.entries.get_mut(&name) else { continue };
             let More { seen, .. } = &mut **entry.more.get_or_insert_default();
             for (node, last) in numbers {
                 if let Some((_, known)) = seen.iter_mut().find(|(known, _)| *known == node) {
@@ -327,8 +341,8 @@ impl Streams {
         let mut names = Vec::new();
         for bucket in &self.buckets {
             let mut bucket = lock(bucket);
-            bucket.retain(|_, entry| entry.shards > 0);
-            names.extend(bucket.iter_mut().map(|(name, entry)| {
+            bucket.entries.retain(|_, entry| entry.shards > 0);
+            names.extend(bucket.entries.iter_mut().map(|(name, entry)| {
                 entry.leaving = false;
                 Arc::clone(name)
             }));
@@ -341,8 +355,8 @@ impl Streams {
         self.up.store(false, Ordering::SeqCst);
         for bucket in &self.buckets {
             let mut waiting = Vec::new();
-            for entry in lock(bucket).values_mut() {
-                entry.subscribed = false;
+            for entry in lock(bucket).entries.values_mut() {
+                (entry.subscribed, entry.held) = (false, false);
                 waiting.append(&mut entry.take_waiting());
             }
             waiting.into_iter().for_each(|then| then());
@@ -360,9 +374,9 @@ impl Streams {
         let told = self.told.get().and_then(Weak::upgrade);
         for name in names {
             let mut bucket = self.bucket(name);
-            let Some(entry) = bucket.get_mut(name) else { continue };
+            let Some(entry) = bucket.entries.get_mut(name) else { continue };
             entry.subscribed = true;
-            let waiting = if self.may_be_told(entry) { entry.take_waiting() } else { Vec::new() };
+            let waiting = if entry.held { Vec::new() } else { entry.take_waiting() };
             drop(bucket);
             told.iter().for_each(|told| told.subscribed(name));
             waiting.into_iter().for_each(|then| then());
@@ -389,16 +403,16 @@ impl Streams {
         let mut changes = Changes::default();
         for name in left {
             let mut bucket = self.bucket(&name);
-            let Some(entry) = bucket.get_mut(&name).filter(|entry| entry.leaving) else { continue };
+            let Some(entry) = bucket.entries.get_mut(&name).filter(|entry| entry.leaving) else { continue };
             entry.leaving = false;
             if entry.shards == 0 {
-                bucket.remove(&name);
+                bucket.entries.remove(&name);
                 changes.unsubscribe.push(name);
             }
         }
         changes.subscribe = wanted
             .into_iter()
-            .filter(|name| self.bucket(name).get(name).is_some_and(|entry| !entry.subscribed))
+            .filter(|name| self.bucket(name).entries.get(name).is_some_and(|entry| !entry.subscribed))
             .collect();
         (changes, next)
     }
@@ -412,7 +426,7 @@ impl Streams {
             };
             for name in late {
                 let mut bucket = self.bucket(&name);
-                let entry = bucket.get_mut(&name).filter(|entry| self.may_be_told(entry));
+                let entry = bucket.entries.get_mut(&name).filter(|entry| !entry.held);
                 let waiting = entry.map(Entry::take_waiting);
                 drop(bucket);
                 waiting.into_iter().flatten().for_each(|then| then());
@@ -551,13 +565,42 @@ mod tests {
         assert_eq!(calls(), "e");
         // All of it for the next one.
         assert_eq!(streams.give().len(), 5);
-        // A link that is lost promises nothing.
+        // A link that is lost promises nothing, and whoever was told gets what comes when it is back.
         streams.give_more_and_hold();
         streams.follow("f");
         wait("f");
+        assert!(streams.is_held("f"));
         streams.went_down();
-        assert_eq!(calls(), "f");
+        streams.follow("g");
+        wait("g");
+        assert_eq!(calls(), "f g");
+        streams.came_up();
+        streams.follow("h");
+        assert_eq!(["f", "g", "h"].map(|name| streams.is_held(name)), [false, false, true]);
         releasing.abort();
+    }
+
+    #[test]
+    fn what_somebody_was_told_of_is_never_held() {
+        let streams = Streams::default();
+        streams.came_up();
+        for round in 0..50 {
+            streams.give();
+            let followed: Vec<_> = (0..500).map(|n| streams.follow(&format!("{round} {n}"))).collect();
+            streams.subscribed(&followed);
+            let looks = std::sync::Barrier::new(2);
+            std::thread::scope(|scope| {
+                let giving = scope.spawn(|| {
+                    looks.wait();
+                    streams.give_more_and_hold()
+                });
+                looks.wait();
+                while !giving.is_finished() {
+                    let held = followed.iter().find(|stream| streams.is_held(stream));
+                    assert_eq!(held, None, "round {round}");
+                }
+            });
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -616,6 +659,6 @@ mod tests {
             assert_eq!(seen(n, 1), Seen::Next);
         }
         let bucket = streams.bucket("a");
-        assert_eq!(bucket["a"].more.as_ref().map(|more| more.seen.len()), Some(NODES_MAX));
+        assert_eq!(bucket.entries["a"].more.as_ref().map(|more| more.seen.len()), Some(NODES_MAX));
     }
 }

@@ -254,11 +254,19 @@ impl Seam {
         }
     }
 
-    /// Other marks are waited for.
-    pub fn unmark(&mut self) {
-        if let Some(noted) = &mut self.noted {
-            (noted.first, noted.last) = (None, None);
-        }
+    /// Other marks are waited for than until now, of which some may come still. Gives them, for the other side.
+    pub fn renew_marks(&mut self) -> Option<SeamKey> {
+        let noted = self.noted.as_ref()?;
+        let key = SeamKey { mark: SeamKey::default().mark, hasher: noted.key.hasher };
+        self.unmark(Some(key.clone()));
+        Some(key)
+    }
+
+    /// Other marks are waited for, which the other side has given; one of before there were others gives none.
+    pub fn unmark(&mut self, key: Option<SeamKey>) {
+        let Some(noted) = &mut self.noted else { return };
+        (noted.first, noted.last) = (None, None);
+        noted.key = key.unwrap_or_else(|| noted.key.clone());
     }
 
     /// What has come here. Those with the numbers of `left` go over by themselves.

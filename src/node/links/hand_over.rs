@@ -40,6 +40,9 @@ pub(in crate::node) struct LinksSnapshot {
     followed: Vec<Arc<str>>,
     #[serde(default)]
     up: Vec<String>,
+    /// The marks that are waited for in what nodes say to each other, if they are not those of [`LinksGiven`].
+    #[serde(default)]
+    seam: Option<SeamKey>,
 }
 
 /// What the moment of change needs.
@@ -142,14 +145,17 @@ impl HandedLinks {
     /// What is to be followed.
     pub fn snapshot(&self, pipeline: &Pipeline, states: &[Arc<LinkState>]) -> LinksSnapshot {
         let followed = pipeline.cluster.exchange().map(|exchange| exchange.streams.give()).unwrap_or_default();
-        LinksSnapshot { followed, up: up(states) }
+        LinksSnapshot { followed, up: up(states), seam: None }
     }
 
     /// What is to be followed beside that; `None` if there is nothing. Whoever follows another stream from now on hears from the
     /// new process that its subscription stands.
     pub fn more(&self, pipeline: &Pipeline, states: &[Arc<LinkState>]) -> Option<LinksSnapshot> {
-        let followed = pipeline.cluster.exchange()?.streams.give_more_and_hold();
-        (!followed.is_empty()).then(|| LinksSnapshot { followed, up: up(states) })
+        let exchange = pipeline.cluster.exchange()?;
+        let followed = exchange.streams.give_more_and_hold();
+        // Marks from before say nothing of what is followed now, and this process may get them only now.
+        let seam = || exchange.received.arrivals.with(|queue| queue.seam.renew_marks());
+        (!followed.is_empty()).then(|| LinksSnapshot { followed, up: up(states), seam: seam() })
     }
 
     /// Follows it beside what is followed already, and waits until the links of this process get everything that those of the
@@ -163,12 +169,11 @@ impl HandedLinks {
         pipeline: &Pipeline,
         states: &[Arc<LinkState>],
     ) -> Result<(), &'static str> {
-        let LinksSnapshot { followed, up } = snapshot;
+        let LinksSnapshot { followed, up, seam } = snapshot;
         if let Some(exchange) = pipeline.cluster.exchange() {
             followed.iter().for_each(|name| _ = exchange.streams.follow(name));
             self.followed.lock().unwrap_or_else(PoisonError::into_inner).extend(followed);
-            // Marks from before say nothing of what is followed now.
-            exchange.received.arrivals.with(|queue| queue.seam.unmark());
+            exchange.received.arrivals.with(|queue| queue.seam.unmark(seam));
         }
         // One that is away there is not waited for here.
         let wanted = || states.iter().filter(|state| up.iter().any(|name| name == state.name()));
