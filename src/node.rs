@@ -109,6 +109,8 @@ pub struct Node {
     successor: Option<Arc<ToSuccessor>>,
     /// Until it is answered at.
     control: Option<Control>,
+    /// Of a process that has taken over, until it looks at what has come.
+    signals: Option<Signals>,
     /// Whether this process is one of several.
     is_child: bool,
     /// What its parent wants to be taken over.
@@ -248,10 +250,14 @@ impl Node {
     pub fn run_until_signalled(mut self, ready: impl FnOnce(), mut reload: impl FnMut(&mut Node)) -> io::Result<()> {
         let handle = self.runtime.handle().clone();
         let control = self.serve_control();
-        let mut signals = {
-            let _runtime = handle.enter();
-            Signals::listen(control)?
+        let mut signals = match self.signals.take() {
+            Some(signals) => signals,
+            None => {
+                let _runtime = handle.enter();
+                Signals::listen()?
+            }
         };
+        signals.listen_at(control);
         // Not before: who reads that it serves may signal it at once. One of several processes tells it for all, when its parent
         // wants it.
         if !self.is_child {

@@ -444,6 +444,47 @@ fn the_process_between_may_be_killed_and_ends_with_what_it_is_for() {
     all_get(&server, &mut clients, "4");
 }
 
+/// Sends the new process a signal in the moment when it has everything, and has not said that it serves.
+fn signalled_in_the_moment_of_the_change(server: &mut Upgradable, signal: &str) {
+    server.fault("new send 6 wait");
+    let said = thread::scope(|scope| {
+        let asked = scope.spawn(|| server.ask(&[]));
+        let until = Instant::now() + SOON;
+        let new = loop {
+            let fault = fs::read_to_string(server.path("faults")).expect("readable");
+            if let Some(new) = fault.strip_prefix("waits ") {
+                break new.to_owned();
+            }
+            assert!(Instant::now() < until, "it gets as far as that");
+            thread::sleep(Duration::from_millis(5));
+        };
+        let sent = Command::new("kill").args([&format!("-{signal}"), &new]).status();
+        assert!(sent.expect("kill runs").success());
+        server.fault("");
+        asked.join().expect("no panic")
+    });
+    assert_eq!(said.status, Some(0), "{said:?}");
+}
+
+#[test]
+fn a_signal_in_the_moment_of_the_change_is_for_the_process_that_goes_on() {
+    let mut server = Upgradable::start(&["--acceptors", "1"]);
+    let mut clients = followers(server.address(), 5);
+    signalled_in_the_moment_of_the_change(&mut server, "USR2");
+    let until = Instant::now() + SOON;
+    while server.server.log.numbers_of("upgrade: process ", "pid").len() < 2 {
+        assert!(Instant::now() < until, "it is upgraded itself:\n{}", server.server.log.text());
+        thread::sleep(Duration::from_millis(10));
+    }
+    server.pid = server.serving();
+    all_get(&server, &mut clients, "1");
+
+    signalled_in_the_moment_of_the_change(&mut server, "TERM");
+    for client in &mut clients {
+        assert!(client.text().contains("server_restart"), "it is told");
+    }
+}
+
 #[test]
 fn nobody_starts_a_process_between_by_hand() {
     let output = Command::new(CABLEWAY).args(["start-successor", "/bin/true"]).env_clear().output().expect("it runs");

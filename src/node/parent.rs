@@ -329,8 +329,9 @@ impl Parent {
         let (mut signals, mut child_ends) = {
             let _runtime = handle.enter();
             self.tasks.extend(self.relay.keep_sweeping());
-            (Signals::listen(control)?, signal(SignalKind::child())?)
+            (Signals::listen()?, signal(SignalKind::child())?)
         };
+        signals.listen_at(control);
         // Those that came while this process ran no program that listens come now.
         signals::unblock();
         let supervisor = Arc::new(Supervisor::from_env(false));

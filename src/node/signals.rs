@@ -49,18 +49,23 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// Listens from now on, also at the control socket, if there is one. Needs a runtime.
-    pub fn listen(control: Option<RunningControl>) -> io::Result<Signals> {
+    /// Listens from now on. Needs a runtime.
+    pub fn listen() -> io::Result<Signals> {
         Ok(Signals {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             hang_up: signal(SignalKind::hangup())?,
             upgrade: signal(SignalKind::user_defined2())?,
-            control,
+            control: None,
             orders: None,
             end_when: None,
             ended_at: None,
         })
+    }
+
+    /// Listens at the control socket, too, if there is one.
+    pub fn listen_at(&mut self, control: Option<RunningControl>) {
+        self.control = control;
     }
 
     /// Listens to the parent, too. The end of `until_lost` stands for a signal to end.

@@ -33,6 +33,7 @@ use super::observe::{self, Observer};
 use super::publish::{Pipeline, ToPipeline};
 use super::reload::MadeOf;
 use super::services::{NodeServices, Shared};
+use super::signals::Signals;
 use super::state::Given;
 use super::threads::{RuntimeThread, ShardThreads};
 use super::upgrade::{self, Lane, Predecessor, Receivers};
@@ -284,8 +285,16 @@ impl Assembly {
         // Links connect and follow what this node follows from now on; what comes waits.
         let frozen = predecessor.as_ref().map(|_| self.runtime.block_on(pipeline.freeze()));
         let mut links = self.links.start(self.links_runtime, pipeline, broadcast, &self.observer)?;
+        let mut signals = None;
         let taken = match (&predecessor, arriving) {
-            (Some(predecessor), Some(arriving)) => Some(predecessor.take_everything(&self.observer.parts, arriving)?),
+            (Some(predecessor), Some(arriving)) => {
+                let taken = predecessor.take_everything(&self.observer.parts, arriving, || {
+                    let _runtime = self.runtime.enter();
+                    signals = Some(Signals::listen()?);
+                    Ok(())
+                });
+                Some(taken?)
+            }
             _ => None,
         };
         // Nothing fails from here on: there may be nobody else to serve.
@@ -331,6 +340,7 @@ impl Assembly {
             draining: self.draining,
             address: self.address,
             control: None,
+            signals,
             is_child: self.is_child,
             ordered: None,
             predecessor: predecessor_ends,

@@ -2,8 +2,9 @@
 //! behind cannot be tried otherwise. A release build has none of this.
 //!
 //! `CABLEWAY_TEST_FAULT_FILE` names a file with one line, `ROLE MOMENT NUMBER ACTION`, such as `new receive 3 die`: the process that takes over
-//! (`new`) or hands over (`old`) ends, or stops for ever (`hang`), just before it sends (`send`) or after it has received (`receive`)
-//! its message of this number, on whichever channel. It is read each time, so a test may change its mind.
+//! (`new`) or hands over (`old`) ends (`die`), stops for ever (`hang`), or waits (`wait`), just before it sends (`send`) or after it has
+//! received (`receive`) its message of this number, on whichever channel. It is read each time, so a test may change its mind. One that
+//! waits writes `waits` and its number into the file, and goes on when that says something else.
 
 /// Before a message is sent, or after one has been received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +56,8 @@ mod present {
             Moment::Receive => (&RECEIVED, "receive"),
         };
         let number = (counter.fetch_add(1, Relaxed) + 1).to_string();
-        let Some(text) = env::var_os(VARIABLE).and_then(|file| fs::read_to_string(file).ok()) else { return };
+        let Some(file) = env::var_os(VARIABLE) else { return };
+        let Ok(text) = fs::read_to_string(&file) else { return };
         let role = if IS_NEW.load(Relaxed) { "new" } else { "old" };
         let words: Vec<&str> = text.split_whitespace().collect();
         match words[..] {
@@ -66,6 +68,13 @@ mod present {
             [of, at, n, "hang"] if of == role && at == name && n == number => loop {
                 thread::sleep(Duration::from_secs(3600));
             },
+            [of, at, n, "wait"] if of == role && at == name && n == number => {
+                let waits = format!("waits {}", std::process::id());
+                let written = fs::write(&file, &waits);
+                while written.is_ok() && fs::read_to_string(&file).is_ok_and(|text| text == waits) {
+                    thread::sleep(Duration::from_millis(5));
+                }
+            }
             _ => {}
         }
     }

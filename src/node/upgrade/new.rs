@@ -137,11 +137,17 @@ impl Predecessor {
         Ok(Refusal(Talk(self.talk.0.try_clone()?)))
     }
 
-    /// Takes everything, with the lanes' shards at work; on return nobody else has it, and it is to be served.
+    /// Takes everything, with the lanes' shards at work; on return nobody else has it, and it is to be served. `listen` is called
+    /// when that is about to be so: signals are for this process from then on.
     ///
     /// # Errors
     /// Something of it cannot be used, or the old process keeps it.
-    pub fn take_everything(&self, parts: &Parts, arriving: Arriving) -> Result<Taken, StartError> {
+    pub fn take_everything(
+        &self,
+        parts: &Parts,
+        arriving: Arriving,
+        listen: impl FnOnce() -> io::Result<()>,
+    ) -> Result<Taken, StartError> {
         let Arriving { writers, arrived, go_on } = arriving;
         let ends: Vec<_> = writers.iter().map(AsFd::as_fd).collect();
         self.talk.say_with_all(&ToOld::Lanes {}, &ends).map_err(ended)?;
@@ -176,6 +182,7 @@ impl Predecessor {
         for old in state::renamed(parts, &moved) {
             waiting.remove(&old);
         }
+        listen()?;
         self.talk.say(&ToOld::Have(have), &[]).map_err(ended)?;
         let yours = match self.talk.hear(Some(GIVEN_MAX)) {
             Ok((ToNew::Yours(yours), _)) => Some(yours),
