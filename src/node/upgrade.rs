@@ -84,8 +84,30 @@ impl UpgradeError {
         }
     }
 
-    fn old(error: io::Error) -> UpgradeError {
+    pub(super) fn old(error: io::Error) -> UpgradeError {
         UpgradeError::Old(error.to_string())
+    }
+}
+
+/// The name of what is counted of upgrades, and what it means.
+const TOTAL: (&str, &str) = ("upgrades_total", "Upgrades of this server, by what came of them.");
+
+/// Upgrades that came to nothing, by why.
+#[derive(Debug, Default)]
+pub(super) struct FailedUpgrades([Counter; UpgradeError::LABELS.len()]);
+
+impl FailedUpgrades {
+    /// One more.
+    pub fn note(&self, why: &UpgradeError) {
+        self.0[why.number()].inc();
+    }
+}
+
+impl Collect for FailedUpgrades {
+    fn collect(&self, _labels: &[(&str, &str)], into: &mut Families) {
+        for (result, count) in UpgradeError::LABELS.into_iter().zip(&self.0) {
+            into.put(TOTAL.0, TOTAL.1, &[("result", result)], count.into());
+        }
     }
 }
 
@@ -93,7 +115,7 @@ impl UpgradeError {
 #[derive(Debug, Default)]
 pub(super) struct UpgradeMetrics {
     succeeded: Counter,
-    failed: [Counter; UpgradeError::LABELS.len()],
+    failed: FailedUpgrades,
     connections: Counter,
     last_pause_usec: Gauge,
     longest_pause_usec: Gauge,
@@ -114,12 +136,9 @@ impl UpgradeMetrics {
 }
 
 impl Collect for UpgradeMetrics {
-    fn collect(&self, _labels: &[(&str, &str)], into: &mut Families) {
-        let help = "Upgrades of this server, by what came of them.";
-        let failed = UpgradeError::LABELS.iter().copied().zip(&self.failed);
-        for (result, count) in failed.chain([("ok", &self.succeeded)]) {
-            into.put("upgrades_total", help, &[("result", result)], count.into());
-        }
+    fn collect(&self, labels: &[(&str, &str)], into: &mut Families) {
+        self.failed.collect(labels, into);
+        into.put(TOTAL.0, TOTAL.1, &[("result", "ok")], (&self.succeeded).into());
         let help = "Connections that were handed over to another process.";
         into.put("upgrade_connections_total", help, &[], (&self.connections).into());
         for (which, usec) in [("last", &self.last_pause_usec), ("longest", &self.longest_pause_usec)] {
@@ -166,7 +185,7 @@ impl Node {
                 );
             }
             Err(error) => {
-                self.observer.parts.upgrades.failed[error.number()].inc();
+                self.observer.parts.upgrades.failed.note(error);
                 tracing::error!(%error, "upgrade: nothing has changed, this process goes on");
             }
         }

@@ -275,6 +275,9 @@ fn a_program_that_cannot_go_on_changes_nothing() {
     still_serves(&mut clients);
     let metrics = family.metrics();
     assert_eq!(metrics.get("broadcast_msg_total"), 10);
+    for (result, count) in [("new_process_failed", 9), ("timeout", 1), ("ok", 0)] {
+        assert_eq!(metrics.get(&format!("upgrades_total{{result=\"{result}\"}}")), count, "{result}");
+    }
     server.real_program();
     server.upgrade();
     family.broadcast("news", "11");

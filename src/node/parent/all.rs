@@ -13,6 +13,7 @@ use crate::link::local::Asked;
 use crate::node::control::{ControlMetrics, talk};
 use crate::node::metrics;
 use crate::node::processes::{self, Answering, Counted, How, Order, PATIENCE, Question, Said, Turning, Wish};
+use crate::node::upgrade::FailedUpgrades;
 use crate::os::process;
 use crate::telemetry::{Collect, Families, Parts};
 
@@ -40,6 +41,8 @@ pub struct All {
     /// What they had together when they were asked last.
     load: Mutex<Turning>,
     pub control: Arc<ControlMetrics>,
+    /// Of the parent itself.
+    pub upgrades: FailedUpgrades,
     /// `--max-conn` of all; 0: none.
     pub max_conn: AtomicU64,
     /// What the parent itself counted under the programs that it ran before.
@@ -90,6 +93,7 @@ impl All {
             tags,
             load: Mutex::default(),
             control: Arc::default(),
+            upgrades: FailedUpgrades::default(),
             max_conn: AtomicU64::new(max_conn as u64),
             before: Parts::default(),
         }
@@ -307,6 +311,7 @@ impl All {
     fn own_counts(&self, families: &mut Families) {
         self.relay.collect(families);
         self.control.collect(&[], families);
+        self.upgrades.collect(&[], families);
         metrics::of_the_parent(families);
         families.go_on_from(self.before.clone());
     }

@@ -35,6 +35,7 @@ use crate::link::local::messages::ToParent;
 use crate::node::capacity;
 use crate::node::control::{self, Control, What};
 use crate::node::signals::Signals;
+use crate::node::upgrade::UpgradeError;
 use crate::os::family::Process;
 use crate::os::renew::{self, Given};
 use crate::os::{limits, process, signals};
@@ -88,6 +89,7 @@ impl Parent {
             (Ok(_), What::Upgrade) => self.prepare_renewal(),
             (Err(why), _) => Err(why),
         };
+        let what = order.what;
         let why = match prepared {
             Ok(prepared) if self.is_quiet(signals) => {
                 let control = signals.take_control().and_then(|control| self.runtime.block_on(control.stop()));
@@ -95,12 +97,15 @@ impl Parent {
             }
             Ok(_) => {
                 self.relay.forget_changes();
-                "the server is shutting down".to_owned()
+                UpgradeError::Refused("the server is shutting down".to_owned())
             }
             Err(why) => why,
         };
+        if what == What::Upgrade {
+            self.all.upgrades.note(&why);
+        }
         tracing::error!("upgrade: nothing has changed, this process goes on: {why}");
-        self.runtime.block_on(order.reader.end(Err(why)));
+        self.runtime.block_on(order.reader.end(Err(why.to_string())));
         None
     }
 
@@ -141,21 +146,22 @@ impl Parent {
     ///
     /// # Errors
     /// Why it cannot.
-    pub(super) fn try_renewal(&self) -> Result<String, String> {
+    pub(super) fn try_renewal(&self) -> Result<String, UpgradeError> {
+        let refused = |why: &str| Err(UpgradeError::Refused(format!("{why}; try again")));
         if !self.is_up {
-            return Err("not all processes have served yet; try again".to_owned());
+            return refused("not all processes have served yet");
         }
         let program = self.new_program()?;
         let state = self.trial_state();
         // It was noted what changes.
         self.relay.forget_changes();
-        let version = trial::run(program, state.map_err(own)?, self.config.app.upgrade_timeout)?;
+        let version = trial::run(program, state.map_err(UpgradeError::old)?, self.config.app.upgrade_timeout)?;
         if self.relay.is_changing() {
-            return Err("one process is just taking over from another one; try again".to_owned());
+            return refused("one process is just taking over from another one");
         }
         let (bytes, _) = self.relay.waiting();
         if bytes > WAITING_BYTES_MAX {
-            return Err(format!("{bytes} bytes wait to be read by the processes, which is too much; try again"));
+            return refused(&format!("{bytes} bytes wait to be read by the processes, which is too much"));
         }
         tracing::info!("upgrade: cableway {version} at {} can go on in this process", program.display());
         Ok(version)
@@ -165,17 +171,18 @@ impl Parent {
     ///
     /// # Errors
     /// There is no room for it.
-    pub(super) fn prepare_renewal(&self) -> Result<Prepared, String> {
+    pub(super) fn prepare_renewal(&self) -> Result<Prepared, UpgradeError> {
         let program = self.new_program()?.clone();
-        let mut writing = Writing::begin(&self.node_id).map_err(own)?;
+        let mut writing = Writing::begin(&self.node_id).map_err(UpgradeError::old)?;
         writing.since = self.relay.now();
         let written = self.relay.snapshot().try_for_each(|part| writing.put(&Piece::Broker(part)));
-        written.inspect_err(|_| self.relay.forget_changes()).map_err(own)?;
+        written.inspect_err(|_| self.relay.forget_changes()).map_err(UpgradeError::old)?;
         Ok(Prepared { writing, program })
     }
 
-    fn new_program(&self) -> Result<&PathBuf, String> {
-        self.program.as_ref().map_err(|error| format!("where the program is cannot be told: {error}"))
+    fn new_program(&self) -> Result<&PathBuf, UpgradeError> {
+        let unknown = |error| UpgradeError::Refused(format!("where the program is cannot be told: {error}"));
+        self.program.as_ref().map_err(unknown)
     }
 
     /// As it is now, with nothing that belongs to this process.
@@ -219,8 +226,10 @@ impl Parent {
         state.rewind()?;
         let renewed = Renewed::of(state).map_err(ParentError::State)?;
         let mut parent = Parent::go_on(Config::clone(&config), renewed)?;
+        let why = UpgradeError::New(format!("{}: {error}", program.display()));
+        parent.all.upgrades.note(&why);
         if let Some(order) = &mut parent.left_order {
-            order.failed = Some(format!("{}: {error}", program.display()));
+            order.failed = Some(why.to_string());
         }
         Ok(parent)
     }
@@ -377,8 +386,4 @@ fn sized(config: &Config, of: u16) -> Result<(usize, Size), ParentError> {
     let size = Size::find(&of_all, &capacity::facts(open_files), cores);
     size.check()?;
     Ok((cores, size))
-}
-
-fn own(error: io::Error) -> String {
-    format!("this process cannot hand over: {error}")
 }

@@ -19,6 +19,7 @@ use super::given::{GivenParent, Renewed};
 use super::sized;
 use crate::node::parent::ports::Ports;
 use crate::node::parent::relay::Relay;
+use crate::node::upgrade::UpgradeError;
 
 /// The command.
 pub const COMMAND: &str = "try-renewal";
@@ -40,8 +41,8 @@ const NOT_INHERITED: [&str; 7] =
     ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", renew::VARIABLE];
 
 /// Has the program try it; gives its version.
-pub(super) fn run(program: &Path, state: File, patience: Duration) -> Result<String, String> {
-    let cannot = |error: io::Error| format!("the new program cannot take over: {}: {error}", program.display());
+pub(super) fn run(program: &Path, state: File, patience: Duration) -> Result<String, UpgradeError> {
+    let cannot = |error: io::Error| UpgradeError::New(format!("{}: {error}", program.display()));
     let mut command = Command::new(program);
     command.arg(COMMAND).args(std::env::args_os().skip(1)).stdin(state).stdout(Stdio::piped());
     for name in NOT_INHERITED {
@@ -57,7 +58,7 @@ pub(super) fn run(program: &Path, state: File, patience: Duration) -> Result<Str
                 // Both fail only if it has ended by now.
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(format!("the new program took longer than {patience:?} to try the state"));
+                return Err(UpgradeError::Late(patience, "try the state"));
             }
         }
     };
@@ -69,8 +70,8 @@ pub(super) fn run(program: &Path, state: File, patience: Duration) -> Result<Str
     let line = answer.lines().next().unwrap_or_default();
     match (status.success(), line.strip_prefix(OK), line) {
         (true, Some(version), _) => Ok(version.to_owned()),
-        (false, None, why) if !why.is_empty() => Err(format!("the new program cannot take over: {why}")),
-        _ => Err(format!("the new program cannot take over: {} ended ({status}); its log says why", program.display())),
+        (false, None, why) if !why.is_empty() => Err(UpgradeError::New(why.to_owned())),
+        _ => Err(UpgradeError::New(format!("{} ended ({status}); its log says why", program.display()))),
     }
 }
 
