@@ -170,10 +170,10 @@ fn one_or_several(config: Config, file: Option<&Path>, node_id: String) -> anyho
 fn serve_as_child(inherited: Inherited) -> ExitCode {
     let process = Some(inherited.child);
     let read = |text: &[u8]| {
-        let Terms { config, node_id } = Terms::read(text).map_err(|error| error.to_string())?;
-        Ok((config.into_config()?, node_id))
+        let Terms { config, node_id, room } = Terms::read(text).map_err(|error| error.to_string())?;
+        Ok((config.into_config()?, node_id, room))
     };
-    let (config, node_id) = match read(&inherited.text) {
+    let (config, node_id, room) = match read(&inherited.text) {
         Ok(terms) => terms,
         // A parent that has ended by now has said nothing.
         Err::<_, String>(error) => {
@@ -189,7 +189,7 @@ fn serve_as_child(inherited: Inherited) -> ExitCode {
         level,
         Stream::Stdout,
         |config, log| {
-            let node = Node::start_child(config, ParentEnd::greet(inherited)?)?;
+            let node = Node::start_child(config, ParentEnd::greet(inherited, room)?)?;
             let reload = |node: &mut Node| match node.take_order() {
                 Some(order) => {
                     let taken = node.reload(&order.config);

@@ -60,6 +60,19 @@ fn clients_everywhere(family: &Family, count: usize) -> Vec<Client> {
     }
 }
 
+/// How many clients each process has, when those that were too many have left, and whoever asked.
+fn until_there_are(family: &Family, count: u64) -> Vec<u64> {
+    let until = Instant::now() + SOON;
+    loop {
+        let of_each = family.clients_of_each();
+        if of_each.iter().sum::<u64>() == count {
+            return of_each;
+        }
+        assert!(Instant::now() < until, "{of_each:?}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// The messages that a client gets next.
 fn next(client: &mut Client, count: usize) -> Vec<String> {
     let message = |text: String| serde_json::from_str::<serde_json::Value>(&text).expect("JSON")["message"].to_string();
@@ -98,8 +111,8 @@ fn every_client_of_every_process_gets_each_publication_once_and_all_in_one_order
 #[test]
 fn a_process_that_is_killed_loses_its_own_clients_and_the_others_notice_nothing() {
     let (family, mut clients) = with_clients(3, &["--broker", "memory"], 24);
-    family.server.metrics_until("those that were too many have left", |metrics| metrics.get("websockets_num") == 24);
-    let lost = family.clients_of_each()[1];
+    let of_each = until_there_are(&family, 24);
+    let lost = of_each[1];
     let accepted = family.metrics().get("connections_accepted_total");
     family.broadcast("news", "1");
     let pid = family.pid(1);
@@ -252,12 +265,13 @@ fn whichever_process_is_asked_tells_of_the_whole_server() {
         assert_eq!(seen["silent_processes"], serde_json::json!([]));
         assert!(family.get("/ready").body.contains("\"all_processes\":true"));
     }
+    let closes = || debug(&family, "/debug/closes")["closes"].as_array().expect("a list").clone();
+    let before = closes().len();
     clients.drain(..5).for_each(Client::leave);
     family.server.metrics_until("five have left", |metrics| metrics.get("websockets_num") == 10);
-    let closes = debug(&family, "/debug/closes");
-    let processes: BTreeSet<_> =
-        closes["closes"].as_array().expect("a list").iter().map(|row| row["process"].to_string()).collect();
-    assert_eq!(closes["closes"].as_array().map(Vec::len), Some(5));
+    let closes = closes();
+    let processes: BTreeSet<_> = closes.iter().map(|row| row["process"].to_string()).collect();
+    assert_eq!(closes.len(), before + 5);
     assert!(!processes.contains("null"), "{processes:?}");
 }
 
@@ -268,9 +282,9 @@ fn a_process_that_says_nothing_is_named_and_not_waited_for() {
     let stopped = family.pid(0);
     family::signal(stopped, "STOP");
     // A connection that lands on the stopped one is not answered, so the other one is asked on connections that it has.
-    let health = family.get_by_any("/health", |answer| answer.status == 503);
-    assert_eq!(health.body, "No answer from process 0.\n");
-    let metrics = family.get_by_any("/metrics", |answer| answer.status == 200);
+    let health = family.get_by_any("/health");
+    assert_eq!((health.status, &*health.body), (503, "No answer from process 0.\n"));
+    let metrics = family.get_by_any("/metrics");
     let metrics = server::Metrics::parse(&metrics.body);
     assert_eq!((metrics.get("process_up{process=\"0\"}"), metrics.get("process_up{process=\"1\"}")), (0, 1));
     assert_eq!(metrics.get("websockets_num"), before.get("websockets_num"), "its clients are there");
@@ -312,27 +326,64 @@ fn the_app_hears_of_each_end_once_whichever_process_had_it() {
     assert_eq!(told.into_iter().collect::<BTreeSet<_>>(), connected.into_iter().collect());
 }
 
-#[test]
-fn max_conn_is_of_all_processes_however_unevenly_clients_land() {
-    let family = Family::start(3, &["--max-conn", "12"]);
-    assert_eq!(family.metrics().get("websockets_max"), 12);
-    let mut clients = Vec::new();
+/// Lets clients come until there are so many. One that has no room where it lands is sent away, and comes again.
+fn filled(family: &Family, clients: &mut Vec<Client>, count: usize) {
     let until = Instant::now() + SOON;
-    // One that has no room by itself gets some of the others'.
-    while clients.len() < 12 {
-        assert!(Instant::now() < until, "only {} of 12 find room", clients.len());
+    while clients.len() < count {
+        assert!(Instant::now() < until, "only {} of {count} find room", clients.len());
         match client::try_upgrade(family.address(), "/cable") {
             Ok(client) => clients.push(client),
             Err(refused) => {
                 assert_eq!((refused.status, refused.header("retry-after").is_some()), (503, true));
-                thread::sleep(Duration::from_millis(100));
+                thread::sleep(Duration::from_millis(20));
             }
         }
     }
-    for _ in 0..10 {
-        assert_eq!(client::try_upgrade(family.address(), "/cable").err().expect("full").status, 503);
+}
+
+/// Nobody finds room, wherever he lands.
+fn is_full(family: &Family, when: &str) {
+    for _ in 0..20 {
+        let refused = client::try_upgrade(family.address(), "/cable").err();
+        assert_eq!(refused.map(|refused| refused.status), Some(503), "{when}");
     }
-    drop(clients);
+}
+
+#[test]
+fn max_conn_is_of_all_processes_however_unevenly_clients_land() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("cableway.toml");
+    fs::write(&file, "[server]\nmax_conn = 12\n").expect("written");
+    let family = Family::start(3, &["--config", file.to_str().expect("text")]);
+    assert_eq!(family.metrics().get("websockets_max"), 12);
+    let mut clients = Vec::new();
+    // One that has no room by itself gets some of the others'.
+    filled(&family, &mut clients, 12);
+    is_full(&family, "at first");
+    let reloads = |options: &str, changed: &str| {
+        fs::write(&file, options).expect("written");
+        family.server.signal("HUP");
+        family.await_log(&format!("the configuration was read again: changed: {changed};"));
+    };
+    // Room stays where it was dealt out, also where an even share would be more.
+    reloads("[server]\nmax_conn = 12\n[logging]\nlevel = \"debug\"\n", "--log-level");
+    is_full(&family, "after a reload");
+    // Whoever is there stays when the limit is lowered, and nobody comes before there is room.
+    reloads("[server]\nmax_conn = 11\n", "--max-conn, --log-level");
+    is_full(&family, "when it is lowered");
+    family.server.metrics_until("dealt out", |metrics| metrics.get("websockets_max") < 12);
+    drop(clients.pop());
+    family.server.metrics_until("one has left", |metrics| metrics.get("websockets_num") == 11);
+    is_full(&family, "when one has left");
+    reloads("[server]\nmax_conn = 13\n", "--max-conn");
+    filled(&family, &mut clients, 13);
+    is_full(&family, "when it is raised");
+    // Every process had more than there may be, and so none of them had room.
+    reloads("[server]\nmax_conn = 1\n", "--max-conn");
+    family.server.metrics_until("dealt out", |metrics| metrics.get("websockets_max") < 13);
+    clients.clear();
+    filled(&family, &mut clients, 1);
+    is_full(&family, "with one");
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::os::family::Inherited;
 use crate::os::hand_over::Channel;
 use crate::os::pidfd::Pidfd;
 
-use super::observe::{Observer, Parts};
+use super::observe::Observer;
 use super::processes::{self, Answering, Order, PATIENCE, Question, Said, Succeeded, Wish};
 use super::publish::Pipeline;
 use super::supervisor::Watched;
@@ -32,6 +32,8 @@ pub struct ParentEnd {
     descriptors: Channel,
     /// To the process that this one is to take over from.
     old: Option<Channel>,
+    /// What was dealt out to this process of `--max-conn`, if that is not its share.
+    room: Option<u64>,
 }
 
 /// What the parent wants to have done by whoever has the node.
@@ -118,21 +120,27 @@ pub(super) struct RunningParentEnd {
 }
 
 impl ParentEnd {
-    /// Hears over an inherited socket what the parent says first. Waits for it, at most half a minute.
+    /// Hears over an inherited socket what the parent says first. Waits for it, at most half a minute. `room` is what was dealt out
+    /// to this process of `--max-conn`, if that is not its share.
     ///
     /// # Errors
     /// It does not come, or is something else.
-    pub fn greet(inherited: Inherited) -> Result<ParentEnd, LinkLost> {
+    pub fn greet(inherited: Inherited, room: Option<u64>) -> Result<ParentEnd, LinkLost> {
         let mut socket = inherited.parent;
         let welcome = local::welcome(&mut socket)?;
         // What comes next waits in the socket. A parent that is slow is still the only one.
         let (link, orders) = (Link::new(socket, None), mpsc::channel(ORDERS_MAX));
-        Ok(ParentEnd { welcome, link, orders, descriptors: inherited.orders, old: inherited.old })
+        Ok(ParentEnd { welcome, link, orders, descriptors: inherited.orders, old: inherited.old, room })
     }
 
     /// The channel to the process that this one is to take over from. Once only.
     pub(super) fn take_old(&mut self) -> Option<Channel> {
         self.old.take()
+    }
+
+    /// For how many clients there is room here, if not for the share of the configuration.
+    pub(super) fn room(&self) -> Option<u64> {
+        self.room
     }
 
     /// For what is asked of all processes.
@@ -291,11 +299,7 @@ impl Asked for Answers {
                 Ok(Order::Answer(question)) => self.answer(question).await,
                 Ok(Order::Reload(config)) => processes::write(&self.reload(config).await),
                 Ok(Order::Upgrade { only_checks }) => processes::write(&self.upgrade(only_checks).await),
-                Ok(Order::Room(clients)) => {
-                    let Parts { counts, family, .. } = &self.observer.parts;
-                    counts.set_open_max(family.as_ref().map_or(clients, |family| family.room_max.min(clients)));
-                    Vec::new()
-                }
+                Ok(Order::Room(clients)) => processes::write(&self.observer.parts.set_room(clients)),
                 Ok(Order::Tell) => {
                     // One that ends has nothing to tell.
                     let _ = self.orders.try_send(Ordered::Tell);

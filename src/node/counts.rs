@@ -1,7 +1,7 @@
 //! What the shards of a node count together.
 
 use std::hash::BuildHasher;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::model::NameHasher;
@@ -47,9 +47,11 @@ impl Counts {
         self.open_max.load(Relaxed)
     }
 
-    /// From now on there is room for this many. Whoever is there stays.
-    pub fn set_open_max(&self, open_max: u64) {
-        self.open_max.store(open_max, Relaxed);
+    /// From now on there is room for this many. Whoever is there stays: gives how many that are, at most, if none comes.
+    pub fn set_open_max(&self, open_max: u64) -> u64 {
+        // In one order with `try_open`: whoever found room by the old number is counted here.
+        self.open_max.store(open_max, SeqCst);
+        self.open.load(SeqCst)
     }
 
     /// Distinct connection identifiers.
@@ -59,7 +61,7 @@ impl Counts {
 
     /// Counts one more WebSocket if there is room for it.
     pub fn try_open(&self) -> bool {
-        let fits = self.open.fetch_add(1, Relaxed) < self.open_max();
+        let fits = self.open.fetch_add(1, SeqCst) < self.open_max.load(SeqCst);
         if !fits {
             self.open.fetch_sub(1, Relaxed);
         }

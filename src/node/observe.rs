@@ -52,6 +52,15 @@ pub(super) struct Parts {
     pub upgrades: Arc<UpgradeMetrics>,
 }
 
+impl Parts {
+    /// From now on there is room for so many clients, but for no more than this process, which is one of several, can hold. Gives how
+    /// many there are, at most, if none comes.
+    pub fn set_room(&self, clients: u64) -> u64 {
+        let most = self.family.as_ref().map_or(u64::MAX, |family| family.room_max);
+        self.counts.set_open_max(clients.min(most))
+    }
+}
+
 /// What a person would ask of a running server.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts {

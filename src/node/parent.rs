@@ -26,7 +26,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::Duration;
 
@@ -281,7 +280,8 @@ impl Parent {
 
     /// Starts a process that is to be a child, or is to take over from the process at the other end of `old`.
     fn start_process(&self, child: u16, program: &Path, old: Option<Channel>) -> io::Result<(Started, ChildLink)> {
-        let terms = Terms { config: Carried::of(&self.share(child)), node_id: self.node_id.clone() };
+        let config = Carried::of(&self.share(child));
+        let terms = Terms { config, node_id: self.node_id.clone(), room: self.all.room(child) };
         let Spawned { process, link, orders } =
             Process::spawn(program, child, self.size.of, &processes::write(&terms), old)?;
         let pid = process.pid();
@@ -519,8 +519,7 @@ impl Parent {
     pub fn reload(&mut self, new: &Config) -> Result<Reloaded, ReloadError> {
         let reloaded = Reloaded::from(&self.config, new)?;
         self.config = Arc::new(reloaded.config.clone());
-        self.all.max_conn.store(self.config.server.max_conn as u64, Relaxed);
-        self.all.forget_rooms();
+        self.all.set_max_conn(self.config.server.max_conn);
         let shares: Vec<Carried> = (0..self.size.of).map(|child| Carried::of(&self.share(child))).collect();
         let order = |child: u16| Order::Reload(shares[usize::from(child)].clone());
         for (child, answer) in self.runtime.block_on(self.all.order_each(order)) {

@@ -28,6 +28,9 @@ pub struct Terms {
     pub config: Carried,
     /// In every line of the log.
     pub node_id: String,
+    /// What was dealt out to it of `--max-conn`, if that is not its share.
+    #[serde(default)]
+    pub room: Option<u64>,
 }
 
 /// What the parent asks of a child, and a child of all through the parent.
@@ -57,7 +60,7 @@ pub(super) enum Order {
     Answer(Question),
     /// To take over what can be of this configuration. Answered by a `Result<(), String>`.
     Reload(Carried),
-    /// To have room for so many clients from now on. Answered with nothing.
+    /// To have room for so many clients from now on. Answered by how many it has then; one of an older version does not say.
     Room(u64),
     /// To hand over to the process whose descriptors were sent before, or to see whether it could. Answered by a
     /// `Result<Succeeded, String>`.

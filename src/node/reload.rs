@@ -64,7 +64,10 @@ impl Node {
         let ports = settings::ports(&config, &secrets, broadcast, &self.observer, None);
         self.backend.set_http_secret(secrets.http_rpc.as_deref()).map_err(StartError::from)?;
 
-        self.observer.parts.counts.set_open_max(Capacity::find(&config, machine, *shards).clients);
+        // Room of one of several processes is dealt out by its parent, which knows what the others have.
+        if !self.is_child {
+            self.observer.parts.counts.set_open_max(Capacity::find(&config, machine, *shards).clients);
+        }
         self.observer.parts.inboxes.iter().for_each(|inbox| inbox.put(Message::Settings(Arc::clone(&settings))));
         self.main_http.set_routes(Routes { websockets: Some(settings.handshake.clone()), ..ports.main });
         // The same ports in the same order: no option that says where something is can change.

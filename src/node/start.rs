@@ -66,19 +66,15 @@ impl Plan {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let shards = if config.server.acceptors == 0 { cores } else { usize::from(config.server.acceptors) };
         let machine = capacity::facts(open_files);
-        let capacity = Capacity::find(&config, &machine, shards);
+        let mut capacity = Capacity::find(&config, &machine, shards);
+        if let Some(room) = parent.as_ref().and_then(ParentEnd::room) {
+            capacity.clients = room.min(room_max(&config, &machine, shards));
+        }
         let outlook = Outlook::find(&config, &machine, shards, &capacity);
         let program = process::program();
         let config = Arc::new(config);
         let given = None;
         Ok(Plan { config, secrets, open_files, shards, machine, capacity, outlook, parent, program, given })
-    }
-
-    /// How many clients there can be whatever `--max-conn` says.
-    fn room_max(&self) -> u64 {
-        let mut config = Config::clone(&self.config);
-        config.server.max_conn = 0;
-        Capacity::find(&config, &self.machine, self.shards).clients
     }
 
     /// The channel to the process that this one is to take over from, if the parent gave one. Once only.
@@ -90,6 +86,13 @@ impl Plan {
     pub fn is_child(&self) -> bool {
         self.parent.is_some()
     }
+}
+
+/// How many clients there can be whatever `--max-conn` says.
+fn room_max(config: &Config, machine: &Facts, shards: usize) -> u64 {
+    let mut config = config.clone();
+    config.server.max_conn = 0;
+    Capacity::find(&config, machine, shards).clients
 }
 
 /// All parts of a node, before any of its own threads runs.
@@ -193,7 +196,7 @@ impl Assembly {
         let calls = RuntimeThread::runtime()?;
         let parent = plan.parent.take();
         let of_all = parent.as_ref().map(|parent| parent.welcome.clone());
-        let family = parent.as_ref().map(|parent| parent.family(plan.room_max()));
+        let family = parent.as_ref().map(|parent| parent.family(room_max(&plan.config, &plan.machine, plan.shards)));
         let is_child = family.is_some();
         let mut links = Links::new(&plan.config, parent, plan.given.as_ref().and_then(Given::links))?;
         // The first shard has as many as any.

@@ -206,6 +206,9 @@ pub(super) struct NodeState {
     totals: telemetry::Parts,
     #[serde(default)]
     links: LinksState,
+    /// For how many clients there is room in one of several processes.
+    #[serde(default)]
+    room: Option<u64>,
 }
 
 impl NodeState {
@@ -221,6 +224,7 @@ impl NodeState {
             calls: GivenCalls::of(&parts.backend),
             totals: counted::totals(parts),
             links: parts.handed.state(&parts.pipeline),
+            room: parts.family.as_ref().map(|_| parts.counts.open_max()),
         }
     }
 
@@ -240,11 +244,12 @@ impl NodeState {
 
     /// Puts it into a node that does not run yet, while its shards put connections together on their threads.
     pub fn apply(self, parts: &Parts) {
-        let NodeState { local, calls, totals, links, .. } = self;
+        let NodeState { local, calls, totals, links, room, .. } = self;
         if let Broker::Local(broker) = &parts.pipeline.broker {
             broker.take_over(local);
         }
         parts.handed.take_over(links, &parts.pipeline);
+        room.into_iter().for_each(|clients| _ = parts.set_room(clients));
         // There is one state.
         let _ = parts.inherited.totals.set(totals);
         let _ = parts.inherited.calls.set(calls);

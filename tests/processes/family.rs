@@ -115,20 +115,20 @@ impl Family {
         assert!(self.server.log.wait_for(is_it).is_some(), "{}", self.server.log.text());
     }
 
-    /// Asks on many connections at once until some process gives such an answer: one that is stopped gives none.
-    pub fn get_by_any(&self, path: &str, is_it: fn(&Response) -> bool) -> Response {
-        let (answers, next) = mpsc::channel();
+    /// Asks a process that answers; one that is stopped takes connections as well. Each question takes the time of those that
+    /// say nothing, so there is only one.
+    pub fn get_by_any(&self, path: &str) -> Response {
+        let (answered, next) = mpsc::channel();
         for _ in 0..8 {
             let mut socket = connect(self.server.address());
-            let head = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
-            socket.write_all(head.as_bytes()).expect("sent");
-            let answers = answers.clone();
-            thread::spawn(move || {
-                let answer = client::whole_response(&mut socket).ok().filter(is_it);
-                answer.map(|answer| answers.send(answer))
-            });
+            socket.write_all(b"HEAD /nothing HTTP/1.1\r\nHost: test\r\n\r\n").expect("sent");
+            let answered = answered.clone();
+            thread::spawn(move || client::response_head(&mut socket).map(|_| answered.send(socket)));
         }
-        next.recv_timeout(SOON).expect("such an answer")
+        let mut socket = next.recv_timeout(SOON).expect("one answers");
+        let head = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+        socket.write_all(head.as_bytes()).expect("sent");
+        client::whole_response(&mut socket).expect("an answer")
     }
 }
 
@@ -144,6 +144,22 @@ pub fn debug(family: &Family, path: &str) -> Value {
 pub fn signal(pid: u32, signal: &str) {
     let sent = Command::new("sh").arg("-c").arg(format!("kill -{signal} {pid}")).status();
     assert!(sent.expect("sh runs").success(), "{pid} is not there");
+    // One of its threads hears of it first, and the others run until that has had its turn.
+    let until = Instant::now() + SOON;
+    while signal == "STOP" && !is_stopped(pid) {
+        assert!(Instant::now() < until, "{pid} runs on");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Whether all threads of a process are stopped.
+fn is_stopped(pid: u32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("it is there");
+    threads.flatten().all(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        // Behind the name in brackets, which may hold anything.
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+    })
 }
 
 /// Whether a process has ended; one that nobody has waited for has, too.

@@ -285,6 +285,44 @@ fn a_program_that_cannot_go_on_changes_nothing() {
     (0u16..).zip(pids).for_each(|(process, before)| _ = family.await_other_than(process, before));
 }
 
+/// Whether the connection still stands.
+fn is_there(client: &mut Client) -> bool {
+    client.0.get_ref().set_nonblocking(true).expect("set");
+    let error = loop {
+        if let Err(error) = client.0.read() {
+            break error;
+        }
+    };
+    client.0.get_ref().set_nonblocking(false).expect("set");
+    matches!(error, tungstenite::Error::Io(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+}
+
+#[test]
+fn max_conn_is_of_all_processes_while_they_are_upgraded_and_when_one_is_started_again() {
+    let server = Renewable::start(3, &["--max-conn", "12"]);
+    let family = &server.family;
+    let mut clients = Vec::new();
+    filled(family, &mut clients, 12);
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Relaxed) {
+                is_full(family, "meanwhile");
+            }
+        });
+        server.upgrade();
+        stop.store(true, Relaxed);
+    });
+    is_full(family, "after an upgrade");
+    let pid = family.pid(0);
+    family::signal(pid, "KILL");
+    family.await_other_than(0, pid);
+    clients.retain_mut(is_there);
+    assert!(clients.len() < 12, "its own clients are gone");
+    filled(family, &mut clients, 12);
+    is_full(family, "when it is full again");
+}
+
 #[test]
 fn a_supervisor_and_signals_find_the_same_process() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -1,13 +1,13 @@
 //! All children at once: who of them can be asked, and what they have said.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::link::local::Asked;
 use crate::node::control::{ControlMetrics, talk};
@@ -44,7 +44,10 @@ pub struct All {
     /// Of the parent itself.
     pub upgrades: FailedUpgrades,
     /// `--max-conn` of all; 0: none.
-    pub max_conn: AtomicU64,
+    max_conn: AtomicU64,
+    /// That was changed, and has to be dealt out anew.
+    dealt: AtomicBool,
+    changed: Notify,
     /// What the parent itself counted under the programs that it ran before.
     before: Parts,
 }
@@ -95,6 +98,8 @@ impl All {
             control: Arc::default(),
             upgrades: FailedUpgrades::default(),
             max_conn: AtomicU64::new(max_conn as u64),
+            dealt: AtomicBool::new(true),
+            changed: Notify::new(),
             before: Parts::default(),
         }
     }
@@ -128,7 +133,9 @@ impl All {
             ..Member::default()
         });
         let all = All::new(0, relay, tags, max_conn);
-        All { members: Mutex::new(members.collect()), load: Mutex::new(load), before: counted, ..all }
+        // This program may have been given another limit.
+        let dealt = AtomicBool::new(false);
+        All { members: Mutex::new(members.collect()), load: Mutex::new(load), before: counted, dealt, ..all }
     }
 
     /// The link to a child that was started before.
@@ -156,26 +163,56 @@ impl All {
         (member.pid, member.link) = (pid, Some(link));
     }
 
-    /// Deals out room to a child. Tells whether it knows of it.
-    pub async fn deal_room(&self, child: u16, room: u64) -> bool {
-        let is_told = self.order(child, &Order::Room(room)).await.is_some();
-        if is_told {
-            self.members()[usize::from(child)].room = Some(room);
-        }
-        is_told
+    /// `--max-conn` of all; 0: none.
+    pub fn max_conn(&self) -> u64 {
+        self.max_conn.load(SeqCst)
+    }
+
+    /// From now on `--max-conn` is this; it is dealt out soon.
+    pub fn set_max_conn(&self, max_conn: usize) {
+        self.max_conn.store(max_conn as u64, SeqCst);
+        self.is_to_be_dealt();
+        self.changed.notify_one();
+    }
+
+    /// Room has to be dealt out whether or not somebody needs it.
+    pub fn is_to_be_dealt(&self) {
+        self.dealt.store(false, SeqCst);
+    }
+
+    /// Whether it had to be, and is being dealt out now.
+    pub fn is_being_dealt(&self) -> bool {
+        !self.dealt.swap(true, SeqCst)
+    }
+
+    /// Waits until the limit is changed.
+    pub async fn max_conn_changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Whether a process takes over from a child just now.
+    pub fn is_changing(&self) -> bool {
+        self.relay.is_changing()
+    }
+
+    /// Deals out room to a child. Gives how many clients it has, when it knows of it: those that came meanwhile may be more.
+    pub async fn deal_room(&self, child: u16, room: u64) -> Option<u64> {
+        let answer = self.order(child, &Order::Room(room)).await?;
+        self.members()[usize::from(child)].room = Some(room);
+        // One of an older version says nothing, and may have any number.
+        Some(rmp_serde::from_slice(&answer).unwrap_or(u64::MAX))
     }
 
     /// Gives a process what the one before it had of what was dealt out.
     pub async fn give_room(&self, child: u16) {
-        let room = self.members()[usize::from(child)].room;
-        if let Some(room) = room {
+        if let Some(room) = self.room(child) {
             self.deal_room(child, room).await;
         }
     }
 
-    /// What was dealt out is not so any more: each has its even share again.
-    pub fn forget_rooms(&self) {
-        self.members().iter_mut().for_each(|member| member.room = None);
+    /// What was dealt out to a child, if that is not its share.
+    pub fn room(&self, child: u16) -> Option<u64> {
+        self.members()[usize::from(child)].room
     }
 
     /// The process that a child is at the moment, if it serves.

@@ -4,7 +4,6 @@
 //! own part of the limit: what nobody uses yet is dealt out anew before one of them is full. The parts never add up to more.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -24,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// all of them.
 const HANGS_AFTER: Duration = Duration::from_secs(15);
 
-/// Room is dealt out anew when one child has less than this part of its own left.
+/// Room is dealt out anew when one child has no more than this part of its own left.
 const ROOM_LEFT_LEAST: f64 = 0.25;
 
 /// Looks for as long as the runtime runs.
@@ -55,41 +54,70 @@ pub(super) async fn keep_watching(all: Arc<All>, events: mpsc::UnboundedSender<E
         }
         *all.load() = sum;
         deal(&all, &turnings).await;
-        tokio::time::sleep(LOOK_EVERY).await;
+        // Late or early, it is looked again.
+        let _ = tokio::time::timeout(LOOK_EVERY, all.max_conn_changed()).await;
     }
 }
 
-/// Deals room out, if there is a limit and somebody needs more.
+/// Deals room out, if there is a limit and somebody needs more, or if the limit has changed.
 async fn deal(all: &All, turnings: &[Option<Turning>]) {
-    let max = all.max_conn.load(Relaxed);
-    // While one says nothing, nobody knows what it has.
-    let Some(turnings) = turnings.iter().cloned().collect::<Option<Vec<Turning>>>().filter(|_| max > 0) else { return };
-    let rooms = rooms(max, &turnings);
+    // While one says nothing, nobody knows what it has; and one that hands over forgets what it is given.
+    let said = turnings.iter().cloned().collect::<Option<Vec<Turning>>>();
+    let Some(turnings) = said.filter(|_| !all.is_changing()) else { return };
+    let has_changed = all.is_being_dealt();
+    let max = all.max_conn();
     let needed = |turning: &Turning| {
         let left = turning.websockets_max.saturating_sub(turning.websockets) as f64;
-        left < turning.websockets_max as f64 * ROOM_LEFT_LEAST
+        // One that has no room at all needs some, too.
+        left <= turning.websockets_max as f64 * ROOM_LEFT_LEAST
     };
-    if !turnings.iter().any(needed) {
+    if !has_changed && (max == 0 || !turnings.iter().any(needed)) {
         return;
     }
-    // First who gives, then who gets, and nobody gets if one has not given.
-    let (give, get): (Vec<_>, Vec<_>) = (0u16..)
-        .zip(rooms)
-        .zip(turnings)
-        .map(|((child, room), turning)| (child, room, turning.websockets_max))
-        .partition(|(_, room, before)| room < before);
-    for (child, room, before) in give.into_iter().chain(get) {
-        if room != before && !all.deal_room(child, room).await {
-            return;
-        }
+    let is_dealt = deal_out(all, max, &turnings).await;
+    if has_changed && !is_dealt {
+        all.is_to_be_dealt();
     }
 }
 
-/// Room for each: what it has, and an even part of what is left.
+/// First who gives, then who gets: as much as those who give have really left, to whom clients come meanwhile. Tells whether each
+/// has what it is to have.
+async fn deal_out(all: &All, max: u64, turnings: &[Turning]) -> bool {
+    let rooms = match max {
+        0 => turnings.iter().map(|turning| turning.room_max).collect(),
+        _ => rooms(max, turnings),
+    };
+    let mut left = if max == 0 { u64::MAX } else { max };
+    let of_each = (0u16..).zip(rooms).zip(turnings);
+    let (give, get): (Vec<_>, Vec<_>) = of_each.partition(|((_, room), turning)| *room < turning.websockets_max);
+    for ((child, room), _) in give {
+        let Some(open) = all.deal_room(child, room).await else { return false };
+        left = left.saturating_sub(room.max(open));
+    }
+    for (_, turning) in &get {
+        left = left.saturating_sub(turning.websockets_max.max(turning.websockets));
+    }
+    let mut is_dealt = true;
+    for ((child, room), turning) in get {
+        let wanted = room - turning.websockets_max;
+        let more = wanted.min(left);
+        if more > 0 && all.deal_room(child, turning.websockets_max + more).await.is_none() {
+            return false;
+        }
+        left -= more;
+        is_dealt &= more == wanted;
+    }
+    is_dealt
+}
+
+/// Room for each: what it has, and an even part of what is left. Where there are more than there may be, each has so much less:
+/// nobody is closed, and nobody comes before as many have left, wherever they are.
 fn rooms(max: u64, turnings: &[Turning]) -> Vec<u64> {
     let open: u64 = turnings.iter().map(|turning| turning.websockets).sum();
     let mut left = max.saturating_sub(open);
     let mut rooms: Vec<u64> = turnings.iter().map(|turning| turning.websockets.min(turning.room_max)).collect();
+    let too_many = open.saturating_sub(max);
+    rooms.iter_mut().for_each(|room| *room = room.saturating_sub(too_many));
     // Those that are limited by something else leave the rest to the others.
     loop {
         let more = |room: u64, turning: &Turning| turning.room_max - room;
@@ -123,8 +151,9 @@ mod tests {
             // One can hold no more by itself.
             (100, &[(10, 20), (10, 1000)], &[20, 80]),
             (100, &[(10, 20), (10, 30)], &[20, 30]),
-            // The limit was lowered: nobody gets more, and nobody is closed.
-            (50, &[(60, 1000), (40, 1000)], &[60, 40]),
+            // The limit was lowered.
+            (50, &[(60, 1000), (40, 1000)], &[10, 0]),
+            (3, &[(4, 1000), (0, 1000), (1, 1000)], &[2, 0, 0]),
             (7, &[(0, 9), (0, 9), (0, 9)], &[3, 3, 1]),
         ] {
             let turnings: Vec<Turning> = children.iter().map(|(open, room)| turning(*open, *room)).collect();
