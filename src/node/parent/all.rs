@@ -45,7 +45,7 @@ pub struct All {
     pub upgrades: FailedUpgrades,
     /// `--max-conn` of all; 0: none.
     max_conn: AtomicU64,
-    /// That was changed, and has to be dealt out anew.
+    /// False: that was changed, and has to be dealt out anew.
     dealt: AtomicBool,
     changed: Notify,
     /// What the parent itself counted under the programs that it ran before.
@@ -171,17 +171,17 @@ impl All {
     /// From now on `--max-conn` is this; it is dealt out soon.
     pub fn set_max_conn(&self, max_conn: usize) {
         self.max_conn.store(max_conn as u64, SeqCst);
-        self.is_to_be_dealt();
+        self.deal_anew();
         self.changed.notify_one();
     }
 
-    /// Room has to be dealt out whether or not somebody needs it.
-    pub fn is_to_be_dealt(&self) {
+    /// Has room dealt out, soon, whether or not somebody needs it.
+    pub fn deal_anew(&self) {
         self.dealt.store(false, SeqCst);
     }
 
-    /// Whether it had to be, and is being dealt out now.
-    pub fn is_being_dealt(&self) -> bool {
+    /// It is dealt out from now on. Tells whether it had to be.
+    pub fn begins_dealing(&self) -> bool {
         !self.dealt.swap(true, SeqCst)
     }
 

@@ -64,7 +64,7 @@ async fn deal(all: &All, turnings: &[Option<Turning>]) {
     // While one says nothing, nobody knows what it has; and one that hands over forgets what it is given.
     let said = turnings.iter().cloned().collect::<Option<Vec<Turning>>>();
     let Some(turnings) = said.filter(|_| !all.is_changing()) else { return };
-    let has_changed = all.is_being_dealt();
+    let has_changed = all.begins_dealing();
     let max = all.max_conn();
     let needed = |turning: &Turning| {
         let left = turning.websockets_max.saturating_sub(turning.websockets) as f64;
@@ -76,7 +76,7 @@ async fn deal(all: &All, turnings: &[Option<Turning>]) {
     }
     let is_dealt = deal_out(all, max, &turnings).await;
     if has_changed && !is_dealt {
-        all.is_to_be_dealt();
+        all.deal_anew();
     }
 }
 
